@@ -1,0 +1,494 @@
+"""The configuration: what config.yaml may say, checked before anything runs.
+
+Every model forbids unknown keys. A mistake becomes one sentence that names the key and the mend
+(`load_config`). `json_schema` is what editors use for completion; a test keeps the exported file in step.
+"""
+
+import difflib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from neuropeft.errors import UserError
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_]*$")]
+Share = Annotated[float, Field(gt=0, lt=1)]
+LabelValue = str | int | float | bool
+SUBJECT_COLUMNS = ("age", "sex")
+
+
+class Model(BaseModel):
+    """A part of the configuration: immutable, and deaf to unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+# -- cohorts ---------------------------------------------------------------------------------------
+
+
+class Simulated(Model):
+    """A simulated cohort, for trying the benchmark where there is no data."""
+
+    subjects: int = Field(ge=4, description="number of simulated subjects")
+    seed: int = Field(default=0, ge=0, description="seed of the simulation")
+    site: Literal["A", "B"] = Field(default="A", description="simulated scanner; A and B differ in contrast")
+    groups: dict[str, Annotated[float, Field(gt=0, le=1)]] = Field(
+        default={"CN": 0.5, "AD": 0.5}, description="share of each group; CN, AD and PD have planted effects"
+    )
+    age: tuple[float, float] = Field(default=(50.0, 85.0), description="youngest and oldest age in years")
+    scans_per_subject: int = Field(default=1, ge=1, description="sessions of each subject")
+    effect: float = Field(default=1.0, ge=0, description="size of the planted disease effects; 0 plants none")
+
+    @model_validator(mode="after")
+    def _shares_sum_to_one(self) -> "Simulated":
+        if abs(sum(self.groups.values()) - 1) > 1e-6:
+            raise ValueError("the shares of `groups` must sum to 1")
+        if self.age[0] >= self.age[1]:
+            raise ValueError("`age` must be [youngest, oldest]")
+        return self
+
+
+class Cohort(Model):
+    """A named set of scans with a table: a BIDS root, a table of paths, or a simulated cohort."""
+
+    bids: str | None = Field(
+        default=None, description="BIDS root (participants.tsv, sub-*/[ses-*/]anat/*_T1w.nii[.gz])"
+    )
+    table: str | None = Field(
+        default=None, description="TSV or CSV with a `path` per scan, `subject` and label columns"
+    )
+    simulated: Simulated | None = Field(default=None, description="simulate this cohort")
+    columns: dict[str, str] = Field(
+        default={},
+        description="names of this cohort's columns, where they differ: {name used in tasks: name in the table}",
+    )
+    skull_strip: Literal["deepbet", "hd-bet", "given", "stripped"] = Field(
+        default="deepbet",
+        description="how brains are extracted: by a network, from given masks, or not at all",
+    )
+    brain_masks: str | None = Field(
+        default=None,
+        description="for `skull_strip: given`: path of a scan's mask, relative to the BIDS root or table, "
+        "with {subject}, {session} and {scan_id}",
+    )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "Cohort":
+        if sum(source is not None for source in (self.bids, self.table, self.simulated)) != 1:
+            raise ValueError("a cohort needs exactly one of `bids`, `table` and `simulated`")
+        if (self.skull_strip == "given") != (self.brain_masks is not None):
+            raise ValueError("`skull_strip: given` and `brain_masks` go together: set both or neither")
+        return self
+
+
+class Preprocessing(Model):
+    """How scans become volumes."""
+
+    scans_per_job: int = Field(
+        default=32, ge=1, description="scans that one preprocessing job handles at most"
+    )
+    max_excluded_share: float = Field(
+        default=0.05, ge=0, le=1, description="share of a cohort's scans that may fail before the run stops"
+    )
+    size: int = Field(default=80, ge=16, description="edge of the cube that models see, in voxels")
+
+
+# -- tasks -----------------------------------------------------------------------------------------
+
+
+class Task(Model):
+    """What is predicted, on which cohorts."""
+
+    kind: Literal["binary", "multiclass", "regression"] = Field(description="what kind of target it is")
+    target: str = Field(description="column that holds the target")
+    classes: dict[str, LabelValue | list[LabelValue]] | None = Field(
+        default=None,
+        description="classification: {class: value or values of the target column}, in order; a binary task's second "
+        "class is the positive one; scans with other values are left out",
+    )
+    where: dict[str, LabelValue | list[LabelValue]] = Field(
+        default={}, description="filter: {column: value or values}; scans with other values are left out"
+    )
+    train: Name = Field(description="cohort that is split into training, validation and test")
+    zero_shot: list[Name] = Field(default=[], description="cohorts that are only ever tested on")
+    unit: str = Field(default="", description="regression: unit of the target, for tables and figures")
+
+    @model_validator(mode="after")
+    def _classes_fit_kind(self) -> "Task":
+        if self.kind == "regression":
+            if self.classes is not None:
+                raise ValueError("a regression task has no `classes`: remove them or set `kind`")
+        elif self.classes is None:
+            raise ValueError(
+                "a classification task needs `classes`: {class: value of the target column, ...}"
+            )
+        elif self.kind == "binary" and len(self.classes) != 2:
+            raise ValueError(f"a binary task has two `classes`, not {len(self.classes)}")
+        elif self.kind == "multiclass" and len(self.classes) < 3:
+            raise ValueError("a multiclass task has three or more `classes`; use `kind: binary` for two")
+        if self.train in self.zero_shot:
+            raise ValueError(f"`zero_shot` names the training cohort {self.train!r}: remove it there")
+        return self
+
+    def class_values(self) -> dict[str, list[LabelValue]]:
+        """Return the values of the target column that stand for each class, in the order of the classes."""
+        return {name: _as_list(values) for name, values in (self.classes or {}).items()}
+
+    def filters(self) -> dict[str, list[LabelValue]]:
+        """Return the values that each filter column may have."""
+        return {column: _as_list(values) for column, values in self.where.items()}
+
+    @property
+    def outputs(self) -> int:
+        """Number of outputs of a model for this task: one per class, but a single one for two classes."""
+        return len(self.classes or {}) if self.kind == "multiclass" else 1
+
+
+def _as_list(value: LabelValue | list[LabelValue]) -> list[LabelValue]:
+    return value if isinstance(value, list) else [value]
+
+
+class Splits(Model):
+    """Shares of a training cohort's subjects; what they leave is for training."""
+
+    test: Share = Field(
+        default=0.2, description="share of the subjects that is tested on; the same for all seeds"
+    )
+    validation: Share = Field(
+        default=0.1, description="share of the subjects that chooses the epoch; per seed"
+    )
+
+    @model_validator(mode="after")
+    def _leave_training_subjects(self) -> "Splits":
+        if self.test + self.validation >= 1:
+            raise ValueError("`test` and `validation` together must leave subjects for training")
+        return self
+
+
+# -- models ----------------------------------------------------------------------------------------
+
+
+class Decoder(Model):
+    """The light decoder of the masked autoencoder."""
+
+    width: int = Field(default=384, ge=6, description="embedding width; the paper does not give it")
+    depth: int = Field(ge=1, description="number of blocks")
+    heads: int = Field(ge=1, description="attention heads")
+
+
+class ViT(Model):
+    """A 3D vision transformer."""
+
+    kind: Literal["vit"]
+    width: int = Field(ge=6, description="embedding width")
+    depth: int = Field(ge=1, description="number of blocks")
+    heads: int = Field(ge=1, description="attention heads")
+    mlp_ratio: float = Field(
+        default=4.0, gt=0, description="hidden width of the MLP over the embedding width"
+    )
+    patch_size: int = Field(default=16, ge=1, description="edge of a patch, in voxels")
+    drop_path: float = Field(default=0.0, ge=0, lt=1, description="stochastic depth of the last block")
+    decoder: Decoder = Field(description="decoder of the masked autoencoder that pretrains this backbone")
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> "ViT":
+        for part, width, heads in (
+            ("", self.width, self.heads),
+            ("decoder.", self.decoder.width, self.decoder.heads),
+        ):
+            if width % heads:
+                raise ValueError(f"`{part}width` {width} is not divisible by `{part}heads` {heads}")
+            if width % 6:
+                raise ValueError(
+                    f"`{part}width` {width} is not divisible by 6, which 3D sin-cos positions need"
+                )
+        return self
+
+
+class DenseNet121(Model):
+    """MONAI's 3D DenseNet121, the paper's reference CNN."""
+
+    kind: Literal["densenet121"]
+
+
+Backbone = Annotated[ViT | DenseNet121, Field(discriminator="kind")]
+
+
+class Augment(Model):
+    """Random changes to training volumes, drawn anew for each batch on the device."""
+
+    flip: bool = Field(default=False, description="swap left and right in half of the volumes")
+    rotate_deg: float = Field(default=0.0, ge=0, description="largest rotation about each axis, degrees")
+    scale: float = Field(default=0.0, ge=0, lt=1, description="largest relative change of size")
+    translate_voxels: float = Field(default=0.0, ge=0, description="largest shift along each axis, voxels")
+    intensity: float = Field(
+        default=0.0, ge=0, description="largest relative scaling, and shift, of the intensities"
+    )
+    noise: float = Field(default=0.0, ge=0, description="standard deviation of added Gaussian noise")
+
+
+class Pretraining(Model):
+    """Masked-autoencoder pretraining on a cohort (He 2022; Dhinagar 2024, section 3.2)."""
+
+    cohort: Name = Field(
+        description="cohort to pretrain on; test subjects of tasks trained on it are left out"
+    )
+    epochs: int = Field(default=1000, ge=1)
+    batch_size: int = Field(default=512, ge=1, description="scans per step, over all processes")
+    lr: float = Field(default=3e-4, gt=0, description="peak learning rate")
+    warmup_epochs: int = Field(default=40, ge=0)
+    weight_decay: float = Field(default=0.05, ge=0)
+    betas: tuple[float, float] = (0.9, 0.95)
+    clip: float = Field(default=1.0, gt=0, description="largest gradient norm")
+    mask_ratio: Share = Field(default=0.75, description="share of the patches that is hidden")
+    normalize_targets: bool = Field(default=True, description="standardise each target patch")
+    validation_share: Share = Field(
+        default=0.05, description="share of the subjects that only the loss curve sees"
+    )
+    augment: Augment = Augment(flip=True)
+    seed: int = Field(default=0, ge=0)
+    mixed_precision: bool = Field(default=True, description="bfloat16 autocast, on a GPU")
+    compile: bool = Field(default=False, description="torch.compile the model")
+
+
+class _Method(Model):
+    lr: float = Field(gt=0, description="peak learning rate")
+    head_lr: float | None = Field(
+        default=None, gt=0, description="peak learning rate of the head; that of `lr` if absent"
+    )
+    weight_decay: float = Field(default=0.0, ge=0)
+    shuffle_labels: bool = Field(default=False, description="control: train and validate on permuted labels")
+
+
+class Scratch(_Method):
+    """Train everything from random weights."""
+
+    kind: Literal["scratch"]
+
+
+class Full(_Method):
+    """Fine-tune everything."""
+
+    kind: Literal["full"]
+
+
+class Attention(_Method):
+    """Fine-tune qkv and output projection of every block (Dhinagar 2024, Table 1)."""
+
+    kind: Literal["attention"]
+
+
+class LayerNorm(_Method):
+    """Fine-tune every LayerNorm (Dhinagar 2024, Table 1)."""
+
+    kind: Literal["layernorm"]
+
+
+class LoRA(_Method):
+    """Low-rank adaptation (Hu 2022): W + alpha/r * B A."""
+
+    kind: Literal["lora"]
+    r: int = Field(default=32, ge=1, description="rank")
+    alpha: float = Field(default=32.0, gt=0, description="the update is scaled by alpha / r")
+    targets: list[Literal["q", "k", "v", "proj", "fc1", "fc2"]] = Field(default=["q", "v"], min_length=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+
+
+Method = Annotated[Scratch | Full | Attention | LayerNorm | LoRA, Field(discriminator="kind")]
+
+
+class Training(Model):
+    """What all fine-tunes share (Dhinagar 2024, section 3.2)."""
+
+    epochs: int = Field(default=50, ge=1)
+    batch_size: int = Field(default=16, ge=1)
+    warmup_epochs: int = Field(default=5, ge=0)
+    patience: int = Field(
+        default=10, ge=1, description="epochs without a better validation loss before it stops"
+    )
+    clip: float = Field(default=1.0, gt=0, description="largest gradient norm")
+    augment: Augment = Augment(flip=True)
+    mixed_precision: bool = Field(default=True, description="bfloat16 autocast, on a GPU")
+    compile: bool = Field(default=False, description="torch.compile the model")
+
+
+# -- the grid --------------------------------------------------------------------------------------
+
+
+class Block(Model):
+    """A product of choices; the grid is the union of its blocks' valid cells."""
+
+    tasks: list[Name] = Field(min_length=1)
+    backbones: list[Name] = Field(min_length=1)
+    methods: list[Name] = Field(min_length=1)
+    pretraining: list[Name] = Field(
+        default=[], description="weights that methods other than scratch start from"
+    )
+    fractions: list[Annotated[int, Field(ge=1, le=100)]] = Field(
+        default=[100], min_length=1, description="percent of the training subjects"
+    )
+    seeds: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)
+
+
+class Figures(Model):
+    """Choices of the figures."""
+
+    tradeoff_fraction: int = Field(
+        default=10, ge=1, le=100, description="fraction that figure 1 shows, percent"
+    )
+
+
+class Config(Model):
+    """The whole configuration."""
+
+    cohorts: dict[Name, Cohort] = Field(min_length=1)
+    preprocessing: Preprocessing = Preprocessing()
+    tasks: dict[Name, Task] = Field(min_length=1)
+    splits: Splits = Splits()
+    backbones: dict[Name, Backbone] = Field(min_length=1)
+    pretraining: dict[Name, Pretraining] = {}
+    methods: dict[Name, Method] = Field(min_length=1)
+    training: Training = Training()
+    grid: list[Block] = Field(min_length=1)
+    figures: Figures = Figures()
+
+    @field_validator("pretraining")
+    @classmethod
+    def _none_is_reserved(cls, value: dict[str, Pretraining]) -> dict[str, Pretraining]:
+        if "none" in value:
+            raise ValueError("`none` stands for no pretraining: give the pretraining another name")
+        return value
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> "Config":
+        for name, task in self.tasks.items():
+            _known(f"tasks.{name}.train", [task.train], self.cohorts)
+            _known(f"tasks.{name}.zero_shot", task.zero_shot, self.cohorts)
+        for name, pretraining in self.pretraining.items():
+            _known(f"pretraining.{name}.cohort", [pretraining.cohort], self.cohorts)
+        for index, block in enumerate(self.grid):
+            for key in ("tasks", "backbones", "methods", "pretraining"):
+                _known(f"grid.{index}.{key}", getattr(block, key), getattr(self, key))
+        for name, backbone in self.backbones.items():
+            if isinstance(backbone, ViT) and self.preprocessing.size % backbone.patch_size:
+                raise ValueError(
+                    f"`backbones.{name}.patch_size` {backbone.patch_size} does not divide "
+                    f"`preprocessing.size` {self.preprocessing.size}: change one of them"
+                )
+        return self
+
+
+def _known(key: str, names: list[str], known: Mapping[str, object]) -> None:
+    for name in names:
+        if name not in known:
+            raise ValueError(f"`{key}` names {name!r}, which is not there; {_suggest(name, list(known))}")
+
+
+def _suggest(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return (
+        f"did you mean {close[0]!r}?" if close else f"choose from: {', '.join(known) or 'none are defined'}"
+    )
+
+
+# -- reading ---------------------------------------------------------------------------------------
+
+
+def load_config(raw: Mapping[str, Any], base: Path, source: str = "config.yaml") -> Config:
+    """Check a configuration and make its paths absolute.
+
+    Args:
+        raw: what the YAML file holds.
+        base: folder that relative cohort paths are taken from.
+        source: name of the file, for errors.
+
+    Raises:
+        UserError: a key is unknown, missing or wrong; one line per mistake, each with its mend.
+    """
+    try:
+        config = Config.model_validate(dict(raw))
+    except ValidationError as error:
+        mistakes = list(dict.fromkeys(_sentence(mistake) for mistake in error.errors()))
+        raise UserError("\n".join(f"{source}: {mistake}" for mistake in mistakes)) from error
+    cohorts = {name: _absolute(name, cohort, base, source) for name, cohort in config.cohorts.items()}
+    return config.model_copy(update={"cohorts": cohorts})
+
+
+def read_config(path: Path, base: Path) -> Config:
+    """Read and check a YAML file; see `load_config`."""
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(
+            f"cannot read the configuration {path}: {' '.join(str(error).split())}; mend the YAML"
+        ) from error
+    if not isinstance(raw, dict):
+        raise UserError(f"{path}: a configuration is a mapping of keys such as `cohorts` and `tasks`")
+    return load_config(raw, base, path.name)
+
+
+def _absolute(name: str, cohort: Cohort, base: Path, source: str) -> Cohort:
+    key = "bids" if cohort.bids is not None else "table"
+    value = getattr(cohort, key)
+    if value is None:
+        return cohort
+    path = (base / Path(os.path.expandvars(value)).expanduser()).resolve()
+    exists = path.is_dir() if key == "bids" else path.is_file()
+    if not exists:
+        kind = "folder" if key == "bids" else "file"
+        raise UserError(
+            f"{source}: `cohorts.{name}.{key}` is {value!r}, but there is no {kind} {path}: give the path of your data"
+        )
+    return cohort.model_copy(update={key: str(path)})
+
+
+def _sentence(mistake: Any) -> str:
+    # Discriminated unions put the tag ("vit", "lora") into the location; users know only the keys.
+    place = [part for part in mistake["loc"] if part not in _TAGS or part == mistake["loc"][-1]]
+    key = ".".join(str(part) for part in place)
+    kind, message = mistake["type"], mistake["msg"]
+    if kind == "extra_forbidden":
+        return f"unknown key `{key}`: {_suggest(str(place[-1]), _ALL_KEYS)}"
+    if kind == "missing":
+        return f"`{key}` is missing: add it"
+    if kind == "value_error":
+        message = message.removeprefix("Value error, ")
+        return f"`{key}`: {message}" if key else message
+    return f"`{key}`: {message[0].lower()}{message[1:]}, but it is {mistake['input']!r}"
+
+
+def _keys(schema: Any) -> set[str]:
+    """Collect the names of all properties of a JSON schema."""
+    if isinstance(schema, list):
+        return set().union(*map(_keys, schema)) if schema else set()
+    if not isinstance(schema, dict):
+        return set()
+    own = schema.get("properties")
+    return (set(own) if isinstance(own, dict) else set()) | _keys(list(schema.values()))
+
+
+_SCHEMA = TypeAdapter(Config).json_schema()
+_ALL_KEYS = sorted(_keys(_SCHEMA))
+_TAGS = {"vit", "densenet121", "scratch", "full", "attention", "layernorm", "lora"}
+
+
+def json_schema() -> str:
+    """Return the JSON schema of the configuration as text, for editors."""
+    schema = {
+        "$schema": "http://json-schema.org/draft-07/schema#",
+        "title": "neuropeft configuration",
+    } | _SCHEMA
+    return json.dumps(schema, indent=2) + "\n"

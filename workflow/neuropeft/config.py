@@ -14,6 +14,15 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import (
     BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+    BaseModel,
     ConfigDict,
     Field,
     TypeAdapter,
@@ -26,7 +35,16 @@ from neuropeft.errors import UserError
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_]*$")]
 Share = Annotated[float, Field(gt=0, lt=1)]
-LabelValue = str | int | float | bool
+
+
+def _no_yes(value: object) -> object:
+    # YAML reads a bare `no`, `yes`, `on` or `true` as a truth value; the table holds text.
+    if isinstance(value, bool):
+        raise ValueError("YAML reads this as true/false: put the value in quotes, as it stands in the table")
+    return value
+
+
+LabelValue = Annotated[str | int | float, BeforeValidator(_no_yes)]
 SUBJECT_COLUMNS = ("age", "sex")
 
 
@@ -73,7 +91,7 @@ class Cohort(Model):
     simulated: Simulated | None = Field(default=None, description="simulate this cohort")
     columns: dict[str, str] = Field(
         default={},
-        description="names of this cohort's columns, where they differ: {name used in tasks: name in the table}",
+        description="this cohort's own column names: {name used in tasks: name in the table}",
     )
     skull_strip: Literal["deepbet", "hd-bet", "given", "stripped"] = Field(
         default="deepbet",
@@ -116,8 +134,8 @@ class Task(Model):
     target: str = Field(description="column that holds the target")
     classes: dict[str, LabelValue | list[LabelValue]] | None = Field(
         default=None,
-        description="classification: {class: value or values of the target column}, in order; a binary task's second "
-        "class is the positive one; scans with other values are left out",
+        description="classification: {class: value or values of the target column}, in order; the second "
+        "class of a binary task is the positive one; scans with other values are left out",
     )
     where: dict[str, LabelValue | list[LabelValue]] = Field(
         default={}, description="filter: {column: value or values}; scans with other values are left out"
@@ -150,11 +168,6 @@ class Task(Model):
     def filters(self) -> dict[str, list[LabelValue]]:
         """Return the values that each filter column may have."""
         return {column: _as_list(values) for column, values in self.where.items()}
-
-    @property
-    def outputs(self) -> int:
-        """Number of outputs of a model for this task: one per class, but a single one for two classes."""
-        return len(self.classes or {}) if self.kind == "multiclass" else 1
 
 
 def _as_list(value: LabelValue | list[LabelValue]) -> list[LabelValue]:
@@ -450,7 +463,8 @@ def _absolute(name: str, cohort: Cohort, base: Path, source: str) -> Cohort:
     if not exists:
         kind = "folder" if key == "bids" else "file"
         raise UserError(
-            f"{source}: `cohorts.{name}.{key}` is {value!r}, but there is no {kind} {path}: give the path of your data"
+            f"{source}: `cohorts.{name}.{key}` is {value!r}, but there is no {kind} {path}: "
+            "give the path of your data"
         )
     return cohort.model_copy(update={key: str(path)})
 

@@ -62,7 +62,7 @@ def pretrained(config: Config) -> list[tuple[str, str]]:
 
 
 def used_cohorts(config: Config) -> list[str]:
-    """Return the cohorts that some cell or pretraining of the grid needs, in the order of the configuration."""
+    """Return the cohorts that the grid needs, in the order of the configuration."""
     used = {config.pretraining[pretraining].cohort for pretraining, _ in pretrained(config)}
     for name in used_tasks(config):
         used |= {config.tasks[name].train, *config.tasks[name].zero_shot}
@@ -100,7 +100,7 @@ def cell_spec(config: Config, cell: Cell) -> str:
             "cell": "/".join(
                 map(str, (cell.task, cell.backbone, cell.pretraining, cell.method, cell.fraction, cell.seed))
             ),
-            "task": {"name": cell.task, "kind": task.kind, "outputs": task.outputs},
+            "task": {"name": cell.task, "kind": task.kind, "classes": len(task.classes or {})},
             "backbone": backbone_spec(config, cell.backbone),
             "shuffle_labels": method.pop("shuffle_labels"),
             "method": method,

@@ -1,0 +1,1 @@
+"""Cohorts: reading them, the scan index, labels, splits, and the simulated cohort."""

@@ -22,14 +22,6 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-    BaseModel,
-    ConfigDict,
-    Field,
-    TypeAdapter,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
 
 from neuropeft.errors import UserError
 

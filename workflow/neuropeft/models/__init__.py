@@ -1,0 +1,1 @@
+"""Backbones, the masked autoencoder, heads and encoder files."""

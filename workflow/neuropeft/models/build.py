@@ -1,0 +1,52 @@
+"""Build networks from the plain mappings that a configuration holds."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from neuropeft.errors import UserError
+from neuropeft.models.heads import Predictor
+from neuropeft.models.mae3d import MAE3D, DecoderConfig
+from neuropeft.models.vit3d import ViT3D, ViTConfig
+
+
+def build_vit(backbone: Mapping[str, Any]) -> ViT3D:
+    """Return the randomly initialised encoder that `backbone` (kind `vit` and `ViTConfig`'s keys) describes."""
+    if backbone.get("kind") != "vit":
+        raise UserError(f"backbone kind {backbone.get('kind')!r} has no transformer encoder; give kind: vit")
+    return ViT3D(_from_mapping(ViTConfig, backbone, "backbone"))
+
+
+def build_predictor(backbone: Mapping[str, Any], outputs: int) -> nn.Module:
+    """Return a randomly initialised `Predictor` of `outputs` outputs.
+
+    Args:
+        backbone: `{"kind": "vit", ...keys of ViTConfig}` or `{"kind": "densenet121"}`.
+        outputs: Width of the head: 1 for a binary or regression task, else the number of classes.
+    """
+    kind = backbone.get("kind")
+    if kind == "vit":
+        encoder = build_vit(backbone)
+        return Predictor(encoder, encoder.config.width, outputs)
+    if kind == "densenet121":
+        from neuropeft.models.densenet import DENSENET121_WIDTH, DenseNet121Features
+
+        return Predictor(DenseNet121Features(), DENSENET121_WIDTH, outputs)
+    raise UserError(f"backbone kind {kind!r} is unknown; give vit or densenet121")
+
+
+def build_mae(backbone: Mapping[str, Any], decoder: Mapping[str, Any], mask_ratio: float) -> MAE3D:
+    """Return a randomly initialised masked autoencoder whose `encoder` is the backbone to pretrain."""
+    return MAE3D(build_vit(backbone), _from_mapping(DecoderConfig, decoder, "decoder"), mask_ratio)
+
+
+def _from_mapping(kind: Any, values: Mapping[str, Any], label: str) -> Any:
+    values = {key: value for key, value in values.items() if key != "kind"}
+    unknown = sorted(set(values) - set(kind.__dataclass_fields__))
+    missing = sorted({"width", "depth", "heads"} - set(values))
+    if unknown or missing:
+        raise UserError(
+            f"{label} has unknown keys {unknown} and lacks {missing}; known are {sorted(kind.__dataclass_fields__)}"
+        )
+    return kind(**values)

@@ -1,0 +1,1 @@
+"""Encoder weights in and out: our safetensors files, and checkpoints of MONAI's transformers."""

@@ -1,0 +1,20 @@
+"""DenseNet121 in 3D, from MONAI, without its classification layer."""
+
+from torch import Tensor, nn
+
+DENSENET121_WIDTH = 1024
+
+
+class DenseNet121Features(nn.Module):
+    """MONAI's DenseNet121 up to the pooled features, 1024 a scan."""
+
+    def __init__(self) -> None:
+        """Make a randomly initialised network for one input channel; imports MONAI, which takes seconds."""
+        super().__init__()
+        from monai.networks.nets.densenet import DenseNet121
+
+        self.features = DenseNet121(spatial_dims=3, in_channels=1, out_channels=1).features
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the features [B, 1024] of scans [B, 1, S, S, S]."""
+        return self.features(x).relu().mean(dim=(2, 3, 4))

@@ -1,0 +1,173 @@
+"""A 3D masked autoencoder around `ViT3D` (He et al. 2022; in 3D, SelfMedMAE, Zhou et al. 2023)."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from neuropeft.errors import UserError
+from neuropeft.models.vit3d import (
+    Block,
+    ViT3D,
+    check_width,
+    initialise,
+    patch_view,
+    patchify,
+    sincos_positions,
+    unpatchify,
+)
+
+# Variance, in units of a z-scored scan's, below which a patch is background: its voxels differ by less than about
+# a hundredth of the scan's standard deviation, and scaling that to unit variance would make noise the target.
+MINIMUM_VARIANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """Shape of the light decoder; (384, 8, 12) beside ViT-B, (384, 4, 8) beside the paper's ViT-S."""
+
+    width: int = 384
+    depth: int = 8
+    heads: int = 12
+
+    def __post_init__(self) -> None:
+        """Refuse a shape that cannot be built."""
+        check_width("decoder width", self.width, self.heads)
+
+
+class MAEOutput(NamedTuple):
+    """What one pass of the autoencoder gives.
+
+    Attributes:
+        loss: Scalar, mean squared error over the masked, non-empty patches.
+        prediction: [B, M, patch^3] predicted voxels of the masked patches (normalised if the targets are).
+        masked: [B, M] grid places of those patches.
+        mask: [B, N] bool, true where a patch was masked.
+    """
+
+    loss: Tensor
+    prediction: Tensor
+    masked: Tensor
+    mask: Tensor
+
+
+class MAE3D(nn.Module):
+    """Encode the visible patches of a scan, decode all places, predict the voxels of the masked ones."""
+
+    positions: Tensor
+
+    def __init__(
+        self,
+        encoder: ViT3D,
+        decoder: DecoderConfig,
+        mask_ratio: float = 0.75,
+        normalize_targets: bool = True,
+    ) -> None:
+        """Put a decoder of the shape `decoder` behind `encoder`.
+
+        Args:
+            encoder: The network to pretrain; it keeps its own weights.
+            decoder: Shape of the decoder, which is thrown away after pretraining.
+            mask_ratio: Share of patches hidden; int(N * (1 - mask_ratio)) stay visible, 31 of 125 at 0.75.
+            normalize_targets: Predict each patch's voxels scaled to its own mean 0 and variance 1.
+        """
+        super().__init__()
+        self.encoder = encoder
+        self.normalize_targets = normalize_targets
+        self.visible = int(encoder.config.tokens * (1 - mask_ratio))
+        if not 0 < self.visible < encoder.config.tokens:
+            raise UserError(
+                f"mask_ratio {mask_ratio} leaves {self.visible} of {encoder.config.tokens} patches visible; "
+                "give a ratio that hides some and leaves some"
+            )
+        width, patch = decoder.width, encoder.config.patch_size
+        self.decoder_embed = nn.Linear(encoder.config.width, width)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.register_buffer("positions", sincos_positions(encoder.config.grid, width), persistent=False)
+        self.decoder_blocks = nn.ModuleList(
+            Block(width, decoder.heads, int(width * encoder.config.mlp_ratio)) for _ in range(decoder.depth)
+        )
+        self.decoder_norm = nn.LayerNorm(width, eps=1e-6)
+        self.decoder_pred = nn.Linear(width, patch**3)
+        for part in (self.decoder_embed, self.decoder_blocks, self.decoder_pred):
+            initialise(part)
+        nn.init.normal_(self.mask_token, std=0.02)
+
+    def forward(self, x: Tensor, noise: Tensor | None = None) -> MAEOutput:
+        """Mask, encode, decode and score a batch.
+
+        Args:
+            x: Z-scored scans [B, 1, S, S, S].
+            noise: [B, N] random numbers whose N(1 - ratio) smallest per scan say what stays visible; drawn here
+                on the device of `x` when not given.
+
+        Returns:
+            The loss, the prediction and what was masked.
+        """
+        self.encoder._check(x)
+        if noise is None:
+            noise = torch.rand(x.shape[0], self.encoder.config.tokens, device=x.device)
+        order = noise.argsort(dim=1)  # [B, N]: visible places first
+        visible, masked = order[:, : self.visible], order[:, self.visible :]
+        latent = self.encoder.encode(self.encoder.embed_patches(self._patches(x, visible), visible))
+        prediction = self._decode(latent, order)
+        loss = self._loss(prediction, self._patches(x, masked))
+        mask = torch.ones_like(order, dtype=torch.bool).scatter(1, visible, False)
+        return MAEOutput(loss, prediction, masked, mask)
+
+    @torch.no_grad()
+    def reconstruct(self, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return a picture of what the network fills in, and where.
+
+        A network trained on normalised targets predicts a patch's pattern, not its level and contrast; those are
+        taken from the true patch, so the picture flatters the network by exactly two numbers a patch.
+
+        Args:
+            x: Z-scored scans [B, 1, S, S, S].
+            noise: As in `forward`.
+
+        Returns:
+            The scans with their masked patches replaced by predictions, [B, 1, S, S, S], and the mask in the same
+            shape, bool, true where voxels were predicted.
+        """
+        patch = self.encoder.config.patch_size
+        _, prediction, masked, mask = self(x, noise)
+        prediction = prediction.to(x.dtype)
+        if self.normalize_targets:
+            target = self._patches(x, masked)
+            variance, mean = torch.var_mean(target, dim=-1, keepdim=True)
+            prediction = prediction * variance.sqrt() + mean
+        places = masked[..., None].expand_as(prediction)
+        image = patchify(x, patch).scatter(1, places, prediction)
+        return unpatchify(image, patch), unpatchify(mask[..., None].expand_as(image), patch)
+
+    def _patches(self, x: Tensor, ids: Tensor) -> Tensor:
+        # Taking the wanted patches straight from the scan copies each voxel once and the hidden ones never.
+        grid, patch = self.encoder.config.grid, self.encoder.config.patch_size
+        rows = torch.arange(x.shape[0], device=x.device)[:, None]
+        taken = patch_view(x, patch)[rows, ids // grid**2, ids // grid % grid, ids % grid]  # [B, n, p, p, p]
+        return taken.flatten(2)
+
+    def _decode(self, latent: Tensor, order: Tensor) -> Tensor:
+        # Attention does not care for the order of tokens, only their positions count: they stay sorted into visible
+        # and masked, which saves restoring the order, and the last layer runs on the masked ones alone.
+        batch, tokens = order.shape
+        hidden = self.mask_token.expand(batch, tokens - self.visible, -1)
+        embedded = self.decoder_embed(latent)
+        x = torch.cat([embedded, hidden.to(embedded.dtype)], dim=1) + self.positions[order]  # [B, N, width]
+        for block in self.decoder_blocks:
+            x = block(x)
+        return self.decoder_pred(self.decoder_norm(x[:, self.visible :]))  # [B, M, patch^3]
+
+    def _loss(self, prediction: Tensor, target: Tensor) -> Tensor:
+        # Background patches have no pattern to normalise: they count nothing, rather than divide by nearly zero.
+        prediction, target = prediction.float(), target.float()
+        if not self.normalize_targets:
+            return F.mse_loss(prediction, target)
+        variance, mean = torch.var_mean(target, dim=-1, keepdim=True)
+        weight = (variance > MINIMUM_VARIANCE).squeeze(-1).float()  # [B, M]
+        target = (target - mean) * variance.clamp_min(MINIMUM_VARIANCE).rsqrt()
+        error = (prediction - target).square().mean(dim=-1)
+        return (error * weight).sum() / weight.sum().clamp_min(1)

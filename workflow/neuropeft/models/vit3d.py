@@ -1,0 +1,222 @@
+"""A 3D vision transformer in plain torch: fixed positions, no class token, mean pooling.
+
+The architecture is the one that the parameter counts of Dhinagar et al. 2024, Table 1, imply: timm's block with
+qkv biases, non-overlapping patches by a strided convolution, sin-cos positions that are not learnt, a final
+LayerNorm, and the mean over tokens as the feature of a scan.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from neuropeft.errors import UserError
+
+POSITION_TEMPERATURE = 10000.0
+
+
+@dataclass(frozen=True)
+class ViTConfig:
+    """Shape of a `ViT3D`; ViT-B is (768, 12, 12), the paper's ViT-S is (384, 6, 8).
+
+    Attributes:
+        width: Channels of a token.
+        depth: Number of blocks.
+        heads: Attention heads of a block.
+        mlp_ratio: Hidden width of the MLP, in units of `width`.
+        patch_size: Edge of a cubic patch in voxels.
+        image_size: Edge of a cubic scan in voxels.
+        drop_path: Rate of stochastic depth in the last block; it grows linearly from 0 in the first.
+    """
+
+    width: int
+    depth: int
+    heads: int
+    mlp_ratio: float = 4.0
+    patch_size: int = 16
+    image_size: int = 80
+    drop_path: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse a shape that cannot be built, naming the key."""
+        if self.image_size % self.patch_size:
+            raise UserError(
+                f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}; "
+                "choose sizes of which one divides the other"
+            )
+        check_width("width", self.width, self.heads)
+        if not 0 <= self.drop_path < 1:
+            raise UserError(f"drop_path is {self.drop_path}; give a rate from 0 to below 1")
+
+    @property
+    def grid(self) -> int:
+        """Patches along one edge."""
+        return self.image_size // self.patch_size
+
+    @property
+    def tokens(self) -> int:
+        """Patches of a scan, N = 125 for 80^3 voxels and patches of 16^3."""
+        return self.grid**3
+
+
+def check_width(key: str, width: int, heads: int) -> None:
+    """Raise `UserError` unless `heads` attention heads and sin-cos positions of 3 axes fit into `width`."""
+    if width <= 0 or width % heads or width % 6:
+        raise UserError(
+            f"{key} {width} with {heads} heads cannot be built; give a multiple of 6 (sine and cosine of three "
+            "axes) that the number of heads divides"
+        )
+
+
+def sincos_positions(grid: int, width: int) -> Tensor:
+    """Return fixed sin-cos position embeddings [grid^3, width] (SelfMedMAE's layout, MAE section A.1 in 3D).
+
+    A token's embedding holds sine and cosine of its second, first and third grid index, in that order, at width/6
+    wavelengths from 2 pi to 10000 * 2 pi. The order is SelfMedMAE's and MONAI's, so that their weights fit.
+    """
+    index = torch.arange(grid, dtype=torch.float64)
+    first, second, third = torch.meshgrid(index, index, index, indexing="ij")
+    wavelengths = torch.arange(width // 6, dtype=torch.float64) / (width // 6)
+    frequency = POSITION_TEMPERATURE**-wavelengths
+    angles = [axis.flatten()[:, None] * frequency for axis in (second, first, third)]  # 3 x [N, width/6]
+    return torch.cat([part for angle in angles for part in (angle.sin(), angle.cos())], dim=1).float()
+
+
+def patch_view(x: Tensor, patch: int) -> Tensor:
+    """Return scans [B, 1, S, S, S] seen as patches [B, g, g, g, p, p, p], without copying a voxel."""
+    batch, grid = x.shape[0], x.shape[-1] // patch
+    view = x.view(batch, grid, patch, grid, patch, grid, patch)
+    return view.permute(0, 1, 3, 5, 2, 4, 6)
+
+
+def patchify(x: Tensor, patch: int) -> Tensor:
+    """Return the patches [B, N, patch^3] of scans [B, 1, S, S, S]; the last axis of the scan varies fastest."""
+    return patch_view(x.contiguous(), patch).reshape(x.shape[0], -1, patch**3)
+
+
+def unpatchify(patches: Tensor, patch: int) -> Tensor:
+    """Return the scans [B, 1, S, S, S] that `patchify` takes apart into `patches` [B, N, patch^3]."""
+    batch, tokens = patches.shape[:2]
+    grid = round(tokens ** (1 / 3))
+    volume = patches.view(batch, grid, grid, grid, patch, patch, patch).permute(0, 1, 4, 2, 5, 3, 6)
+    return volume.reshape(batch, 1, grid * patch, grid * patch, grid * patch)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with one fused, biased qkv projection."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        """Make the projections of `heads` heads of width/heads channels each."""
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map tokens [B, n, d] to tokens [B, n, d]."""
+        batch, tokens, width = x.shape
+        qkv = self.qkv(x).view(batch, tokens, 3, self.heads, width // self.heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each [B, heads, n, d/heads]
+        mixed = F.scaled_dot_product_attention(q, k, v)
+        return self.proj(mixed.transpose(1, 2).reshape(batch, tokens, width))
+
+
+class MLP(nn.Module):
+    """Two linear layers with an exact GELU between them."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        """Make the layers width -> hidden -> width."""
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map tokens [B, n, d] to tokens [B, n, d]."""
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block with stochastic depth."""
+
+    def __init__(self, width: int, heads: int, hidden: int, drop_path: float = 0.0) -> None:
+        """Make a block whose residual branches are dropped, per scan, at rate `drop_path` in training."""
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.attn = Attention(width, heads)
+        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        self.mlp = MLP(width, hidden)
+        self.drop_path = drop_path
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map tokens [B, n, d] to tokens [B, n, d]."""
+        x = x + self._drop(self.attn(self.norm1(x)))
+        return x + self._drop(self.mlp(self.norm2(x)))
+
+    def _drop(self, branch: Tensor) -> Tensor:
+        # Kept branches are scaled up so that the expected output is the same with and without dropping.
+        if not self.training or self.drop_path == 0:
+            return branch
+        keep = branch.new_empty(branch.shape[0], 1, 1).bernoulli_(1 - self.drop_path)
+        return branch * (keep / (1 - self.drop_path))
+
+
+class ViT3D(nn.Module):
+    """The encoder: patches to tokens, blocks, final norm, mean over tokens."""
+
+    positions: Tensor
+
+    def __init__(self, config: ViTConfig) -> None:
+        """Make a randomly initialised encoder (MAE's initialisation) of the shape `config`."""
+        super().__init__()
+        self.config = config
+        width, patch = config.width, config.patch_size
+        hidden = int(width * config.mlp_ratio)
+        rates = torch.linspace(0, config.drop_path, config.depth, device="cpu").tolist()
+        # A convolution by its weights only, so that state dicts fit other ViTs; see `_project`.
+        self.patch_embed = nn.Conv3d(1, width, kernel_size=patch, stride=patch)
+        # A buffer and no parameter: never trained or counted, but stored, as imported positions may differ.
+        self.register_buffer("positions", sincos_positions(config.grid, width))
+        self.blocks = nn.ModuleList(Block(width, config.heads, hidden, rate) for rate in rates)
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        initialise(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the features [B, width] of scans [B, 1, S, S, S]."""
+        return self.encode(self.embed(x)).mean(dim=1)
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Return the tokens [B, N, width] of scans [B, 1, S, S, S], positions added."""
+        self._check(x)
+        return self._project(patchify(x, self.config.patch_size)) + self.positions
+
+    def embed_patches(self, patches: Tensor, ids: Tensor) -> Tensor:
+        """Return the tokens [B, n, width] of `patches` [B, n, patch^3] that sit at the grid places `ids` [B, n]."""
+        return self._project(patches) + self.positions[ids]
+
+    def encode(self, tokens: Tensor) -> Tensor:
+        """Run the blocks and the final norm over any number of tokens [B, n, width]."""
+        for block in self.blocks:
+            tokens = block(tokens)
+        return self.norm(tokens)
+
+    def _project(self, patches: Tensor) -> Tensor:
+        # Patches do not overlap, so the convolution is one matrix product; that avoids the slow conv3d kernels.
+        return F.linear(patches, self.patch_embed.weight.flatten(1), self.patch_embed.bias)
+
+    def _check(self, x: Tensor) -> None:
+        size = self.config.image_size
+        if x.ndim != 5 or x.shape[1:] != (1, size, size, size):
+            raise UserError(
+                f"a batch of shape {list(x.shape)} does not fit the backbone; give [batch, 1, {size}, {size}, {size}] "
+                "or set the backbone's image_size"
+            )
+
+
+def initialise(module: nn.Module) -> None:
+    """Initialise as MAE does: Xavier-uniform matrices (the patch projection included), zero biases, unit norms."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear | nn.Conv3d):
+            nn.init.xavier_uniform_(part.weight.flatten(1))
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)

@@ -1,0 +1,1 @@
+"""Methods that adapt a backbone: one file per family, `adapt` as the door."""

@@ -1,0 +1,124 @@
+"""The door to every method: adapt a network, and store what training it changed."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from neuropeft.errors import UserError
+from neuropeft.files import atomic_path
+from neuropeft.models.heads import Predictor
+from neuropeft.peft import lora, selective
+
+
+def _lora(backbone: nn.Module, r: int, alpha: float, targets: list[str], dropout: float = 0.0) -> None:
+    vit = selective.require_vit(backbone, "lora")
+    lora.inject(vit, r, alpha, targets, dropout)
+    for module in vit.modules():
+        if isinstance(module, lora.LoRALinear):
+            module.lora_a.requires_grad_(True)
+            module.lora_b.requires_grad_(True)
+
+
+# Each takes the frozen backbone and the method's options, and makes trainable what the method trains.
+METHODS: dict[str, Callable[..., None]] = {
+    "scratch": selective.train_all,
+    "full": selective.train_all,
+    "attention": selective.train_attention,
+    "layernorm": selective.train_layernorm,
+    "lora": _lora,
+}
+
+
+def adapt(model: Predictor, method: Mapping[str, Any]) -> None:
+    """Prepare `model` for training by `method`, in place: inject its parameters, freeze all it does not train.
+
+    The head is always trained. Call it once, after loading pretrained weights.
+
+    Args:
+        model: A network with `.backbone` and `.head`.
+        method: `{"kind": ..., ...options}`, for example `{"kind": "lora", "r": 8, "alpha": 8.0, "targets": ["q", "v"]}`.
+
+    Raises:
+        UserError: The kind or an option is unknown, or the backbone does not support the method.
+    """
+    options = {key: value for key, value in method.items() if key != "kind"}
+    kind = method.get("kind")
+    if kind not in METHODS:
+        raise UserError(f"method kind {kind!r} is unknown; give one of {', '.join(METHODS)}")
+    model.backbone.requires_grad_(False)
+    model.head.requires_grad_(True)
+    try:
+        METHODS[kind](model.backbone, **options)
+    except TypeError as error:
+        raise UserError(f"options {options} do not fit method {kind}: {error}") from error
+    model.train(model.training)
+
+
+def delta_state(model: nn.Module) -> dict[str, Tensor]:
+    """Return all that training changes: trainable parameters, and statistics of batch norms that are trained.
+
+    The tensors are the model's own, detached and not copied.
+    """
+    state = {name: value.detach() for name, value in model.named_parameters() if value.requires_grad}
+    for prefix, module in model.named_modules():
+        if isinstance(module, _BatchNorm) and any(value.requires_grad for value in module.parameters()):
+            state |= {f"{prefix}.{name}": value for name, value in module.named_buffers()}
+    return state
+
+
+@torch.no_grad()
+def load_delta(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Copy `state` into an adapted `model`; every trained tensor must be there, and no other."""
+    own = delta_state(model)
+    missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    reshaped = sorted(name for name in own.keys() & state.keys() if own[name].shape != state[name].shape)
+    if missing or unexpected or reshaped:
+        raise UserError(
+            f"the delta belongs to another network or method (missing {missing[:3]}, unexpected {unexpected[:3]}, "
+            f"other shape {reshaped[:3]}); fine-tune the cell again"
+        )
+    for name, value in own.items():
+        value.copy_(state[name])
+
+
+def save_delta(path: str | Path, model: nn.Module, metadata: Mapping[str, str]) -> None:
+    """Write `delta_state(model)` and `metadata` atomically to the safetensors file `path`."""
+    state = {name: value.contiguous().cpu() for name, value in delta_state(model).items()}
+    with atomic_path(path) as partial:
+        save_file(state, partial, metadata=dict(metadata))
+
+
+def read_delta(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the tensors and the metadata of a file written by `save_delta`."""
+    try:
+        with safe_open(path, framework="pt") as stream:
+            return {name: stream.get_tensor(name) for name in stream.keys()}, stream.metadata() or {}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot read the delta {path}: {error}; fine-tune the cell again") from error
+
+
+def parameter_groups(
+    model: Predictor, lr: float, weight_decay: float, head_lr: float | None = None
+) -> list[dict[str, Any]]:
+    """Return the optimiser groups of an adapted `model`.
+
+    Biases, norms and other 1-D parameters get no weight decay; the head has groups of its own, with `head_lr` if
+    given. Each group has the keys params, lr, weight_decay and name; empty groups are left out.
+    """
+    groups: dict[str, dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        part = "head" if name.startswith("head.") else "backbone"
+        decayed = parameter.ndim > 1
+        label = part if decayed else f"{part}_no_decay"
+        rate = head_lr if part == "head" and head_lr is not None else lr
+        group = {"params": [], "lr": rate, "weight_decay": weight_decay if decayed else 0.0, "name": label}
+        groups.setdefault(label, group)["params"].append(parameter)
+    return list(groups.values())

@@ -426,8 +426,11 @@ def load_config(raw: Mapping[str, Any], base: Path, source: str = "config.yaml")
     try:
         config = Config.model_validate(dict(raw))
     except ValidationError as error:
-        mistakes = list(dict.fromkeys(_sentence(mistake) for mistake in error.errors()))
-        raise UserError("\n".join(f"{source}: {mistake}" for mistake in mistakes)) from error
+        # A union reports one mistake per member; the first says enough about the key.
+        mistakes: dict[str, str] = {}
+        for mistake in error.errors():
+            mistakes.setdefault(".".join(_place(mistake["loc"])), _sentence(mistake))
+        raise UserError("\n".join(f"{source}: {mistake}" for mistake in mistakes.values())) from error
     cohorts = {name: _absolute(name, cohort, base, source) for name, cohort in config.cohorts.items()}
     return config.model_copy(update={"cohorts": cohorts})
 
@@ -462,18 +465,29 @@ def _absolute(name: str, cohort: Cohort, base: Path, source: str) -> Cohort:
 
 
 def _sentence(mistake: Any) -> str:
-    # Discriminated unions put the tag ("vit", "lora") into the location; users know only the keys.
-    place = [part for part in mistake["loc"] if part not in _TAGS or part == mistake["loc"][-1]]
-    key = ".".join(str(part) for part in place)
+    place = _place(mistake["loc"])
+    key = ".".join(place)
     kind, message = mistake["type"], mistake["msg"]
     if kind == "extra_forbidden":
-        return f"unknown key `{key}`: {_suggest(str(place[-1]), _ALL_KEYS)}"
+        return f"unknown key `{key}`: {_suggest(place[-1], _ALL_KEYS)}"
     if kind == "missing":
         return f"`{key}` is missing: add it"
+    if kind == "union_tag_not_found":
+        return f"`{key}.kind` is missing: add it"
+    if kind == "union_tag_invalid":
+        return f"`{key}.kind` is {mistake['ctx']['tag']!r}: choose from {mistake['ctx']['expected_tags']}"
     if kind == "value_error":
         message = message.removeprefix("Value error, ")
         return f"`{key}`: {message}" if key else message
     return f"`{key}`: {message[0].lower()}{message[1:]}, but it is {mistake['input']!r}"
+
+
+def _place(location: tuple[str | int, ...]) -> list[str]:
+    """Return the keys of a mistake's location, without the parts that pydantic adds for unions."""
+    parts = [str(part) for part in location]
+    if parts[0:1] in (["methods"], ["backbones"]) and len(parts) > 2:
+        del parts[2]  # the `kind` that told which model to check against
+    return [part for part in parts if "[" not in part and part not in ("str", "int", "float")]
 
 
 def _keys(schema: Any) -> set[str]:
@@ -488,7 +502,6 @@ def _keys(schema: Any) -> set[str]:
 
 _SCHEMA = TypeAdapter(Config).json_schema()
 _ALL_KEYS = sorted(_keys(_SCHEMA))
-_TAGS = {"vit", "densenet121", "scratch", "full", "attention", "layernorm", "lora"}
 
 
 def json_schema() -> str:

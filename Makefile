@@ -1,0 +1,46 @@
+# `make demo` and `make test` do everything on a machine that has Python >= 3.11 and make.
+VENV := .venv
+PYTHON ?= python3
+CORES ?= $(shell nproc 2>/dev/null || echo 2)
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+
+.PHONY: demo test lint install lock schema clean
+
+demo: install
+	snakemake --profile profiles/local --configfile workflow/configs/demo.yaml --cores $(CORES)
+	python -m neuropeft summary --configfile workflow/configs/demo.yaml
+
+test: install
+	pytest -n $(CORES)
+
+lint: install
+	ruff check .
+	ruff format --check .
+	snakefmt --check Snakefile workflow/rules
+	mypy
+	snakemake --lint --configfile workflow/configs/demo.yaml
+
+install: $(VENV)/installed
+
+$(VENV)/installed: requirements.lock pyproject.toml
+	$(PYTHON) -c "import sys; sys.exit('neuropeft needs Python >= 3.11' if sys.version_info < (3, 11) else 0)"
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --disable-pip-version-check -r requirements.lock
+	$(VENV)/bin/python -m pip install --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $@
+
+schema: install
+	python -m neuropeft schema > workflow/schemas/config.schema.json
+
+# Resolve pyproject.toml anew and write down what came out.
+lock:
+	$(PYTHON) -m venv $(VENV)-lock
+	$(VENV)-lock/bin/python -m pip install --disable-pip-version-check --quiet "torch==2.13.0"
+	$(VENV)-lock/bin/python -m pip install --disable-pip-version-check --quiet ".[dev]"
+	( echo "# Exact versions of everything that is installed; written by 'make lock'."; \
+	  $(VENV)-lock/bin/python -m pip list --format freeze --exclude neuropeft --exclude pip \
+	  | sed 's/+cpu$$//' ) > requirements.lock
+	rm -rf $(VENV)-lock
+
+clean:
+	rm -rf $(VENV) .snakemake build

@@ -1,0 +1,35 @@
+# neuropeft: preprocess cohorts, pretrain a masked autoencoder, fine-tune every cell, publish tables and curves.
+from pathlib import Path
+
+from snakemake.utils import min_version
+
+min_version("9.27")
+
+
+# A file given with --configfile replaces config.yaml whole instead of being merged into it.
+if not workflow.overwrite_configfiles:
+
+    configfile: Path(workflow.basedir, "config.yaml")
+
+
+report: "workflow/report/workflow.rst"
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/cohorts.smk"
+include: "workflow/rules/preprocess.smk"
+include: "workflow/rules/splits.smk"
+include: "workflow/rules/pretrain.smk"
+include: "workflow/rules/finetune.smk"
+include: "workflow/rules/evaluate.smk"
+include: "workflow/rules/publish.smk"
+
+
+rule all:
+    default_target: True
+    localrule: True
+    input:
+        TABLES,
+        FIGURES,
+        expand("results/qc/{cohort}/index.html", cohort=COHORTS),
+        expand("results/simulated/{cohort}/participants.tsv", cohort=SIMULATED),

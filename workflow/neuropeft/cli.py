@@ -1,0 +1,332 @@
+"""The verbs that rules, and people, call: `python -m neuropeft VERB --help`.
+
+Each verb only passes its arguments on. Packages are imported inside the verbs, because start-up counts: a
+fine-tune that lasts seconds must not pay for libraries it does not use.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from neuropeft.errors import UserError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb; a `UserError` becomes one line on stderr and exit status 1."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except UserError as error:
+        print(f"neuropeft {options.verb}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+# -- cohorts ---------------------------------------------------------------------------------------
+
+
+def _simulate(options: argparse.Namespace) -> None:
+    from neuropeft.cohorts.simulate import write_scans
+    from neuropeft.files import read_tsv
+
+    rows = [row for row in read_tsv(options.index) if row["chunk"] == options.chunk]
+    write_scans(rows, json.loads(options.spec), options.root, options.table)
+
+
+def _simulate_tables(options: argparse.Namespace) -> None:
+    from neuropeft.cohorts.simulate import participants, write_cohort_tables
+
+    spec = json.loads(options.spec)
+    spec.pop("effect")
+    write_cohort_tables(participants(**spec), options.root)
+
+
+def _split(options: argparse.Namespace) -> None:
+    from neuropeft.cohorts.splits import make_split, write_split
+    from neuropeft.files import read_tsv
+
+    stored = {row["scan_id"] for row in read_tsv(options.store_scans)}
+    rows = [row for row in read_tsv(options.labels) if row["scan_id"] in stored]
+    write_split(
+        options.out,
+        make_split(rows, options.seed, options.test, options.validation, options.kind, options.task),
+    )
+
+
+def _check_leaks(options: argparse.Namespace) -> None:
+    from neuropeft.cohorts.leaks import check_leaks
+
+    check_leaks(options.splits, options.store, options.zero_shot, options.out)
+
+
+# -- preprocessing ---------------------------------------------------------------------------------
+
+
+def _n4(options: argparse.Namespace) -> None:
+    from neuropeft.preprocess.steps import run_n4
+
+    run_n4(options.index, options.chunk, options.out, options.table)
+
+
+def _skull_strip(options: argparse.Namespace) -> None:
+    from neuropeft.preprocess.steps import run_skull_strip
+
+    run_skull_strip(options.table_in, options.scans, options.method, options.derivatives, options.table)
+
+
+def _register(options: argparse.Namespace) -> None:
+    from neuropeft.preprocess.steps import run_register
+
+    run_register(options.table_in, options.scans, options.derivatives, options.table)
+
+
+def _resample(options: argparse.Namespace) -> None:
+    from neuropeft.preprocess.steps import run_resample
+
+    run_resample(options.table_in, options.scans, options.derivatives, options.table)
+
+
+def _list_excluded(options: argparse.Namespace) -> None:
+    from neuropeft.preprocess.store import list_excluded
+
+    list_excluded(options.tables, options.out)
+
+
+def _pack(options: argparse.Namespace) -> None:
+    from neuropeft.preprocess.store import pack
+
+    pack(
+        options.tables,
+        options.excluded,
+        options.volumes,
+        options.scans,
+        max_excluded_share=options.max_excluded_share,
+        size=options.size,
+    )
+
+
+def _qc(options: argparse.Namespace) -> None:
+    from neuropeft.preprocess.qc import write_qc
+
+    title = f"{options.cohort} (simulated)" if options.simulated else options.cohort
+    write_qc(options.tables, options.table, options.page, title)
+
+
+def _preprocess(options: argparse.Namespace) -> None:
+    from neuropeft.preprocess.single import preprocess_scan
+
+    numbers = preprocess_scan(options.scan, options.out_dir, options.skull_strip, options.mask)
+    for name, value in numbers.items():
+        print(f"{name}\t{value:.4g}" if isinstance(value, float) else f"{name}\t{value}")
+
+
+# -- models ----------------------------------------------------------------------------------------
+
+
+def _params(options: argparse.Namespace) -> None:
+    from neuropeft.peft.counts import print_table1
+
+    print_table1(options.format)
+
+
+def _pretrain(options: argparse.Namespace) -> None:
+    from neuropeft.train.pretrain import pretrain
+
+    pretrain(json.loads(options.spec), options.store, options.hold_out, options.out, options.state)
+
+
+def _finetune(options: argparse.Namespace) -> None:
+    from neuropeft.train.finetune import finetune
+
+    finetune(
+        json.loads(options.spec), options.store, options.split, options.encoder, options.out, options.state
+    )
+
+
+def _predict(options: argparse.Namespace) -> None:
+    from neuropeft.train.predict import predict
+
+    predict(options.deltas, options.encoder, options.store, options.subjects, options.out)
+
+
+# -- evaluation ------------------------------------------------------------------------------------
+
+
+def _controls(options: argparse.Namespace) -> None:
+    from neuropeft.evaluate.controls import write_controls
+
+    write_controls(options.kind, options.target, options.split, options.seed, options.cohorts, options.out)
+
+
+def _tables(options: argparse.Namespace) -> None:
+    from neuropeft.config import Config
+    from neuropeft.publish.tables import write_tables
+
+    write_tables(
+        Config.model_validate_json(options.config_json), Path("results"), options.counts, options.out
+    )
+
+
+def _figures(options: argparse.Namespace) -> None:
+    from neuropeft.config import Config
+    from neuropeft.publish.figures import write_figures
+
+    write_figures(Config.model_validate_json(options.config_json), Path("results"), options.out)
+
+
+def _summary(options: argparse.Namespace) -> None:
+    from neuropeft.config import read_config
+    from neuropeft.publish.summary import print_summary
+
+    print_summary(read_config(options.configfile, Path.cwd()), options.results)
+
+
+def _schema(options: argparse.Namespace) -> None:
+    from neuropeft.config import json_schema
+
+    print(json_schema(), end="")
+
+
+# -- arguments -------------------------------------------------------------------------------------
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="neuropeft", description=__doc__.splitlines()[0])
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    def verb(name: str, run: Callable[[argparse.Namespace], None], summary: str) -> argparse.ArgumentParser:
+        added = verbs.add_parser(name, help=summary, description=summary)
+        added.set_defaults(run=run)
+        return added
+
+    _add_for_people(verb)
+    _add_cohorts(verb)
+    _add_preprocessing(verb)
+    _add_models(verb)
+    _add_evaluation(verb)
+    return parser
+
+
+Verb = Callable[[str, Callable[[argparse.Namespace], None], str], argparse.ArgumentParser]
+
+
+def _paths(parser: argparse.ArgumentParser, *names: str) -> None:
+    for name in names:
+        parser.add_argument(name, type=Path, required=True)
+
+
+def _path_lists(parser: argparse.ArgumentParser, *names: str) -> None:
+    for name in names:
+        parser.add_argument(name, type=Path, nargs="*", default=[])
+
+
+def _add_for_people(verb: Verb) -> None:
+    one = verb(
+        "preprocess", _preprocess, "preprocess one T1-weighted scan (.nii, .nii.gz or .mgz) and print its QC"
+    )
+    one.add_argument("scan", type=Path, metavar="SCAN")
+    one.add_argument("out_dir", type=Path, metavar="OUT_DIR")
+    one.add_argument("--skull-strip", choices=("deepbet", "hd-bet", "given", "stripped"), default="deepbet")
+    one.add_argument("--mask", type=Path, help="brain mask on the scan's own grid, for --skull-strip given")
+
+    params = verb(
+        "params", _params, "print the trainable parameters of the paper's Table 1, ours beside published"
+    )
+    params.add_argument("--format", choices=("csv", "markdown"), default="markdown")
+
+    verb("schema", _schema, "print the JSON schema of config.yaml")
+
+    summary = verb("summary", _summary, "print the main scores of a finished run and where its results are")
+    summary.add_argument("--configfile", type=Path, default=Path("config.yaml"))
+    summary.add_argument("--results", type=Path, default=Path("results"))
+
+
+def _add_cohorts(verb: Verb) -> None:
+    simulate = verb("simulate", _simulate, "write the scans of a chunk of a simulated cohort")
+    _paths(simulate, "--index", "--root", "--table")
+    simulate.add_argument("--chunk", required=True)
+    simulate.add_argument("--spec", required=True)
+
+    tables = verb("simulate-tables", _simulate_tables, "write the participants of a simulated cohort")
+    _paths(tables, "--root")
+    tables.add_argument("--spec", required=True)
+
+    split = verb("split", _split, "split the subjects of a task into training, validation and test")
+    _paths(split, "--labels", "--store-scans", "--out")
+    split.add_argument("--task", required=True)
+    split.add_argument("--kind", required=True)
+    split.add_argument("--seed", type=int, required=True)
+    split.add_argument("--test", type=float, required=True)
+    split.add_argument("--validation", type=float, required=True)
+
+    leaks = verb("check-leaks", _check_leaks, "check that no subject and no image is on two sides")
+    _paths(leaks, "--store", "--out")
+    _path_lists(leaks, "--splits", "--zero-shot")
+
+
+def _add_preprocessing(verb: Verb) -> None:
+    n4 = verb("n4", _n4, "correct the bias field of a chunk's scans")
+    _paths(n4, "--index", "--out", "--table")
+    n4.add_argument("--chunk", required=True)
+
+    for name, run, summary in (
+        ("skull-strip", _skull_strip, "find the brains of a chunk's scans"),
+        ("register", _register, "register a chunk's brains to MNI152 with 9 degrees of freedom"),
+        ("resample", _resample, "resample a chunk's brains to the template grid"),
+    ):
+        step = verb(name, run, summary)
+        _paths(step, "--scans", "--table-in", "--derivatives", "--table")
+        if name == "skull-strip":
+            step.add_argument("--method", required=True)
+
+    excluded = verb("list-excluded", _list_excluded, "list the scans that a step could not process")
+    _path_lists(excluded, "--tables")
+    _paths(excluded, "--out")
+
+    pack = verb("pack", _pack, "pack a cohort's preprocessed scans into one memory-mapped array")
+    _path_lists(pack, "--tables")
+    _paths(pack, "--excluded", "--volumes", "--scans")
+    pack.add_argument("--size", type=int, required=True)
+    pack.add_argument("--max-excluded-share", type=float, required=True)
+
+    qc = verb("qc", _qc, "write the QC page of a cohort")
+    qc.add_argument("--cohort", required=True)
+    qc.add_argument("--simulated", action="store_true")
+    _path_lists(qc, "--tables")
+    _paths(qc, "--table", "--page")
+
+
+def _add_models(verb: Verb) -> None:
+    pretrain = verb("pretrain", _pretrain, "pretrain an encoder as a masked autoencoder")
+    pretrain.add_argument("--spec", required=True)
+    _paths(pretrain, "--store", "--out", "--state")
+    _path_lists(pretrain, "--hold-out")
+
+    finetune = verb("finetune", _finetune, "fine-tune one cell")
+    finetune.add_argument("--spec", required=True)
+    _paths(finetune, "--store", "--split", "--out", "--state")
+    finetune.add_argument("--encoder", type=Path)
+
+    predict = verb("predict", _predict, "predict a cohort with all cells that share a base")
+    _path_lists(predict, "--deltas", "--subjects")
+    predict.add_argument("--encoder", type=Path)
+    _paths(predict, "--store", "--out")
+
+
+def _add_evaluation(verb: Verb) -> None:
+    controls = verb("controls", _controls, "fit the controls of a task")
+    controls.add_argument("--kind", required=True)
+    controls.add_argument("--target", required=True)
+    _paths(controls, "--split", "--out")
+    controls.add_argument("--seed", type=int, required=True)
+    controls.add_argument("--cohorts", nargs="+", required=True)
+
+    tables = verb("tables", _tables, "write the tables")
+    tables.add_argument("--config-json", required=True)
+    _paths(tables, "--counts", "--out")
+
+    figures = verb("figures", _figures, "draw the figures")
+    figures.add_argument("--config-json", required=True)
+    _paths(figures, "--out")

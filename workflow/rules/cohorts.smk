@@ -1,0 +1,46 @@
+# Simulated cohorts: the raw scans that other cohorts bring with them.
+
+
+rule simulate_scans:
+    input:
+        code=sources("cohorts.simulate"),
+    output:
+        table="results/simulated/{cohort}/chunks/{chunk}.tsv",
+    params:
+        index="results/cohorts/{cohort}/scans.tsv",
+        root="results/simulated/{cohort}",
+        spec=lambda wildcards: CONFIG.cohorts[wildcards.cohort].simulated.model_dump_json(),
+        chunk=lambda wildcards: chunk_digest(chunk_rows(wildcards.cohort, wildcards.chunk)),
+    log:
+        "results/logs/simulate_scans/{cohort}/{chunk}.log",
+    benchmark:
+        "results/benchmarks/simulate_scans/{cohort}/{chunk}.tsv"
+    conda:
+        "../../envs/preprocessing.yaml"
+    resources:
+        mem_mb=4000,
+        runtime=60,
+    message:
+        "Simulating scans of the simulated cohort {wildcards.cohort} (chunk {wildcards.chunk})"
+    shell:
+        "python -m neuropeft simulate --index {params.index} --chunk {wildcards.chunk}"
+        " --spec {params.spec:q} --root {params.root} --table {output.table} > {log} 2>&1"
+
+
+rule simulate_tables:
+    input:
+        code=sources("cohorts.simulate"),
+    output:
+        participants="results/simulated/{cohort}/participants.tsv",
+        description="results/simulated/{cohort}/dataset_description.json",
+    params:
+        root="results/simulated/{cohort}",
+        spec=lambda wildcards: CONFIG.cohorts[wildcards.cohort].simulated.model_dump_json(),
+    log:
+        "results/logs/simulate_tables/{cohort}.log",
+    conda:
+        "../../envs/preprocessing.yaml"
+    message:
+        "Writing the participants of the simulated cohort {wildcards.cohort}"
+    shell:
+        "python -m neuropeft simulate-tables --spec {params.spec:q} --root {params.root} > {log} 2>&1"

@@ -1,0 +1,171 @@
+# From raw scans to the store: four steps over chunks of scans, then QC and packing.
+
+
+rule n4_bias_correction:
+    input:
+        simulated=simulated_chunk,
+        code=sources("preprocess.n4", "preprocess.io", "preprocess.steps"),
+    output:
+        table=temp("results/cohorts/{cohort}/chunks/{chunk}/n4.tsv"),
+        scans=temp(directory("results/cohorts/{cohort}/chunks/{chunk}/n4")),
+    params:
+        index="results/cohorts/{cohort}/scans.tsv",
+        # The rows of this chunk and the size and time of their files: a changed scan reruns its chunk alone.
+        chunk=lambda wildcards: chunk_digest(chunk_rows(wildcards.cohort, wildcards.chunk)),
+    log:
+        "results/logs/n4_bias_correction/{cohort}/{chunk}.log",
+    benchmark:
+        "results/benchmarks/n4_bias_correction/{cohort}/{chunk}.tsv"
+    conda:
+        "../../envs/preprocessing.yaml"
+    resources:
+        mem_mb=4000,
+        runtime=120,
+    message:
+        "N4 bias correction of cohort {wildcards.cohort} (chunk {wildcards.chunk})"
+    shell:
+        "python -m neuropeft n4 --index {params.index} --chunk {wildcards.chunk}"
+        " --out {output.scans} --table {output.table} > {log} 2>&1"
+
+
+rule skull_strip:
+    input:
+        table="results/cohorts/{cohort}/chunks/{chunk}/n4.tsv",
+        scans="results/cohorts/{cohort}/chunks/{chunk}/n4",
+        code=sources("preprocess.skullstrip", "preprocess.steps"),
+    output:
+        table=temp("results/cohorts/{cohort}/chunks/{chunk}/skull_strip.tsv"),
+    params:
+        method=lambda wildcards: CONFIG.cohorts[wildcards.cohort].skull_strip,
+        derivatives="results/derivatives/{cohort}",
+    log:
+        "results/logs/skull_strip/{cohort}/{chunk}.log",
+    benchmark:
+        "results/benchmarks/skull_strip/{cohort}/{chunk}.tsv"
+    conda:
+        "../../envs/preprocessing.yaml"
+    resources:
+        mem_mb=8000,
+        runtime=120,
+    message:
+        "Skull-stripping cohort {wildcards.cohort} (chunk {wildcards.chunk})"
+    shell:
+        "python -m neuropeft skull-strip --scans {input.scans} --table-in {input.table} --method {params.method}"
+        " --derivatives {params.derivatives} --table {output.table} > {log} 2>&1"
+
+
+rule register_to_template:
+    input:
+        table="results/cohorts/{cohort}/chunks/{chunk}/skull_strip.tsv",
+        scans="results/cohorts/{cohort}/chunks/{chunk}/n4",
+        code=sources("preprocess.register", "preprocess.template", "preprocess.steps"),
+    output:
+        table=temp("results/cohorts/{cohort}/chunks/{chunk}/register.tsv"),
+    params:
+        derivatives="results/derivatives/{cohort}",
+    log:
+        "results/logs/register_to_template/{cohort}/{chunk}.log",
+    benchmark:
+        "results/benchmarks/register_to_template/{cohort}/{chunk}.tsv"
+    conda:
+        "../../envs/preprocessing.yaml"
+    resources:
+        mem_mb=4000,
+        runtime=120,
+    message:
+        "Registering cohort {wildcards.cohort} to MNI152 (chunk {wildcards.chunk})"
+    shell:
+        "python -m neuropeft register --scans {input.scans} --table-in {input.table}"
+        " --derivatives {params.derivatives} --table {output.table} > {log} 2>&1"
+
+
+rule resample_to_template:
+    input:
+        table="results/cohorts/{cohort}/chunks/{chunk}/register.tsv",
+        scans="results/cohorts/{cohort}/chunks/{chunk}/n4",
+        code=sources("preprocess.resample", "preprocess.steps"),
+    output:
+        table="results/cohorts/{cohort}/chunks/{chunk}/resample.tsv",
+    params:
+        derivatives="results/derivatives/{cohort}",
+    log:
+        "results/logs/resample_to_template/{cohort}/{chunk}.log",
+    benchmark:
+        "results/benchmarks/resample_to_template/{cohort}/{chunk}.tsv"
+    conda:
+        "../../envs/preprocessing.yaml"
+    resources:
+        mem_mb=4000,
+        runtime=60,
+    message:
+        "Resampling cohort {wildcards.cohort} to the template grid (chunk {wildcards.chunk})"
+    shell:
+        "python -m neuropeft resample --scans {input.scans} --table-in {input.table}"
+        " --derivatives {params.derivatives} --table {output.table} > {log} 2>&1"
+
+
+rule list_excluded:
+    input:
+        tables=chunk_tables,
+        code=sources("preprocess.store"),
+    output:
+        "results/cohorts/{cohort}/excluded.tsv",
+    log:
+        "results/logs/list_excluded/{cohort}.log",
+    conda:
+        "../../envs/preprocessing.yaml"
+    message:
+        "Listing the scans of cohort {wildcards.cohort} that could not be processed"
+    shell:
+        "python -m neuropeft list-excluded --tables {input.tables} --out {output} > {log} 2>&1"
+
+
+rule pack_cohort:
+    input:
+        tables=chunk_tables,
+        # A job of its own writes this list, so that it outlives a run that stops here.
+        excluded="results/cohorts/{cohort}/excluded.tsv",
+        code=sources("preprocess.store"),
+    output:
+        volumes="results/cohorts/{cohort}/store/volumes.npy",
+        scans="results/cohorts/{cohort}/store/scans.tsv",
+    params:
+        max_excluded_share=CONFIG.preprocessing.max_excluded_share,
+        size=CONFIG.preprocessing.size,
+    log:
+        "results/logs/pack_cohort/{cohort}.log",
+    benchmark:
+        "results/benchmarks/pack_cohort/{cohort}.tsv"
+    conda:
+        "../../envs/preprocessing.yaml"
+    resources:
+        mem_mb=4000,
+        runtime=240,
+    message:
+        "Packing cohort {wildcards.cohort}"
+    shell:
+        "python -m neuropeft pack --tables {input.tables} --excluded {input.excluded} --size {params.size}"
+        " --max-excluded-share {params.max_excluded_share} --volumes {output.volumes} --scans {output.scans}"
+        " > {log} 2>&1"
+
+
+rule qc:
+    input:
+        tables=chunk_tables,
+        code=sources("preprocess.qc"),
+    output:
+        table="results/qc/{cohort}/qc.tsv",
+        page=report("results/qc/{cohort}/index.html", category="QC", labels={"cohort": "{cohort}"}),
+    params:
+        simulated=lambda wildcards: "--simulated" if wildcards.cohort in SIMULATED else "",
+    log:
+        "results/logs/qc/{cohort}.log",
+    conda:
+        "../../envs/preprocessing.yaml"
+    resources:
+        mem_mb=4000,
+    message:
+        "Drawing the QC page of cohort {wildcards.cohort}"
+    shell:
+        "python -m neuropeft qc --cohort {wildcards.cohort} --tables {input.tables} {params.simulated}"
+        " --table {output.table} --page {output.page} > {log} 2>&1"

@@ -1,0 +1,34 @@
+# Masked-autoencoder pretraining: one encoder per (pretraining, backbone).
+
+
+rule pretrain:
+    input:
+        volumes=lambda wildcards: volumes(CONFIG.pretraining[wildcards.pretraining].cohort),
+        # Test subjects of tasks trained on the same cohort are held out; they are the same for all seeds.
+        splits=held_out_splits,
+        code=sources("train.pretrain"),
+    output:
+        encoder="results/pretraining/{pretraining}/{backbone}/encoder.safetensors",
+        history="results/pretraining/{pretraining}/{backbone}/history.csv",
+        cost="results/pretraining/{pretraining}/{backbone}/cost.json",
+        reconstructions="results/pretraining/{pretraining}/{backbone}/reconstructions.npz",
+    params:
+        spec=lambda wildcards: grid.pretraining_spec(CONFIG, wildcards.pretraining, wildcards.backbone),
+        # Not an output: Snakemake deletes outputs of a job that failed, and checkpoints must outlive it.
+        state="results/_state/pretraining/{pretraining}/{backbone}",
+        launch=lambda wildcards, resources: launcher(resources),
+    log:
+        "results/logs/pretrain/{pretraining}/{backbone}.log",
+    benchmark:
+        "results/benchmarks/pretrain/{pretraining}/{backbone}.tsv"
+    conda:
+        "../../envs/torch.yaml"
+    threads: 2
+    resources:
+        mem_mb=16000,
+        runtime=1440,
+    message:
+        "Pretraining {wildcards.backbone} as a masked autoencoder ({wildcards.pretraining})"
+    shell:
+        "python {params.launch} -m neuropeft pretrain --spec {params.spec:q} --store $(dirname {input.volumes})"
+        " --hold-out {input.splits} --state {params.state} --out $(dirname {output.encoder}) > {log} 2>&1"

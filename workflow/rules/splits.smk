@@ -1,0 +1,49 @@
+# Who is trained on, validated on and tested on; and a check that nobody is on two sides.
+
+
+rule split:
+    input:
+        labels=lambda wildcards: f"results/tasks/{wildcards.task}/{CONFIG.tasks[wildcards.task].train}.tsv",
+        stored=lambda wildcards: stored_scans(CONFIG.tasks[wildcards.task].train),
+        code=sources("cohorts.splits"),
+    output:
+        "results/splits/{task}/seed-{seed}.tsv",
+    params:
+        kind=lambda wildcards: CONFIG.tasks[wildcards.task].kind,
+        test=CONFIG.splits.test,
+        validation=CONFIG.splits.validation,
+    log:
+        "results/logs/split/{task}/seed-{seed}.log",
+    conda:
+        "../../envs/torch.yaml"
+    message:
+        "Splitting the subjects of task {wildcards.task} (seed {wildcards.seed})"
+    shell:
+        "python -m neuropeft split --task {wildcards.task} --kind {params.kind} --labels {input.labels}"
+        " --store-scans {input.stored} --seed {wildcards.seed} --test {params.test}"
+        " --validation {params.validation} --out {output} > {log} 2>&1"
+
+
+rule check_leaks:
+    input:
+        splits=lambda wildcards: expand(
+            "results/splits/{task}/seed-{seed}.tsv", task=wildcards.task, seed=seeds(wildcards.task)
+        ),
+        volumes=lambda wildcards: volumes(CONFIG.tasks[wildcards.task].train),
+        zero_shot=lambda wildcards: [volumes(cohort) for cohort in CONFIG.tasks[wildcards.task].zero_shot],
+        code=sources("cohorts.leaks"),
+    output:
+        "results/splits/{task}/leaks.tsv",
+    params:
+        zero_shot=lambda wildcards, input: [str(Path(path).parent) for path in input.zero_shot],
+    log:
+        "results/logs/check_leaks/{task}.log",
+    conda:
+        "../../envs/torch.yaml"
+    resources:
+        mem_mb=4000,
+    message:
+        "Checking task {wildcards.task} for subjects and images on two sides"
+    shell:
+        "python -m neuropeft check-leaks --splits {input.splits} --store $(dirname {input.volumes})"
+        " --zero-shot {params.zero_shot} --out {output} > {log} 2>&1"

@@ -1,0 +1,1 @@
+"""From stored predictions to scores: metrics, controls, intervals over subjects, comparisons."""

@@ -1,0 +1,224 @@
+"""Controls: what a task's scores are worth without a transformer.
+
+`mean` predicts the training mean (the class frequencies), `age_sex` is a linear model on age and sex, and
+`ridge_voxels` a linear model on mean-pooled voxels. All are fitted on the training subjects only.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neuropeft.errors import UserError
+from neuropeft.evaluate.predictions import COLUMNS, CONTROL_METHOD, score_columns
+from neuropeft.files import MISSING, read_tsv, write_tsv
+from neuropeft.store import open_store
+
+Array = NDArray[np.float64]
+Row = dict[str, str]
+
+POOLED_SIZE = 10  # voxels along each edge after mean pooling
+RIDGE_PENALTIES = np.logspace(1, 6, 6)  # alpha: weak to strong
+LOGISTIC_PENALTIES = np.logspace(-5, 0, 6)  # C, an inverse penalty: strong to weak
+INNER_FOLDS = 5
+KNOWN_SHARE = 0.5  # a subject variable that is known for fewer training scans is not used
+
+
+@dataclass(frozen=True)
+class Side:
+    """Scans that are fitted on or predicted: their rows, targets and features ([scans, features])."""
+
+    rows: list[Row]
+    y: Array
+    features: Array
+
+
+def write_controls(kind: str, target: str, split: Path, seed: int, cohorts: Sequence[str], out: Path) -> None:
+    """Fit the controls of a task for one seed and predict validation, test and zero-shot scans.
+
+    Args:
+        kind: binary, multiclass or regression.
+        target: column that is predicted; `age_sex` leaves it out of its features.
+        split: `results/splits/{task}/seed-{seed}.tsv`; labels and stores are found from there.
+        seed: seed of the split.
+        cohorts: the training cohort, then the zero-shot cohorts.
+        out: folder for one `{cohort}.tsv` each.
+
+    Raises:
+        UserError: the training subjects are all of one class.
+    """
+    results, task = split.parents[2], split.parent.name
+    side_of = {row["scan_id"]: row["side"] for row in read_tsv(split)}
+    tables = {cohort: _cohort_rows(results, task, cohort) for cohort in cohorts}
+    home = cohorts[0]
+    train = [row for row in tables[home] if side_of.get(row["scan_id"]) == "train"]
+    tables[home] = [
+        row | {"split": side_of[row["scan_id"]]} for row in tables[home] if row["scan_id"] in side_of
+    ]
+    wanted = {
+        cohort: [row for row in rows if row.get("split", "zero-shot") != "train"]
+        for cohort, rows in tables.items()
+    }
+    classes = _classes(kind, [row for rows in tables.values() for row in rows])
+    if kind != "regression" and len({row["y"] for row in train}) < 2:
+        raise UserError(f"{split}: all training subjects are of one class; add scans of the other classes")
+
+    voxels = {cohort: _pooled(results, cohort, rows) for cohort, rows in tables.items()}
+    names = _known_variables(train, target)
+    methods: dict[str, Callable[[Row, str], Array]] = {
+        "mean": lambda row, cohort: np.zeros(1),
+        "age_sex": lambda row, cohort: _subject_variables(row, names),
+        "ridge_voxels": lambda row, cohort: voxels[cohort][row["scan_id"]],
+    }
+    scores: dict[str, list[dict[str, object]]] = {cohort: [] for cohort in cohorts}
+    for method, features in methods.items():
+        predict = _fit(method, kind, classes, _side(train, home, features))
+        for cohort in cohorts:
+            side = _side(wanted[cohort], cohort, features)
+            scores[cohort] += _score_rows(method, kind, seed, side, predict(side.features))
+    columns = [CONTROL_METHOD, *COLUMNS, *score_columns(kind, classes)]
+    for cohort in cohorts:
+        write_tsv(out / f"{cohort}.tsv", scores[cohort], columns)
+
+
+# -- data ------------------------------------------------------------------------------------------
+
+
+def _cohort_rows(results: Path, task: str, cohort: str) -> list[Row]:
+    stored = set(open_store(results / "cohorts" / cohort / "store").scan_ids)
+    rows = read_tsv(results / "tasks" / task / f"{cohort}.tsv")
+    return [row for row in rows if row["scan_id"] in stored]
+
+
+def _classes(kind: str, rows: list[Row]) -> int:
+    return 1 if kind == "regression" else max(2, 1 + max(int(row["y"]) for row in rows))
+
+
+def _side(rows: list[Row], cohort: str, features: Callable[[Row, str], Array]) -> Side:
+    values = [features(row, cohort) for row in rows]
+    return Side(rows, np.array([float(row["y"]) for row in rows]), np.array(values).reshape(len(rows), -1))
+
+
+def _pooled(results: Path, cohort: str, rows: list[Row]) -> dict[str, Array]:
+    """Mean-pool the volumes of `rows` to POOLED_SIZE³ voxels each; read one by one from the mapped file."""
+    store = open_store(results / "cohorts" / cohort / "store")
+    position = {scan_id: index for index, scan_id in enumerate(store.scan_ids)}
+    return {row["scan_id"]: _pool(store.volumes[position[row["scan_id"]]]) for row in rows}
+
+
+def _pool(volume: NDArray[Any]) -> Array:
+    pooled = volume.astype(np.float64)  # [S, S, S]
+    for axis, size in enumerate(volume.shape):
+        edges = np.linspace(0, size, POOLED_SIZE + 1).astype(int)
+        widths = np.diff(edges).reshape([-1 if other == axis else 1 for other in range(3)])
+        pooled = np.add.reduceat(pooled, edges[:-1], axis=axis) / widths
+    return pooled.ravel()  # [POOLED_SIZE³]
+
+
+def _known_variables(train: list[Row], target: str) -> list[str]:
+    return [
+        name
+        for name in ("age", "sex")
+        if name != target and np.mean([row[name] != MISSING for row in train]) >= KNOWN_SHARE
+    ]
+
+
+def _subject_variables(row: Row, names: list[str]) -> Array:
+    """Age in years and sex as 0 (F) or 1 (M); NaN where unknown."""
+    values = {"age": row["age"], "sex": {"F": "0", "M": "1"}.get(row["sex"], MISSING)}
+    return np.array([float("nan") if values[name] == MISSING else float(values[name]) for name in names])
+
+
+# -- models ----------------------------------------------------------------------------------------
+
+
+def _fit(method: str, kind: str, classes: int, train: Side) -> Callable[[Array], Array]:
+    """Fit a control; the returned function maps features to scores [scans, columns], NaN where unknown."""
+    known = np.isfinite(train.features).all(1)
+    columns = classes if kind == "multiclass" else 1
+    if method == "mean":
+        constant = _mean_scores(kind, classes, train.y)
+        return lambda features: np.tile(constant, (len(features), 1))
+    if not train.features.shape[1] or not known.any() or _one_class(kind, train.y[known]):
+        return lambda features: np.full((len(features), columns), np.nan)
+    subjects = np.array([row["subject"] for row in train.rows])[known]
+    model = _tuned_linear_model(kind, train.features[known], train.y[known], subjects)
+
+    def predict(features: Array) -> Array:
+        scores = np.full((len(features), columns), np.nan)
+        rows = np.isfinite(features).all(1)
+        if rows.any():
+            scores[rows] = _model_scores(model, kind, classes, features[rows])
+        return scores
+
+    return predict
+
+
+def _one_class(kind: str, y: Array) -> bool:
+    return kind != "regression" and len(np.unique(y)) < 2
+
+
+def _mean_scores(kind: str, classes: int, y: Array) -> Array:
+    if kind == "regression":
+        return np.array([y.mean()])
+    frequencies = np.bincount(y.astype(int), minlength=classes) / len(y)
+    return frequencies if kind == "multiclass" else frequencies[1:2]
+
+
+def _tuned_linear_model(kind: str, features: Array, y: Array, subjects: NDArray[Any]) -> Any:
+    """Ridge or L2-logistic regression; inner folds by subject choose the penalty on training subjects."""
+    from sklearn.linear_model import LogisticRegression, Ridge
+    from sklearn.model_selection import GridSearchCV, PredefinedSplit
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    if kind == "regression":
+        model = make_pipeline(StandardScaler(), Ridge(RIDGE_PENALTIES[-1]))
+        penalties, scoring = {"ridge__alpha": RIDGE_PENALTIES}, "neg_mean_absolute_error"
+    else:
+        model = make_pipeline(StandardScaler(), LogisticRegression(C=LOGISTIC_PENALTIES[0], max_iter=1000))
+        penalties, scoring = {"logisticregression__C": LOGISTIC_PENALTIES}, "neg_log_loss"
+    folds = _inner_folds(subjects, y if kind != "regression" else np.zeros(len(y)))
+    if folds.max() < 1:  # too few subjects to choose with: the strongest penalty stays
+        return model.fit(features, y)
+    return GridSearchCV(model, penalties, scoring=scoring, cv=PredefinedSplit(folds)).fit(features, y)
+
+
+def _inner_folds(subjects: NDArray[Any], strata: Array) -> NDArray[np.int_]:
+    """Fold of each scan: a subject's scans share one, and every stratum is spread over all folds."""
+    names, first = np.unique(subjects, return_index=True)
+    stratum = strata[first]
+    folds = min(INNER_FOLDS, *(int((stratum == value).sum()) for value in np.unique(stratum)), len(names))
+    fold_of = np.zeros(len(names), dtype=int)
+    for value in np.unique(stratum):
+        members = np.flatnonzero(stratum == value)
+        fold_of[members] = np.arange(len(members)) % folds
+    return fold_of[np.searchsorted(names, subjects)]
+
+
+def _model_scores(model: Any, kind: str, classes: int, features: Array) -> Array:
+    if kind == "regression":
+        return model.predict(features)[:, None]
+    probabilities = np.zeros((len(features), classes))
+    probabilities[:, model.classes_.astype(int)] = model.predict_proba(features)
+    return probabilities if kind == "multiclass" else probabilities[:, 1:2]
+
+
+def _score_rows(method: str, kind: str, seed: int, side: Side, scores: Array) -> list[dict[str, object]]:
+    names = score_columns(kind, scores.shape[1])
+    return [
+        {
+            CONTROL_METHOD: method,
+            "fraction": 100,
+            "seed": seed,
+            "split": row.get("split", "zero-shot"),
+            **{name: row[name] for name in ("scan_id", "subject", "session", "y")},
+            **{
+                name: value if np.isfinite(value) else None for name, value in zip(names, values, strict=True)
+            },
+        }
+        for row, values in zip(side.rows, scores, strict=True)
+    ]

@@ -1,0 +1,220 @@
+"""Scores of all cells and controls of a grid, aggregated over seeds, derived from stored predictions."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from neuropeft.config import Config, Task
+from neuropeft.errors import UserError
+from neuropeft.evaluate.metrics import (
+    DRAWS,
+    FALLBACK_THRESHOLD,
+    METRICS,
+    Array,
+    bootstrap_interval,
+    measure,
+    percentile_interval,
+    why_undefined,
+    youden_threshold,
+)
+from neuropeft.evaluate.predictions import Run, RunKey, read_predictions
+from neuropeft.grid import NO_PRETRAINING, cells, seeds_of, used_tasks
+from neuropeft.progress import track
+
+CONTROL = "control"  # stands for the backbone of the controls
+CONTROLS = ("mean", "age_sex", "ridge_voxels")
+CONTROL_FRACTION = 100
+
+
+@dataclass(frozen=True, order=True)
+class Group:
+    """The cells that differ in their seed only, or one control of a task (backbone `control`)."""
+
+    task: str
+    backbone: str
+    pretraining: str
+    method: str
+    fraction: int
+
+
+@dataclass(frozen=True)
+class Score:
+    """One metric of one group on one cohort.
+
+    Attributes:
+        group: what was trained.
+        cohort: what it was tested on.
+        zero_shot: whether the cohort was never trained on.
+        metric: a name of `metrics.METRICS`.
+        values: value per seed, without seeds that are missing or have no value.
+        expected: seeds of the grid.
+        n: test subjects; None where nothing has been predicted.
+        ci_low: lower end of the 95 % interval over subjects of the mean over seeds; NaN if unknown.
+        ci_high: its upper end.
+        reason: why seeds are missing or have no value; empty if none are.
+        draws: bootstrap draws of the mean over seeds, [draws], and the subjects they resample.
+        subjects: test subjects, [n].
+    """
+
+    group: Group
+    cohort: str
+    zero_shot: bool
+    metric: str
+    values: dict[int, float]
+    expected: tuple[int, ...]
+    n: int | None = None
+    ci_low: float = float("nan")
+    ci_high: float = float("nan")
+    reason: str = ""
+    draws: Array | None = field(default=None, repr=False, compare=False)
+    subjects: tuple[str, ...] = field(default=(), repr=False, compare=False)
+
+    @property
+    def mean(self) -> float:
+        """Mean over the seeds that have a value; NaN without any."""
+        return float(np.mean(list(self.values.values()))) if self.values else float("nan")
+
+    @property
+    def sd(self) -> float:
+        """Sample standard deviation over seeds (n - 1); NaN for fewer than two."""
+        return float(np.std(list(self.values.values()), ddof=1)) if len(self.values) > 1 else float("nan")
+
+    @property
+    def complete(self) -> bool:
+        """Whether every seed of the grid has a value."""
+        return len(self.values) == len(self.expected)
+
+
+def primary_metric(task: Task) -> str:
+    """Return the metric that the paper reports for this kind of task: AUC or mean absolute error."""
+    return METRICS[task.kind][0]
+
+
+def groups(config: Config) -> dict[Group, tuple[int, ...]]:
+    """Return all groups of the grid with their seeds: cells first, then the controls of each task."""
+    seeds: dict[Group, list[int]] = defaultdict(list)
+    all_cells = cells(config)
+    for cell in all_cells:
+        seeds[Group(cell.task, cell.backbone, cell.pretraining, cell.method, cell.fraction)].append(cell.seed)
+    for task in used_tasks(config):
+        for control in CONTROLS:
+            group = Group(task, CONTROL, NO_PRETRAINING, control, CONTROL_FRACTION)
+            seeds[group] = seeds_of(all_cells, task)
+    return {group: tuple(of_group) for group, of_group in seeds.items()}
+
+
+def collect(config: Config, results: Path, draws: int = DRAWS) -> list[Score]:
+    """Score everything that the grid asks for; what is not there yet becomes a score without values.
+
+    Args:
+        config: the configuration.
+        results: the results folder.
+        draws: bootstrap draws for the intervals; 0 leaves the intervals out.
+
+    Raises:
+        UserError: a prediction file cannot be read, or its seeds were tested on different subjects.
+    """
+    files: dict[Path, dict[RunKey, Run]] = {}
+    scores: list[Score] = []
+    wanted = groups(config)
+    for group, expected in track(wanted.items(), len(wanted), "scores"):
+        task = config.tasks[group.task]
+        for cohort in (task.train, *task.zero_shot):
+            tested = {seed: _seed_runs(config, results, group, cohort, seed, files) for seed in expected}
+            scores += _score(task, group, cohort, expected, tested, draws)
+    return scores
+
+
+def _seed_runs(
+    config: Config, results: Path, group: Group, cohort: str, seed: int, files: dict[Path, dict[RunKey, Run]]
+) -> tuple[Run | None, Run | None]:
+    """Return the validation and the test run of one seed, None where missing."""
+    task = config.tasks[group.task]
+    method = group.method if group.backbone == CONTROL else ""
+    of_train = _runs(_file(results, group, task.train, seed), task, files)
+    of_cohort = _runs(_file(results, group, cohort, seed), task, files)
+    side = "test" if cohort == task.train else "zero-shot"
+    return (
+        of_train.get(RunKey(method, group.fraction, seed, "val")),
+        of_cohort.get(RunKey(method, group.fraction, seed, side)),
+    )
+
+
+def _file(results: Path, group: Group, cohort: str, seed: int) -> Path:
+    if group.backbone == CONTROL:
+        return results / "controls" / group.task / f"seed-{seed}" / f"{cohort}.tsv"
+    folder = results / "predictions" / group.task / group.backbone / group.pretraining / group.method
+    return folder / f"{cohort}.tsv"
+
+
+def _runs(path: Path, task: Task, files: dict[Path, dict[RunKey, Run]]) -> dict[RunKey, Run]:
+    if path not in files:
+        files[path] = read_predictions(path, task.kind, len(task.classes or {})) if path.is_file() else {}
+    return files[path]
+
+
+def _score(
+    task: Task,
+    group: Group,
+    cohort: str,
+    expected: tuple[int, ...],
+    tested: dict[int, tuple[Run | None, Run | None]],
+    draws: int,
+) -> Iterator[Score]:
+    present = {seed: (run, _threshold(task, validation)) for seed, (validation, run) in tested.items() if run}
+    points = {seed: measure(task.kind, run.y, run.score, cut) for seed, (run, cut) in present.items()}
+    subjects = _common_subjects(group, cohort, [run for run, _ in present.values()])
+    reason = _reason(task, expected, tested)
+    drawn = {}
+    if draws and present:
+        runs = [(run.y, run.score, cut) for run, cut in present.values()]
+        drawn = bootstrap_interval(task.kind, runs, draws)
+    for metric in METRICS[task.kind]:
+        values = {seed: float(of_seed[metric]) for seed, of_seed in points.items()}
+        finite = {seed: value for seed, value in values.items() if np.isfinite(value)}
+        of_metric = drawn.get(metric) if len(finite) == len(values) else None
+        low, high = percentile_interval(of_metric) if of_metric is not None else (np.nan, np.nan)
+        yield Score(
+            group,
+            cohort,
+            cohort != task.train,
+            metric,
+            finite,
+            expected,
+            n=len(subjects) if present else None,
+            ci_low=low,
+            ci_high=high,
+            reason="" if len(finite) == len(expected) else reason,
+            draws=of_metric,
+            subjects=subjects,
+        )
+
+
+def _threshold(task: Task, validation: Run | None) -> float:
+    """Threshold chosen on validation and then frozen for test and zero-shot (0.5 without validation)."""
+    if task.kind != "binary" or validation is None:
+        return FALLBACK_THRESHOLD
+    return youden_threshold(validation.y, validation.score)
+
+
+def _common_subjects(group: Group, cohort: str, runs: Sequence[Run]) -> tuple[str, ...]:
+    # Seeds share the test side by construction; predictions that do not are left from another split.
+    if len({run.subjects for run in runs}) > 1:
+        raise UserError(
+            f"predictions of {group.task}/{group.backbone}/{group.pretraining}/{group.method} on {cohort} "
+            "were made for different test subjects: delete them and run the workflow again"
+        )
+    return runs[0].subjects if runs else ()
+
+
+def _reason(task: Task, expected: tuple[int, ...], tested: dict[int, tuple[Run | None, Run | None]]) -> str:
+    missing = [str(seed) for seed in expected if tested[seed][1] is None]
+    reasons = [f"no predictions of seed {', '.join(missing)}"] if missing else []
+    for _, run in tested.values():
+        why = why_undefined(task.kind, run.y, run.score) if run else ""
+        if why and why not in reasons:
+            reasons.append(why)
+    return "; ".join(reasons)

@@ -3,8 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
-
 from neuropeft.errors import UserError
 from neuropeft.models.heads import Predictor
 from neuropeft.models.mae3d import MAE3D, DecoderConfig
@@ -12,13 +10,13 @@ from neuropeft.models.vit3d import ViT3D, ViTConfig
 
 
 def build_vit(backbone: Mapping[str, Any]) -> ViT3D:
-    """Return the randomly initialised encoder that `backbone` (kind `vit` and `ViTConfig`'s keys) describes."""
+    """Return the randomly initialised encoder that `backbone` (`ViTConfig`'s keys) describes."""
     if backbone.get("kind") != "vit":
         raise UserError(f"backbone kind {backbone.get('kind')!r} has no transformer encoder; give kind: vit")
     return ViT3D(_from_mapping(ViTConfig, backbone, "backbone"))
 
 
-def build_predictor(backbone: Mapping[str, Any], outputs: int) -> nn.Module:
+def build_predictor(backbone: Mapping[str, Any], outputs: int) -> Predictor:
     """Return a randomly initialised `Predictor` of `outputs` outputs.
 
     Args:
@@ -36,17 +34,29 @@ def build_predictor(backbone: Mapping[str, Any], outputs: int) -> nn.Module:
     raise UserError(f"backbone kind {kind!r} is unknown; give vit or densenet121")
 
 
-def build_mae(backbone: Mapping[str, Any], decoder: Mapping[str, Any], mask_ratio: float) -> MAE3D:
-    """Return a randomly initialised masked autoencoder whose `encoder` is the backbone to pretrain."""
-    return MAE3D(build_vit(backbone), _from_mapping(DecoderConfig, decoder, "decoder"), mask_ratio)
+def build_mae(
+    backbone: Mapping[str, Any], decoder: Mapping[str, Any], mask_ratio: float, normalize_targets: bool = True
+) -> MAE3D:
+    """Return a randomly initialised masked autoencoder whose `encoder` is the backbone to pretrain.
+
+    Args:
+        backbone: As for `build_predictor`, of kind `vit`.
+        decoder: Keys of `DecoderConfig`.
+        mask_ratio: Share of patches hidden.
+        normalize_targets: As in `MAE3D`.
+    """
+    shape = _from_mapping(DecoderConfig, decoder, "decoder")
+    return MAE3D(build_vit(backbone), shape, mask_ratio, normalize_targets)
 
 
 def _from_mapping(kind: Any, values: Mapping[str, Any], label: str) -> Any:
-    values = {key: value for key, value in values.items() if key != "kind"}
+    # A configured backbone names its kind, and the decoder that pretrains it, beside its own shape.
+    values = {key: value for key, value in values.items() if key not in ("kind", "decoder")}
     unknown = sorted(set(values) - set(kind.__dataclass_fields__))
     missing = sorted({"width", "depth", "heads"} - set(values))
     if unknown or missing:
         raise UserError(
-            f"{label} has unknown keys {unknown} and lacks {missing}; known are {sorted(kind.__dataclass_fields__)}"
+            f"{label} has unknown keys {unknown} and lacks {missing}; "
+            f"known are {sorted(kind.__dataclass_fields__)}"
         )
     return kind(**values)

@@ -11,8 +11,7 @@ class Predictor(nn.Module):
     def __init__(self, backbone: nn.Module, width: int, outputs: int) -> None:
         """Put a head of `outputs` outputs on a backbone that gives `width` features.
 
-        Outputs are logits or a standardised regression value. Set the bias to the log-odds of the training set,
-        where there are any, with `set_head_bias`.
+        Outputs are logits or standardised regression values; the bias starts at 0, for the trainer to set.
         """
         super().__init__()
         self.backbone = backbone

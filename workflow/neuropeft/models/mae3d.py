@@ -19,8 +19,9 @@ from neuropeft.models.vit3d import (
     unpatchify,
 )
 
-# Variance, in units of a z-scored scan's, below which a patch is background: its voxels differ by less than about
-# a hundredth of the scan's standard deviation, and scaling that to unit variance would make noise the target.
+# Variance, in units of a z-scored scan's, below which a patch is background: its voxels differ by less than
+# about a hundredth of the scan's standard deviation, and scaling that to unit variance would make noise the
+# target.
 MINIMUM_VARIANCE = 1e-4
 
 
@@ -89,7 +90,7 @@ class MAE3D(nn.Module):
         self.decoder_blocks = nn.ModuleList(
             Block(width, decoder.heads, int(width * encoder.config.mlp_ratio)) for _ in range(decoder.depth)
         )
-        self.decoder_norm = nn.LayerNorm(width, eps=1e-6)
+        self.decoder_norm = nn.LayerNorm(width)
         self.decoder_pred = nn.Linear(width, patch**3)
         for part in (self.decoder_embed, self.decoder_blocks, self.decoder_pred):
             initialise(part)
@@ -100,13 +101,13 @@ class MAE3D(nn.Module):
 
         Args:
             x: Z-scored scans [B, 1, S, S, S].
-            noise: [B, N] random numbers whose N(1 - ratio) smallest per scan say what stays visible; drawn here
-                on the device of `x` when not given.
+            noise: [B, N] random numbers whose N(1 - ratio) smallest per scan say what stays visible; drawn
+                here on the device of `x` when not given.
 
         Returns:
             The loss, the prediction and what was masked.
         """
-        self.encoder._check(x)
+        self.encoder.check(x)
         if noise is None:
             noise = torch.rand(x.shape[0], self.encoder.config.tokens, device=x.device)
         order = noise.argsort(dim=1)  # [B, N]: visible places first
@@ -121,16 +122,16 @@ class MAE3D(nn.Module):
     def reconstruct(self, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return a picture of what the network fills in, and where.
 
-        A network trained on normalised targets predicts a patch's pattern, not its level and contrast; those are
-        taken from the true patch, so the picture flatters the network by exactly two numbers a patch.
+        A network trained on normalised targets predicts a patch's pattern, not its level and contrast; those
+        are taken from the true patch, so the picture flatters the network by exactly two numbers a patch.
 
         Args:
             x: Z-scored scans [B, 1, S, S, S].
             noise: As in `forward`.
 
         Returns:
-            The scans with their masked patches replaced by predictions, [B, 1, S, S, S], and the mask in the same
-            shape, bool, true where voxels were predicted.
+            The scans with their masked patches replaced by predictions, [B, 1, S, S, S], and the mask in the
+            same shape, bool, true where voxels were predicted.
         """
         patch = self.encoder.config.patch_size
         _, prediction, masked, mask = self(x, noise)
@@ -151,8 +152,9 @@ class MAE3D(nn.Module):
         return taken.flatten(2)
 
     def _decode(self, latent: Tensor, order: Tensor) -> Tensor:
-        # Attention does not care for the order of tokens, only their positions count: they stay sorted into visible
-        # and masked, which saves restoring the order, and the last layer runs on the masked ones alone.
+        # Attention does not care for the order of tokens, only their positions count: they stay sorted into
+        # visible and masked, which saves restoring the order, and the last layer runs on the masked ones
+        # alone.
         batch, tokens = order.shape
         hidden = self.mask_token.expand(batch, tokens - self.visible, -1)
         embedded = self.decoder_embed(latent)
@@ -162,7 +164,8 @@ class MAE3D(nn.Module):
         return self.decoder_pred(self.decoder_norm(x[:, self.visible :]))  # [B, M, patch^3]
 
     def _loss(self, prediction: Tensor, target: Tensor) -> Tensor:
-        # Background patches have no pattern to normalise: they count nothing, rather than divide by nearly zero.
+        # Background patches have no pattern to normalise: they count nothing, rather than divide by nearly
+        # zero.
         prediction, target = prediction.float(), target.float()
         if not self.normalize_targets:
             return F.mse_loss(prediction, target)

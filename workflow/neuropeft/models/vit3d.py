@@ -1,8 +1,8 @@
 """A 3D vision transformer in plain torch: fixed positions, no class token, mean pooling.
 
-The architecture is the one that the parameter counts of Dhinagar et al. 2024, Table 1, imply: timm's block with
-qkv biases, non-overlapping patches by a strided convolution, sin-cos positions that are not learnt, a final
-LayerNorm, and the mean over tokens as the feature of a scan.
+The architecture is the one that the parameter counts of Dhinagar et al. 2024, Table 1, imply: timm's block
+with qkv biases, non-overlapping patches by a strided convolution, sin-cos positions that are not learnt, a
+final LayerNorm, and the mean over tokens as the feature of a scan.
 """
 
 from dataclasses import dataclass
@@ -64,16 +64,17 @@ def check_width(key: str, width: int, heads: int) -> None:
     """Raise `UserError` unless `heads` attention heads and sin-cos positions of 3 axes fit into `width`."""
     if width <= 0 or width % heads or width % 6:
         raise UserError(
-            f"{key} {width} with {heads} heads cannot be built; give a multiple of 6 (sine and cosine of three "
-            "axes) that the number of heads divides"
+            f"{key} {width} with {heads} heads cannot be built; give a multiple of 6 "
+            "(sine and cosine of three axes) that the number of heads divides"
         )
 
 
 def sincos_positions(grid: int, width: int) -> Tensor:
     """Return fixed sin-cos position embeddings [grid^3, width] (SelfMedMAE's layout, MAE section A.1 in 3D).
 
-    A token's embedding holds sine and cosine of its second, first and third grid index, in that order, at width/6
-    wavelengths from 2 pi to 10000 * 2 pi. The order is SelfMedMAE's and MONAI's, so that their weights fit.
+    A token's embedding holds sine and cosine of its second, first and third grid index, in that order, at
+    width/6 wavelengths from 2 pi to 10000 * 2 pi. The order is SelfMedMAE's and MONAI's, so that their
+    weights fit.
     """
     index = torch.arange(grid, dtype=torch.float64)
     first, second, third = torch.meshgrid(index, index, index, indexing="ij")
@@ -91,8 +92,8 @@ def patch_view(x: Tensor, patch: int) -> Tensor:
 
 
 def patchify(x: Tensor, patch: int) -> Tensor:
-    """Return the patches [B, N, patch^3] of scans [B, 1, S, S, S]; the last axis of the scan varies fastest."""
-    return patch_view(x.contiguous(), patch).reshape(x.shape[0], -1, patch**3)
+    """Return the patches [B, N, patch^3] of scans [B, 1, S, S, S]; the last axis varies fastest."""
+    return patch_view(x, patch).reshape(x.shape[0], -1, patch**3)
 
 
 def unpatchify(patches: Tensor, patch: int) -> Tensor:
@@ -142,9 +143,9 @@ class Block(nn.Module):
     def __init__(self, width: int, heads: int, hidden: int, drop_path: float = 0.0) -> None:
         """Make a block whose residual branches are dropped, per scan, at rate `drop_path` in training."""
         super().__init__()
-        self.norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.norm1 = nn.LayerNorm(width)
         self.attn = Attention(width, heads)
-        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        self.norm2 = nn.LayerNorm(width)
         self.mlp = MLP(width, hidden)
         self.drop_path = drop_path
 
@@ -178,7 +179,7 @@ class ViT3D(nn.Module):
         # A buffer and no parameter: never trained or counted, but stored, as imported positions may differ.
         self.register_buffer("positions", sincos_positions(config.grid, width))
         self.blocks = nn.ModuleList(Block(width, config.heads, hidden, rate) for rate in rates)
-        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.norm = nn.LayerNorm(width)
         initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -187,11 +188,11 @@ class ViT3D(nn.Module):
 
     def embed(self, x: Tensor) -> Tensor:
         """Return the tokens [B, N, width] of scans [B, 1, S, S, S], positions added."""
-        self._check(x)
+        self.check(x)
         return self._project(patchify(x, self.config.patch_size)) + self.positions
 
     def embed_patches(self, patches: Tensor, ids: Tensor) -> Tensor:
-        """Return the tokens [B, n, width] of `patches` [B, n, patch^3] that sit at the grid places `ids` [B, n]."""
+        """Return the tokens [B, n, width] of `patches` [B, n, patch^3] at the grid places `ids` [B, n]."""
         return self._project(patches) + self.positions[ids]
 
     def encode(self, tokens: Tensor) -> Tensor:
@@ -200,21 +201,23 @@ class ViT3D(nn.Module):
             tokens = block(tokens)
         return self.norm(tokens)
 
-    def _project(self, patches: Tensor) -> Tensor:
-        # Patches do not overlap, so the convolution is one matrix product; that avoids the slow conv3d kernels.
-        return F.linear(patches, self.patch_embed.weight.flatten(1), self.patch_embed.bias)
-
-    def _check(self, x: Tensor) -> None:
+    def check(self, x: Tensor) -> None:
+        """Raise `UserError` unless `x` is a batch of scans of the size that this encoder takes."""
         size = self.config.image_size
         if x.ndim != 5 or x.shape[1:] != (1, size, size, size):
             raise UserError(
-                f"a batch of shape {list(x.shape)} does not fit the backbone; give [batch, 1, {size}, {size}, {size}] "
-                "or set the backbone's image_size"
+                f"a batch of shape {list(x.shape)} does not fit the backbone; "
+                f"give [batch, 1, {size}, {size}, {size}] or set the backbone's image_size"
             )
+
+    def _project(self, patches: Tensor) -> Tensor:
+        # Patches do not overlap, so the convolution is one matrix product; that avoids the slow conv3d
+        # kernels.
+        return F.linear(patches, self.patch_embed.weight.flatten(1), self.patch_embed.bias)
 
 
 def initialise(module: nn.Module) -> None:
-    """Initialise as MAE does: Xavier-uniform matrices (the patch projection included), zero biases, unit norms."""
+    """Initialise as MAE does: Xavier-uniform matrices, patch projection included, and zero biases."""
     for part in module.modules():
         if isinstance(part, nn.Linear | nn.Conv3d):
             nn.init.xavier_uniform_(part.weight.flatten(1))

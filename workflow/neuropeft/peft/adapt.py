@@ -5,24 +5,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from neuropeft.errors import UserError
 from neuropeft.files import atomic_path
+from neuropeft.models.checkpoints import read_tensors
 from neuropeft.models.heads import Predictor
 from neuropeft.peft import lora, selective
 
 
 def _lora(backbone: nn.Module, r: int, alpha: float, targets: list[str], dropout: float = 0.0) -> None:
-    vit = selective.require_vit(backbone, "lora")
-    lora.inject(vit, r, alpha, targets, dropout)
-    for module in vit.modules():
-        if isinstance(module, lora.LoRALinear):
-            module.lora_a.requires_grad_(True)
-            module.lora_b.requires_grad_(True)
+    lora.inject(selective.require_vit(backbone, "lora"), r, alpha, targets, dropout)
 
 
 # Each takes the frozen backbone and the method's options, and makes trainable what the method trains.
@@ -34,20 +29,24 @@ METHODS: dict[str, Callable[..., None]] = {
     "lora": _lora,
 }
 
+# Keys of a configured method that say how it is trained, not what.
+NOT_ADAPTING = frozenset({"kind", "lr", "head_lr", "weight_decay", "shuffle_labels"})
+
 
 def adapt(model: Predictor, method: Mapping[str, Any]) -> None:
-    """Prepare `model` for training by `method`, in place: inject its parameters, freeze all it does not train.
+    """Prepare `model` for training by `method`, in place: add its parameters, freeze the others.
 
     The head is always trained. Call it once, after loading pretrained weights.
 
     Args:
         model: A network with `.backbone` and `.head`.
-        method: `{"kind": ..., ...options}`, for example `{"kind": "lora", "r": 8, "alpha": 8.0, "targets": ["q", "v"]}`.
+        method: A configured method, for example `{"kind": "lora", "r": 8, "alpha": 8.0, "targets": ["q",
+            "v"]}`; the keys `NOT_ADAPTING` are left to the trainer.
 
     Raises:
         UserError: The kind or an option is unknown, or the backbone does not support the method.
     """
-    options = {key: value for key, value in method.items() if key != "kind"}
+    options = {key: value for key, value in method.items() if key not in NOT_ADAPTING}
     kind = method.get("kind")
     if kind not in METHODS:
         raise UserError(f"method kind {kind!r} is unknown; give one of {', '.join(METHODS)}")
@@ -80,8 +79,8 @@ def load_delta(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     reshaped = sorted(name for name in own.keys() & state.keys() if own[name].shape != state[name].shape)
     if missing or unexpected or reshaped:
         raise UserError(
-            f"the delta belongs to another network or method (missing {missing[:3]}, unexpected {unexpected[:3]}, "
-            f"other shape {reshaped[:3]}); fine-tune the cell again"
+            f"the delta belongs to another network or method (missing {missing[:3]}, "
+            f"unexpected {unexpected[:3]}, other shape {reshaped[:3]}); fine-tune the cell again"
         )
     for name, value in own.items():
         value.copy_(state[name])
@@ -96,11 +95,7 @@ def save_delta(path: str | Path, model: nn.Module, metadata: Mapping[str, str]) 
 
 def read_delta(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return the tensors and the metadata of a file written by `save_delta`."""
-    try:
-        with safe_open(path, framework="pt") as stream:
-            return {name: stream.get_tensor(name) for name in stream.keys()}, stream.metadata() or {}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot read the delta {path}: {error}; fine-tune the cell again") from error
+    return read_tensors(path)
 
 
 def parameter_groups(
@@ -108,8 +103,8 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Return the optimiser groups of an adapted `model`.
 
-    Biases, norms and other 1-D parameters get no weight decay; the head has groups of its own, with `head_lr` if
-    given. Each group has the keys params, lr, weight_decay and name; empty groups are left out.
+    Biases, norms and other 1-D parameters get no weight decay; the head has groups of its own, with `head_lr`
+    if given. Each group has the keys params, lr, weight_decay and name; empty groups are left out.
     """
     groups: dict[str, dict[str, Any]] = {}
     for name, parameter in model.named_parameters():

@@ -6,7 +6,6 @@ from importlib.resources import files
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
 
 from neuropeft.models.build import build_predictor
 from neuropeft.models.heads import Predictor
@@ -26,8 +25,8 @@ METHODS: dict[str, Mapping[str, Any]] = {
     "lora": {"kind": "lora", "r": 32, "alpha": 32.0, "targets": ["q", "v"]},
     "layernorm": {"kind": "layernorm"},
 }
-# A layer of MeLo's LoRA code (30 * classes -> classes) that is created after freezing and never used, so it is
-# counted as trainable but cannot train.
+# A layer of MeLo's LoRA code (30 * classes -> classes) that is created after freezing and never used, so it
+# is counted as trainable but cannot train.
 UNUSED_LAYER = 30 * OUTPUTS * OUTPUTS + OUTPUTS
 
 
@@ -39,21 +38,23 @@ class Counts(NamedTuple):
     total: int
 
 
-def count(model: nn.Module) -> Counts:
-    """Return how many parameters of an adapted `Predictor` are trained, in its backbone, its head and together."""
-    assert isinstance(model, Predictor)
+def count(model: Predictor) -> Counts:
+    """Return how many parameters of an adapted `Predictor` are trained, by part and in total."""
     encoder = sum(value.numel() for value in model.backbone.parameters() if value.requires_grad)
     head = sum(value.numel() for value in model.head.parameters() if value.requires_grad)
     return Counts(encoder, head, encoder + head)
 
 
 def table1() -> list[dict[str, str | int]]:
-    """Return the rows of Table 1 (Dhinagar et al. 2024) with the keys `COLUMNS`, and DenseNet121's after them.
+    """Return the rows of Table 1 (Dhinagar et al. 2024) with the keys `COLUMNS`, then DenseNet121's.
 
-    `published` is the printed number and `as_published` ours when put together as the row's `contains` tells: the
-    paper includes the head in some rows and not in others. Networks are built without memory, on the meta device.
+    `published` is the printed number and `as_published` ours when put together as the row's `contains` tells:
+    the paper includes the head in some rows and not in others. Networks are built without memory, on the meta
+    device.
     """
-    text = (files("neuropeft") / "publish" / "reference" / "dhinagar2024_table1.csv").read_text(encoding="utf-8")
+    text = (files("neuropeft") / "publish" / "reference" / "dhinagar2024_table1.csv").read_text(
+        encoding="utf-8"
+    )
     rows: list[dict[str, str | int]] = []
     for row in csv.DictReader(text.splitlines()):
         with torch.device("meta"):
@@ -62,8 +63,7 @@ def table1() -> list[dict[str, str | int]]:
         counts = count(model)
         parts = {"encoder": counts.encoder, "head": counts.head, "unused": UNUSED_LAYER}
         as_published = sum(parts[part] for part in row["parts"].split("+"))
-        numbers = {**counts._asdict(), "as_published": as_published, "published": row["published"]}
-        names = {"backbone": row["backbone"], "method": row["method"], "contains": row["contains"]}
-        merged = {**names, **numbers}
-        rows.append({column: merged[column] for column in COLUMNS})
+        published = int(row["published"]) if row["published"].isdigit() else row["published"]
+        values = {**row, **counts._asdict(), "as_published": as_published, "published": published}
+        rows.append({column: values[column] for column in COLUMNS})
     return rows

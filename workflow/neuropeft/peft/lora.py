@@ -17,8 +17,8 @@ TARGETS = (*FUSED, "proj", "fc1", "fc2")
 class LoRALinear(nn.Linear):
     """A frozen linear layer W plus (alpha / r) B A, separately for named slices of its output rows.
 
-    A is Kaiming-uniform and B is zero, so that the layer starts as W. `weight` and `bias` keep their names and
-    storage, so a state dict of the unadapted network still fits.
+    A is Kaiming-uniform and B is zero, so that the layer starts as W. `weight` and `bias` keep their names
+    and storage, so a state dict of the unadapted network still fits.
     """
 
     def __init__(
@@ -44,10 +44,10 @@ class LoRALinear(nn.Linear):
         self.rows = dict(rows)
         self.scale = alpha / r
         self.dropout = dropout
-        like = {"device": linear.weight.device, "dtype": linear.weight.dtype}
-        self.lora_a = nn.ParameterDict({n: nn.Parameter(torch.empty(r, self.in_features, **like)) for n in rows})
+        weight = linear.weight
+        self.lora_a = nn.ParameterDict({name: weight.new_empty(r, self.in_features) for name in rows})
         self.lora_b = nn.ParameterDict(
-            {n: nn.Parameter(torch.zeros(part.stop - part.start, r, **like)) for n, part in rows.items()}
+            {name: weight.new_zeros(part.stop - part.start, r) for name, part in rows.items()}
         )
         for a in self.lora_a.values():
             nn.init.kaiming_uniform_(a, a=math.sqrt(5))
@@ -69,16 +69,12 @@ class LoRALinear(nn.Linear):
         return linear.train(self.training)
 
     def _spread_b(self) -> Tensor:
-        # One matrix [out, targets * r], zero outside each target's rows and columns: one product serves all targets
-        # and the rows of the others receive exactly zero.
-        if len(self.rows) == 1 and self.out_features == next(iter(self.lora_b.values())).shape[0]:
-            return next(iter(self.lora_b.values()))
-        columns, end = [], 0
-        for name, part in self.rows.items():
-            b = self.lora_b[name]
-            columns.append(F.pad(b, (0, 0, part.start, self.out_features - part.stop)))  # [out, r]
-            end += b.shape[1]
-        return torch.cat(columns, dim=1)
+        # One matrix [out, targets * r], zero outside each target's rows and columns: one product serves all
+        # targets and the rows of the others receive exactly zero.
+        padding = {
+            name: (0, 0, part.start, self.out_features - part.stop) for name, part in self.rows.items()
+        }
+        return torch.cat([F.pad(self.lora_b[name], padding[name]) for name in self.rows], dim=1)
 
 
 def inject(backbone: ViT3D, r: int, alpha: float, targets: Sequence[str], dropout: float = 0.0) -> None:

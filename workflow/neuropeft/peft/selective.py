@@ -28,5 +28,7 @@ def train_layernorm(backbone: nn.Module) -> None:
 def require_vit(backbone: nn.Module, kind: str) -> ViT3D:
     """Return `backbone` if it is a transformer; raise `UserError` naming the method `kind` if it is not."""
     if not isinstance(backbone, ViT3D):
-        raise UserError(f"method {kind} needs a ViT backbone; use scratch or full for {type(backbone).__name__}")
+        raise UserError(
+            f"method {kind} needs a ViT backbone; use scratch or full for {type(backbone).__name__}"
+        )
     return backbone

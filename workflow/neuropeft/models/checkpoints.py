@@ -1,7 +1,6 @@
 """Encoder weights in and out: our safetensors files, and checkpoints of MONAI's transformers."""
 
 import json
-import pickle
 import re
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -95,10 +94,10 @@ def import_encoder(
     """
     try:
         content = torch.load(source, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        for key in ("state_dict", "model"):
+            content = content.get(key, content)
+    except Exception as error:  # what unpickling a foreign file raises has no common class
         raise UserError(f"cannot read the checkpoint {source}: {error}; give a PyTorch state dict") from error
-    for key in ("state_dict", "model"):
-        content = content.get(key, content)
     state, report = import_monai(content)
     _load_strictly(encoder, state, str(source))
     save_encoder(path, encoder, {**metadata, "import": "; ".join(report)})

@@ -1,0 +1,133 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import neuropeft
+import pytest
+import torch
+from neuropeft.errors import UserError
+from neuropeft.models.build import build_vit
+from neuropeft.models.checkpoints import import_encoder, import_monai, load_encoder, save_encoder
+
+BACKBONE = {"kind": "vit", "width": 48, "depth": 2, "heads": 4, "patch_size": 8, "image_size": 32}
+MONAI = {
+    "in_channels": 1,
+    "img_size": 32,
+    "patch_size": 8,
+    "hidden_size": 48,
+    "mlp_dim": 192,
+    "num_layers": 2,
+}
+
+
+def trained(module):
+    """Stand in for training: no parameter keeps a value that another initialisation would also give."""
+    torch.manual_seed(3)
+    for parameter in module.parameters():
+        if parameter.requires_grad:
+            parameter.data.add_(0.1 * torch.randn_like(parameter))
+    return module.eval()
+
+
+@pytest.fixture
+def scans():
+    return torch.randn(2, 1, 32, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+def test_an_encoder_file_restores_features_and_provenance(tmp_path, scans):
+    encoder = trained(build_vit(BACKBONE))
+    save_encoder(tmp_path / "encoder.safetensors", encoder, {"cohort": "simulated"})
+    fresh = build_vit({**BACKBONE, "drop_path": 0.1}).eval()
+    metadata = load_encoder(tmp_path / "encoder.safetensors", fresh)
+    assert torch.equal(fresh(scans), encoder(scans))
+    assert metadata["cohort"] == "simulated"
+    assert '"width": 48' in metadata["architecture"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("depth", 3), ("heads", 6), ("patch_size", 16), ("mlp_ratio", 2.0)]
+)
+def test_another_architecture_is_refused_by_its_key(tmp_path, key, value):
+    save_encoder(tmp_path / "encoder.safetensors", build_vit(BACKBONE), {})
+    with pytest.raises(UserError, match=key):
+        load_encoder(tmp_path / "encoder.safetensors", build_vit({**BACKBONE, key: value}))
+
+
+def test_missing_and_unexpected_keys_are_listed(tmp_path):
+    from safetensors.torch import save_file
+
+    state = build_vit(BACKBONE).state_dict()
+    state["norm.gamma"] = state.pop("norm.weight")
+    save_file(state, tmp_path / "encoder.safetensors")
+    with pytest.raises(UserError, match=r"missing \['norm.weight'\], unexpected \['norm.gamma'\]"):
+        load_encoder(tmp_path / "encoder.safetensors", build_vit(BACKBONE))
+
+
+def test_a_broken_file_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"absent\.safetensors"):
+        load_encoder(tmp_path / "absent.safetensors", build_vit(BACKBONE))
+    (tmp_path / "checkpoint.pt").write_bytes(b"text")
+    with pytest.raises(UserError, match=r"checkpoint\.pt"):
+        import_encoder(tmp_path / "checkpoint.pt", tmp_path / "e.safetensors", build_vit(BACKBONE), {})
+
+
+@pytest.mark.parametrize("positions", ["sincos", "learnable"])
+@pytest.mark.parametrize(("bias", "projection"), [(True, "conv"), (False, "perceptron")])
+def test_features_of_a_monai_vit_survive_the_import(tmp_path, scans, positions, bias, projection):
+    from monai.networks.nets import ViT
+
+    theirs = trained(ViT(**MONAI, num_heads=4, pos_embed_type=positions, qkv_bias=bias, proj_type=projection))
+    checkpoint = {"state_dict": {f"backbone.{name}": value for name, value in theirs.state_dict().items()}}
+    torch.save(checkpoint, tmp_path / "monai.pt")
+    ours = build_vit(BACKBONE).eval()
+    report = import_encoder(tmp_path / "monai.pt", tmp_path / "encoder.safetensors", ours, {"from": "MONAI"})
+    torch.testing.assert_close(ours(scans), theirs(scans)[0].mean(dim=1), atol=1e-5, rtol=1e-4)
+    fresh = build_vit(BACKBONE).eval()
+    metadata = load_encoder(tmp_path / "encoder.safetensors", fresh)
+    assert torch.equal(fresh(scans), ours(scans))
+    assert "norm_cross_attn" in metadata["import"]
+    assert any("qkv.bias was absent" in line for line in report) != bias
+
+
+def test_features_of_a_monai_autoencoder_survive_the_import(scans):
+    from monai.networks.nets import MaskedAutoEncoderViT
+
+    theirs = trained(MaskedAutoEncoderViT(**MONAI, num_heads=4, decoder_hidden_size=48, decoder_num_heads=4))
+    state, report = import_monai(theirs.state_dict())
+    ours = build_vit(BACKBONE).eval()
+    ours.load_state_dict(state)
+    without_class_token = theirs.blocks(theirs.patch_embedding(scans)).mean(dim=1)
+    torch.testing.assert_close(ours(scans), without_class_token, atol=1e-5, rtol=1e-4)
+    assert any("class token was dropped" in line for line in report)
+
+
+def test_our_positions_are_those_of_monai():
+    from monai.networks.blocks.pos_embed_utils import build_sincos_position_embedding
+
+    theirs = build_sincos_position_embedding([5, 5, 5], 48, 3).squeeze(0)
+    torch.testing.assert_close(build_vit({**BACKBONE, "image_size": 40}).positions, theirs.data)
+
+
+def test_a_checkpoint_of_another_image_size_is_refused(tmp_path):
+    from monai.networks.nets import ViT
+
+    theirs = ViT(**{**MONAI, "img_size": 48}, num_heads=4)
+    torch.save(theirs.state_dict(), tmp_path / "monai.pt")
+    with pytest.raises(UserError, match=r"positions \[216, 48\] for \[64, 48\]"):
+        import_encoder(tmp_path / "monai.pt", tmp_path / "e.safetensors", build_vit(BACKBONE), {})
+
+
+def test_a_checkpoint_that_is_no_monai_transformer_is_refused():
+    with pytest.raises(UserError, match="patch_embeddings"):
+        import_monai({"conv.weight": torch.zeros(1)})
+
+
+def test_the_fine_tuning_path_imports_no_heavy_package():
+    code = (
+        "import sys, neuropeft.models.build, neuropeft.models.checkpoints, neuropeft.peft.counts\n"
+        "heavy = {'monai', 'ants', 'nilearn', 'nibabel', 'pandas', 'matplotlib', 'sklearn', 'peft'}\n"
+        "sys.exit(', '.join(sorted(heavy & set(sys.modules))))"
+    )
+    package = Path(neuropeft.__file__).parents[1]
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": str(package)})

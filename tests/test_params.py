@@ -1,0 +1,53 @@
+"""The paper's Table 1, to the last parameter."""
+
+import pytest
+from neuropeft.models.build import build_predictor
+from neuropeft.peft.adapt import adapt
+from neuropeft.peft.counts import COLUMNS, Counts, count, table1
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return {(row["backbone"], row["method"]): row for row in table1()}
+
+
+# Written out here too: a change of the packaged table must not change what the test demands.
+PUBLISHED = {
+    ("vit_b", "scratch"): 88_204_034,
+    ("vit_b", "full"): 88_204_034,
+    ("vit_b", "attention"): 28_349_954,
+    ("vit_b", "lora"): 1_181_308,
+    ("vit_b", "layernorm"): 38_400,
+    ("vit_s", "scratch"): 12_220_800,
+    ("vit_s", "full"): 12_220_800,
+    ("vit_s", "attention"): 3_548_930,
+    ("vit_s", "lora"): 295_804,
+    ("vit_s", "layernorm"): 10_754,
+}
+
+
+@pytest.mark.parametrize("key", PUBLISHED)
+def test_the_published_count_is_reproduced_exactly(rows, key):
+    row = rows[key]
+    assert row["published"] == PUBLISHED[key]
+    assert row["as_published"] == PUBLISHED[key]
+    assert row["total"] == row["encoder"] + row["head"]
+    assert row["contains"]
+
+
+def test_only_lora_needs_the_unused_layer(rows):
+    difference = {key: rows[key]["as_published"] - rows[key]["total"] for key in PUBLISHED}
+    assert {key[1] for key, value in difference.items() if value > 0} == {"lora"}
+    assert difference["vit_b", "lora"] == difference["vit_s", "lora"] == 122
+
+
+def test_the_ten_come_first_and_densenet_after_them(rows):
+    assert list(rows)[:10] == list(PUBLISHED)
+    assert rows["densenet121", "scratch"]["total"] == 11_244_674
+    assert all(tuple(row) == COLUMNS for row in rows.values())
+
+
+def test_count_sees_only_what_is_trained():
+    model = build_predictor({"kind": "vit", "width": 48, "depth": 2, "heads": 4}, 3)
+    adapt(model, {"kind": "layernorm"})
+    assert count(model) == Counts(encoder=5 * 2 * 48, head=3 * 49, total=5 * 2 * 48 + 3 * 49)

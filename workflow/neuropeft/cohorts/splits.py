@@ -1,9 +1,138 @@
-"""Splits by subject: who is trained on, who chooses the epoch, who is tested on."""
+"""Splits by subject: who is trained on, who chooses the epoch, who is tested on.
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+Nothing is drawn: subjects are ranked by a hash of their name, so that a split follows from the seed and from
+who is in the cohort, and a subject that joins or leaves moves few others. Within each stratum the lowest
+ranks go to test, whatever the task and the seed; the seed decides on the rest.
+"""
 
-TRAIN, VALIDATION, TEST = "train", "val", "test"
+import hashlib
+import re
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from neuropeft.errors import UserError
+from neuropeft.files import MISSING, read_tsv, write_tsv
+
+TRAIN, VALIDATION, TEST = SIDES = ("train", "val", "test")
+SPLIT_COLUMNS = ("scan_id", "subject", "side", "order", "y")
+SUBJECTS_PER_BIN = 10
+MOST_BINS = 10
+_MEND = "do not edit splits; delete the file to have it made anew"
+
+Row = Mapping[str, Any]
+Key = TypeVar("Key", bound=Hashable)
+# Subjects by target (the class or, for regression, the bin), then by sex.
+Strata = dict[int, dict[str, list[str]]]
+
+
+def make_split(
+    rows: Sequence[Row], seed: int, test: float, validation: float, kind: str, task: str
+) -> list[dict[str, Any]]:
+    """Split the subjects of a task's training cohort.
+
+    Strata are the target's classes, or quantile bins of a regression target, and within them the sexes where
+    they are known. A stratum too small for its share passes it to its class as a whole. Every class has a
+    subject on every side. A subject with several scans belongs to the stratum of its first one.
+
+    Args:
+        rows: one per scan: scan_id, subject, session, y and sex, text or values.
+        seed: decides who validates and in which order training subjects are taken.
+        test: share of the subjects that is tested on, the same whatever the seed.
+        validation: share of the subjects that validates.
+        kind: binary, multiclass or regression.
+        task: name of the task, for errors.
+
+    Returns:
+        Rows with SPLIT_COLUMNS, sorted by scan_id. `order` ranks training subjects: any first part of them is
+        stratified as well as it can be, and begins with one subject of each class. None on other sides.
+
+    Raises:
+        UserError: a class has too few subjects to be on three sides.
+    """
+    first = first_rows(rows)
+    classes = kind != "regression"
+    strata = _strata(first, classes)
+    _check_enough(strata, classes, task)
+    count = len(first)
+    tested = _take(strata, min(round(test * count), count - 2), classes, keep=2, rank=_rank("test"))
+    rest = _without(strata, tested)
+    left = count - len(tested)
+    validated = _take(
+        rest, min(round(validation * count), left - 1), classes, keep=1, rank=_rank(f"validation {seed}")
+    )
+    trained = _nested_order(_without(rest, validated), _rank(f"order {seed}"))
+    order = {subject: position for position, subject in enumerate(trained)}
+    side = dict.fromkeys(tested, TEST) | dict.fromkeys(validated, VALIDATION) | dict.fromkeys(trained, TRAIN)
+    return [
+        {
+            "scan_id": row["scan_id"],
+            "subject": row["subject"],
+            "side": side[row["subject"]],
+            "order": order.get(row["subject"]),
+            "y": row["y"],
+        }
+        for row in sorted(rows, key=lambda row: row["scan_id"])
+    ]
+
+
+def write_split(path: str | Path, rows: Sequence[Row]) -> None:
+    """Check a split and write it."""
+    check_split(rows, str(path))
+    write_tsv(path, rows, SPLIT_COLUMNS)
+
+
+def read_split(path: str | Path) -> list[dict[str, Any]]:
+    """Read and check a split; `order` becomes int or None, `y` int for a class and float for a value."""
+    rows: list[dict[str, Any]] = []
+    for number, row in enumerate(read_tsv(path), start=2):
+        try:
+            order = None if row["order"] == MISSING else int(row["order"])
+            y = int(row["y"]) if re.fullmatch(r"\d+", row["y"]) else float(row["y"])
+            rows.append({column: row[column] for column in SPLIT_COLUMNS} | {"order": order, "y": y})
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{path}, line {number}: {error} is not what a split holds; {_MEND}") from error
+    check_split(rows, str(path))
+    return rows
+
+
+def split_digest(path: str | Path) -> str:
+    """Return the SHA-256 of a split's file."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def check_split(rows: Sequence[Row], name: str) -> None:
+    """Check that nobody is on two sides and that every fraction lies within the larger ones.
+
+    Args:
+        rows: rows of a split, `order` as text or value.
+        name: what errors call the split, such as its file.
+
+    Raises:
+        UserError: a subject or scan is on two sides, a side is empty, or the order is not 0, 1, ..., one rank
+            per training subject.
+    """
+    side_of: dict[str, str] = {}
+    order_of: dict[str, object] = {}
+    for row in rows:
+        subject, order = row["subject"], _order(row["order"])
+        if side_of.setdefault(subject, row["side"]) != row["side"]:
+            sides = f"{side_of[subject]} and {row['side']}"
+            raise UserError(f"{name}: subject {subject} is on two sides, {sides}; {_MEND}")
+        if order_of.setdefault(subject, order) != order:
+            ranks = f"{order_of[subject]} and {order}"
+            raise UserError(f"{name}: subject {subject} has two ranks, {ranks}; {_MEND}")
+        if (order is None) == (row["side"] == TRAIN):
+            raise UserError(f"{name}: subject {subject} ({row['side']}) has the rank {row['order']}; {_MEND}")
+    if len({row["scan_id"] for row in rows}) < len(rows):
+        raise UserError(f"{name}: a scan is listed twice; {_MEND}")
+    if set(side_of.values()) != set(SIDES):
+        raise UserError(
+            f"{name}: the sides are {sorted(set(side_of.values()))}, not {sorted(SIDES)}; {_MEND}"
+        )
+    n_train = sum(side == TRAIN for side in side_of.values())
+    if {order for order in order_of.values() if order is not None} != set(range(n_train)):
+        raise UserError(f"{name}: the ranks of the {n_train} training subjects are not 0 to n - 1; {_MEND}")
 
 
 def fraction_size(fraction: int, n_train: int) -> int:
@@ -11,13 +140,120 @@ def fraction_size(fraction: int, n_train: int) -> int:
     return -(-fraction * n_train // 100)
 
 
-def take_fraction(rows: Sequence[Mapping[str, Any]], fraction: int) -> list[dict[str, Any]]:
+def take_fraction(rows: Sequence[Row], fraction: int) -> list[dict[str, Any]]:
     """Return the training rows of the first `fraction` percent of the training subjects.
 
     Args:
-        rows: rows of a split: scan_id, subject, side, order, y.
+        rows: rows of a split.
         fraction: percent of the training subjects, 1 to 100; all scans of a subject come along.
     """
     train = [dict(row) for row in rows if row["side"] == TRAIN]
     size = fraction_size(fraction, len({row["subject"] for row in train}))
     return [row for row in train if int(row["order"]) < size]
+
+
+def held_out_subjects(splits: Iterable[Sequence[Row]]) -> set[str]:
+    """Return the test subjects of several splits of one cohort, whom pretraining must not see."""
+    return {row["subject"] for rows in splits for row in rows if row["side"] == TEST}
+
+
+def first_rows(rows: Iterable[Row]) -> dict[str, Row]:
+    """Return the row of every subject's first scan: by session, numbers in it by value, then by scan_id."""
+    first: dict[str, Row] = {}
+    for row in sorted(rows, key=lambda row: (session_key(row["session"]), row["scan_id"])):
+        first.setdefault(row["subject"], row)
+    return first
+
+
+def session_key(session: str | None) -> list[tuple[int, str]]:
+    """Return what sessions are sorted by: 2 before 10, M06 before M12."""
+    parts = re.split(r"(\d+)", "" if session in (None, MISSING) else str(session))
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]
+
+
+# -- strata ----------------------------------------------------------------------------------------
+
+
+def _strata(first: Mapping[str, Row], classes: bool) -> Strata:
+    """Group subjects by class or quantile bin, then by sex."""
+    if classes:
+        group = {subject: int(row["y"]) for subject, row in first.items()}
+    else:
+        by_value = sorted(first, key=lambda subject: (float(first[subject]["y"]), subject))
+        bins = max(1, min(MOST_BINS, len(first) // SUBJECTS_PER_BIN))
+        group = {subject: rank * bins // len(first) for rank, subject in enumerate(by_value)}
+    strata: Strata = {}
+    for subject, row in first.items():
+        strata.setdefault(group[subject], {}).setdefault(row["sex"] or MISSING, []).append(subject)
+    return {key: strata[key] for key in sorted(strata)}
+
+
+def _check_enough(strata: Strata, classes: bool, task: str) -> None:
+    sizes = _sizes(strata)
+    groups = {f"class {n} has": sizes.get(n, 0) for n in range(max([1, *sizes]) + 1)}
+    for group, size in (groups if classes else {"there are": sum(sizes.values())}).items():
+        if size < len(SIDES):
+            raise UserError(
+                f"task {task!r} cannot be split: {group} {size} usable subjects, but each of {len(SIDES)} "
+                "sides needs one; add subjects, relax the task's `where`, or see why scans were excluded"
+            )
+
+
+def _take(strata: Strata, total: int, classes: bool, keep: int, rank: Callable[[str], bytes]) -> set[str]:
+    """Take about `total` subjects, the lowest ranks of each stratum.
+
+    Every class gives at least one and keeps at least `keep`.
+    """
+    quotas = _apportion(_sizes(strata), max(total, 1))
+    taken: set[str] = set()
+    for key, by_sex in strata.items():
+        size = sum(map(len, by_sex.values()))
+        quota = min(max(quotas[key], 1), size - keep) if classes else quotas[key]
+        shares = _apportion({sex: len(by_sex[sex]) for sex in sorted(by_sex)}, quota)
+        for sex, share in shares.items():
+            taken.update(sorted(by_sex[sex], key=rank)[:share])
+    return taken
+
+
+def _apportion(sizes: Mapping[Key, int], total: int) -> dict[Key, int]:
+    """Share `total` out in proportion to `sizes`, by largest remainders, earlier keys first at a tie."""
+    everything = sum(sizes.values())
+    shares = {key: total * size // everything for key, size in sizes.items()}
+    by_remainder = sorted(sizes, key=lambda key: -(total * sizes[key] % everything))
+    for key in by_remainder[: total - sum(shares.values())]:
+        shares[key] += 1
+    return shares
+
+
+def _nested_order(strata: Strata, rank: Callable[[str], bytes]) -> list[str]:
+    """Order subjects so that each first part of them has every class and sex in its proportion."""
+    groups = []
+    for by_sex in strata.values():
+        sexes = [sorted(subjects, key=rank) for subjects in by_sex.values()]
+        groups.append(_interleave(sexes, rank))
+    return _interleave(groups, rank)
+
+
+def _interleave(groups: Sequence[Sequence[str]], rank: Callable[[str], bytes]) -> list[str]:
+    # Member i of n comes at i/n of the way. All groups begin at 0, so even the smallest part has them all.
+    places = [(i / len(group), rank(subject), subject) for group in groups for i, subject in enumerate(group)]
+    return [subject for _, _, subject in sorted(places)]
+
+
+def _sizes(strata: Strata) -> dict[int, int]:
+    return {key: sum(map(len, by_sex.values())) for key, by_sex in strata.items()}
+
+
+def _without(strata: Strata, taken: set[str]) -> Strata:
+    return {
+        key: {sex: [s for s in subjects if s not in taken] for sex, subjects in by_sex.items()}
+        for key, by_sex in strata.items()
+    }
+
+
+def _rank(purpose: str) -> Callable[[str], bytes]:
+    return lambda subject: hashlib.sha256(f"{purpose} {subject}".encode()).digest()
+
+
+def _order(value: object) -> object:
+    return None if value in (None, MISSING) else int(str(value))

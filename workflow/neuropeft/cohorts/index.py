@@ -1,0 +1,119 @@
+"""The scan index: every scan of a cohort, with the state of its file and its chunk."""
+
+import itertools
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from neuropeft.cohorts.chunks import assign_chunks
+from neuropeft.cohorts.readers import BIDS_PATTERN, Labels, Record, read_cohort, simulated_root
+from neuropeft.config import Cohort
+from neuropeft.errors import UserError
+from neuropeft.files import atomic_path, format_tsv
+
+INDEX_COLUMNS = ("scan_id", "subject", "session", "path", "mask", "size", "mtime_ns", "chunk")
+
+
+@dataclass(frozen=True)
+class Scan:
+    """A scan of a cohort.
+
+    `subject` and `session` are without `sub-` and `ses-`. `size` is in bytes, -1 when the file is not there;
+    `mtime_ns` in nanoseconds. `labels` holds the tables' text by column; `file` tells one file on disk from
+    another whatever it is called, None when the file is not there.
+    """
+
+    scan_id: str
+    subject: str
+    session: str | None
+    path: str
+    mask: str | None
+    size: int
+    mtime_ns: int
+    chunk: str
+    labels: Labels
+    file: tuple[int, int] | None
+
+
+def index_cohort(name: str, cohort: Cohort, scans_per_job: int) -> list[Scan]:
+    """Index a cohort's scans, sorted by scan_id.
+
+    A listed scan whose file is missing is kept with size -1: preprocessing excludes it with that reason. The
+    scans of a simulated cohort, which the workflow makes, have size and time 0.
+
+    Args:
+        name: name of the cohort.
+        cohort: where it lies.
+        scans_per_job: largest number of scans in a chunk.
+
+    Raises:
+        UserError: the cohort has no scan, two scans of one name, or a table that contradicts itself.
+    """
+    records = sorted(read_cohort(name, cohort), key=lambda record: record.scan_id)
+    if not records:
+        where = f"{cohort.bids}/{BIDS_PATTERN}" if cohort.bids else cohort.table
+        raise UserError(f"cohort {name!r} has no scan: nothing matches {where}; check `cohorts.{name}`")
+    for one, other in itertools.pairwise(records):
+        if one.scan_id == other.scan_id:
+            raise UserError(
+                f"cohort {name!r} has two scans {one.scan_id}, {one.path} and {other.path}; keep one, or "
+                f"list the scans you mean in a `cohorts.{name}.table`"
+            )
+    chunks = assign_chunks([(record.scan_id, record.subject) for record in records], scans_per_job)
+    base = cohort.bids or (os.path.dirname(cohort.table) if cohort.table else simulated_root(name))
+    return [
+        Scan(
+            *record[:4],
+            mask=_mask(name, cohort.brain_masks, base, record),
+            chunk=chunks[record.scan_id],
+            labels=record.labels,
+            **_file_state(record.path, made_here=cohort.simulated is not None),
+        )
+        for record in records
+    ]
+
+
+def write_index(path: Path, scans: Sequence[Scan]) -> bool:
+    """Write the index if it changed; see `write_if_changed`."""
+    return write_if_changed(path, [vars(scan) for scan in scans], INDEX_COLUMNS)
+
+
+def write_if_changed(path: Path, rows: Sequence[Mapping[str, object]], columns: Sequence[str]) -> bool:
+    """Write a TSV unless the file already says the same, so that its time changes with its content only.
+
+    Returns:
+        Whether it was written.
+    """
+    text = format_tsv(rows, columns)
+    try:
+        if path.read_text(encoding="utf-8") == text:
+            return False
+    except (FileNotFoundError, UnicodeDecodeError):
+        pass
+    with atomic_path(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+    return True
+
+
+def _file_state(path: str, made_here: bool) -> dict:
+    if made_here:
+        return {"size": 0, "mtime_ns": 0, "file": None}
+    try:
+        state = os.stat(path)
+    except OSError:
+        return {"size": -1, "mtime_ns": 0, "file": None}
+    return {"size": state.st_size, "mtime_ns": state.st_mtime_ns, "file": (state.st_dev, state.st_ino)}
+
+
+def _mask(name: str, template: str | None, base: str, record: Record) -> str | None:
+    if template is None:
+        return None
+    try:
+        path = template.format(subject=record.subject, session=record.session or "", scan_id=record.scan_id)
+    except (KeyError, IndexError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"`cohorts.{name}.brain_masks` is {template!r}: only {{subject}}, {{session}} and {{scan_id}} "
+            "may stand in braces"
+        ) from error
+    return os.path.normpath(os.path.join(base, path))

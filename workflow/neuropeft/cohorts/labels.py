@@ -1,0 +1,183 @@
+"""Labels: what a task predicts for each scan of a cohort, from the text of the cohort's tables."""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from neuropeft.cohorts.index import Scan
+from neuropeft.cohorts.readers import is_missing, suggest
+from neuropeft.cohorts.splits import SIDES, first_rows, session_key
+from neuropeft.config import Task
+from neuropeft.errors import UserError
+
+TASK_COLUMNS = ("scan_id", "subject", "session", "y", "sex", "age")
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+SEXES = {"f": "F", "female": "F", "m": "M", "male": "M"}
+Row = dict[str, Any]
+
+
+class _Place(NamedTuple):
+    """What every error about labels names."""
+
+    task: str
+    cohort: str
+    source: str
+
+    def error(self, key: str, problem: str, mend: str) -> UserError:
+        return UserError(
+            f"`tasks.{self.task}.{key}`: {problem} in cohort {self.cohort!r} ({self.source}): {mend}"
+        )
+
+
+def task_rows(task_name: str, task: Task, cohort: str, scans: Sequence[Scan], source: str) -> list[Row]:
+    """Return a row per scan that a task can use: TASK_COLUMNS, by subject and session.
+
+    Scans that the filter rejects or that have no target are left out. `y` is the index of the class or the
+    value of a regression target, `sex` F, M or None, `age` in years or None.
+
+    Args:
+        task_name: name of the task.
+        task: what it predicts.
+        cohort: name of the cohort.
+        scans: the cohort's index.
+        source: where its labels come from, as errors name it.
+
+    Raises:
+        UserError: a column, a class or every scan is missing, a regression target is no number or constant,
+            or the training cohort has too few subjects to be split.
+    """
+    place = _Place(task_name, cohort, source)
+    columns = {column for scan in scans for column in scan.labels}
+    for key, column in [*((f"where.{column}", column) for column in task.where), ("target", task.target)]:
+        _require(place, key, column, columns)
+    wanted = {column: {comparable(column, v) for v in values} for column, values in task.filters().items()}
+    kept = [
+        scan
+        for scan in sorted(scans, key=lambda scan: (scan.subject, session_key(scan.session), scan.scan_id))
+        if all(comparable(column, scan.labels.get(column, "")) in wanted[column] for column in wanted)
+    ]
+    if not kept:
+        seen = "; ".join(f"{column} has {_values(scans, column)}" for column in wanted)
+        raise place.error("where", f"the filter leaves none of {len(scans)} scans", f"relax it; {seen}")
+    read, check = (_numbers, _check_numbers) if task.kind == "regression" else (_classes, _check_classes)
+    rows = [
+        {
+            "scan_id": scan.scan_id,
+            "subject": scan.subject,
+            "session": scan.session,
+            "y": y,
+            "sex": normal_sex(scan.labels.get("sex", "")),
+            "age": finite(scan.labels.get("age", "")),
+        }
+        for scan, y in zip(kept, read(place, task, kept), strict=True)
+        if y is not None
+    ]
+    check(place, task, rows, kept)
+    return rows
+
+
+def comparable(column: str, value: object) -> str | float:
+    """Return what two table values are compared by: numbers by value, sexes by meaning, text exactly."""
+    text = str(value).strip()
+    sex = normal_sex(text) if column == "sex" else None
+    number = finite(text)
+    return sex or (text if number is None else number)
+
+
+def finite(text: str) -> float | None:
+    """Return the number that a text spells; None if it spells none, as n/a, inf and 1_0 do."""
+    value = float(text) if NUMBER.fullmatch(text.strip()) else math.nan
+    return value if math.isfinite(value) else None
+
+
+def normal_sex(text: str) -> str | None:
+    """Return F or M for f, female, m and male in any case, None for anything else."""
+    return SEXES.get(text.strip().lower())
+
+
+# -- columns ---------------------------------------------------------------------------------------
+
+
+def _require(place: _Place, key: str, column: str, columns: set[str]) -> None:
+    if not columns:
+        raise place.error(key, "there are no labels", f"add that table with a column {column!r}")
+    if column not in columns:
+        mend = f"{suggest(column, columns)} Or name it in `cohorts.{place.cohort}.columns.{column}`"
+        raise place.error(key, f"there is no column {column!r}", mend.replace("? Or", "? or"))
+
+
+def _values(scans: Iterable[Scan], column: str) -> str:
+    """Return the commonest values of a column, for errors."""
+    counts = Counter(scan.labels.get(column, "").strip() or "(empty)" for scan in scans)
+    common = [f"{value!r} ({count} scans)" for value, count in counts.most_common(8)]
+    return ", ".join(common) + (", ..." if len(counts) > 8 else "")
+
+
+# -- regression ------------------------------------------------------------------------------------
+
+
+def _numbers(place: _Place, task: Task, scans: Sequence[Scan]) -> list[float | None]:
+    """Return the target of every scan, None where the table has none."""
+    values = []
+    for scan in scans:
+        text = scan.labels.get(task.target, "")
+        value = finite(text)
+        if value is None and not is_missing(text):
+            problem = f"{task.target!r} of scan {scan.scan_id} is {text!r}, which is not a number,"
+            raise place.error("target", problem, "write a number, or n/a to leave the scan out")
+        values.append(value)
+    return values
+
+
+def _check_numbers(place: _Place, task: Task, rows: Sequence[Row], kept: Sequence[Scan]) -> None:
+    if not rows:
+        problem = f"none of {len(kept)} scans has a value of {task.target!r}"
+        raise place.error("target", problem, "fill in the column or choose another")
+    if len({row["y"] for row in rows}) == 1:
+        problem = f"{task.target!r} is {rows[0]['y']:g} for all {len(rows)} scans"
+        raise place.error("target", problem, f"choose a target that varies, or {_drop(place, task)}")
+    subjects = len({row["subject"] for row in rows})
+    if place.cohort == task.train and subjects < len(SIDES):
+        problem = f"only {subjects} subjects have a value of {task.target!r}"
+        raise place.error("target", problem, f"a split needs {len(SIDES)}: add subjects or relax `where`")
+
+
+# -- classification --------------------------------------------------------------------------------
+
+
+def _classes(place: _Place, task: Task, scans: Sequence[Scan]) -> list[int | None]:
+    """Return the class index of every scan, None where its value belongs to no class."""
+    index: dict[str | float, int] = {}
+    for number, (name, values) in enumerate(task.class_values().items()):
+        for value in values:
+            if index.setdefault(comparable(task.target, value), number) != number:
+                raise UserError(
+                    f"`tasks.{place.task}.classes.{name}`: the value {value!r} belongs to another class too; "
+                    "give every class its own values"
+                )
+    return [index.get(comparable(task.target, scan.labels.get(task.target, ""))) for scan in scans]
+
+
+def _check_classes(place: _Place, task: Task, rows: Sequence[Row], kept: Sequence[Scan]) -> None:
+    counts = Counter(row["y"] for row in first_rows(rows).values())
+    present = {row["y"] for row in rows}
+    for number, (name, values) in enumerate(task.class_values().items()):
+        key = f"classes.{name}"
+        if number not in present:
+            wanted = " or ".join(repr(value) for value in values)
+            problem = f"no scan has {task.target} {wanted}"
+            seen = f"{task.target} has {_values(kept, task.target)}"
+            raise place.error(key, problem, f"name a value that occurs ({seen}), or {_drop(place, task)}")
+        if place.cohort == task.train and counts[number] < len(SIDES):
+            problem = f"only {counts[number]} subjects are {name} at their first scan"
+            mend = f"a split needs {len(SIDES)} of each class: add subjects, relax `where` or merge classes"
+            raise place.error(key, problem, mend)
+
+
+def _drop(place: _Place, task: Task) -> str:
+    """Return how to do without the cohort."""
+    if place.cohort == task.train:
+        return f"train on another cohort (`tasks.{place.task}.train`)"
+    return f"remove {place.cohort} from `tasks.{place.task}.zero_shot`, where it cannot be scored"

@@ -1,0 +1,131 @@
+"""What happens whenever the workflow starts: cohorts and labels are indexed and checked before any job runs.
+
+Jobs start the workflow's files too, but only read what this wrote.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+
+from neuropeft.cohorts.index import Scan, index_cohort, write_if_changed, write_index
+from neuropeft.cohorts.labels import TASK_COLUMNS, Row, task_rows
+from neuropeft.cohorts.readers import label_source
+from neuropeft.config import Config
+from neuropeft.errors import UserError
+from neuropeft.files import read_tsv
+from neuropeft.grid import NO_PRETRAINING, cells, used_cohorts, used_tasks
+
+Indexes = Mapping[str, Sequence[Scan]]
+Labels = Mapping[tuple[str, str], Sequence[Row]]  # by task and cohort
+Files = Mapping[tuple[int, int], str]  # paths, by what tells files apart
+
+
+def prepare(config: Config, results: Path) -> None:
+    """Write the index of every used cohort and the labels of every used task, where they changed.
+
+    Args:
+        config: the configuration.
+        results: folder of all outputs.
+
+    Raises:
+        UserError: a cohort, a label or the meeting of two cohorts is not right; nothing is written then.
+    """
+    indexes = {
+        name: index_cohort(name, config.cohorts[name], config.preprocessing.scans_per_job)
+        for name in used_cohorts(config)
+    }
+    for name, scans in indexes.items():
+        _check_one_subject_per_file(name, scans)
+    labels: dict[tuple[str, str], Sequence[Row]] = {}
+    for name in used_tasks(config):
+        task = config.tasks[name]
+        for cohort in (task.train, *task.zero_shot):
+            source = label_source(cohort, config.cohorts[cohort])
+            labels[name, cohort] = task_rows(name, task, cohort, indexes[cohort], source)
+    _check_cohorts_apart(config, indexes, labels)
+    for cohort, scans in indexes.items():
+        write_index(index_path(results, cohort), scans)
+    for (name, cohort), rows in labels.items():
+        write_if_changed(results / "tasks" / name / f"{cohort}.tsv", rows, TASK_COLUMNS)
+
+
+def index_path(results: Path, cohort: str) -> Path:
+    """Return where a cohort's index is."""
+    return results / "cohorts" / cohort / "scans.tsv"
+
+
+def read_index(results: Path, cohort: str) -> list[dict[str, str]]:
+    """Return the rows of a cohort's index; one list for all callers, so do not change it."""
+    return [row for rows in read_chunks(results, cohort).values() for row in rows]
+
+
+def read_chunks(results: Path, cohort: str) -> dict[str, list[dict[str, str]]]:
+    """Return the index rows of each chunk of a cohort; do not change them, they are read once."""
+    path = index_path(results, cohort)
+    return _read_chunks(path, path.stat().st_mtime_ns if path.exists() else 0)
+
+
+@lru_cache(maxsize=64)
+def _read_chunks(path: Path, _mtime_ns: int) -> dict[str, list[dict[str, str]]]:
+    chunks: dict[str, list[dict[str, str]]] = {}
+    for row in read_tsv(path):
+        chunks.setdefault(row["chunk"], []).append(row)
+    return chunks
+
+
+# -- checks ----------------------------------------------------------------------------------------
+
+
+def _check_one_subject_per_file(cohort: str, scans: Sequence[Scan]) -> None:
+    """Check that links do not give one file to two subjects, who could then be on two sides."""
+    owner: dict[tuple[int, int], Scan] = {}
+    for scan in scans:
+        if scan.file is None:
+            continue
+        other = owner.setdefault(scan.file, scan)
+        if other.subject != scan.subject:
+            raise UserError(
+                f"cohort {cohort!r}: {other.path} and {scan.path} are one file under two subjects; remove one"
+            )
+
+
+def _check_cohorts_apart(config: Config, indexes: Indexes, labels: Labels) -> None:
+    """Check that what a task tests on is not trained or pretrained on under another cohort's name.
+
+    Within the training cohort splits see to it, and pretraining leaves the test subjects of its cohort out.
+    """
+    for name in used_tasks(config):
+        task = config.tasks[name]
+        train = _files(indexes[task.train], labels[name, task.train])
+        for cohort in task.zero_shot:
+            tested = _files(indexes[cohort], labels[name, cohort])
+            _check_none_shared(train, tested, f"tasks.{name}.zero_shot", task.train, cohort)
+    for name, pretraining in sorted({(cell.task, cell.pretraining) for cell in cells(config)}):
+        if pretraining == NO_PRETRAINING:
+            continue
+        task, seen = config.tasks[name], config.pretraining[pretraining].cohort
+        if seen in task.zero_shot:
+            raise UserError(
+                f"`pretraining.{pretraining}.cohort` is {seen}, which task {name} only tests on; pretrain on "
+                f"another cohort or remove it from `tasks.{name}.zero_shot`"
+            )
+        pretrained = {scan.file: scan.path for scan in indexes[seen] if scan.file is not None}
+        for cohort in {task.train, *task.zero_shot} - {seen}:
+            tested = _files(indexes[cohort], labels[name, cohort])
+            _check_none_shared(pretrained, tested, f"pretraining.{pretraining}.cohort", seen, cohort)
+
+
+def _check_none_shared(one: Files, other: Files, key: str, one_cohort: str, other_cohort: str) -> None:
+    shared = one.keys() & other.keys()
+    if shared:
+        example = min(other[file] for file in shared)
+        raise UserError(
+            f"`{key}`: {len(shared)} scans of subjects on both sides, such as {example}, are in cohort "
+            f"{one_cohort} and in {other_cohort}; keep them in one cohort only"
+        )
+
+
+def _files(scans: Sequence[Scan], rows: Sequence[Row]) -> Files:
+    """Return the paths of the scans that `rows` use, by what tells their files apart."""
+    used = {row["scan_id"] for row in rows}
+    return {scan.file: scan.path for scan in scans if scan.file is not None and scan.scan_id in used}

@@ -1,0 +1,258 @@
+"""Reading a cohort where it lies: its scans, and what its tables say about them.
+
+A BIDS root may hold 40,000 subjects, and it is read whenever the workflow starts: every folder is listed once
+and nothing is globbed.
+"""
+
+import difflib
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from neuropeft.config import Cohort, Simulated
+from neuropeft.errors import UserError
+from neuropeft.files import MISSING, read_tsv
+
+T1W_SUFFIXES = ("_T1w.nii.gz", "_T1w.nii", "_T1w.mgz")
+BIDS_PATTERN = "sub-*/[ses-*/]anat/*_T1w.nii[.gz] (or .mgz)"
+Labels = dict[str, str]
+
+
+class Record(NamedTuple):
+    """A scan as its cohort lists it; subject and session are without `sub-` and `ses-`."""
+
+    scan_id: str
+    subject: str
+    session: str | None
+    path: str
+    labels: Labels
+
+
+def read_cohort(name: str, cohort: Cohort) -> list[Record]:
+    """Return the scans of a cohort, in no particular order.
+
+    Raises:
+        UserError: a table or one of its columns is missing or contradicts itself.
+    """
+    if cohort.bids is not None:
+        return _read_bids(name, Path(cohort.bids), cohort.columns)
+    if cohort.table is not None:
+        return _read_table(name, Path(cohort.table), cohort.columns)
+    assert cohort.simulated is not None, "a cohort has one of three sources: see Cohort"
+    return _read_simulated(name, cohort.simulated, cohort.columns)
+
+
+def label_source(name: str, cohort: Cohort) -> str:
+    """Return where a cohort's labels come from, as errors name it."""
+    if cohort.bids is not None:
+        return str(Path(cohort.bids, "participants.tsv"))
+    return cohort.table or f"the simulated cohort {name}"
+
+
+# -- BIDS ------------------------------------------------------------------------------------------
+
+
+def _read_bids(name: str, root: Path, columns: Mapping[str, str]) -> list[Record]:
+    participants = _participants(root / "participants.tsv", columns)
+    seen: set[str] = {column for labels in participants.values() for column in labels}
+    records, without_scan = [], set(participants)
+    for folder in _names(str(root), "sub-"):
+        subject = folder.removeprefix("sub-")
+        labels = participants.get(subject, {})
+        for record in _subject_records(f"{root}/{folder}", subject, labels, columns):
+            seen.update(record.labels)
+            without_scan.discard(subject)
+            records.append(record)
+    _check_columns(name, columns, seen, str(root / "participants.tsv"))
+    if records and without_scan:
+        print(
+            f"cohort {name}: {len(without_scan)} of {len(participants)} subjects in participants.tsv have no "
+            f"T1w scan, for example sub-{min(without_scan)}; they are left out"
+        )
+    return records
+
+
+def _subject_records(
+    folder: str, subject: str, labels: Labels, columns: Mapping[str, str]
+) -> Iterator[Record]:
+    entries = _names(folder)
+    by_session: dict[str, Labels] = {}
+    if f"sub-{subject}_sessions.tsv" in entries:
+        table = Path(folder, f"sub-{subject}_sessions.tsv")
+        by_session = _rows_by_id(table, "session_id", "ses-", columns)
+    for entry in entries:
+        if entry == "anat":
+            yield from _anat_records(f"{folder}/anat", subject, None, labels)
+        elif entry.startswith("ses-"):
+            session = entry.removeprefix("ses-")
+            # The table of the sessions knows better than that of the subjects, also that a value is missing.
+            of_session = labels | by_session.get(session, {})
+            yield from _anat_records(f"{folder}/{entry}/anat", subject, session, of_session)
+
+
+def _anat_records(folder: str, subject: str, session: str | None, labels: Labels) -> Iterator[Record]:
+    for file in _names(folder, "sub-"):
+        suffix = next((suffix for suffix in T1W_SUFFIXES if file.endswith(suffix)), None)
+        if suffix:
+            yield Record(file.removesuffix(suffix), subject, session, f"{folder}/{file}", labels)
+
+
+def _names(folder: str, prefix: str = "") -> list[str]:
+    """Return the sorted names in a folder that begin with `prefix`; none if there is no such folder."""
+    try:
+        return sorted(name for name in os.listdir(folder) if name.startswith(prefix))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise UserError(f"cannot list the folder {folder}: {error.strerror}; make it readable") from error
+
+
+def _participants(table: Path, columns: Mapping[str, str]) -> dict[str, Labels]:
+    return _rows_by_id(table, "participant_id", "sub-", columns) if table.is_file() else {}
+
+
+def _rows_by_id(table: Path, key: str, prefix: str, columns: Mapping[str, str]) -> dict[str, Labels]:
+    """Return a BIDS table's rows by their identifier without its prefix."""
+    found: dict[str, Labels] = {}
+    for number, row in enumerate(read_tsv(table), start=2):
+        value = row.get(key)
+        if value is None:
+            raise UserError(f"{table}, line {number}: the column `{key}` is missing; add it (tab-separated)")
+        identifier = value.strip().removeprefix(prefix)
+        if identifier in found:
+            raise UserError(
+                f"{table}, line {number}: {value} has a second row; keep one, and put what changes between "
+                "sessions into sub-<subject>/sub-<subject>_sessions.tsv"
+            )
+        found[identifier] = _rename(row, columns)
+    return found
+
+
+# -- tables ----------------------------------------------------------------------------------------
+
+
+def _read_table(name: str, table: Path, columns: Mapping[str, str]) -> list[Record]:
+    rows = read_tsv(table)
+    if not rows:
+        raise UserError(f"{table}, the table of cohort {name}, has no rows; list a scan in each")
+    _check_columns(name, columns, set(_rename(rows[0], columns)), str(table))
+    records: list[Record] = []
+    subjects: dict[str, str] = {}
+    paths: dict[str, int] = {}
+    taken: set[str] = set()
+    for number, raw in enumerate(rows, start=2):
+        where, row = f"{table}, line {number}", _rename(raw, columns)
+        path, subject = (_required(row, column, where, name) for column in ("path", "subject"))
+        label = _label(subject, "sub-", where)
+        if subjects.setdefault(label, subject).removeprefix("sub-") != subject.removeprefix("sub-"):
+            raise UserError(
+                f"{where}: subjects {subjects[label]!r} and {subject!r} differ only in characters that file "
+                "names cannot hold; rename one of them"
+            )
+        session = row.get("session", MISSING)
+        session_label = None if is_missing(session) else _label(session, "ses-", where)
+        path = os.path.normpath(table.parent / path)
+        if path in paths:
+            raise UserError(
+                f"{where}: the scan {path} is already on line {paths[path]}; remove one of the rows"
+            )
+        paths[path] = number
+        scan_id = _free_scan_id(label, session_label, taken)
+        taken.add(scan_id)
+        records.append(Record(scan_id, label, session_label, path, row))
+    return records
+
+
+def _required(row: Labels, column: str, where: str, name: str) -> str:
+    value = row.get(column, "")
+    if is_missing(value):
+        raise UserError(
+            f"{where}: a scan needs a `{column}`; fill it in, or name its column in "
+            f"`cohorts.{name}.columns.{column}`"
+        )
+    return value
+
+
+def _label(value: str, prefix: str, where: str) -> str:
+    label = re.sub(r"[^A-Za-z0-9]", "", value.removeprefix(prefix))
+    if not label:
+        raise UserError(f"{where}: {value!r} has no letter or digit, so it cannot name a scan; rename it")
+    return label
+
+
+def _free_scan_id(subject: str, session: str | None, taken: set[str]) -> str:
+    # The first scan has no run number, so a second one that comes later does not rename it.
+    stem = _bids_stem(subject, session)
+    run, scan_id = 1, stem
+    while scan_id in taken:
+        run += 1
+        scan_id = f"{stem}_run-{run}"
+    return scan_id
+
+
+def _bids_stem(subject: str, session: str | None) -> str:
+    return f"sub-{subject}_ses-{session}" if session else f"sub-{subject}"
+
+
+# -- simulated cohorts -----------------------------------------------------------------------------
+
+
+def _read_simulated(name: str, simulated: Simulated, columns: Mapping[str, str]) -> list[Record]:
+    from neuropeft.cohorts.simulate import participants, scan_name, scan_path
+
+    records: list[Record] = []
+    seen: set[str] = set()
+    for person in participants(**simulated.model_dump(exclude={"effect"})):
+        subject = person["participant_id"].removeprefix("sub-")
+        session = person["session"] and person["session"].removeprefix("ses-")
+        labels = _rename({key: str(value) for key, value in person.items() if value is not None}, columns)
+        seen.update(labels)
+        path = str(scan_path(person, simulated_root(name)))
+        records.append(Record(scan_name(person), subject, session, path, labels))
+    _check_columns(name, columns, seen, f"the simulated cohort {name}")
+    return records
+
+
+def simulated_root(name: str) -> str:
+    """Return where the workflow puts the scans of a simulated cohort, from the working directory."""
+    return f"results/simulated/{name}"
+
+
+# -- shared ----------------------------------------------------------------------------------------
+
+
+def is_missing(value: str) -> bool:
+    """Tell whether a table's cell says that it has no value: n/a, NA, NaN or nothing."""
+    return value.strip().lower() in ("", "n/a", "na", "nan")
+
+
+def _rename(row: Mapping[str, str | None], columns: Mapping[str, str]) -> Labels:
+    """Return a table's row with the names that tasks use beside its own."""
+    # Ragged rows: csv gives None for absent cells and collects superfluous ones under the key None.
+    own = {key: MISSING if value is None else value for key, value in row.items() if key is not None}
+    if not columns:
+        return own
+    renamed = {name: own[actual] for name, actual in columns.items() if actual in own}
+    return {key: value for key, value in own.items() if key not in columns} | renamed
+
+
+def _check_columns(name: str, columns: Mapping[str, str], seen: set[str], source: str) -> None:
+    """Check that some row of the cohort had the column behind every new name; `seen` has the new names."""
+    for canonical, actual in columns.items():
+        if canonical not in seen:
+            raise UserError(
+                f"`cohorts.{name}.columns.{canonical}` names the column {actual!r}, which {source} lacks: "
+                f"{suggest(actual, seen)}"
+            )
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """Return the mend for a wrong name: the closest known one, or all of them."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1)
+    if close:
+        return f"did you mean {close[0]!r}?"
+    shown = ", ".join(known[:20]) + (", ..." if len(known) > 20 else "")
+    return f"choose from: {shown}" if known else "it has none"

@@ -127,7 +127,7 @@ def test_the_fine_tuning_path_imports_no_heavy_package():
     code = (
         "import sys, neuropeft.models.build, neuropeft.models.checkpoints, neuropeft.peft.counts\n"
         "heavy = {'monai', 'ants', 'nilearn', 'nibabel', 'pandas', 'matplotlib', 'sklearn', 'peft'}\n"
-        "sys.exit(', '.join(sorted(heavy & set(sys.modules))))"
+        "sys.exit(', '.join(sorted(heavy & set(sys.modules))) or 0)"
     )
     package = Path(neuropeft.__file__).parents[1]
     subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": str(package)})

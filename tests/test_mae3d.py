@@ -71,7 +71,7 @@ def test_raw_targets_are_an_option(scans, noise):
 
 
 def test_the_prediction_belongs_to_its_place(model, scans, noise):
-    # The decoder works on sorted tokens: another order within the masked set must only reorder the prediction.
+    # The decoder works on sorted tokens: another order within the masked set must reorder the prediction.
     out = model(scans, noise)
     reversed_noise = noise.clone()
     order = noise.argsort(dim=1)

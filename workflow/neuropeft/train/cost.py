@@ -1,0 +1,46 @@
+"""What a run cost: seconds, bytes and parameters, as cost.json."""
+
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from neuropeft.files import atomic_path
+
+
+def seconds_since_process_start() -> float | None:
+    """Return the age of this process in seconds, interpreter start included; None where there is no /proc."""
+    try:
+        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    # Field 22 of proc(5), counted from 1; two of them stand before the closing bracket.
+    started = int(fields[22 - 3]) / os.sysconf("SC_CLK_TCK")
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - started
+
+
+def peak_memory(device: torch.device) -> int:
+    """Return the most bytes this process has used at once: of GPU memory, or of main memory on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def write_cost(path: Path, cost: Mapping[str, Any]) -> None:
+    """Write cost.json atomically; the device and the version of torch are added."""
+    with atomic_path(path) as partial:
+        partial.write_text(
+            json.dumps({**cost, "torch": torch.__version__}, indent=2) + "\n", encoding="utf-8"
+        )
+
+
+def device_name(device: torch.device) -> str:
+    """Return the name of the GPU, or `cpu`."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

@@ -1,0 +1,69 @@
+"""The scans and targets of a cell, from its split; the test side is dropped at once."""
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from neuropeft.cohorts.splits import TRAIN, VALIDATION, first_rows, read_split, take_fraction
+from neuropeft.errors import UserError
+from neuropeft.files import read_tsv
+from neuropeft.train.data import derive_seed
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Sides:
+    """Rows of a split: all scans of the training subjects, one scan of each validation subject."""
+
+    train: list[Row]
+    validation: list[Row]
+
+
+def stored_sessions(store_dir: str | Path) -> dict[str, str]:
+    """Return the session of every scan that is in a store."""
+    return {row["scan_id"]: row["session"] for row in read_tsv(Path(store_dir) / "scans.tsv")}
+
+
+def read_sides(split_tsv: str | Path, fraction: int, sessions: Mapping[str, str]) -> Sides:
+    """Read the training rows of a fraction and the first scan of each validation subject.
+
+    Args:
+        split_tsv: The split: scan_id, subject, side, order, y.
+        fraction: Percent of the training subjects.
+        sessions: Session of every stored scan; scans that are not stored are left out.
+
+    Raises:
+        UserError: The split is not valid, or none of the scans of a side is stored.
+    """
+    split = [row for row in read_split(split_tsv) if row["side"] in (TRAIN, VALIDATION)]
+    train = with_sessions(take_fraction(split, fraction), sessions)
+    validation = with_sessions([row for row in split if row["side"] == VALIDATION], sessions)
+    for side, found in ((TRAIN, train), (VALIDATION, validation)):
+        if not found:
+            raise UserError(
+                f"{split_tsv}: none of the {side} scans (fraction {fraction}) is in the store; "
+                "preprocess the cohort of this split"
+            )
+    return Sides(train, list(first_rows(validation).values()))
+
+
+def with_sessions(rows: Sequence[Row], sessions: Mapping[str, str]) -> list[Row]:
+    """Return the rows of stored scans, their session added."""
+    return [{**row, "session": sessions[row["scan_id"]]} for row in rows if row["scan_id"] in sessions]
+
+
+def shuffled(sides: Sides, seed: int) -> Sides:
+    """Return the rows with targets permuted among the subjects of a side: a control that must not learn."""
+    return Sides(_permuted(sides.train, seed, TRAIN), _permuted(sides.validation, seed, VALIDATION))
+
+
+def _permuted(rows: Sequence[Row], seed: int, side: str) -> list[Row]:
+    targets = {subject: row["y"] for subject, row in first_rows(rows).items()}
+    subjects = sorted(targets)
+    sources = list(subjects)
+    random.Random(derive_seed(seed, "shuffle", side)).shuffle(sources)
+    source = dict(zip(subjects, sources, strict=True))
+    return [{**row, "y": targets[source[row["subject"]]]} for row in rows]

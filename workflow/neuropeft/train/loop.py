@@ -1,0 +1,302 @@
+"""The training loop that pretraining and fine-tuning share.
+
+Everything random is a function of (seed, epoch, step) or is drawn from a generator whose state the checkpoint
+holds. Nothing in a step waits for the device: the loss is summed there and read once an epoch.
+"""
+
+import math
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from neuropeft.errors import UserError
+from neuropeft.progress import track
+from neuropeft.train import checkpoint
+from neuropeft.train.cost import peak_memory, seconds_since_process_start
+from neuropeft.train.data import epoch_order
+from neuropeft.train.optimizer import AdamW
+from neuropeft.train.ranks import ALONE, Ranks
+from neuropeft.train.schedule import check_warmup, lr_scale
+from neuropeft.train.signals import REQUEUE_EXIT_CODE, StopRequest, stop_request
+
+CHECKPOINT_SECONDS = 120.0
+
+
+@dataclass(frozen=True)
+class Learner:
+    """What is trained.
+
+    Attributes:
+        module: The network; `train()` is called before each epoch.
+        batch_loss: (rows [B] of a batch, epoch, step) -> scalar. Over several processes, each returns what
+            makes the mean over the processes the mean loss of the whole batch.
+        validate: () -> `val_loss` and whatever else the history shall hold.
+        state: () -> the tensors that training changes, not copied.
+        load: Takes back what `state` returned.
+    """
+
+    module: nn.Module
+    batch_loss: Callable[[Tensor, int, int], Tensor]
+    validate: Callable[[], dict[str, float]]
+    state: Callable[[], dict[str, Tensor]]
+    load: Callable[[Mapping[str, Tensor]], None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long and how hard to train.
+
+    Attributes:
+        name: The run, for the log and for errors.
+        samples: Scans of an epoch.
+        epochs: The most epochs.
+        batch_size: Scans of a step, over all processes.
+        warmup_epochs: Epochs in which the learning rate rises to its peak.
+        clip: Largest norm of the gradient.
+        seed: Seed of the run.
+        patience: Stop after so many epochs without a better validation loss, and keep the best weights; None
+            trains to the end and keeps the last.
+    """
+
+    name: str
+    samples: int
+    epochs: int
+    batch_size: int
+    warmup_epochs: int
+    clip: float
+    seed: int
+    patience: int | None = None
+
+    @property
+    def steps(self) -> int:
+        """Steps of an epoch."""
+        return -(-self.samples // self.batch_size)
+
+
+@dataclass(frozen=True)
+class Home:
+    """Where a run's checkpoints live.
+
+    Attributes:
+        folder: Folder of this run alone.
+        fingerprint: Hash of all that the run depends on.
+        configuration: The run's settings, stored for people.
+        seconds: Least time between two checkpoints.
+    """
+
+    folder: Path
+    fingerprint: str
+    configuration: Mapping[str, Any]
+    seconds: float = CHECKPOINT_SECONDS
+
+
+@dataclass
+class Progress:
+    """How far a run has come; a checkpoint holds it beside weights, optimiser and generators."""
+
+    epoch: int = 0
+    step: int = 0
+    loss_sum: Tensor = field(default_factory=lambda: torch.zeros(()))
+    epoch_seconds: float = 0.0
+    best_epoch: int = -1
+    best_loss: float = math.inf
+    best_state: dict[str, Tensor] = field(default_factory=dict)
+    history: list[dict[str, float]] = field(default_factory=list)
+    resumed: int = 0
+    peak_memory: int = 0
+    start_seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class _Run:
+    learner: Learner
+    optimizer: AdamW
+    plan: Plan
+    home: Home
+    device: torch.device
+    ranks: Ranks
+    progress: Progress
+    stop: StopRequest
+
+
+def fit(
+    learner: Learner,
+    groups: Sequence[Mapping[str, Any]],
+    plan: Plan,
+    home: Home,
+    device: torch.device,
+    betas: tuple[float, float] = (0.9, 0.999),
+    ranks: Ranks = ALONE,
+) -> Progress:
+    """Train `learner`, going on from the checkpoint in `home` if there is one that fits.
+
+    On return the learner holds the best weights (with patience) or the last ones. Checkpoints stay: delete
+    them with `checkpoint.remove` once the outputs are written.
+
+    Raises:
+        UserError: The loss is not finite, or a checkpoint cannot be written.
+        SystemExit: With `REQUEUE_EXIT_CODE`, after SIGTERM or SIGUSR1; the state is saved.
+    """
+    check_warmup(plan.name, plan.warmup_epochs, plan.epochs)
+    optimizer = AdamW(groups, betas)
+    progress = _resume(learner, optimizer, plan, home, ranks)
+    progress.loss_sum = progress.loss_sum.to(device)
+    with stop_request() as stop:
+        run = _Run(learner, optimizer, plan, home, device, ranks, progress, stop)
+        saved_at = time.monotonic()
+        while not _finished(run):
+            saved_at = _train_epoch(run, saved_at)
+            _close_epoch(run)
+    if plan.patience is not None:
+        learner.load(progress.best_state)
+    progress.peak_memory = max(progress.peak_memory, peak_memory(device))
+    return progress
+
+
+def _finished(run: _Run) -> bool:
+    epoch, patience = run.progress.epoch, run.plan.patience
+    tired = patience is not None and epoch - 1 - run.progress.best_epoch >= patience
+    return epoch >= run.plan.epochs or tired
+
+
+def _train_epoch(run: _Run, saved_at: float) -> float:
+    """Train to the end of the current epoch; return when the last checkpoint was written."""
+    plan, progress = run.plan, run.progress
+    order = epoch_order(plan.samples, plan.seed, progress.epoch).to(run.device)
+    run.learner.module.train()
+    clock = time.monotonic()
+    for step in _shown(range(progress.step, plan.steps), run):
+        rows = order[step * plan.batch_size : (step + 1) * plan.batch_size]
+        loss = run.learner.batch_loss(rows, progress.epoch, step)
+        loss.backward()
+        nn.utils.clip_grad_norm_(run.optimizer.parameters, plan.clip)
+        run.optimizer.step(_scale(plan, progress.epoch, step))
+        run.optimizer.zero_grad()
+        progress.loss_sum += loss.detach() * len(rows)
+        progress.step = step + 1
+        if progress.start_seconds is None:
+            _note_start(run)
+        now = time.monotonic()
+        progress.epoch_seconds, clock = progress.epoch_seconds + now - clock, now
+        stop, due = run.ranks.any(run.stop.received, now - saved_at >= run.home.seconds)
+        if stop or due:
+            _save(run)
+            saved_at = time.monotonic()
+        if stop:
+            raise SystemExit(REQUEUE_EXIT_CODE)
+    return saved_at
+
+
+def _shown(steps: range, run: _Run) -> Iterable[int]:
+    # On a terminal a bar runs through each epoch; a log gets its one line an epoch from `_close_epoch`.
+    if not (run.ranks.first and sys.stderr.isatty()):
+        return steps
+    return track(steps, len(steps), f"epoch {run.progress.epoch + 1}/{run.plan.epochs}")
+
+
+def _scale(plan: Plan, epoch: int, step: int) -> float:
+    return lr_scale(epoch * plan.steps + step, plan.warmup_epochs * plan.steps, plan.epochs * plan.steps)
+
+
+def _note_start(run: _Run) -> None:
+    # The only wait for the device outside of reading the loss, once in a process.
+    if run.device.type == "cuda":
+        torch.cuda.synchronize(run.device)
+    run.progress.start_seconds = seconds_since_process_start()
+
+
+def _close_epoch(run: _Run) -> None:
+    """Validate, write down the epoch, remember the best weights, and move on to the next epoch."""
+    plan, progress = run.plan, run.progress
+    clock = time.monotonic()
+    train_loss = _checked_loss(run) / plan.samples
+    run.learner.module.eval()
+    with torch.inference_mode():
+        validation = run.learner.validate()
+    if not math.isfinite(validation["val_loss"]):
+        raise _not_finite(run, "validation")
+    seconds = progress.epoch_seconds + time.monotonic() - clock
+    lr = run.optimizer.groups[0]["lr"] * _scale(plan, progress.epoch, plan.steps - 1)
+    losses = {"train_loss": train_loss, **validation}
+    progress.history.append({"epoch": progress.epoch, "lr": lr, **losses, "seconds": seconds})
+    if plan.patience is not None and validation["val_loss"] < progress.best_loss:
+        progress.best_epoch, progress.best_loss = progress.epoch, validation["val_loss"]
+        # On the CPU, so that the copy does not count as the method's memory.
+        progress.best_state = {k: v.to("cpu", copy=True) for k, v in run.learner.state().items()}
+    progress.epoch, progress.step, progress.epoch_seconds = progress.epoch + 1, 0, 0.0
+    progress.loss_sum = torch.zeros((), device=run.device)
+    if run.ranks.first:
+        _report(run)
+
+
+def _report(run: _Run) -> None:
+    history = run.progress.history
+    last = history[-1]
+    left = sum(row["seconds"] for row in history) / len(history) * (run.plan.epochs - len(history))
+    numbers = ", ".join(f"{key} {last[key]:.4g}" for key in last if key not in ("epoch", "seconds"))
+    print(
+        f"{run.plan.name}: epoch {len(history)}/{run.plan.epochs}, {numbers}, {last['seconds']:.1f} s, "
+        f"at most {left:.0f} s left",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+def _checked_loss(run: _Run) -> float:
+    """Return the summed loss of the epoch so far over all processes; this waits for the device."""
+    loss = float(run.ranks.sum(run.progress.loss_sum)) / run.ranks.size
+    if not math.isfinite(loss):
+        raise _not_finite(run, "training")
+    return loss
+
+
+def _not_finite(run: _Run, which: str) -> UserError:
+    lr = max(group["lr"] for group in run.optimizer.groups)
+    return UserError(
+        f"{run.plan.name}: the {which} loss is not finite in epoch {run.progress.epoch + 1} "
+        f"at peak learning rate {lr:g}; give a lower lr, such as {lr / 3:.1g}"
+    )
+
+
+def _save(run: _Run) -> None:
+    # A broken run must not replace its last good checkpoint: look at the loss before saving.
+    loss = _checked_loss(run)
+    generators = run.ranks.gather(checkpoint.rng_state())
+    if not run.ranks.first:
+        return
+    progress = {item.name: getattr(run.progress, item.name) for item in fields(Progress)}
+    progress["peak_memory"] = max(run.progress.peak_memory, peak_memory(run.device))
+    if run.ranks.size > 1:
+        progress["loss_sum"] = torch.tensor(loss)
+    state = {
+        "fingerprint": run.home.fingerprint,
+        "configuration": dict(run.home.configuration),
+        "model": run.learner.state(),
+        "optimizer": run.optimizer.state(),
+        "progress": progress,
+        "generators": generators,
+    }
+    checkpoint.save(run.home.folder, state)
+
+
+def _resume(learner: Learner, optimizer: AdamW, plan: Plan, home: Home, ranks: Ranks) -> Progress:
+    state = checkpoint.load(home.folder, home.fingerprint, quiet=not ranks.first)
+    if state is None:
+        return Progress()
+    learner.load(state["model"])
+    optimizer.load(state["optimizer"])
+    if len(state["generators"]) == ranks.size:
+        checkpoint.set_rng_state(state["generators"][ranks.rank])
+    progress = Progress(**state["progress"])
+    progress.resumed += 1
+    progress.start_seconds = None
+    if ranks.first:
+        place = f"epoch {progress.epoch + 1}, step {progress.step + 1}"
+        print(f"{plan.name}: going on from {place} of the checkpoint", file=sys.stderr, flush=True)
+    return progress

@@ -1,0 +1,128 @@
+"""What a task minimises, and how its outputs are read: an objective for each kind of task."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from neuropeft.errors import UserError
+
+
+@dataclass(frozen=True)
+class Objective:
+    """How a task is learnt.
+
+    Attributes:
+        outputs: Width of the head.
+        loss: Mean loss of outputs [B, outputs] against targets [B].
+        metric: What a person wants to watch: AUC, balanced accuracy, or the mean absolute error in the
+            target's unit.
+        mean: Regression: what standardises the target; 0 otherwise.
+        sd: Likewise; 1 otherwise.
+    """
+
+    outputs: int
+    loss: Callable[[Tensor, Tensor], Tensor]
+    metric: Callable[[Tensor, Tensor], float]
+    mean: float = 0.0
+    sd: float = 1.0
+
+
+def outputs_of(task: Mapping[str, Any]) -> int:
+    """Return the width of the head of a task: one logit or value, or a logit per class."""
+    return int(task["classes"]) if task["kind"] == "multiclass" else 1
+
+
+def objective(task: Mapping[str, Any], targets: Sequence[float], name: str) -> Objective:
+    """Return the objective of a task, with what is learnt from its training targets alone.
+
+    Classes count equally however many scans they have: their losses are weighted by the inverse of their
+    frequency (for two classes as pos_weight = negatives / positives). The weighted classes have equal
+    shares, so their log-odds, the best constant output, are zero: the head starts there.
+
+    Args:
+        task: `{"name": ..., "kind": "binary" | "multiclass" | "regression", "classes": int}`.
+        targets: Targets of the training scans.
+        name: The cell, for errors.
+
+    Raises:
+        UserError: A class has no training scan, or all values of a regression target are equal.
+    """
+    values = torch.tensor(list(targets), dtype=torch.float64)
+    if task["kind"] == "regression":
+        return _regression(values, name)
+    counts = _class_counts(task, values, name)
+    if task["kind"] == "binary":
+        return _binary(float(counts[0] / counts[1]))
+    return _multiclass((counts.sum() / (len(counts) * counts)).float())
+
+
+def scores(task: Mapping[str, Any], outputs: Tensor, mean: float, sd: float) -> Tensor:
+    """Return probabilities, or values in the target's unit, [n, 1] or [n, classes] as `outputs`."""
+    if task["kind"] == "regression":
+        return outputs * sd + mean
+    return outputs.sigmoid() if task["kind"] == "binary" else outputs.softmax(dim=1)
+
+
+def _regression(values: Tensor, name: str) -> Objective:
+    mean, sd = float(values.mean()), float(values.std(correction=0))
+    if sd == 0:
+        raise UserError(
+            f"{name}: all training targets are {mean:g}; nothing can be learnt, give a larger fraction"
+        )
+
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        return F.l1_loss(outputs[:, 0], (targets - mean) / sd)
+
+    def metric(outputs: Tensor, targets: Tensor) -> float:
+        return float((outputs[:, 0] * sd + mean - targets).abs().mean())
+
+    return Objective(1, loss, metric, mean, sd)
+
+
+def _binary(pos_weight: float) -> Objective:
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        weight = torch.full((), pos_weight, device=outputs.device)
+        return F.binary_cross_entropy_with_logits(outputs[:, 0], targets, pos_weight=weight)
+
+    return Objective(1, loss, lambda outputs, targets: auc(outputs[:, 0], targets))
+
+
+def _multiclass(weights: Tensor) -> Objective:
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        # Divided by the size of the batch, not by its sum of weights: each scan counts the same in every
+        # batch.
+        classes = targets.long()
+        losses = F.cross_entropy(outputs, classes, reduction="none")
+        return (losses * weights.to(outputs.device)[classes]).mean()
+
+    return Objective(len(weights), loss, balanced_accuracy)
+
+
+def auc(outputs: Tensor, targets: Tensor) -> float:
+    """Return the area under the ROC curve, ties counted half; NaN if a class is absent."""
+    positive, negative = outputs[targets == 1], outputs[targets == 0]
+    if not len(positive) or not len(negative):
+        return float("nan")
+    difference = positive[:, None] - negative[None, :]
+    return float(((difference > 0).double() + 0.5 * (difference == 0).double()).mean())
+
+
+def balanced_accuracy(outputs: Tensor, targets: Tensor) -> float:
+    """Return the mean over the classes that occur of the share recognised."""
+    correct = (outputs.argmax(dim=1) == targets).double()
+    return float(torch.stack([correct[targets == value].mean() for value in targets.unique()]).mean())
+
+
+def _class_counts(task: Mapping[str, Any], values: Tensor, name: str) -> Tensor:
+    counts = torch.bincount(values.long(), minlength=int(task["classes"]))
+    absent = [index for index, number in enumerate(counts.tolist()) if number == 0]
+    if absent:
+        raise UserError(
+            f"{name}: no training scan has class {absent[0]} of task {task['name']!r} at this fraction; "
+            "give a larger fraction, or more subjects of that class"
+        )
+    return counts

@@ -1,0 +1,119 @@
+"""Predict one cohort with all cells that share a base: the network and the volumes are loaded once."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from neuropeft.cohorts.splits import TEST, VALIDATION, first_rows
+from neuropeft.errors import UserError
+from neuropeft.files import read_tsv, write_tsv
+from neuropeft.peft.adapt import load_delta, read_delta
+from neuropeft.progress import track
+from neuropeft.store import open_store
+from neuropeft.train.data import load_volumes, pick_device
+from neuropeft.train.finetune import all_outputs, make_model
+from neuropeft.train.labels import stored_sessions, with_sessions
+from neuropeft.train.losses import scores
+
+ZERO_SHOT = "zero-shot"
+COLUMNS = ("fraction", "seed", "split", "scan_id", "subject", "session", "y")
+Rows = Sequence[Mapping[str, Any]]
+
+
+def predict(
+    deltas: Sequence[str | Path],
+    encoder_path: str | Path | None,
+    store_dir: str | Path,
+    subjects: Sequence[str | Path],
+    out_tsv: str | Path,
+    device: str | None = None,
+) -> None:
+    """Write the predictions of every delta for one scan per subject.
+
+    Args:
+        deltas: Files that `finetune` wrote, of cells that differ in fraction and seed alone.
+        encoder_path: The pretrained encoder they started from; None if they started from random weights.
+        store_dir: Store of the cohort.
+        subjects: Who is predicted: the split of each seed (`seed-<seed>.tsv`), of which validation and test
+            sides are; or one table of labels of a zero-shot cohort, of which everybody is.
+        out_tsv: The table to write: fraction, seed, split, scan_id, subject, session, y and score (a
+            probability, or a value in the target's unit), or score_0, score_1, ... with more than two
+            classes.
+        device: As torch names it; the GPU if there is one.
+
+    Raises:
+        UserError: A delta belongs to another base, or a delta's seed has no split.
+    """
+    where = pick_device(device)
+    store = open_store(store_dir)
+    wanted = _wanted(subjects, store_dir)
+    scans = sorted({row["scan_id"] for rows in wanted.values() for row in rows})
+    volumes = load_volumes(store.volumes, [store.index_of(scan) for scan in scans], where)
+    places = {scan: place for place, scan in enumerate(scans)}
+    model, base = None, None
+    table: list[dict[str, Any]] = []
+    for path in track(deltas, len(deltas), "predicting"):
+        state, metadata = read_delta(path)
+        spec = json.loads(metadata["spec"])
+        if model is None:
+            model, base = make_model(spec, encoder_path).to(where).eval(), _base(spec)
+        if _base(spec) != base:
+            raise UserError(
+                f"{path} has another task, backbone or method than {deltas[0]}; predict them apart"
+            )
+        load_delta(model, state)
+        rows = _rows_of(wanted, spec["seed"], path)
+        index = torch.tensor([places[row["scan_id"]] for row in rows], device=where)
+        with torch.inference_mode():
+            outputs = all_outputs(model, volumes, index, spec["training"])
+        numbers = scores(spec["task"], outputs, float(metadata["target_mean"]), float(metadata["target_sd"]))
+        cell = {"fraction": spec["fraction"], "seed": spec["seed"]}
+        table += [{**row, **cell, **_named(score)} for row, score in zip(rows, numbers.tolist(), strict=True)]
+    write_tsv(out_tsv, table, [*COLUMNS, *(name for name in table[0] if name.startswith("score"))])
+
+
+def _wanted(paths: Sequence[str | Path], store_dir: str | Path) -> dict[int | None, Rows]:
+    """Return the rows to predict for each seed; under None, those of a zero-shot cohort, for all seeds."""
+    sessions = stored_sessions(store_dir)
+    wanted: dict[int | None, Rows] = {}
+    for path in map(Path, paths):
+        rows = with_sessions(read_tsv(path), sessions)
+        is_split = bool(rows) and "side" in rows[0]
+        if is_split:
+            rows = [{**row, "split": row["side"]} for row in rows if row["side"] in (VALIDATION, TEST)]
+        else:
+            rows = [{**row, "split": ZERO_SHOT} for row in rows]
+        if not rows:
+            raise UserError(
+                f"no scan of {path} that is to be predicted is in the store {store_dir}; check both"
+            )
+        wanted[_seed_of(path) if is_split else None] = list(first_rows(rows).values())
+    return wanted
+
+
+def _seed_of(path: Path) -> int:
+    name, _, seed = path.stem.rpartition("seed-")
+    if name or not seed.isdigit():
+        raise UserError(f"the name of the split {path} does not tell its seed; call it seed-<number>.tsv")
+    return int(seed)
+
+
+def _rows_of(wanted: Mapping[int | None, Rows], seed: int, delta: str | Path) -> Rows:
+    rows = wanted.get(None, wanted.get(seed))
+    if rows is None:
+        raise UserError(
+            f"{delta} was trained with seed {seed}, of which no split is given; add seed-{seed}.tsv"
+        )
+    return rows
+
+
+def _base(spec: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: spec[key] for key in ("task", "backbone", "method")}
+
+
+def _named(score: Sequence[float]) -> dict[str, str]:
+    names = ["score"] if len(score) == 1 else [f"score_{index}" for index in range(len(score))]
+    return {name: f"{value:.7g}" for name, value in zip(names, score, strict=True)}

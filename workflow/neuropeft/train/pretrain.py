@@ -1,0 +1,283 @@
+"""Pretrain an encoder as a masked autoencoder (He et al. 2022) on the store of a cohort."""
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from neuropeft.cohorts.splits import held_out_subjects, read_split
+from neuropeft.errors import UserError
+from neuropeft.files import atomic_path, read_tsv
+from neuropeft.models.build import build_mae
+from neuropeft.models.checkpoints import save_encoder
+from neuropeft.models.mae3d import MAE3D, MINIMUM_VARIANCE, MAEOutput
+from neuropeft.models.vit3d import patchify
+from neuropeft.store import open_store
+from neuropeft.train import checkpoint, ranks
+from neuropeft.train.augment import augment, read_augmentation
+from neuropeft.train.cost import device_name, write_cost
+from neuropeft.train.data import Volumes, derive_seed, generator, load_volumes, pick_device
+from neuropeft.train.history import write_history
+from neuropeft.train.loop import CHECKPOINT_SECONDS, Home, Learner, Plan, Progress, fit
+from neuropeft.train.ranks import Ranks
+
+SHOWN = 4  # validation scans whose reconstruction is stored
+
+
+@dataclass(frozen=True)
+class _Setting:
+    """A pretraining on this process: its volumes, of which the first `train` are trained on."""
+
+    spec: Mapping[str, Any]
+    mae: MAE3D
+    volumes: Volumes
+    train: int
+    ranks: Ranks
+
+    @property
+    def seed(self) -> int:
+        return int(self.spec["seed"])
+
+    @property
+    def validation(self) -> int:
+        return len(self.volumes) - self.train
+
+
+def pretrain(
+    spec: Mapping[str, Any],
+    store_dir: str | Path,
+    held_out_splits: Sequence[str | Path],
+    out_dir: str | Path,
+    state_dir: str | Path,
+    device: str | None = None,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
+) -> None:
+    """Train a masked autoencoder; write encoder.safetensors, history.csv, cost.json and reconstructions.npz.
+
+    Started by torchrun, the processes share each batch, and the loss curve is that of one process up to
+    rounding.
+
+    Args:
+        spec: What defines the pretraining, as `grid.pretraining_spec` writes it: backbone, decoder,
+            mask_ratio, epochs, batch_size (over all processes), lr, warmup_epochs, weight_decay, betas,
+            clip, augment, seed, validation_share, normalize_targets, mixed_precision, compile.
+        store_dir: Store of the cohort.
+        held_out_splits: Splits whose test subjects are left out.
+        out_dir: Folder for the outputs.
+        state_dir: Folder for checkpoints, of this pretraining alone; emptied when the outputs are written.
+        device: As torch names it; the GPU of this process if there is one.
+        checkpoint_seconds: Least time between checkpoints.
+
+    Raises:
+        UserError: An input is missing or wrong, or the loss is not finite.
+        SystemExit: With `signals.REQUEUE_EXIT_CODE`, after SIGTERM or SIGUSR1. torchrun hides the code.
+    """
+    team, gpu = ranks.join()
+    try:
+        _pretrain(
+            spec, Path(store_dir), held_out_splits, Path(out_dir), Path(state_dir),
+            pick_device(device or gpu), checkpoint_seconds, team,
+        )  # fmt: skip
+        team.wait()
+    finally:
+        ranks.leave(team)
+
+
+def _pretrain(
+    spec: Mapping[str, Any],
+    store_dir: Path,
+    held_out_splits: Sequence[str | Path],
+    out: Path,
+    state: Path,
+    device: torch.device,
+    checkpoint_seconds: float,
+    team: Ranks,
+) -> None:
+    train, validation = _scans(spec, store_dir, held_out_splits)
+    if spec["batch_size"] < team.size:
+        raise UserError(
+            f"batch_size {spec['batch_size']} is less than {team.size} processes; give a larger one"
+        )
+    torch.manual_seed(int(spec["seed"]))
+    mae = build_mae(spec["backbone"], spec["decoder"], spec["mask_ratio"])
+    mae.normalize_targets = bool(spec["normalize_targets"])
+    mae.to(device)
+    if not team.first:
+        torch.manual_seed(
+            derive_seed(int(spec["seed"]), "rank", team.rank)
+        )  # other scans, other stochastic depth
+    store = open_store(store_dir)
+    rows = [store.index_of(row["scan_id"]) for row in (*train, *validation)]
+    setting = _Setting(spec, mae, load_volumes(store.volumes, rows, device), len(train), team)
+    plan = Plan(
+        name="pretraining",
+        samples=len(train),
+        epochs=int(spec["epochs"]),
+        batch_size=int(spec["batch_size"]),
+        warmup_epochs=int(spec["warmup_epochs"]),
+        clip=float(spec["clip"]),
+        seed=int(spec["seed"]),
+    )
+    stamp = checkpoint.file_stamp(store_dir / "volumes.npy")
+    home = Home(state, checkpoint.fingerprint(dict(spec), stamp, rows, len(train)), spec, checkpoint_seconds)
+    betas = (float(spec["betas"][0]), float(spec["betas"][1]))
+    progress = fit(_learner(setting), _groups(spec, mae), plan, home, device, betas, team)
+    if team.first:
+        _write(out, setting, train, validation, progress)
+        checkpoint.remove(state)
+
+
+def _scans(
+    spec: Mapping[str, Any], store_dir: Path, held_out_splits: Sequence[str | Path]
+) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+    """Return the rows of the store to train on and to validate on; whole subjects on either side."""
+    tested = held_out_subjects(map(read_split, held_out_splits))
+    rows = [row for row in read_tsv(store_dir / "scans.tsv") if row["subject"] not in tested]
+    subjects = sorted({row["subject"] for row in rows})
+    number = max(1, round(spec["validation_share"] * len(subjects)))
+    if len(subjects) <= number:
+        raise UserError(
+            f"{store_dir / 'scans.tsv'} has {len(subjects)} subjects that are not tested on, "
+            "too few to pretrain; pretrain on another cohort"
+        )
+    random.Random(derive_seed(int(spec["seed"]), "validation")).shuffle(subjects)
+    validating = set(subjects[:number])
+    train = [row for row in rows if row["subject"] not in validating]
+    return train, [row for row in rows if row["subject"] in validating]
+
+
+def _groups(spec: Mapping[str, Any], mae: MAE3D) -> list[dict[str, Any]]:
+    # No decay on biases and norms, as in the original.
+    groups = []
+    for decayed in (True, False):
+        parameters = [value for value in mae.parameters() if (value.ndim > 1) == decayed]
+        decay = spec["weight_decay"] if decayed else 0.0
+        groups.append({"params": parameters, "lr": spec["lr"], "weight_decay": decay})
+    return groups
+
+
+def _learner(setting: _Setting) -> Learner:
+    spec, mae, team = setting.spec, setting.mae, setting.ranks
+    device = setting.volumes.device
+    changes = read_augmentation(spec["augment"])
+    shared = ranks.spread(mae, team, device)
+    forward = torch.compile(shared) if spec["compile"] else shared
+
+    def batch_loss(rows: Tensor, epoch: int, step: int) -> Tensor:
+        part = team.share(len(rows))
+        held = part.stop > part.start
+        # In a last batch smaller than the processes are many, those without a scan take one that counts
+        # nothing.
+        part = part if held else slice(0, 1)
+        volumes = augment(
+            setting.volumes.batch(rows[part]), changes, setting.seed, (epoch, step), part.start, len(rows)
+        )
+        noise = _mask_noise(setting, len(rows), "mask", epoch, step)[part]
+        with _autocast(setting):
+            output = forward(volumes, noise)
+        if team.size == 1:
+            return output.loss
+        counted = _scored(mae, volumes, output.mask) * held
+        return output.loss * counted / team.sum(counted).clamp_min(1) * team.size
+
+    def validate() -> dict[str, float]:
+        return {"val_loss": _validation_loss(setting)}
+
+    return Learner(mae, batch_loss, validate, lambda: dict(mae.state_dict()), mae.load_state_dict)
+
+
+def _validation_loss(setting: _Setting) -> float:
+    """Return the loss over all validation scans, whose masks are the same in every epoch."""
+    part = setting.ranks.share(setting.validation)
+    rows = torch.arange(part.start, part.stop, device=setting.volumes.device)
+    total = torch.zeros(2, device=setting.volumes.device)  # summed error, scored patches
+    for places in rows.split(int(setting.spec["batch_size"])):
+        output, volumes = _validate_batch(setting, places)
+        counted = _scored(setting.mae, volumes, output.mask)
+        total += torch.stack([output.loss * counted, counted])
+    error, patches = setting.ranks.sum(total).tolist()
+    return error / max(patches, 1)
+
+
+def _validate_batch(setting: _Setting, places: Tensor) -> tuple[MAEOutput, Tensor]:
+    noise = _mask_noise(setting, setting.validation, "validation mask")
+    volumes = setting.volumes.batch(setting.train + places)
+    with _autocast(setting):
+        return setting.mae(volumes, noise[places]), volumes
+
+
+def _scored(mae: MAE3D, volumes: Tensor, mask: Tensor) -> Tensor:
+    """Return over how many patches the autoencoder's loss is a mean: masked ones that are not background."""
+    if mae.normalize_targets:
+        patches = patchify(volumes, mae.encoder.config.patch_size)  # [B, N, patch^3]
+        mask = mask & (patches.var(dim=-1) > MINIMUM_VARIANCE)
+    return mask.sum().float()
+
+
+def _mask_noise(setting: _Setting, size: int, *purpose: object) -> Tensor:
+    # Every process draws the numbers of the whole batch, [size, N], and uses those of its part.
+    device = setting.volumes.device
+    source = generator(device, setting.seed, *purpose)
+    return torch.rand(size, setting.mae.encoder.config.tokens, generator=source, device=device)
+
+
+def _autocast(setting: _Setting) -> torch.autocast:
+    device = setting.volumes.device.type
+    enabled = setting.spec["mixed_precision"] and device == "cuda"
+    return torch.autocast(device, dtype=torch.bfloat16, enabled=enabled)
+
+
+def _write(
+    out: Path,
+    setting: _Setting,
+    train: Sequence[Mapping[str, str]],
+    validation: Sequence[Mapping[str, str]],
+    progress: Progress,
+) -> None:
+    mae, device, history = setting.mae, setting.volumes.device, progress.history
+    numbers = {
+        "epochs": str(len(history)),
+        "scans": str(len(train)),
+        "val_loss": repr(history[-1]["val_loss"]),
+    }
+    save_encoder(out / "encoder.safetensors", mae.encoder, {"pretraining": "mae", **numbers})
+    write_history(out / "history.csv", history)
+    _write_reconstructions(out / "reconstructions.npz", setting, [row["scan_id"] for row in validation])
+    seconds = sum(row["seconds"] for row in history)
+    cost = {
+        "encoder": sum(value.numel() for value in mae.encoder.parameters()),
+        "total": sum(value.numel() for value in mae.parameters()),
+        "peak_memory_bytes": progress.peak_memory,
+        "train_seconds": seconds,
+        "start_seconds": progress.start_seconds,
+        "seconds_per_epoch": seconds / len(history),
+        "epochs": len(history),
+        "train_subjects": len({row["subject"] for row in train}),
+        "train_scans": len(train),
+        "validation_scans": len(validation),
+        "processes": setting.ranks.size,
+        "device": device_name(device),
+        "resumed": progress.resumed,
+    }
+    write_cost(out / "cost.json", cost)
+
+
+@torch.inference_mode()
+def _write_reconstructions(path: Path, setting: _Setting, scans: Sequence[str]) -> None:
+    setting.mae.eval()
+    number = min(SHOWN, len(scans))
+    volumes = setting.volumes.batch(
+        torch.arange(setting.train, setting.train + number, device=setting.volumes.device)
+    )
+    noise = _mask_noise(setting, setting.validation, "validation mask")[:number]
+    with _autocast(setting):
+        images, masks = setting.mae.reconstruct(volumes, noise)
+    arrays = {"input": volumes, "mask": masks, "reconstruction": images}
+    halves: dict[str, Any] = {name: value[:, 0].half().cpu().numpy() for name, value in arrays.items()}
+    with atomic_path(path) as partial:
+        np.savez_compressed(partial, scan_id=np.array(scans[:number]), **halves)

@@ -1,0 +1,98 @@
+"""The processes that share a pretraining, as torchrun starts them; one process is the plain case."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among `size`. `control` is a group of CPU messages, which never wait for a GPU."""
+
+    rank: int = 0
+    size: int = 1
+    control: Any = None
+
+    @property
+    def first(self) -> bool:
+        """Whether this process writes and speaks."""
+        return self.rank == 0
+
+    def share(self, total: int) -> slice:
+        """Return the part of a batch of `total` that is this process's; parts differ by one at most."""
+        return slice(self.rank * total // self.size, (self.rank + 1) * total // self.size)
+
+    def any(self, *flags: bool) -> list[bool]:
+        """Return, flag by flag, whether it is set in any process."""
+        if self.size == 1:
+            return list(flags)
+        import torch.distributed as dist
+
+        agreed = torch.tensor(flags, dtype=torch.uint8)
+        dist.all_reduce(agreed, op=dist.ReduceOp.MAX, group=self.control)
+        return [bool(flag) for flag in agreed]
+
+    def sum(self, value: Tensor) -> Tensor:
+        """Return the sum of a tensor over the processes, in each of them."""
+        if self.size == 1:
+            return value
+        import torch.distributed as dist
+
+        total = value.clone()
+        dist.all_reduce(total)
+        return total
+
+    def gather(self, value: object) -> list[Any]:
+        """Return the objects of all processes, by rank, in each of them."""
+        if self.size == 1:
+            return [value]
+        import torch.distributed as dist
+
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value, group=self.control)
+        return values
+
+    def wait(self) -> None:
+        """Wait until all processes are here."""
+        self.gather(None)
+
+
+ALONE = Ranks()
+
+
+def join() -> tuple[Ranks, torch.device | None]:
+    """Join the processes that torchrun started; return this one's place and its GPU, None on the CPU."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        return ALONE, None
+    import torch.distributed as dist
+
+    device = None
+    if torch.cuda.is_available():
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    dist.init_process_group("gloo" if device is None else "nccl", device_id=device)
+    control = dist.new_group(backend="gloo")
+    return Ranks(dist.get_rank(), size, control), device
+
+
+def leave(ranks: Ranks) -> None:
+    """Part from the other processes."""
+    if ranks.size > 1:
+        import torch.distributed as dist
+
+        dist.destroy_process_group()
+
+
+def spread(module: torch.nn.Module, ranks: Ranks, device: torch.device) -> torch.nn.Module:
+    """Return `module` such that its backward pass averages gradients over the processes."""
+    if ranks.size == 1:
+        return module
+    from torch.nn.parallel import DistributedDataParallel
+
+    ids: Sequence[torch.device] | None = [device] if device.type == "cuda" else None
+    return DistributedDataParallel(module, device_ids=ids, broadcast_buffers=False)

@@ -1,0 +1,21 @@
+"""The learning rate: linear warm-up, then half a cosine to zero, per step."""
+
+import math
+
+from neuropeft.errors import UserError
+
+
+def check_warmup(name: str, warmup_epochs: int, epochs: int) -> None:
+    """Raise `UserError` if the warm-up would last all of the training."""
+    if warmup_epochs >= epochs:
+        raise UserError(
+            f"{name}: warmup_epochs {warmup_epochs} leaves none of {epochs} epochs at the full lr; "
+            "give fewer warm-up epochs or more epochs"
+        )
+
+
+def lr_scale(step: int, warmup_steps: int, total_steps: int) -> float:
+    """Return the share of the peak learning rate at `step`, counted from 0 over all epochs."""
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / (total_steps - warmup_steps)))

@@ -1,0 +1,43 @@
+"""Leave in good order when the cluster asks to."""
+
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+# What a training run exits with after it has saved its state on a signal: start it again and it goes on.
+REQUEUE_EXIT_CODE = 85
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+
+class StopRequest:
+    """Whether one of `SIGNALS` has come."""
+
+    received = False
+
+
+@contextmanager
+def stop_request() -> Iterator[StopRequest]:
+    """Within the context, note SIGTERM and SIGUSR1 instead of dying of them.
+
+    The loop looks at `received` after each step. Outside the main thread, where Python allows no handlers,
+    nothing is caught.
+    """
+    request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
+
+    def note(number: int, frame: FrameType | None) -> None:
+        request.received = True
+        name = signal.Signals(number).name
+        print(f"{name}: finishing this step, then saving", file=sys.stderr, flush=True)
+
+    before = {number: signal.signal(number, note) for number in SIGNALS}
+    try:
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,292 @@
+"""FABRICATED results: files as a finished run leaves them, with invented numbers. For tests only.
+
+No model made these scores and no person stands behind them; the names ADNI and OASIS serve to test where
+published figures appear.
+"""
+
+import csv
+import json
+import zlib
+from pathlib import Path
+
+import numpy as np
+from neuropeft.config import Config
+from neuropeft.evaluate.costs import cell_folder
+from neuropeft.files import write_tsv
+from neuropeft.grid import Cell, cells, pretrained, used_tasks
+
+TRAINABLE = {
+    ("vit_b", "scratch"): 88204034,
+    ("vit_b", "full"): 88204034,
+    ("vit_b", "attention"): 28349954,
+    ("vit_b", "lora"): 1181186,
+    ("vit_b", "layernorm"): 39938,
+    ("vit_s", "scratch"): 12221570,
+    ("vit_s", "full"): 12221570,
+    ("vit_s", "attention"): 3548930,
+    ("vit_s", "lora"): 295682,
+    ("vit_s", "layernorm"): 10754,
+    ("densenet121", "scratch"): 11244674,
+}
+SEPARATION = {"scratch": 0.7, "full": 1.4, "attention": 1.5, "lora": 1.2, "layernorm": 1.0, "shuffled": 0.0}
+MISSING_CELL = Cell("ad", "vit_b", "mae", "lora", 100, 2)
+MISSING_GROUP = ("ad", "vit_s", "mae", "layernorm", 10)
+PREDICTION_COLUMNS = ("fraction", "seed", "split", "scan_id", "subject", "session", "y", "score")
+SUBJECTS = {"ADNI": 60, "OASIS": 40, "SimA": 50, "SimB": 30}
+
+
+def small_config(**changes: object) -> Config:
+    """Two tasks (one real in name, one simulated), two ViTs and a CNN, three seeds, several fractions."""
+    decoder = {"width": 96, "depth": 1, "heads": 4}
+    raw: dict = {
+        "cohorts": {
+            "ADNI": {"bids": "adni"},
+            "OASIS": {"bids": "oasis"},
+            "SimA": {"simulated": {"subjects": 50}},
+            "SimB": {"simulated": {"subjects": 30}},
+        },
+        "preprocessing": {"size": 32},
+        "tasks": {
+            "ad": {
+                "kind": "binary",
+                "target": "diagnosis",
+                "classes": {"CN": "CN", "AD": "AD"},
+                "train": "ADNI",
+                "zero_shot": ["OASIS"],
+            },
+            "age": {
+                "kind": "regression",
+                "target": "age",
+                "unit": "years",
+                "train": "SimA",
+                "zero_shot": ["SimB"],
+            },
+        },
+        "backbones": {
+            "vit_b": {"kind": "vit", "width": 768, "depth": 12, "heads": 12, "decoder": decoder},
+            "vit_s": {"kind": "vit", "width": 384, "depth": 6, "heads": 8, "decoder": decoder},
+            "densenet121": {"kind": "densenet121"},
+        },
+        "pretraining": {"mae": {"cohort": "SimA", "epochs": 40, "batch_size": 8}},
+        "methods": {
+            "scratch": {"kind": "scratch", "lr": 1e-4},
+            "full": {"kind": "full", "lr": 1e-4},
+            "attention": {"kind": "attention", "lr": 1e-4},
+            "lora": {"kind": "lora", "lr": 1e-3},
+            "layernorm": {"kind": "layernorm", "lr": 1e-3},
+            "shuffled": {"kind": "full", "lr": 1e-4, "shuffle_labels": True},
+        },
+        "grid": [
+            {
+                "tasks": ["ad"],
+                "backbones": ["vit_b", "vit_s", "densenet121"],
+                "pretraining": ["mae"],
+                "methods": ["scratch", "full", "attention", "lora", "layernorm"],
+                "fractions": [10, 50, 100],
+                "seeds": [0, 1, 2],
+            },
+            {
+                "tasks": ["age"],
+                "backbones": ["vit_b"],
+                "pretraining": ["mae"],
+                "methods": ["scratch", "full", "lora", "shuffled"],
+                "fractions": [25, 100],
+                "seeds": [0, 1, 2],
+            },
+        ],
+        "figures": {"tradeoff_fraction": 10},
+    }
+    return Config.model_validate(raw | changes)
+
+
+def fabricate(config: Config, results: Path) -> None:
+    """Write every file that tables and figures read, leaving out MISSING_CELL and MISSING_GROUP."""
+    present = [cell for cell in cells(config) if not _missing(cell)]
+    for cell in present:
+        _write_cell(config, results, cell)
+    groups = sorted({(c.task, c.backbone, c.pretraining, c.method) for c in present})
+    for group in groups:
+        runs = [c for c in present if (c.task, c.backbone, c.pretraining, c.method) == group]
+        task = config.tasks[group[0]]
+        for cohort in (task.train, *task.zero_shot):
+            rows = [row for cell in runs for row in _prediction_rows(config, cell, cohort)]
+            write_tsv(Path(results, "predictions", *group, f"{cohort}.tsv"), rows, PREDICTION_COLUMNS)
+    for name in used_tasks(config):
+        task = config.tasks[name]
+        for seed in sorted({cell.seed for cell in present if cell.task == name}):
+            for cohort in (task.train, *task.zero_shot):
+                _write_controls(config, results, name, seed, cohort)
+    for pretraining, backbone in pretrained(config):
+        _write_pretraining(config, results / "pretraining" / pretraining / backbone)
+    for cohort, subjects in SUBJECTS.items():
+        _write_cohort(results / "cohorts" / cohort, subjects)
+
+
+def truth(config: Config, task: str, cohort: str, split: str) -> list[tuple[str, float]]:
+    """Subjects of one side with their targets, the same for all seeds."""
+    subjects = range(SUBJECTS[cohort])
+    if split != "zero-shot":  # every third subject is for testing, some others for validation
+        subjects = [
+            s for s in subjects if (s % 3 == 0) == (split == "test") and (split == "test" or s % 4 == 1)
+        ]
+    if config.tasks[task].kind == "binary":
+        return [(f"{cohort}{s:03d}", float(s // 3 % 2)) for s in subjects]
+    return [(f"{cohort}{s:03d}", 50.0 + (7 * s) % 35) for s in subjects]
+
+
+def _missing(cell: Cell) -> bool:
+    of_group = (cell.task, cell.backbone, cell.pretraining, cell.method, cell.fraction)
+    return cell == MISSING_CELL or of_group == MISSING_GROUP
+
+
+def _splits(config: Config, task: str, cohort: str) -> tuple[str, ...]:
+    return ("val", "test") if cohort == config.tasks[task].train else ("zero-shot",)
+
+
+def _prediction_rows(config: Config, cell: Cell, cohort: str) -> list[dict]:
+    rng = np.random.default_rng(hash_of(cell, cohort))
+    strength = SEPARATION[cell.method] * (0.4 + 0.6 * cell.fraction / 100)
+    rows = []
+    for split in _splits(config, cell.task, cohort):
+        for subject, y in truth(config, cell.task, cohort, split):
+            if config.tasks[cell.task].kind == "binary":
+                score = 1 / (1 + np.exp(-(strength * (2 * y - 1) + rng.normal())))
+            else:
+                score = 67 + (y - 67) * strength / 2 + rng.normal(0, 5)
+            common = {
+                "fraction": cell.fraction,
+                "seed": cell.seed,
+                "split": split,
+                "subject": subject,
+                "y": y,
+            }
+            rows.append(common | {"scan_id": f"{subject}_1", "session": "M6", "score": f"{score:.6f}"})
+            # A later scan with a wrong score: it must not count.
+            rows.append(common | {"scan_id": f"{subject}_2", "session": "M12", "score": f"{1 - y:.1f}"})
+    return rows
+
+
+def hash_of(cell: Cell, cohort: str) -> int:
+    """A number that follows from the cell and does not change between runs of Python."""
+    return zlib.crc32(f"{cell}{cohort}".encode())
+
+
+def _write_cell(config: Config, results: Path, cell: Cell) -> None:
+    folder = cell_folder(results, cell)
+    folder.mkdir(parents=True, exist_ok=True)
+    subjects = {10: 258, 25: 60, 50: 1290, 100: 2580}[cell.fraction]
+    backbone_method = (cell.backbone, "full" if cell.method == "shuffled" else cell.method)
+    cost = {
+        "trainable": TRAINABLE[backbone_method],
+        "head": 1538,
+        "total": 88204034,
+        "delta_bytes": 4 * TRAINABLE[backbone_method],
+        "peak_memory_bytes": 3 * 2**30,
+        "train_seconds": 61.5,
+        "start_seconds": 4.2,
+        "seconds_per_epoch": 2.1,
+        "epochs": 20,
+        "best_epoch": 12,
+        "best_val_loss": 0.4,
+        "train_subjects": subjects // 3,
+        "train_scans": subjects,
+        "device": "cpu",
+        "torch": "2.13.0",
+        "flops_per_sample": None,
+        "resumed": 0,
+    }
+    (folder / "cost.json").write_text(json.dumps(cost))
+    rng = np.random.default_rng(hash_of(cell, ""))
+    losses = [0.35 + 0.35 * np.exp(-epoch / 6) for epoch in range(20)]
+    _write_history(
+        folder / "history.csv",
+        [
+            {
+                "epoch": epoch,
+                "lr": 1e-4,
+                "train_loss": loss * 0.9 + rng.normal(0, 0.005),
+                "val_loss": loss + rng.normal(0, 0.02),
+                "val_metric": 0.8,
+                "seconds": 2.1,
+            }
+            for epoch, loss in enumerate(losses, start=1)
+        ],
+    )
+
+
+def _write_controls(config: Config, results: Path, task: str, seed: int, cohort: str) -> None:
+    kind = config.tasks[task].kind
+    rng = np.random.default_rng(seed)
+    rows = []
+    for method in ("mean", "age_sex", "ridge_voxels"):
+        for split in _splits(config, task, cohort):
+            for index, (subject, y) in enumerate(truth(config, task, cohort, split)):
+                noise = rng.normal()
+                score = 0.5 if kind == "binary" else 67.0
+                if method == "ridge_voxels":
+                    score = 1 / (1 + np.exp(-(2 * y - 1 + noise))) if kind == "binary" else y + 8 * noise
+                elif method == "age_sex":
+                    # Unknown for every fifth subject, as where a table lacks an age.
+                    score = None if index % 5 == 0 else score + noise / 10
+                rows.append(
+                    {"method": method, "fraction": 100, "seed": seed, "split": split, "subject": subject}
+                    | {"scan_id": f"{subject}_1", "session": "M6", "y": y, "score": score}
+                )
+    path = results / "controls" / task / f"seed-{seed}" / f"{cohort}.tsv"
+    write_tsv(path, rows, ("method", *PREDICTION_COLUMNS))
+
+
+def _write_pretraining(config: Config, folder: Path) -> None:
+    folder.mkdir(parents=True)
+    _write_history(
+        folder / "history.csv",
+        [
+            {
+                "epoch": epoch,
+                "lr": 1e-4,
+                "train_loss": 0.4 + 0.6 * np.exp(-epoch / 9),
+                "val_loss": 0.42 + 0.6 * np.exp(-epoch / 9),
+                "seconds": 3.0,
+            }
+            for epoch in range(1, 41)
+        ],
+    )
+    size = config.preprocessing.size
+    grid = np.indices((size,) * 3) - size / 2
+    ball = (np.sqrt((grid**2).sum(0)) < size * 0.4) * (1 + 0.5 * np.sin(grid[0] / 2)) - 0.5
+    rng = np.random.default_rng(0)
+    volumes = np.stack([ball + 0.1 * rng.normal(size=ball.shape) for _ in range(3)])
+    hidden = np.kron(rng.random((3, 4, 4, 4)) < 0.75, np.ones((1, size // 4, size // 4, size // 4))) > 0
+    np.savez(
+        folder / "reconstructions.npz",
+        input=volumes.astype(np.float16),
+        mask=hidden,
+        reconstruction=np.repeat(ball[None], 3, axis=0).astype(np.float16),
+    )
+
+
+def _write_history(path: Path, rows: list[dict]) -> None:
+    with path.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _write_cohort(folder: Path, subjects: int) -> None:
+    rows = [
+        {
+            "row": 2 * s + scan,
+            "scan_id": f"{folder.name}{s:03d}_{scan + 1}",
+            "subject": f"{folder.name}{s:03d}",
+            "session": ("M6", "M12")[scan],
+            "age": 50.5 + s % 30,
+            "sex": "FM"[s % 2],
+        }
+        for s in range(subjects)
+        for scan in range(2)
+    ]
+    stored = [row for row in rows if row["scan_id"] != f"{folder.name}000_2"]
+    write_tsv(folder / "store" / "scans.tsv", stored, ("row", "scan_id", "subject", "session"))
+    write_tsv(folder / "subjects.tsv", rows, ("subject", "session", "scan_id", "age", "sex"))
+    excluded = [{"scan_id": f"{folder.name}000_2", "reason": "fabricated"}]
+    write_tsv(folder / "excluded.tsv", excluded, ("scan_id", "subject", "session", "path", "step", "reason"))

@@ -1,0 +1,133 @@
+"""Table 2: the cohorts as used, with the paper's row below a real cohort of the paper's name."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from neuropeft.config import Config
+from neuropeft.files import MISSING, read_tsv
+from neuropeft.grid import pretrained, used_cohorts, used_tasks
+from neuropeft.publish.labels import cohort_label, is_simulated
+from neuropeft.publish.published import published_cohort
+from neuropeft.publish.sheet import Sheet
+
+COHORT_COLUMNS = (
+    "cohort",
+    "source",
+    "simulated",
+    "use",
+    "scans",
+    "excluded",
+    "subjects",
+    "age_min",
+    "age_max",
+    "age_known",
+    "female",
+    "male",
+    "sex_known",
+)
+
+
+def cohort_records(config: Config, results: Path) -> list[dict[str, object]]:
+    """Return a row per used cohort (source `ours`), and the paper's row (source `published`) below it."""
+    records: list[dict[str, object]] = []
+    for cohort in used_cohorts(config):
+        common = {"cohort": cohort_label(config, cohort), "simulated": is_simulated(config, cohort)}
+        counted = _count(results / "cohorts" / cohort)
+        records.append({**common, "source": "ours", "use": _use(config, cohort), **counted})
+        if (published := published_cohort(config, cohort)) is not None:
+            records.append(
+                {**common, "source": "published", **{k: v for k, v in published.items() if k != "cohort"}}
+            )
+    return records
+
+
+def _use(config: Config, cohort: str) -> str:
+    uses = [
+        f"pretraining {name}"
+        for name in dict.fromkeys(name for name, _ in pretrained(config))
+        if config.pretraining[name].cohort == cohort
+    ]
+    tasks = used_tasks(config)
+    uses += [task for task in tasks if config.tasks[task].train == cohort]
+    uses += [f"zero-shot {task}" for task in tasks if cohort in config.tasks[task].zero_shot]
+    return ", ".join(uses)
+
+
+def _count(folder: Path) -> dict[str, object]:
+    """Count the scans that were packed, and their subjects; ages are those at each scan."""
+    stored = folder / "store" / "scans.tsv"
+    if not stored.is_file():
+        return {}
+    packed = {row["scan_id"]: row["subject"] for row in read_tsv(stored)}
+    excluded = read_tsv(folder / "excluded.tsv") if (folder / "excluded.tsv").is_file() else None
+    known = read_tsv(folder / "subjects.tsv") if (folder / "subjects.tsv").is_file() else []
+    used = [row for row in known if row["scan_id"] in packed]
+    aged = {row["subject"] for row in used if row["age"] != MISSING}
+    ages = [float(row["age"]) for row in used if row["age"] != MISSING]
+    sexes = {row["subject"]: row["sex"] for row in used if row["sex"] in ("F", "M")}
+    return {
+        "scans": len(packed),
+        "excluded": None if excluded is None else len(excluded),
+        "subjects": len(set(packed.values())),
+        "age_min": min(ages, default=None),
+        "age_max": max(ages, default=None),
+        "age_known": len(aged),
+        "female": sum(sex == "F" for sex in sexes.values()) if sexes else None,
+        "male": sum(sex == "M" for sex in sexes.values()) if sexes else None,
+        "sex_known": len(sexes),
+    }
+
+
+def cohort_sheet(records: Sequence[Mapping[str, object]]) -> Sheet:
+    """Lay out table 2 for readers."""
+    header = ("Cohort", "Source", "Use", "Scans", "Excluded", "Subjects", "Age (years)", "Sex (F/M)")
+    rows = [
+        [
+            str(record["cohort"]),
+            str(record["source"]),
+            str(record.get("use", MISSING)),
+            *(_number(record.get(column)) for column in ("scans", "excluded", "subjects")),
+            _ages(record),
+            _sexes(record),
+        ]
+        for record in records
+    ]
+    notes = [
+        "Scans and subjects are those that passed preprocessing; excluded scans and their reasons are in "
+        "results/cohorts/COHORT/excluded.tsv. Use names a task where the cohort is trained and tested on.",
+    ]
+    cohorts = [str(record["cohort"]) for record in records]
+    if any(record["source"] == "published" for record in records):
+        notes.append("published: Dhinagar et al. 2024, Table 2, as printed.")
+    if any(record["source"] == "published" and record["cohort"] == "OASIS" for record in records):
+        notes.append("The published OASIS row is inconsistent: 600 subjects, but 341 + 359 = 700.")
+    caption = "Cohorts as used."
+    if any(record["simulated"] for record in records):
+        caption += " Simulated data is marked; it says nothing about real brains."
+    breaks = frozenset(index for index in range(1, len(rows)) if cohorts[index] != cohorts[index - 1])
+    return Sheet("table2", caption, header, rows, notes, breaks, text_columns=3)
+
+
+def _number(value: object) -> str:
+    text = MISSING if value is None else str(value)
+    return f"{int(text):,}" if text.isdigit() else text
+
+
+def _ages(record: Mapping[str, object]) -> str:
+    low, high = record.get("age_min"), record.get("age_max")
+    if low is None or high is None:
+        return MISSING
+    text = f"{float(str(low)):.1f}-{float(str(high)):.1f}"
+    return text + _partly_known(record, "age_known")
+
+
+def _sexes(record: Mapping[str, object]) -> str:
+    if record.get("female") is None:
+        return MISSING
+    text = f"{_number(record['female'])}F/{_number(record['male'])}M"
+    return text + _partly_known(record, "sex_known")
+
+
+def _partly_known(record: Mapping[str, object], column: str) -> str:
+    known, subjects = record.get(column), record.get("subjects")
+    return "" if known is None or known == subjects else f" (of {known} subjects)"

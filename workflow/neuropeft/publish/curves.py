@@ -1,0 +1,147 @@
+"""Figures 2 and 3: test performance against the amount of training data, a curve per method."""
+
+import math
+import statistics
+from collections.abc import Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from neuropeft.config import Config, ViT
+from neuropeft.evaluate.metrics import HIGHER_IS_BETTER
+from neuropeft.evaluate.scores import CONTROL_FRACTION, Score, primary_metric
+from neuropeft.grid import cells, used_tasks
+from neuropeft.publish.labels import backbone_label, group_label, is_control, metric_label
+from neuropeft.publish.panel import draw_references, panel_title, references
+from neuropeft.publish.records import Costs
+from neuropeft.publish.style import GREY, look, panels, shared_legend, words_only
+
+PANEL_HEIGHT = 2.8  # inches
+DODGE = 0.05  # of the distance between fractions, so that curves do not hide each other
+
+
+def curve_backbones(config: Config) -> dict[str, str | None]:
+    """Return which ViT figures 2 (the smaller) and 3 (the larger) show, as the paper's ViT-S and ViT-B.
+
+    With one ViT it is figure 3's; with more than two, the two that come last in size are shown.
+    """
+    sizes = {
+        name: spec.width**2 * spec.depth for name, spec in config.backbones.items() if isinstance(spec, ViT)
+    }
+    used = sorted(
+        {cell.backbone for cell in cells(config)} & set(sizes), key=lambda name: (sizes[name], name)
+    )
+    return {"figure2": used[-2] if len(used) > 1 else None, "figure3": used[-1] if used else None}
+
+
+def draw_curves(
+    config: Config, scores: Sequence[Score], costs: Costs, figure_name: str, backbone: str | None
+) -> Figure:
+    """Draw a panel per task that has several fractions with this ViT, beside the CNNs' curves."""
+    number = figure_name.removeprefix("figure")
+    if backbone is None:
+        return words_only(f"Figure {number} has nothing to show: the grid has no further ViT.")
+    shown = {task: _curve_scores(config, scores, task, backbone) for task in used_tasks(config)}
+    shown = {task: of_task for task, of_task in shown.items() if of_task}
+    if not shown:
+        label = backbone_label(backbone)
+        return words_only(f"Figure {number} has nothing to show: no task has several fractions with {label}.")
+    figure, axes = panels(len(shown), PANEL_HEIGHT)
+    for axis, (task, of_task) in zip(axes, shown.items(), strict=True):
+        _draw_panel(axis, config, scores, of_task, costs, task, backbone)
+    shared_legend(figure, axes)
+    return figure
+
+
+def _curve_scores(config: Config, scores: Sequence[Score], task: str, backbone: str) -> list[Score]:
+    """Return in-domain scores of the methods that have several fractions."""
+    found = [
+        score
+        for score in scores
+        if score.group.task == task
+        and score.metric == primary_metric(config.tasks[task])
+        and not score.zero_shot
+        and not is_control(config, score.group)
+        and (score.group.backbone == backbone or not isinstance(config.backbones[score.group.backbone], ViT))
+    ]
+    if len({score.group.fraction for score in found if score.group.backbone == backbone}) < 2:
+        return []
+    curves = [_curve(score) for score in found]
+    return [score for score in found if curves.count(_curve(score)) > 1]
+
+
+def _curve(score: Score) -> tuple[str, str, str]:
+    return score.group.backbone, score.group.pretraining, score.group.method
+
+
+def _draw_panel(
+    axis: Axes,
+    config: Config,
+    scores: Sequence[Score],
+    shown: Sequence[Score],
+    costs: Costs,
+    task: str,
+    backbone: str,
+) -> None:
+    fractions = sorted({score.group.fraction for score in shown})
+    curves = sorted({_curve(score) for score in shown}, key=lambda curve: _rank(config, curve, backbone))
+    for index, curve in enumerate(curves):
+        of_curve = [score for score in shown if _curve(score) == curve]
+        shift = DODGE * (index - (len(curves) - 1) / 2)
+        _draw_curve(axis, config, of_curve, fractions, shift, index)
+    spec = config.tasks[task]
+    lines = references(config, scores, task, CONTROL_FRACTION)
+    draw_references(axis, [line for line in lines if line[2] == "--"])
+    for label, value, _ in (line for line in lines if line[2] != "--"):
+        label = f"control: {label}"
+        axis.plot(len(fractions) - 1, value, marker="*", color=GREY, linestyle="", markersize=8, label=label)
+    axis.set_xticks(range(len(fractions)), [_tick(costs, task, fraction) for fraction in fractions])
+    axis.margins(x=0.08)
+    axis.set_xlabel("share of the training subjects, and scans")
+    better = "higher" if HIGHER_IS_BETTER[primary_metric(spec)] else "lower"
+    axis.set_ylabel(f"test {metric_label(spec, primary_metric(spec))}, {better} is better")
+    done = sum(len(score.values) for score in shown)
+    wanted = sum(len(score.expected) for score in shown)
+    missing = f"; {done}/{wanted} cells, hollow: seeds missing" if done < wanted else ""
+    axis.set_title(f"{panel_title(config, shown, task)}\nband: SD, dots: seeds{missing}", loc="left")
+
+
+def _rank(config: Config, curve: tuple[str, str, str], backbone: str) -> tuple[bool, int, str]:
+    return curve[0] != backbone, list(config.methods).index(curve[2]), curve[1]
+
+
+def _draw_curve(
+    axis: Axes, config: Config, scores: Sequence[Score], fractions: Sequence[int], shift: float, index: int
+) -> None:
+    style = look(index)
+    by_fraction = {score.group.fraction: score for score in scores}
+    # A fraction without any seed breaks the line.
+    points = [(fractions.index(f) + shift, by_fraction[f]) for f in fractions if f in by_fraction]
+    x = [place for place, _ in points]
+    mean = [score.mean for _, score in points]
+    spread = [0.0 if math.isnan(score.sd) else score.sd for _, score in points]
+    axis.fill_between(
+        x,
+        [m - s for m, s in zip(mean, spread, strict=True)],
+        [m + s for m, s in zip(mean, spread, strict=True)],
+        color=style.colour,
+        alpha=0.12,
+        linewidth=0,
+    )
+    label = group_label(config, scores[0].group)
+    axis.plot(x, mean, color=style.colour, linestyle=style.dashes, marker=style.marker, label=label)
+    for place, score in points:
+        axis.plot(
+            [place] * len(score.values), list(score.values.values()), ".", color=style.colour, alpha=0.5, ms=3
+        )
+        if score.values and not score.complete:
+            axis.plot(place, score.mean, marker=style.marker, color=style.colour, markerfacecolor="white")
+
+
+def _tick(costs: Costs, task: str, fraction: int) -> str:
+    scans = [
+        int(cost["train_scans"])
+        for cell, cost in costs.items()
+        if cost is not None and (cell.task, cell.fraction) == (task, fraction) and cost.get("train_scans")
+    ]
+    return f"{fraction} %\n{statistics.median_low(scans):,}" if scans else f"{fraction} %"

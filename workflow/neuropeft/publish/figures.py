@@ -1,0 +1,65 @@
+"""The figures: performance against parameters and data, loss curves, reconstructions."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from neuropeft.config import Config
+from neuropeft.evaluate.costs import read_costs
+from neuropeft.evaluate.scores import collect
+from neuropeft.grid import pretrained
+from neuropeft.publish.curves import curve_backbones, draw_curves
+from neuropeft.publish.losses import (
+    FINETUNING_COLUMNS,
+    PRETRAINING_COLUMNS,
+    draw_finetuning_losses,
+    draw_pretraining_losses,
+    finetuning_histories,
+    pretraining_histories,
+)
+from neuropeft.publish.reconstructions import draw_reconstructions
+from neuropeft.publish.records import trainable_parameters
+from neuropeft.publish.sheet import write_csv
+from neuropeft.publish.style import print_style, save
+from neuropeft.publish.tradeoff import draw_tradeoff
+
+
+def write_figures(config: Config, results: Path, out: Path) -> None:
+    """Write every figure as PNG, SVG and PDF, and the loss curves also as CSV.
+
+    Raises:
+        UserError: a file of results cannot be read.
+    """
+    with print_style():
+        for name, figure in _figures(config, results):
+            save(figure, out, name)
+    write_losses(config, results, out)
+
+
+def write_losses(config: Config, results: Path, out: Path) -> None:
+    """Write `losses_pretraining.csv` and `losses_finetuning.csv`: every epoch of every run."""
+    pretraining_rows = [
+        {"pretraining": pretraining, "backbone": backbone, **row}
+        for (pretraining, backbone), rows in pretraining_histories(config, results).items()
+        for row in rows
+    ]
+    write_csv(out / "losses_pretraining.csv", pretraining_rows, PRETRAINING_COLUMNS)
+    finetuning_rows = [
+        {**vars(cell), **row} for cell, rows in finetuning_histories(config, results).items() for row in rows
+    ]
+    write_csv(out / "losses_finetuning.csv", finetuning_rows, FINETUNING_COLUMNS)
+
+
+def _figures(config: Config, results: Path) -> Iterator[tuple[str, Figure]]:
+    scores = collect(config, results, draws=0)
+    costs = read_costs(config, results)
+    yield "figure1", draw_tradeoff(config, scores, trainable_parameters(costs))
+    for name, backbone in curve_backbones(config).items():
+        yield name, draw_curves(config, scores, costs, name, backbone)
+    yield "losses_pretraining", draw_pretraining_losses(config, pretraining_histories(config, results))
+    yield "losses_finetuning", draw_finetuning_losses(config, finetuning_histories(config, results))
+    for pretraining, backbone in pretrained(config):
+        path = results / "pretraining" / pretraining / backbone / "reconstructions.npz"
+        figure = draw_reconstructions(config, path, pretraining, backbone)
+        yield f"reconstructions_{pretraining}_{backbone}", figure

@@ -1,0 +1,80 @@
+"""How things are called in tables, figures and the summary, one place for all of them."""
+
+from neuropeft.config import Config, Task
+from neuropeft.evaluate.scores import CONTROL, Group
+from neuropeft.grid import NO_PRETRAINING, pretrained
+
+METRIC_LABELS = {
+    "auc": "AUC",
+    "balanced_accuracy": "balanced accuracy",
+    "brier": "Brier score",
+    "mae": "MAE",
+    "r": "Pearson r",
+}
+CONTROL_LABELS = {
+    "mean": "predict the mean",
+    "age_sex": "age + sex only",
+    "ridge_voxels": "linear model on voxels",
+}
+METHOD_LABELS = {
+    "scratch": "Scratch",
+    "full": "Full fine-tune",
+    "attention": "Attention fine-tune",
+    "lora": "LoRA",
+    "layernorm": "LayerNorm fine-tune",
+}
+
+
+def backbone_label(backbone: str) -> str:
+    """Return `vit_b` as ViT-B and `densenet121` as DenseNet121; other names as they are."""
+    if backbone.startswith("vit_"):
+        return "ViT-" + backbone.removeprefix("vit_").upper()
+    return {"densenet121": "DenseNet121"}.get(backbone, backbone)
+
+
+def method_label(config: Config, method: str) -> str:
+    """Return the name of a method; a control on permuted labels says so."""
+    if config.methods[method].shuffle_labels:
+        return f"{config.methods[method].kind} on shuffled labels"
+    return METHOD_LABELS.get(method, method)
+
+
+def group_label(config: Config, group: Group, separator: str = " ") -> str:
+    """Return backbone and method, and the pretraining where a backbone has several."""
+    if group.backbone == CONTROL:
+        return f"Control:{separator}{CONTROL_LABELS[group.method]}"
+    label = f"{backbone_label(group.backbone)}{separator}{method_label(config, group.method)}"
+    starts = [name for name, backbone in pretrained(config) if backbone == group.backbone]
+    if group.pretraining != NO_PRETRAINING and len(starts) > 1:
+        label += f" from {group.pretraining}"
+    return f"Control: {label}" if is_control(config, group) else label
+
+
+def is_control(config: Config, group: Group) -> bool:
+    """Whether the group is a control, a method on permuted labels included."""
+    return group.backbone == CONTROL or config.methods[group.method].shuffle_labels
+
+
+def cohort_label(config: Config, cohort: str) -> str:
+    """Return the cohort's name, and that it is simulated if it is."""
+    return f"{cohort} (simulated)" if is_simulated(config, cohort) else cohort
+
+
+def is_simulated(config: Config, cohort: str) -> bool:
+    """Whether a cohort is simulated."""
+    return config.cohorts[cohort].simulated is not None
+
+
+def metric_label(task: Task, metric: str) -> str:
+    """Return a metric's name, with its unit if it has one."""
+    label = METRIC_LABELS[metric]
+    if metric == "auc" and task.kind == "multiclass":
+        label = "macro AUC (one against all)"
+    return f"{label} ({task.unit})" if metric == "mae" and task.unit else label
+
+
+def seeds_text(done: int, expected: int) -> str:
+    """Return `3 seeds`, or `2/3 seeds` where some are missing."""
+    if done != expected:
+        return f"{done}/{expected} seeds"
+    return f"{done} seed" if done == 1 else f"{done} seeds"

@@ -1,0 +1,108 @@
+"""Tidy rows: every score with its spread, interval, comparison and cost, and the cost of every cell."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from neuropeft.config import Config
+from neuropeft.evaluate.compare import compare
+from neuropeft.evaluate.costs import COST_KEYS
+from neuropeft.evaluate.scores import Group, Score
+from neuropeft.grid import Cell
+from neuropeft.publish.labels import is_simulated
+from neuropeft.publish.published import published_score
+
+Costs = Mapping[Cell, dict[str, Any] | None]
+
+SCORE_COLUMNS = (
+    "task",
+    "cohort",
+    "zero_shot",
+    "backbone",
+    "pretraining",
+    "method",
+    "fraction",
+    "metric",
+    "mean",
+    "sd",
+    "seeds",
+    "seeds_expected",
+    "n",
+    "ci_low",
+    "ci_high",
+    "published_mean",
+    "published_sd",
+    "trainable",
+    "simulated",
+    "reference",
+    "difference",
+    "difference_ci_low",
+    "difference_ci_high",
+    "within_noise",
+    "seed_values",
+    "reason",
+)
+CELL_COLUMNS = ("task", "backbone", "pretraining", "method", "fraction", "seed")
+COST_COLUMNS = (*CELL_COLUMNS, "status", *COST_KEYS)
+
+
+def score_records(config: Config, scores: Sequence[Score], costs: Costs) -> list[dict[str, object]]:
+    """Return one row per score, with the columns `SCORE_COLUMNS`.
+
+    `difference` and its interval compare with full fine-tuning (see `evaluate.compare`).
+    """
+    comparisons = {id(comparison.score): comparison for comparison in compare(config, scores)}
+    trainable = trainable_parameters(costs)
+    records: list[dict[str, object]] = []
+    for score in scores:
+        published = published_score(config, score) or (None, None)
+        record: dict[str, object] = {
+            **vars(score.group),
+            "cohort": score.cohort,
+            "zero_shot": score.zero_shot,
+            "metric": score.metric,
+            "mean": score.mean,
+            "sd": score.sd,
+            "seeds": len(score.values),
+            "seeds_expected": len(score.expected),
+            "n": score.n,
+            "ci_low": score.ci_low,
+            "ci_high": score.ci_high,
+            "published_mean": published[0],
+            "published_sd": published[1],
+            "trainable": trainable.get(score.group),
+            "simulated": is_simulated(config, score.cohort),
+            "seed_values": " ".join(f"{seed}={value:.6g}" for seed, value in score.values.items()) or None,
+            "reason": score.reason or None,
+        }
+        if (comparison := comparisons.get(id(score))) is not None:
+            record |= {
+                "reference": comparison.reference,
+                "difference": comparison.difference,
+                "difference_ci_low": comparison.ci_low,
+                "difference_ci_high": comparison.ci_high,
+                "within_noise": comparison.within_noise,
+            }
+        records.append(record)
+    return records
+
+
+def cost_records(costs: Costs) -> list[dict[str, object]]:
+    """Return one row per cell of the grid, with the columns `COST_COLUMNS`; missing cells included."""
+    return [
+        {**vars(cell), "status": "missing" if cost is None else "done", **(cost or {})}
+        for cell, cost in costs.items()
+    ]
+
+
+def trainable_parameters(costs: Costs) -> dict[Group, int]:
+    """Return the trainable parameters of each group of cells; seeds do not change them."""
+    return {
+        group_of(cell): int(cost["trainable"])
+        for cell, cost in costs.items()
+        if cost is not None and cost.get("trainable") is not None
+    }
+
+
+def group_of(cell: Cell) -> Group:
+    """Return the group of cells that differ from this one in their seed only."""
+    return Group(cell.task, cell.backbone, cell.pretraining, cell.method, cell.fraction)

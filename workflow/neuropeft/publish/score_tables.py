@@ -1,0 +1,198 @@
+"""Tables 3 and 4: methods by tasks, in-domain and zero-shot, the published figure beside ours."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+from neuropeft.config import Config, ViT
+from neuropeft.evaluate.metrics import DRAWS, HIGHER_IS_BETTER, METRICS
+from neuropeft.evaluate.scores import CONTROL, CONTROLS, Group, Score
+from neuropeft.files import MISSING
+from neuropeft.grid import cells, used_tasks
+from neuropeft.publish.labels import (
+    backbone_label,
+    cohort_label,
+    group_label,
+    is_control,
+    is_simulated,
+    metric_label,
+)
+from neuropeft.publish.published import published_score
+from neuropeft.publish.sheet import Sheet
+
+NOT_IN_GRID = "-"
+HEADER = ("Task", "Cohort", "Metric", "Figure")
+NOTES = (
+    "n: test subjects, one scan each (a subject's first). Mean and sample SD are over seeds; k/m marks cells "
+    "where only k of m seeds have a value, n/a those without any (constant predictions have no r); - is not "
+    "part of the grid.",
+    f"95 % interval: percentile bootstrap over test subjects ({DRAWS:,} draws) of the mean over seeds; it "
+    "does not tell how another training set would have done.",
+    "Balanced accuracy: threshold chosen on validation (Youden), frozen for test and zero-shot cohorts.",
+    "Controls use all training subjects. Predict the mean: training mean or class frequency. Linear models: "
+    "ridge or logistic regression on age and sex, or on voxels averaged to 10 x 10 x 10.",
+)
+PUBLISHED_NOTE = "published: Dhinagar et al. 2024, Tables 3 and 4, mean (SD) over three seeds."
+
+Column = tuple[str, str, str]  # backbone, pretraining, method
+
+
+def table_backbones(config: Config, table: int) -> list[str]:
+    """Return the backbones of table 3 (the grid's first ViT, and CNNs) or table 4 (all further ViTs)."""
+    order = dict.fromkeys(backbone for block in config.grid for backbone in block.backbones)
+    used = [name for name in order if any(cell.backbone == name for cell in cells(config))]
+    vits = [name for name in used if isinstance(config.backbones[name], ViT)]
+    return vits[1:] if table == 4 else [*vits[:1], *(name for name in used if name not in vits)]
+
+
+def select(config: Config, scores: Sequence[Score], table: int) -> list[Score]:
+    """Return the scores of a table's backbones and of the controls, at each task's largest fraction."""
+    backbones = table_backbones(config, table)
+    of_backbones = [score for score in scores if score.group.backbone in backbones]
+    chosen = []
+    for task in used_tasks(config):
+        of_task = [score for score in of_backbones if score.group.task == task]
+        if of_task:
+            largest = max(score.group.fraction for score in of_task)
+            chosen += [score for score in of_task if score.group.fraction == largest]
+            chosen += [
+                score for score in scores if (score.group.task, score.group.backbone) == (task, CONTROL)
+            ]
+    return chosen
+
+
+def score_sheet(config: Config, scores: Sequence[Score], trainable: Mapping[Group, int], table: int) -> Sheet:
+    """Lay out table 3 or 4 for readers: a column per method, a line per task, cohort, metric and figure."""
+    shown = select(config, scores, table)
+    if not shown:
+        caption = "Empty: the grid has no further ViT."
+        return Sheet(f"table{table}", caption, HEADER, (), (), text_columns=4)
+    columns = _columns(config, shown)
+    rows: list[list[str]] = []
+    breaks = set()
+    for task in dict.fromkeys(score.group.task for score in shown):
+        breaks.add(len(rows))
+        rows += _task_rows(config, [score for score in shown if score.group.task == task], columns, trainable)
+    labels = [group_label(config, Group("", *column, 0), "\n") for column in columns]
+    published = any(row[3] == "published" for row in rows)
+    return Sheet(
+        f"table{table}",
+        _caption(config, shown, table),
+        (*HEADER, *labels),
+        _without_repeats(rows),
+        (*NOTES, PUBLISHED_NOTE) if published else NOTES,
+        frozenset(breaks),
+        text_columns=4,
+    )
+
+
+def _columns(config: Config, shown: Sequence[Score]) -> list[Column]:
+    """Return backbones in the order of the configuration, methods within them, controls last."""
+    backbones, methods = list(config.backbones), list(config.methods)
+    groups = {score.group for score in shown}
+    columns = {(group.backbone, group.pretraining, group.method): group for group in groups}
+
+    def position(column: Column) -> tuple[bool, int, int, str]:
+        backbone, pretraining, method = column
+        if backbone == CONTROL:
+            return True, len(backbones), CONTROLS.index(method), pretraining
+        control = is_control(config, columns[column])
+        return control, backbones.index(backbone), methods.index(method), pretraining
+
+    return sorted(columns, key=position)
+
+
+def _task_rows(
+    config: Config, scores: Sequence[Score], columns: Sequence[Column], trainable: Mapping[Group, int]
+) -> list[list[str]]:
+    name = scores[0].group.task
+    task = config.tasks[name]
+    by_place = {(_column(score), score.cohort, score.metric): score for score in scores}
+    fraction = max(score.group.fraction for score in scores if score.group.backbone != CONTROL)
+    label = name if fraction == 100 else f"{name} ({fraction} % of the training subjects)"
+    counts = [trainable.get(Group(name, *column, fraction)) for column in columns]
+    rows = [[label, "", "trainable parameters", "", *(f"{c:,}" if c else NOT_IN_GRID for c in counts)]]
+    for cohort in (task.train, *task.zero_shot):
+        for metric in METRICS[task.kind]:
+            line = [by_place.get((column, cohort, metric)) for column in columns]
+            rows += _metric_rows(config, line, cohort, metric)
+    for row in rows[1:]:
+        row[0] = label
+    return rows
+
+
+def _metric_rows(config: Config, line: Sequence[Score | None], cohort: str, metric: str) -> list[list[str]]:
+    present = [score for score in line if score is not None]
+    task = config.tasks[present[0].group.task]
+    n = max((score.n for score in present if score.n is not None), default=None)
+    place = cohort_label(config, cohort) + (", zero-shot" if present[0].zero_shot else "")
+    place += f", n = {MISSING if n is None else n}"
+    better = "higher" if HIGHER_IS_BETTER[metric] else "lower"
+    head = ["", place, f"{metric_label(task, metric)}, {better} is better"]
+    seeds = max(len(score.expected) for score in present)
+    of_seeds = f"{seeds} seed" if seeds == 1 else f"{seeds} seeds"
+    rows = [
+        [*head, f"mean (SD), {of_seeds}", *(_cell(score, seeds, n) for score in line)],
+        [*head, "95 % interval", *(_interval(score) for score in line)],
+    ]
+    published = [published_score(config, score) if score else None for score in line]
+    if any(published):
+        rows.append([*head, "published", *(mean_sd(*pair) if pair else NOT_IN_GRID for pair in published)])
+    return rows
+
+
+def _without_repeats(rows: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Blank task, cohort and metric where they repeat the row above."""
+    shown = []
+    above: Sequence[str] = ()
+    for row in rows:
+        same = next((i for i in range(3) if not above or row[i] != above[i]), 3)
+        shown.append([""] * same + list(row[same:]))
+        above = row
+    return shown
+
+
+def _column(score: Score) -> Column:
+    return score.group.backbone, score.group.pretraining, score.group.method
+
+
+def _cell(score: Score | None, seeds: int, n: int | None) -> str:
+    if score is None:
+        return NOT_IN_GRID
+    done = f"{len(score.values)}/{len(score.expected)}"
+    if not score.values:
+        return f"{MISSING} ({done})"
+    text = mean_sd(score.mean, score.sd)
+    if not score.complete or len(score.expected) != seeds:
+        text += f" {done}"
+    return text if score.n == n else f"{text} n = {score.n}"
+
+
+def mean_sd(mean: float, sd: float) -> str:
+    """Return `0.8619 (0.0241)`; the SD of a single seed is n/a."""
+    return f"{mean:.4f} ({MISSING if math.isnan(sd) else f'{sd:.4f}'})"
+
+
+def _interval(score: Score | None) -> str:
+    if score is None:
+        return NOT_IN_GRID
+    return MISSING if math.isnan(score.ci_low) else f"{score.ci_low:.3f} to {score.ci_high:.3f}"
+
+
+def _caption(config: Config, shown: Sequence[Score], table: int) -> str:
+    backbones = " and ".join(map(backbone_label, table_backbones(config, table)))
+    cells_shown = {score.group for score in shown if score.group.backbone != CONTROL}
+    expected = {score.group: len(score.expected) for score in shown}
+    complete = {
+        group: min(
+            len(score.values)
+            for score in shown
+            if score.group == group and score.metric == METRICS[config.tasks[group.task].kind][0]
+        )
+        for group in cells_shown
+    }
+    done, wanted = sum(complete.values()), sum(expected[group] for group in cells_shown)
+    text = f"{backbones}, methods by tasks, in-domain and zero-shot; {done} of {wanted} cells have scores."
+    simulated = sorted({score.cohort for score in shown if is_simulated(config, score.cohort)})
+    if simulated:
+        text += f" Simulated data: {', '.join(simulated)}; nothing here says anything about real brains."
+    return text

@@ -1,0 +1,65 @@
+"""Reading a cohort's store: its volumes, memory-mapped, and which scan each of them is."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from neuropeft.errors import UserError
+from neuropeft.files import read_tsv
+
+
+@dataclass(frozen=True)
+class Store:
+    """A cohort's preprocessed scans.
+
+    `volumes` is a read-only memory map, float16 [scans, S, S, S]; row i is the scan `scan_ids[i]`, and
+    `rows[i]` holds its columns of scans.tsv as text.
+    """
+
+    path: Path
+    volumes: np.ndarray
+    rows: list[dict[str, str]]
+
+    @cached_property
+    def scan_ids(self) -> list[str]:
+        """Return the scans in the order of the volumes."""
+        return [row["scan_id"] for row in self.rows]
+
+    @cached_property
+    def _positions(self) -> dict[str, int]:
+        return {scan_id: index for index, scan_id in enumerate(self.scan_ids)}
+
+    def index_of(self, scan_id: str) -> int:
+        """Return the row of a scan.
+
+        Raises:
+            UserError: the store does not hold it.
+        """
+        try:
+            return self._positions[scan_id]
+        except KeyError:
+            raise UserError(
+                f"{self.path} does not hold the scan {scan_id}; excluded.tsv in the folder above says why"
+            ) from None
+
+
+def open_store(path: str | Path) -> Store:
+    """Open the store in the folder `path`, which holds volumes.npy and scans.tsv.
+
+    Raises:
+        UserError: a file is missing or damaged, or the two do not belong together.
+    """
+    path = Path(path)
+    rows = read_tsv(path / "scans.tsv")
+    try:
+        volumes = np.load(path / "volumes.npy", mmap_mode="r")
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot open {path / 'volumes.npy'}: {error}; delete it and pack again") from error
+    if volumes.ndim != 4 or len(volumes) != len(rows):
+        raise UserError(
+            f"{path} is damaged: volumes.npy has shape {volumes.shape}, scans.tsv {len(rows)} rows; "
+            "delete both and pack again"
+        )
+    return Store(path, volumes, rows)

@@ -251,8 +251,9 @@ def _check_columns(name: str, columns: Mapping[str, str], seen: set[str], source
 def suggest(name: str, known: Iterable[str]) -> str:
     """Return the mend for a wrong name: the closest known one, or all of them."""
     known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=1)
+    folded = {other.lower(): other for other in known}
+    close = difflib.get_close_matches(name.lower(), folded, n=1)
     if close:
-        return f"did you mean {close[0]!r}?"
+        return f"did you mean {folded[close[0]]!r}?"
     shown = ", ".join(known[:20]) + (", ..." if len(known) > 20 else "")
     return f"choose from: {shown}" if known else "it has none"

@@ -1,0 +1,266 @@
+"""The scan index: BIDS roots, tables, simulated cohorts, and what prepare writes."""
+
+from pathlib import Path
+
+import pytest
+from neuropeft.cohorts.index import index_cohort, write_index
+from neuropeft.cohorts.prepare import prepare, read_chunks, read_index
+from neuropeft.config import Cohort, load_config
+from neuropeft.errors import UserError
+from neuropeft.files import read_tsv
+
+
+def touch(root: Path, *files: str) -> None:
+    for file in files:
+        path = root / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(file.encode())
+
+
+def table(path: Path, *lines: str, delimiter: str = "\t") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(line.replace(" ", delimiter) for line in lines) + "\n")
+
+
+def index(root: Path, **settings) -> dict:
+    scans = index_cohort("C", Cohort(bids=str(root), **settings), scans_per_job=2)
+    assert [scan.scan_id for scan in scans] == sorted(scan.scan_id for scan in scans)
+    return {scan.scan_id: scan for scan in scans}
+
+
+@pytest.fixture
+def bids(tmp_path: Path) -> Path:
+    root = tmp_path / "bids"
+    touch(
+        root,
+        "sub-01/anat/sub-01_T1w.nii.gz",
+        "sub-01/anat/sub-01_T2w.nii.gz",
+        "sub-01/anat/._sub-01_T1w.nii.gz",
+        "sub-02/ses-a/anat/sub-02_ses-a_run-1_T1w.nii",
+        "sub-02/ses-a/anat/sub-02_ses-a_run-2_T1w.nii",
+        "sub-02/ses-b/anat/sub-02_ses-b_T1w.mgz",
+        "sub-02/ses-b/func/sub-02_ses-b_T1w.nii.gz",
+        "sub-03/anat/sub-03_T1w.nii.gz",
+        "derivatives/sub-01/anat/sub-01_T1w.nii.gz",
+    )
+    table(root / "participants.tsv", "participant_id age DX", "sub-01 60 CN", "02 70 CN", "sub-09 50 AD")
+    table(root / "sub-02/sub-02_sessions.tsv", "session_id age DX", "ses-b 72 AD")
+    return root
+
+
+# -- BIDS ------------------------------------------------------------------------------------------
+
+
+def test_every_t1w_is_a_scan(bids: Path) -> None:
+    scans = index(bids)
+    assert list(scans) == ["sub-01", "sub-02_ses-a_run-1", "sub-02_ses-a_run-2", "sub-02_ses-b", "sub-03"]
+    one, other = scans["sub-01"], scans["sub-02_ses-b"]
+    assert (one.subject, one.session, one.mask) == ("01", None, None)
+    assert (other.subject, other.session) == ("02", "b")
+    assert other.path == str(bids / "sub-02/ses-b/anat/sub-02_ses-b_T1w.mgz")
+    state = Path(one.path).stat()
+    assert (one.size, one.mtime_ns) == (state.st_size, state.st_mtime_ns)
+
+
+def test_session_values_override_subject_values(bids: Path) -> None:
+    scans = index(bids, columns={"diagnosis": "DX"})
+    assert scans["sub-02_ses-a_run-1"].labels["age"] == "70"
+    assert scans["sub-02_ses-b"].labels["age"] == "72"
+    assert scans["sub-02_ses-a_run-1"].labels["diagnosis"] == "CN"
+    assert scans["sub-02_ses-b"].labels["diagnosis"] == "AD"
+    assert scans["sub-03"].labels == {}
+
+
+def test_subjects_without_scan_are_told(bids: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    index(bids)
+    assert (
+        "1 of 3 subjects in participants.tsv have no T1w scan, for example sub-09" in capsys.readouterr().out
+    )
+
+
+def test_labels_are_optional(bids: Path) -> None:
+    (bids / "participants.tsv").unlink()
+    assert index(bids)["sub-01"].labels == {}
+
+
+def test_missing_file_keeps_its_row(bids: Path) -> None:
+    (bids / "sub-03/anat/sub-03_T1w.nii.gz").unlink()
+    (bids / "sub-03/anat/sub-03_T1w.nii.gz").symlink_to("not-fetched")
+    scan = index(bids)["sub-03"]
+    assert (scan.size, scan.mtime_ns, scan.file) == (-1, 0, None)
+
+
+def test_mask_template(bids: Path) -> None:
+    scans = index(bids, skull_strip="given", brain_masks="masks/{subject}/{session}/{scan_id}.nii.gz")
+    assert scans["sub-01"].mask == str(bids / "masks/01/sub-01.nii.gz")
+    assert scans["sub-02_ses-b"].mask == str(bids / "masks/02/b/sub-02_ses-b.nii.gz")
+    with pytest.raises(UserError, match=r"cohorts\.C\.brain_masks.*\{subject\}, \{session\} and \{scan_id\}"):
+        index(bids, skull_strip="given", brain_masks="masks/{sub}.nii.gz")
+
+
+def test_renamed_column_must_exist(bids: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"cohorts\.C\.columns\.sex` names the column 'Dx'.*did you mean 'DX'"
+    ):
+        index(bids, columns={"sex": "Dx"})
+
+
+def test_duplicate_participant(bids: Path) -> None:
+    table(bids / "participants.tsv", "participant_id age", "sub-01 60", "01 61")
+    with pytest.raises(UserError, match=r"participants\.tsv, line 3: 01 has a second row"):
+        index(bids)
+
+
+def test_two_files_of_one_scan(bids: Path) -> None:
+    touch(bids, "sub-01/anat/sub-01_T1w.nii")
+    with pytest.raises(UserError, match=r"two scans sub-01, .*keep one"):
+        index(bids)
+
+
+def test_no_scan_at_all(tmp_path: Path) -> None:
+    table(tmp_path / "participants.tsv", "participant_id", "sub-01")
+    with pytest.raises(UserError, match=r"cohort 'C' has no scan: nothing matches .*_T1w"):
+        index(tmp_path)
+
+
+# -- tables ----------------------------------------------------------------------------------------
+
+
+def test_table(tmp_path: Path) -> None:
+    touch(tmp_path, "a.nii.gz", "b.nii.gz")
+    table(
+        tmp_path / "scans.csv",
+        "file,subject,session,dx",
+        f"{tmp_path}/a.nii.gz,002_S_1,ses-m12,CN",
+        "b.nii.gz,sub-002_S_1,m12,AD",
+        "c.nii.gz,7,n/a,",
+    )
+    cohort = Cohort(table=str(tmp_path / "scans.csv"), columns={"path": "file", "group": "dx"})
+    scans = {scan.scan_id: scan for scan in index_cohort("T", cohort, 2)}
+    assert set(scans) == {"sub-002S1_ses-m12", "sub-002S1_ses-m12_run-2", "sub-7"}
+    assert {scan.subject for scan in scans.values()} == {"002S1", "7"}
+    assert scans["sub-002S1_ses-m12_run-2"].path == str(tmp_path / "b.nii.gz")
+    assert scans["sub-002S1_ses-m12_run-2"].labels["group"] == "AD"
+    assert scans["sub-7"].session is None
+    assert scans["sub-7"].size == -1
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (["path age", "a 1"], r"line 2: a scan needs a `subject`.*cohorts\.T\.columns\.subject"),
+        (["path subject", "n/a 1"], r"line 2: a scan needs a `path`"),
+        (["path subject", "a 1", "./a 2"], r"line 3: the scan .*a is already on line 2"),
+        (["path subject", "a 1_2", "b 12"], r"line 3: subjects '1_2' and '12' differ only in"),
+        (["path subject", "a ??"], r"line 2: '\?\?' has no letter or digit"),
+        (["path subject"], r"has no rows"),
+    ],
+)
+def test_table_mistakes(tmp_path: Path, lines: list[str], message: str) -> None:
+    table(tmp_path / "scans.tsv", *lines)
+    with pytest.raises(UserError, match=message):
+        index_cohort("T", Cohort(table=str(tmp_path / "scans.tsv")), 2)
+
+
+def test_table_renames_only_columns_that_exist(tmp_path: Path) -> None:
+    table(tmp_path / "scans.tsv", "path subject sex", "a 1 F")
+    with pytest.raises(UserError, match=r"cohorts\.T\.columns\.sex` names the column 'gender'"):
+        index_cohort("T", Cohort(table=str(tmp_path / "scans.tsv"), columns={"sex": "gender"}), 2)
+
+
+# -- simulated cohorts and preparing ---------------------------------------------------------------
+
+
+def simulated_config(root: Path, **tasks: dict) -> dict:
+    task = {"kind": "binary", "target": "group", "classes": {"CN": "CN", "AD": "AD"}, "train": "sim"}
+    return {
+        "cohorts": {
+            "sim": {"simulated": {"subjects": 12, "scans_per_subject": 2}},
+            "real": {"bids": str(root)},
+        },
+        "preprocessing": {"scans_per_job": 4},
+        "tasks": {"ad": task} | tasks,
+        "backbones": {"cnn": {"kind": "densenet121"}},
+        "methods": {"scratch": {"kind": "scratch", "lr": 1e-3}},
+        "grid": [{"tasks": ["ad", *tasks], "backbones": ["cnn"], "methods": ["scratch"], "seeds": [0]}],
+    }
+
+
+def test_prepare_writes_what_changed_only(tmp_path: Path) -> None:
+    (tmp_path / "bids").mkdir()
+    config = load_config(simulated_config(tmp_path / "bids"), tmp_path)
+    results = tmp_path / "results"
+    prepare(config, results)
+    files = [results / "cohorts/sim/scans.tsv", results / "tasks/ad/sim.tsv"]
+    times = [file.stat().st_mtime_ns for file in files]
+    rows = read_index(results, "sim")
+    assert len(rows) == 24
+    assert rows[0]["path"].startswith("results/simulated/sim/sub-")
+    assert rows[0]["path"].endswith(f"/anat/{rows[0]['scan_id']}_T1w.nii.gz")
+    assert {row["size"] for row in rows} == {"0"}
+    chunks = read_chunks(results, "sim")
+    assert max(map(len, chunks.values())) <= 4
+    assert all(row["chunk"] == chunk for chunk, members in chunks.items() for row in members)
+    assert {row["y"] for row in read_tsv(files[1])} == {"0", "1"}
+    assert not (results / "cohorts/real").exists(), "the grid does not use that cohort"
+    prepare(config, results)
+    assert [file.stat().st_mtime_ns for file in files] == times
+
+
+def test_index_follows_the_files(bids: Path, tmp_path: Path) -> None:
+    path = tmp_path / "scans.tsv"
+    assert write_index(path, list(index(bids).values()))
+    assert not write_index(path, list(index(bids).values()))
+    (bids / "sub-01/anat/sub-01_T1w.nii.gz").write_bytes(b"another scan")
+    assert write_index(path, list(index(bids).values()))
+
+
+def two_cohorts(tmp_path: Path, link: bool) -> dict:
+    for cohort in ("one", "two"):
+        touch(tmp_path / cohort, *(f"sub-{s}/anat/sub-{s}_T1w.nii.gz" for s in "abcdef"))
+        lines = [f"sub-{subject} {'CN' if subject in 'abc' else 'AD'}" for subject in "abcdef"]
+        table(tmp_path / cohort / "participants.tsv", "participant_id group", *lines)
+    if link:
+        scan = tmp_path / "two/sub-f/anat/sub-f_T1w.nii.gz"
+        scan.unlink()
+        scan.symlink_to(tmp_path / "one/sub-a/anat/sub-a_T1w.nii.gz")
+    raw = simulated_config(tmp_path / "one")
+    raw["cohorts"] = {cohort: {"bids": str(tmp_path / cohort)} for cohort in ("one", "two")}
+    raw["tasks"]["ad"] |= {"train": "one"}
+    return raw
+
+
+def test_zero_shot_cohort_may_reuse_subject_names_but_no_file(tmp_path: Path) -> None:
+    raw = two_cohorts(tmp_path, link=False)
+    raw["tasks"]["ad"]["zero_shot"] = ["two"]
+    prepare(load_config(raw, tmp_path), tmp_path / "results")
+    raw = two_cohorts(tmp_path, link=True)
+    raw["tasks"]["ad"]["zero_shot"] = ["two"]
+    with pytest.raises(
+        UserError, match=r"tasks\.ad\.zero_shot`: 1 scans of subjects on both sides.*one and in two"
+    ):
+        prepare(load_config(raw, tmp_path), tmp_path / "results")
+
+
+@pytest.mark.parametrize(
+    ("zero_shot", "message"), [(True, "which task ad only tests on"), (False, "both sides")]
+)
+def test_pretraining_must_not_see_what_is_tested(tmp_path: Path, zero_shot: bool, message: str) -> None:
+    raw = two_cohorts(tmp_path, link=not zero_shot)
+    raw["tasks"]["ad"]["zero_shot"] = ["two"] if zero_shot else []
+    decoder = {"depth": 1, "heads": 1, "width": 6}
+    raw["backbones"] = {"vit": {"kind": "vit", "width": 6, "depth": 1, "heads": 1, "decoder": decoder}}
+    raw["pretraining"] = {"mae": {"cohort": "two"}}
+    raw["methods"] = {"full": {"kind": "full", "lr": 1e-3}}
+    raw["grid"][0] |= {"backbones": ["vit"], "methods": ["full"], "pretraining": ["mae"]}
+    with pytest.raises(UserError, match=rf"pretraining\.mae\.cohort.*{message}"):
+        prepare(load_config(raw, tmp_path), tmp_path / "results")
+
+
+def test_one_file_under_two_subjects(tmp_path: Path) -> None:
+    raw = two_cohorts(tmp_path, link=False)
+    scan = tmp_path / "one/sub-f/anat/sub-f_T1w.nii.gz"
+    scan.unlink()
+    scan.hardlink_to(tmp_path / "one/sub-a/anat/sub-a_T1w.nii.gz")
+    with pytest.raises(UserError, match=r"cohort 'one': .*sub-a_T1w.* and .*sub-f_T1w.* are one file"):
+        prepare(load_config(raw, tmp_path), tmp_path / "results")

@@ -1,0 +1,183 @@
+"""Labels: from the text of a cohort's tables to the target of a task."""
+
+import pytest
+from neuropeft.cohorts.index import Scan
+from neuropeft.cohorts.labels import comparable, finite, task_rows
+from neuropeft.config import Task
+from neuropeft.errors import UserError
+
+CLASSES = {"CN": ["CN", "control"], "AD": "AD"}
+
+
+def scan(subject: str, session: str | None = None, **labels: str) -> Scan:
+    scan_id = f"sub-{subject}_ses-{session}" if session else f"sub-{subject}"
+    return Scan(scan_id, subject, session, f"{scan_id}_T1w.nii.gz", None, 1, 1, "x", labels, None)
+
+
+def cohort(group: str = "CN CN CN AD AD AD", **labels: str) -> list[Scan]:
+    """Scans of subjects a, b, ... with one value of each column for each of them."""
+    columns = {"group": group.split()} | {column: text.split() for column, text in labels.items()}
+    return [
+        scan(subject, **{column: values[i] for column, values in columns.items()})
+        for i, subject in enumerate("abcdefghij"[: len(columns["group"])])
+    ]
+
+
+def binary(**settings) -> Task:
+    return Task(**{"kind": "binary", "target": "group", "classes": CLASSES, "train": "one"} | settings)
+
+
+def regression(**settings) -> Task:
+    return Task(**{"kind": "regression", "target": "age", "train": "one"} | settings)
+
+
+def rows(task: Task, scans: list[Scan], name: str = "one") -> list[dict]:
+    return task_rows("t", task, name, scans, "participants.tsv")
+
+
+def refuse(message: str, task: Task, scans: list[Scan], name: str = "one") -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        rows(task, scans, name)
+    assert "\n" not in str(caught.value)
+
+
+# -- what is kept ----------------------------------------------------------------------------------
+
+
+def test_classes_become_indices_and_other_values_are_left_out() -> None:
+    found = rows(binary(), cohort("CN control CN AD AD AD MCI n/a cn"))
+    assert [(row["subject"], row["y"]) for row in found] == [*zip("abcdef", [0, 0, 0, 1, 1, 1], strict=True)]
+
+
+def test_order_is_by_subject_and_session() -> None:
+    scans = [scan("a", session, age=age) for session, age in (("10", "63"), ("2", "61"), ("1", "60"))]
+    scans += [scan("0", None, age="50"), scan("b", None, age="51")]
+    assert [row["scan_id"] for row in rows(regression(), scans)] == [
+        "sub-0",
+        "sub-a_ses-1",
+        "sub-a_ses-2",
+        "sub-a_ses-10",
+        "sub-b",
+    ]
+
+
+def test_age_and_sex() -> None:
+    found = rows(binary(), cohort(sex="F f Female MALE m 2", age="60 61.5 n/a 90+ inf 7e1"))
+    assert [row["sex"] for row in found] == ["F", "F", "F", "M", "M", None]
+    assert [row["age"] for row in found] == [60, 61.5, None, None, None, 70]
+
+
+def test_missing_regression_values_drop_the_scan() -> None:
+    found = rows(regression(), cohort(age="60 n/a 61.5 NaN nan 62"))
+    assert [row["y"] for row in found] == [60, 61.5, 62]
+    assert all(isinstance(row["y"], float) for row in found), "a class index is int, a value float"
+
+
+def test_filter() -> None:
+    task = regression(where={"group": "CN", "scanner": [1, 2]})
+    found = rows(
+        task, cohort(age="60 61 62 63 64 65 66", group="CN CN AD CN CN CN CN", scanner="1.0 2 1 3 1 n/a 02")
+    )
+    assert [row["subject"] for row in found] == ["a", "b", "e", "g"]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [(1, "1"), (1, "1.0"), (0.5, ".50"), ("1", " 1 "), (1000, "1e3"), ("a", "a")]
+)
+def test_equal_values(one: object, other: object) -> None:
+    assert comparable("group", one) == comparable("group", other)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [(1, "2"), ("AD", "ad"), ("a", "ab"), ("1_0", "10"), ("F", "female")]
+)
+def test_different_values(one: object, other: object) -> None:
+    assert comparable("group", one) != comparable("group", other)
+
+
+def test_sexes_are_compared_by_meaning() -> None:
+    assert comparable("sex", "F") == comparable("sex", "female")
+    task = binary(target="sex", classes={"F": "F", "M": "M"})
+    assert [row["y"] for row in rows(task, cohort(sex="f F female M m male"))] == [0, 0, 0, 1, 1, 1]
+
+
+@pytest.mark.parametrize("text", ["", "n/a", "nan", "inf", "-inf", "1_0", "0x1", "1,5", "90+"])
+def test_no_number(text: str) -> None:
+    assert finite(text) is None
+
+
+# -- what is refused -------------------------------------------------------------------------------
+
+
+def test_missing_columns() -> None:
+    refuse(
+        r"tasks\.t\.target`: no column 'Group' in cohort 'one' \(participants.tsv\): did you mean 'group'",
+        binary(target="Group"),
+        cohort(),
+    )
+    refuse(
+        r"tasks\.t\.where\.site`: there is no column 'site'.*columns\.site",
+        binary(where={"site": 1}),
+        cohort(),
+    )
+    refuse(r"there are no labels.*participants.tsv", binary(), [scan("a"), scan("b")])
+
+
+def test_filter_that_leaves_nothing() -> None:
+    refuse(
+        r"tasks\.t\.where`: the filter leaves none of 6 scans.*'CN' \(3 scans\)",
+        binary(where={"group": "X"}),
+        cohort(),
+    )
+
+
+def test_absent_class() -> None:
+    refuse(
+        r"tasks\.t\.classes\.AD`: no scan has group 'AD'.*'MCI' \(3 scans\)",
+        binary(),
+        cohort("CN CN CN MCI MCI MCI"),
+    )
+
+
+def test_zero_shot_cohort_with_one_class() -> None:
+    task = binary(zero_shot=["two"])
+    assert len(rows(task, cohort("CN AD"), "two")) == 2
+    refuse(r"in cohort 'two'.*remove two from `tasks\.t\.zero_shot`", task, cohort("CN CN"), "two")
+
+
+def test_too_few_subjects_to_split() -> None:
+    refuse(
+        r"classes\.AD`: only 2 subjects are AD.*a split needs 3 of each class",
+        binary(),
+        cohort("CN CN CN AD AD"),
+    )
+    scans = [*cohort("CN CN CN AD AD"), scan("d", "2", group="AD")]
+    refuse(r"only 2 subjects are AD", binary(), scans)
+    refuse(
+        r"only 2 subjects have a value of 'age'.*a split needs 3", regression(), cohort("- -", age="60 61")
+    )
+
+
+def test_value_of_two_classes() -> None:
+    refuse(
+        r"classes\.AD`: the value '1.0' belongs to another class",
+        binary(classes={"CN": 1, "AD": "1.0"}),
+        cohort(),
+    )
+
+
+def test_bad_regression_targets() -> None:
+    refuse(
+        r"'age' of scan sub-c is '90\+', which is not a number", regression(), cohort(age="60 61 90+ 62 x 63")
+    )
+    refuse(r"'age' of scan sub-b is 'inf'", regression(), cohort(age="60 inf 61 62 63 64"))
+    refuse(
+        r"tasks\.t\.target`: none of 6 scans has a value", regression(), cohort(age="n/a n/a n/a n/a n/a n/a")
+    )
+    refuse(r"'age' is 60 for all 6 scans", regression(), cohort(age="60 60 60.0 60 60 60"))
+    refuse(
+        r"remove two from `tasks\.t\.zero_shot`",
+        regression(zero_shot=["two"]),
+        cohort(age="60 60 60 60 60 60"),
+        "two",
+    )

@@ -27,9 +27,9 @@ include: "workflow/rules/publish.smk"
 
 rule all:
     default_target: True
-    localrule: True
     input:
         TABLES,
         FIGURES,
         expand("results/qc/{cohort}/index.html", cohort=COHORTS),
         expand("results/simulated/{cohort}/participants.tsv", cohort=SIMULATED),
+    localrule: True

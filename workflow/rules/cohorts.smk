@@ -6,11 +6,6 @@ rule simulate_scans:
         code=sources("cohorts.simulate"),
     output:
         table="results/simulated/{cohort}/chunks/{chunk}.tsv",
-    params:
-        index="results/cohorts/{cohort}/scans.tsv",
-        root="results/simulated/{cohort}",
-        spec=lambda wildcards: CONFIG.cohorts[wildcards.cohort].simulated.model_dump_json(),
-        chunk=lambda wildcards: chunk_digest(chunk_rows(wildcards.cohort, wildcards.chunk)),
     log:
         "results/logs/simulate_scans/{cohort}/{chunk}.log",
     benchmark:
@@ -20,6 +15,11 @@ rule simulate_scans:
     resources:
         mem_mb=4000,
         runtime=60,
+    params:
+        index="results/cohorts/{cohort}/scans.tsv",
+        root="results/simulated/{cohort}",
+        spec=lambda wildcards: CONFIG.cohorts[wildcards.cohort].simulated.model_dump_json(),
+        chunk=lambda wildcards: chunk_digest(chunk_rows(wildcards.cohort, wildcards.chunk)),
     message:
         "Simulating scans of the simulated cohort {wildcards.cohort} (chunk {wildcards.chunk})"
     shell:
@@ -33,13 +33,13 @@ rule simulate_tables:
     output:
         participants="results/simulated/{cohort}/participants.tsv",
         description="results/simulated/{cohort}/dataset_description.json",
-    params:
-        root="results/simulated/{cohort}",
-        spec=lambda wildcards: CONFIG.cohorts[wildcards.cohort].simulated.model_dump_json(),
     log:
         "results/logs/simulate_tables/{cohort}.log",
     conda:
         "../../envs/preprocessing.yaml"
+    params:
+        root="results/simulated/{cohort}",
+        spec=lambda wildcards: CONFIG.cohorts[wildcards.cohort].simulated.model_dump_json(),
     message:
         "Writing the participants of the simulated cohort {wildcards.cohort}"
     shell:

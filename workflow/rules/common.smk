@@ -20,9 +20,7 @@ shell.prefix(PREFIX)
 
 try:
     CONFIG_FILES = workflow.overwrite_configfiles or ["config.yaml"]
-    CONFIG = load_config(
-        config, base=Path(workflow.basedir), source=Path(CONFIG_FILES[-1]).name
-    )
+    CONFIG = load_config(config, base=Path(workflow.basedir), source=Path(CONFIG_FILES[-1]).name)
     CELLS = grid.cells(CONFIG)
     COHORTS = grid.used_cohorts(CONFIG)
     TASKS = grid.used_tasks(CONFIG)
@@ -31,9 +29,7 @@ try:
 except UserError as error:
     raise WorkflowError(str(error))
 
-SIMULATED = [
-    cohort for cohort in COHORTS if CONFIG.cohorts[cohort].simulated is not None
-]
+SIMULATED = [cohort for cohort in COHORTS if CONFIG.cohorts[cohort].simulated is not None]
 
 
 wildcard_constraints:
@@ -64,11 +60,7 @@ def seeds(task):
 
 def cells(**choice):
     """Return the cells whose fields have the given values."""
-    return [
-        cell
-        for cell in CELLS
-        if all(getattr(cell, field) == value for field, value in choice.items())
-    ]
+    return [cell for cell in CELLS if all(getattr(cell, field) == value for field, value in choice.items())]
 
 
 def cell_folder(cell):
@@ -113,9 +105,7 @@ def chunk_tables(wildcards):
 
 def simulated_chunk(wildcards):
     """Return what says that a chunk's scans have been simulated, for a simulated cohort."""
-    return (
-        "results/simulated/{cohort}/chunks/{chunk}.tsv" if wildcards.cohort in SIMULATED else []
-    )
+    return "results/simulated/{cohort}/chunks/{chunk}.tsv" if wildcards.cohort in SIMULATED else []
 
 
 def held_out_splits(wildcards):

@@ -10,8 +10,6 @@ rule predict:
         code=sources("train.predict"),
     output:
         "results/predictions/{task}/{backbone}/{pretraining}/{method}/{cohort}.tsv",
-    params:
-        encoder=lambda wildcards, input: f"--encoder {input.encoder}" if input.encoder else "",
     log:
         "results/logs/predict/{task}/{backbone}/{pretraining}/{method}/{cohort}.log",
     benchmark:
@@ -21,6 +19,8 @@ rule predict:
     resources:
         mem_mb=8000,
         runtime=60,
+    params:
+        encoder=lambda wildcards, input: f"--encoder {input.encoder}" if input.encoder else "",
     message:
         "Predicting {wildcards.task} on {wildcards.cohort} ({wildcards.backbone}, {wildcards.method})"
     shell:
@@ -36,10 +36,6 @@ rule controls:
         code=sources("evaluate.controls"),
     output:
         directory("results/controls/{task}/seed-{seed}"),
-    params:
-        kind=lambda wildcards: CONFIG.tasks[wildcards.task].kind,
-        target=lambda wildcards: CONFIG.tasks[wildcards.task].target,
-        cohorts=lambda wildcards: task_cohorts(wildcards.task),
     log:
         "results/logs/controls/{task}/seed-{seed}.log",
     conda:
@@ -47,6 +43,10 @@ rule controls:
     resources:
         mem_mb=8000,
         runtime=120,
+    params:
+        kind=lambda wildcards: CONFIG.tasks[wildcards.task].kind,
+        target=lambda wildcards: CONFIG.tasks[wildcards.task].target,
+        cohorts=lambda wildcards: task_cohorts(wildcards.task),
     message:
         "Fitting the controls of task {wildcards.task} (seed {wildcards.seed})"
     shell:

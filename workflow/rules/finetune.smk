@@ -14,11 +14,6 @@ rule finetune:
         delta=f"{CELL}delta.safetensors",
         history=f"{CELL}history.csv",
         cost=f"{CELL}cost.json",
-    params:
-        spec=lambda wildcards: grid.cell_spec(CONFIG, cell_of(wildcards)),
-        encoder=lambda wildcards, input: f"--encoder {input.encoder}" if input.encoder else "",
-        # Not an output: Snakemake deletes outputs of a job that failed, and checkpoints must outlive it.
-        state="results/_state/cells/{task}/{backbone}/{pretraining}/{method}/fraction-{fraction}/seed-{seed}",
     log:
         "results/logs/finetune/{task}/{backbone}/{pretraining}/{method}/fraction-{fraction}/seed-{seed}.log",
     benchmark:
@@ -28,6 +23,11 @@ rule finetune:
     resources:
         mem_mb=8000,
         runtime=120,
+    params:
+        spec=lambda wildcards: grid.cell_spec(CONFIG, cell_of(wildcards)),
+        encoder=lambda wildcards, input: f"--encoder {input.encoder}" if input.encoder else "",
+        # Not an output: Snakemake deletes outputs of a job that failed, and checkpoints must outlive it.
+        state="results/_state/cells/{task}/{backbone}/{pretraining}/{method}/fraction-{fraction}/seed-{seed}",
     message:
         "Fine-tuning {wildcards.backbone} for {wildcards.task} by {wildcards.method}"
         " (fraction {wildcards.fraction} %, seed {wildcards.seed})"

@@ -8,10 +8,6 @@ rule n4_bias_correction:
     output:
         table=temp("results/cohorts/{cohort}/chunks/{chunk}/n4.tsv"),
         scans=temp(directory("results/cohorts/{cohort}/chunks/{chunk}/n4")),
-    params:
-        index="results/cohorts/{cohort}/scans.tsv",
-        # The rows of this chunk and the size and time of their files: a changed scan reruns its chunk alone.
-        chunk=lambda wildcards: chunk_digest(chunk_rows(wildcards.cohort, wildcards.chunk)),
     log:
         "results/logs/n4_bias_correction/{cohort}/{chunk}.log",
     benchmark:
@@ -21,6 +17,10 @@ rule n4_bias_correction:
     resources:
         mem_mb=4000,
         runtime=120,
+    params:
+        index="results/cohorts/{cohort}/scans.tsv",
+        # The rows of this chunk and the size and time of their files: a changed scan reruns its chunk alone.
+        chunk=lambda wildcards: chunk_digest(chunk_rows(wildcards.cohort, wildcards.chunk)),
     message:
         "N4 bias correction of cohort {wildcards.cohort} (chunk {wildcards.chunk})"
     shell:
@@ -35,9 +35,6 @@ rule skull_strip:
         code=sources("preprocess.skullstrip", "preprocess.steps"),
     output:
         table=temp("results/cohorts/{cohort}/chunks/{chunk}/skull_strip.tsv"),
-    params:
-        method=lambda wildcards: CONFIG.cohorts[wildcards.cohort].skull_strip,
-        derivatives="results/derivatives/{cohort}",
     log:
         "results/logs/skull_strip/{cohort}/{chunk}.log",
     benchmark:
@@ -47,6 +44,9 @@ rule skull_strip:
     resources:
         mem_mb=8000,
         runtime=120,
+    params:
+        method=lambda wildcards: CONFIG.cohorts[wildcards.cohort].skull_strip,
+        derivatives="results/derivatives/{cohort}",
     message:
         "Skull-stripping cohort {wildcards.cohort} (chunk {wildcards.chunk})"
     shell:
@@ -61,8 +61,6 @@ rule register_to_template:
         code=sources("preprocess.register", "preprocess.template", "preprocess.steps"),
     output:
         table=temp("results/cohorts/{cohort}/chunks/{chunk}/register.tsv"),
-    params:
-        derivatives="results/derivatives/{cohort}",
     log:
         "results/logs/register_to_template/{cohort}/{chunk}.log",
     benchmark:
@@ -72,6 +70,8 @@ rule register_to_template:
     resources:
         mem_mb=4000,
         runtime=120,
+    params:
+        derivatives="results/derivatives/{cohort}",
     message:
         "Registering cohort {wildcards.cohort} to MNI152 (chunk {wildcards.chunk})"
     shell:
@@ -86,8 +86,6 @@ rule resample_to_template:
         code=sources("preprocess.resample", "preprocess.steps"),
     output:
         table="results/cohorts/{cohort}/chunks/{chunk}/resample.tsv",
-    params:
-        derivatives="results/derivatives/{cohort}",
     log:
         "results/logs/resample_to_template/{cohort}/{chunk}.log",
     benchmark:
@@ -97,6 +95,8 @@ rule resample_to_template:
     resources:
         mem_mb=4000,
         runtime=60,
+    params:
+        derivatives="results/derivatives/{cohort}",
     message:
         "Resampling cohort {wildcards.cohort} to the template grid (chunk {wildcards.chunk})"
     shell:
@@ -129,9 +129,6 @@ rule pack_cohort:
     output:
         volumes="results/cohorts/{cohort}/store/volumes.npy",
         scans="results/cohorts/{cohort}/store/scans.tsv",
-    params:
-        max_excluded_share=CONFIG.preprocessing.max_excluded_share,
-        size=CONFIG.preprocessing.size,
     log:
         "results/logs/pack_cohort/{cohort}.log",
     benchmark:
@@ -141,6 +138,9 @@ rule pack_cohort:
     resources:
         mem_mb=4000,
         runtime=240,
+    params:
+        max_excluded_share=CONFIG.preprocessing.max_excluded_share,
+        size=CONFIG.preprocessing.size,
     message:
         "Packing cohort {wildcards.cohort}"
     shell:
@@ -156,14 +156,14 @@ rule qc:
     output:
         table="results/qc/{cohort}/qc.tsv",
         page=report("results/qc/{cohort}/index.html", category="QC", labels={"cohort": "{cohort}"}),
-    params:
-        simulated=lambda wildcards: "--simulated" if wildcards.cohort in SIMULATED else "",
     log:
         "results/logs/qc/{cohort}.log",
     conda:
         "../../envs/preprocessing.yaml"
     resources:
         mem_mb=4000,
+    params:
+        simulated=lambda wildcards: "--simulated" if wildcards.cohort in SIMULATED else "",
     message:
         "Drawing the QC page of cohort {wildcards.cohort}"
     shell:

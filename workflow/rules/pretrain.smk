@@ -12,11 +12,6 @@ rule pretrain:
         history="results/pretraining/{pretraining}/{backbone}/history.csv",
         cost="results/pretraining/{pretraining}/{backbone}/cost.json",
         reconstructions="results/pretraining/{pretraining}/{backbone}/reconstructions.npz",
-    params:
-        spec=lambda wildcards: grid.pretraining_spec(CONFIG, wildcards.pretraining, wildcards.backbone),
-        # Not an output: Snakemake deletes outputs of a job that failed, and checkpoints must outlive it.
-        state="results/_state/pretraining/{pretraining}/{backbone}",
-        launch=lambda wildcards, resources: launcher(resources),
     log:
         "results/logs/pretrain/{pretraining}/{backbone}.log",
     benchmark:
@@ -27,6 +22,11 @@ rule pretrain:
     resources:
         mem_mb=16000,
         runtime=1440,
+    params:
+        spec=lambda wildcards: grid.pretraining_spec(CONFIG, wildcards.pretraining, wildcards.backbone),
+        # Not an output: Snakemake deletes outputs of a job that failed, and checkpoints must outlive it.
+        state="results/_state/pretraining/{pretraining}/{backbone}",
+        launch=lambda wildcards, resources: launcher(resources),
     message:
         "Pretraining {wildcards.backbone} as a masked autoencoder ({wildcards.pretraining})"
     shell:

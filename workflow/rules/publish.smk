@@ -45,12 +45,12 @@ rule tables:
         code=sources("publish.tables"),
     output:
         [report(table, category="Tables") if table.endswith(".csv") else table for table in TABLES],
-    params:
-        config=CONFIG.model_dump_json(),
     log:
         "results/logs/tables.log",
     conda:
         "../../envs/report.yaml"
+    params:
+        config=CONFIG.model_dump_json(),
     message:
         "Writing the tables"
     shell:
@@ -64,12 +64,12 @@ rule figures:
         code=sources("publish.figures"),
     output:
         [report(figure, category="Figures") if figure.endswith(".png") else figure for figure in FIGURES],
-    params:
-        config=CONFIG.model_dump_json(),
     log:
         "results/logs/figures.log",
     conda:
         "../../envs/report.yaml"
+    params:
+        config=CONFIG.model_dump_json(),
     message:
         "Drawing the figures"
     shell:

@@ -8,14 +8,14 @@ rule split:
         code=sources("cohorts.splits"),
     output:
         "results/splits/{task}/seed-{seed}.tsv",
-    params:
-        kind=lambda wildcards: CONFIG.tasks[wildcards.task].kind,
-        test=CONFIG.splits.test,
-        validation=CONFIG.splits.validation,
     log:
         "results/logs/split/{task}/seed-{seed}.log",
     conda:
         "../../envs/torch.yaml"
+    params:
+        kind=lambda wildcards: CONFIG.tasks[wildcards.task].kind,
+        test=CONFIG.splits.test,
+        validation=CONFIG.splits.validation,
     message:
         "Splitting the subjects of task {wildcards.task} (seed {wildcards.seed})"
     shell:
@@ -34,14 +34,14 @@ rule check_leaks:
         code=sources("cohorts.leaks"),
     output:
         "results/splits/{task}/leaks.tsv",
-    params:
-        zero_shot=lambda wildcards, input: [str(Path(path).parent) for path in input.zero_shot],
     log:
         "results/logs/check_leaks/{task}.log",
     conda:
         "../../envs/torch.yaml"
     resources:
         mem_mb=4000,
+    params:
+        zero_shot=lambda wildcards, input: [str(Path(path).parent) for path in input.zero_shot],
     message:
         "Checking task {wildcards.task} for subjects and images on two sides"
     shell:

@@ -190,6 +190,14 @@ def test_lora_runs_under_compile(scans):
     torch.testing.assert_close(compiled(scans), model(scans))
 
 
+def test_lora_trains_under_autocast(scans):
+    model = network(LORA).train()
+    with torch.autocast("cpu", torch.bfloat16):
+        output = model(scans)
+    output.float().sum().backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+
+
 def test_lora_dropout_is_off_in_evaluation(scans):
     model = network({**LORA, "dropout": 0.5})
     train(model, scans, 2)

@@ -55,8 +55,10 @@ class LoRALinear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """Map [..., in] to [..., out]."""
         low = F.dropout(x, self.dropout, self.training) if self.dropout else x
-        low = F.linear(low, torch.cat(list(self.lora_a.values())))  # [..., targets * r]
-        return F.linear(x, self.weight, self.bias) + F.linear(low, self._spread_b() * self.scale)
+        low = F.linear(low, torch.cat(list(self.lora_a.values()))).flatten(0, -2)  # [tokens, targets * r]
+        base = F.linear(x, self.weight, self.bias)
+        # One kernel multiplies, scales and adds, without an intermediate as large as the output.
+        return torch.addmm(base.flatten(0, -2), low, self._spread_b().T, alpha=self.scale).view_as(base)
 
     def merged(self) -> nn.Linear:
         """Return a plain layer with weight W + (alpha / r) B A; this one stays as it is."""

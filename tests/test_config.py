@@ -1,0 +1,96 @@
+"""The configuration refuses every mistake in one sentence that names the key and the mend."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import yaml
+
+from neuropeft.config import json_schema, load_config, read_config
+from neuropeft.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def raw():
+    return yaml.safe_load((ROOT / "workflow/configs/demo.yaml").read_text())
+
+
+def _set(raw, key, value):
+    *path, last = key.split(".")
+    for part in path:
+        raw = raw[int(part)] if isinstance(raw, list) else raw[part]
+    raw[last] = value
+
+
+MISTAKES = [
+    ("tasks.ad.tarrget", "group", "unknown key `tasks.ad.tarrget`: did you mean 'target'?"),
+    ("methods.lora.alfa", 3, "unknown key `methods.lora.alfa`: did you mean 'alpha'?"),
+    ("tasks.ad.train", "SimC", "`tasks.ad.train` names 'SimC', which is not there; did you mean 'Sim"),
+    ("tasks.ad.zero_shot", ["SimA"], "`tasks.ad`: `zero_shot` names the training cohort 'SimA'"),
+    ("tasks.ad.kind", "regresion", "`tasks.ad.kind`: input should be 'binary'"),
+    ("tasks.ad.classes", {"CN": "CN"}, "`tasks.ad`: a binary task has two `classes`, not 1"),
+    ("tasks.ad.classes", {"CN": False, "AD": "AD"}, "`tasks.ad.classes.CN`: YAML reads this as true/false"),
+    ("tasks.age.classes", {"a": 1, "b": 2}, "`tasks.age`: a regression task has no `classes`"),
+    ("methods.lora.r", "x", "`methods.lora.r`: input should be a valid integer"),
+    ("methods.lora.kind", "lorra", "`methods.lora.kind` is 'lorra': choose from"),
+    ("backbones.vit_xs.heads", 5, "`backbones.vit_xs`: `width` 96 is not divisible by `heads` 5"),
+    ("backbones.vit_xs.patch_size", 24, "`backbones.vit_xs.patch_size` 24 does not divide `preprocessing.size` 80"),
+    ("cohorts.X", {"bids": "no/such/place"}, "`cohorts.X.bids` is 'no/such/place', but there is no folder"),
+    ("cohorts.X", {"table": "none.tsv"}, "`cohorts.X.table` is 'none.tsv', but there is no file"),
+    ("cohorts.X", {}, "`cohorts.X`: a cohort needs exactly one of `bids`, `table` and `simulated`"),
+    ("cohorts.SimA.skull_strip", "given", "`skull_strip: given` and `brain_masks` go together"),
+    ("training.epochs", 0, "`training.epochs`: input should be greater than or equal to 1, but it is 0"),
+    ("training.epochs", float("nan"), "`training.epochs`: "),
+    ("splits.test", 0.9, "`splits`: `test` and `validation` together must leave subjects for training"),
+    ("grid.0.methods", ["lorra"], "`grid.0.methods` names 'lorra', which is not there; did you mean 'lora'?"),
+    ("pretraining.none", {"cohort": "SimA"}, "`none` stands for no pretraining"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "sentence"), MISTAKES)
+def test_mistake_names_key_and_mend(raw, key, value, sentence):
+    _set(raw, key, value)
+    with pytest.raises(UserError) as error:
+        load_config(raw, ROOT, "demo.yaml")
+    text = str(error.value)
+    assert text.startswith("demo.yaml: ")
+    assert sentence in text
+    assert "\n" not in text, "one mistake is one sentence"
+
+
+def test_every_mistake_is_told_at_once(raw):
+    _set(raw, "tasks.ad.tarrget", 1)
+    _set(raw, "training.epochs", 0)
+    with pytest.raises(UserError) as error:
+        load_config(raw, ROOT)
+    assert len(str(error.value).splitlines()) == 2
+
+
+def test_missing_key_is_named(raw):
+    del raw["tasks"]["ad"]["target"]
+    with pytest.raises(UserError, match=r"`tasks\.ad\.target` is missing: add it"):
+        load_config(raw, ROOT)
+
+
+def test_broken_yaml_is_one_sentence(tmp_path):
+    path = tmp_path / "broken.yaml"
+    path.write_text("cohorts: [unclosed")
+    with pytest.raises(UserError, match=r"cannot read the configuration .*broken\.yaml"):
+        read_config(path, ROOT)
+
+
+def test_paths_expand_variables_and_start_at_the_project(raw, tmp_path, monkeypatch):
+    (tmp_path / "cohort").mkdir()
+    monkeypatch.setenv("COHORT_ROOT", str(tmp_path))
+    changed = copy.deepcopy(raw)
+    changed["cohorts"]["X"] = {"bids": "$COHORT_ROOT/cohort"}
+    changed["cohorts"]["Y"] = {"bids": "cohort"}
+    cohorts = load_config(changed, tmp_path).cohorts
+    assert cohorts["X"].bids == cohorts["Y"].bids == str(tmp_path / "cohort")
+
+
+def test_exported_schema_is_current():
+    exported = (ROOT / "workflow/schemas/config.schema.json").read_text()
+    assert exported == json_schema(), "run `make schema`"

@@ -1,0 +1,64 @@
+"""The run table holds the valid cells of the grid, each once."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from neuropeft import grid
+from neuropeft.config import load_config
+from neuropeft.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def paper(tmp_path):
+    raw = yaml.safe_load((ROOT / "config.yaml").read_text())
+    for cohort in raw["cohorts"].values():
+        (tmp_path / cohort["bids"]).mkdir(parents=True)
+    return load_config(raw, tmp_path)
+
+
+def test_the_papers_grid(paper):
+    cells = grid.cells(paper)
+    # 3 tasks x (5 ViT-B methods + DenseNet) x 3 seeds, and for AD four more fractions, and ViT-S at five
+    assert len(cells) == 3 * 6 * 3 + 4 * 6 * 3 + 5 * 5 * 3
+    assert len(cells) == len(set(cells))
+    assert {cell.method for cell in cells if cell.backbone == "densenet121"} == {"scratch"}
+    assert all((cell.method == "scratch") == (cell.pretraining == "none") for cell in cells)
+    assert grid.pretrained(paper) == [("mae_ukb", "vit_b"), ("mae_ukb", "vit_s")]
+    assert grid.used_cohorts(paper) == ["UKB", "ADNI", "OASIS", "Taiwan", "UPenn"]
+
+
+def test_a_cells_specification_names_what_defines_it_and_nothing_else(paper):
+    cell = grid.Cell("ad", "vit_b", "mae_ukb", "lora", 10, 2)
+    spec = json.loads(grid.cell_spec(paper, cell))
+    assert spec["method"] == {
+        "kind": "lora",
+        "r": 32,
+        "alpha": 32.0,
+        "targets": ["q", "v"],
+        "dropout": 0.0,
+        "lr": 1e-3,
+        "head_lr": None,
+        "weight_decay": 0.0,
+    }
+    assert (spec["fraction"], spec["seed"], spec["shuffle_labels"]) == (10, 2, False)
+    assert "decoder" not in spec["backbone"], "a changed decoder must not retrain cells by their parameters"
+
+
+def test_a_changed_method_changes_its_own_cells_only(paper):
+    lora = paper.methods["lora"].model_copy(update={"r": 4})
+    changed = paper.model_copy(update={"methods": {**paper.methods, "lora": lora}})
+    different = {
+        cell.method for cell in grid.cells(paper) if grid.cell_spec(paper, cell) != grid.cell_spec(changed, cell)
+    }
+    assert different == {"lora"}
+
+
+def test_a_block_without_any_valid_cell_is_an_error(paper):
+    block = paper.grid[0].model_copy(update={"backbones": ["densenet121"], "methods": ["lora"]})
+    with pytest.raises(UserError, match=r"`grid\.0` has no valid cell"):
+        grid.cells(paper.model_copy(update={"grid": [block]}))

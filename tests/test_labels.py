@@ -111,7 +111,7 @@ def test_no_number(text: str) -> None:
 
 def test_missing_columns() -> None:
     refuse(
-        r"tasks\.t\.target`: no column 'Group' in cohort 'one' \(participants.tsv\): did you mean 'group'",
+        r"tasks\.t\.target`: .* no column 'Group' in cohort 'one' \(participants.tsv\): did you mean 'group'",
         binary(target="Group"),
         cohort(),
     )

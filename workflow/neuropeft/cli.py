@@ -28,11 +28,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _simulate(options: argparse.Namespace) -> None:
-    from neuropeft.cohorts.simulate import write_scans
-    from neuropeft.files import read_tsv
+    from neuropeft.cohorts.simulate import write_scan
+    from neuropeft.files import write_tsv
+    from neuropeft.progress import track
 
-    rows = [row for row in read_tsv(options.index) if row["chunk"] == options.chunk]
-    write_scans(rows, json.loads(options.spec), options.root, options.table)
+    people = json.loads(options.participants)
+    for person in track(people, len(people), "simulated scans"):
+        write_scan(person, options.root, options.effect)
+    write_tsv(options.table, people, list(people[0]))
 
 
 def _simulate_tables(options: argparse.Namespace) -> None:
@@ -245,9 +248,9 @@ def _add_for_people(verb: Verb) -> None:
 
 def _add_cohorts(verb: Verb) -> None:
     simulate = verb("simulate", _simulate, "write the scans of a chunk of a simulated cohort")
-    _paths(simulate, "--index", "--root", "--table")
-    simulate.add_argument("--chunk", required=True)
-    simulate.add_argument("--spec", required=True)
+    _paths(simulate, "--root", "--table")
+    simulate.add_argument("--participants", required=True)
+    simulate.add_argument("--effect", type=float, required=True)
 
     tables = verb("simulate-tables", _simulate_tables, "write the participants of a simulated cohort")
     _paths(tables, "--root")

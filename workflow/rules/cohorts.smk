@@ -16,6 +16,20 @@ rule simulate_scans:
         mem_mb=4000,
         runtime=60,
     params:
+        root="results/simulated/{cohort}",
+        # Who is in this chunk, so that a cohort that grows simulates its new scans' chunk alone.
+        participants=lambda wildcards: simulated_participants(wildcards.cohort, wildcards.chunk),
+        effect=lambda wildcards: CONFIG.cohorts[wildcards.cohort].simulated.effect,
+    log:
+        "results/logs/simulate_scans/{cohort}/{chunk}.log",
+    benchmark:
+        "results/benchmarks/simulate_scans/{cohort}/{chunk}.tsv"
+    conda:
+        "../../envs/preprocessing.yaml"
+    resources:
+        mem_mb=4000,
+        runtime=60,
+    params:
         index="results/cohorts/{cohort}/scans.tsv",
         root="results/simulated/{cohort}",
         spec=lambda wildcards: CONFIG.cohorts[wildcards.cohort].simulated.model_dump_json(),
@@ -23,8 +37,8 @@ rule simulate_scans:
     message:
         "Simulating scans of the simulated cohort {wildcards.cohort} (chunk {wildcards.chunk})"
     shell:
-        "python -m neuropeft simulate --index {params.index} --chunk {wildcards.chunk}"
-        " --spec {params.spec:q} --root {params.root} --table {output.table} > {log} 2>&1"
+        "python -m neuropeft simulate --participants {params.participants:q} --effect {params.effect}"
+        " --root {params.root} --table {output.table} > {log} 2>&1"
 
 
 rule simulate_tables:

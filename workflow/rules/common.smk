@@ -1,4 +1,5 @@
 # Names that all rules share. Runs whenever a job starts, so it imports no heavy package and reads only caches.
+import json
 import sys
 
 sys.path.insert(0, str(Path(workflow.basedir, "workflow")))
@@ -6,6 +7,7 @@ sys.path.insert(0, str(Path(workflow.basedir, "workflow")))
 from neuropeft import grid
 from neuropeft.cohorts.chunks import chunk_digest
 from neuropeft.cohorts.prepare import prepare, read_index
+from neuropeft.cohorts.simulate import participants, scan_name
 from neuropeft.config import load_config
 from neuropeft.errors import UserError
 from neuropeft.sources import sources
@@ -106,6 +108,13 @@ def chunk_tables(wildcards):
 def simulated_chunk(wildcards):
     """Return what says that a chunk's scans have been simulated, for a simulated cohort."""
     return "results/simulated/{cohort}/chunks/{chunk}.tsv" if wildcards.cohort in SIMULATED else []
+
+
+def simulated_participants(cohort, chunk):
+    """Return the participants of a simulated cohort whose scans are in a chunk, as JSON."""
+    wanted = {row["scan_id"] for row in chunk_rows(cohort, chunk)}
+    everyone = participants(**CONFIG.cohorts[cohort].simulated.model_dump(exclude={"effect"}))
+    return json.dumps([person for person in everyone if scan_name(person) in wanted])
 
 
 def held_out_splits(wildcards):

@@ -1,0 +1,273 @@
+"""The workflow as users run it: linted, dry-run in many configurations, and once end to end."""
+
+import copy
+import csv
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+TINY = yaml.safe_load((ROOT / "tests/tiny.yaml").read_text())
+STEPS = ("n4_bias_correction", "skull_strip", "register_to_template", "resample_to_template")
+
+
+def snakemake(folder, *arguments):
+    """Run Snakemake with `folder` as its working directory; return the finished process."""
+    command = [sys.executable, "-m", "snakemake", "--snakefile", ROOT / "Snakefile", "--directory", folder, *arguments]
+    return subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def dry_run(folder, config, *arguments):
+    """Dry-run `config`; return the number of jobs of each rule, empty when there is nothing to do."""
+    path = folder / "config-under-test.yaml"
+    path.write_text(yaml.safe_dump(config))
+    done = snakemake(folder, "--configfile", path, "--cores", "2", "--dry-run", *arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    table = re.findall(r"^(\w+) +(\d+)$", done.stdout, flags=re.MULTILINE)
+    return {rule: int(count) for rule, count in table if rule != "total"}
+
+
+def failure(folder, config):
+    """Dry-run a `config` that must be refused; return what is said."""
+    path = folder / "config-under-test.yaml"
+    path.write_text(yaml.safe_dump(config))
+    done = snakemake(folder, "--configfile", path, "--cores", "2", "--dry-run")
+    assert done.returncode != 0
+    said = done.stdout + done.stderr
+    assert "Traceback" not in said
+    return said
+
+
+def bids_cohort(root, subjects, columns=("participant_id", "age", "sex", "diagnosis")):
+    """Make a BIDS tree of empty scans whose diagnoses alternate and whose ages grow."""
+    root.mkdir(parents=True)
+    lines = ["\t".join(columns)]
+    for number in range(subjects):
+        name = f"sub-{number:03}"
+        (root / name / "anat").mkdir(parents=True)
+        (root / name / "anat" / f"{name}_T1w.nii.gz").touch()
+        values = {
+            "participant_id": name,
+            "age": str(50 + number),
+            "sex": "FM"[number % 2],
+            "diagnosis": ("CN", "AD", "PD")[number // 2 % 3],
+        }
+        lines.append("\t".join(values[column] for column in columns))
+    (root / "participants.tsv").write_text("\n".join(lines) + "\n")
+    return str(root)
+
+
+@pytest.fixture
+def paper(tmp_path):
+    """The paper's configuration over cohorts of empty scans."""
+    config = yaml.safe_load((ROOT / "config.yaml").read_text())
+    for name, cohort in config["cohorts"].items():
+        cohort["bids"] = bids_cohort(tmp_path / "data" / name, 60)
+    return config
+
+
+def test_lint_is_clean(tmp_path):
+    done = snakemake(tmp_path, "--lint", "--configfile", ROOT / "workflow/configs/demo.yaml")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+# -- dry runs --------------------------------------------------------------------------------------
+
+
+def test_the_papers_benchmark_dry_runs(tmp_path, paper):
+    jobs = dry_run(tmp_path, paper)
+    assert jobs["finetune"] == 3 * 6 * 3 + 4 * 6 * 3 + 5 * 5 * 3
+    assert jobs["pretrain"] == 2
+    assert jobs["pack_cohort"] == 5
+    assert jobs["controls"] == 9
+    # one prediction per (task, backbone, method) and cohort, whatever the fractions and seeds
+    assert jobs["predict"] == (3 * 6 + 5) * 2
+
+
+def test_the_demo_dry_runs(tmp_path):
+    jobs = dry_run(tmp_path, yaml.safe_load((ROOT / "workflow/configs/demo.yaml").read_text()))
+    assert jobs["simulate_scans"] == jobs["n4_bias_correction"] > 2
+
+
+def test_the_ixi_run_dry_runs(tmp_path, monkeypatch):
+    monkeypatch.setenv("IXI_ROOT", bids_cohort(tmp_path / "ixi", 40))
+    monkeypatch.setenv("DS002748_ROOT", bids_cohort(tmp_path / "ds", 12))
+    jobs = dry_run(tmp_path, yaml.safe_load((ROOT / "workflow/configs/ixi.yaml").read_text()))
+    assert jobs["pretrain"] == 1
+
+
+def test_a_configfile_replaces_config_yaml_whole(tmp_path):
+    jobs = dry_run(tmp_path, TINY)  # merged with config.yaml it would ask for UKB
+    assert jobs["finetune"] == 10
+    assert jobs["qc"] == 2
+
+
+@pytest.mark.parametrize("profile", ["local", "slurm"])
+def test_profiles_dry_run(tmp_path, profile):
+    jobs = dry_run(tmp_path, TINY, "--profile", ROOT / "profiles" / profile)
+    assert jobs["finetune"] == 10
+
+
+def test_one_scan_per_job(tmp_path):
+    config = copy.deepcopy(TINY)
+    config["preprocessing"]["scans_per_job"] = 1
+    jobs = dry_run(tmp_path, config)
+    assert [jobs[step] for step in STEPS] == [20] * 4
+
+
+def test_only_cohorts_and_pretraining_in_use_are_processed(tmp_path):
+    config = copy.deepcopy(TINY)
+    config["grid"] = [
+        {"tasks": ["age"], "backbones": ["vit_xxs"], "methods": ["scratch"], "seeds": [0]},
+    ]
+    config["tasks"]["age"]["zero_shot"] = []
+    jobs = dry_run(tmp_path, config)
+    assert "pretrain" not in jobs
+    assert (jobs["pack_cohort"], jobs["finetune"], jobs["predict"]) == (1, 1, 1)
+
+
+def test_a_table_and_a_multiclass_task(tmp_path):
+    rows = ["path,subject,session,label"]
+    for number in range(30):
+        scan = tmp_path / "scans" / f"{number}.nii"
+        scan.parent.mkdir(exist_ok=True)
+        scan.touch()
+        rows.append(f"{scan},P{number // 2},{number % 2},{'abc'[number // 2 % 3]}")
+    (tmp_path / "scans.csv").write_text("\n".join(rows) + "\n")
+    config = copy.deepcopy(TINY)
+    config["cohorts"] = {"Local": {"table": str(tmp_path / "scans.csv")}}
+    config["tasks"] = {
+        "abc": {
+            "kind": "multiclass",
+            "target": "label",
+            "classes": {"first": "a", "second": "b", "third": "c"},
+            "train": "Local",
+        }
+    }
+    config["pretraining"]["mae"]["cohort"] = "Local"
+    config["grid"] = [
+        {"tasks": ["abc"], "backbones": ["vit_xxs"], "methods": ["lora"], "pretraining": ["mae"], "seeds": [0]}
+    ]
+    assert dry_run(tmp_path, config)["finetune"] == 1
+
+
+def test_mistakes_stop_the_dry_run_in_a_sentence(tmp_path, paper):
+    absent = copy.deepcopy(paper)
+    absent["tasks"]["ad"]["target"] = "diagnosys"
+    assert "tasks.ad.target" in failure(tmp_path, absent)
+
+    wrong_class = copy.deepcopy(paper)
+    wrong_class["tasks"]["pd"]["classes"] = {"CN": "CN", "PD": "Parkinson"}
+    said = failure(tmp_path, wrong_class)
+    assert "tasks.pd.classes" in said
+    assert "Parkinson" in said
+
+    no_path = copy.deepcopy(paper)
+    no_path["cohorts"]["OASIS"]["bids"] = "no/such/folder"
+    assert "cohorts.OASIS.bids" in failure(tmp_path, no_path)
+
+    unknown = copy.deepcopy(paper)
+    unknown["trainning"] = {}
+    assert "unknown key `trainning`: did you mean 'training'?" in failure(tmp_path, unknown)
+
+
+# -- end to end ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder of a finished run of tiny.yaml."""
+    folder = tmp_path_factory.mktemp("finished")
+    path = folder / "config-under-test.yaml"
+    path.write_text(yaml.safe_dump(TINY))
+    done = snakemake(folder, "--configfile", path, "--cores", "2", "--show-failed-logs")
+    assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
+    return folder
+
+
+def test_a_run_ends_with_tables_figures_and_qc(finished):
+    with (finished / "results/tables/scores.csv").open() as stream:
+        scores = list(csv.DictReader(stream))
+    tasks = {row["task"] for row in scores}
+    methods = {row["method"] for row in scores}
+    assert tasks == {"ad", "age"}
+    assert {"scratch", "lora"} <= methods
+    for name in ("table1", "table2", "table3", "table4"):
+        for kind in ("csv", "md", "tex"):
+            assert (finished / f"results/tables/{name}.{kind}").stat().st_size > 0
+    for name in ("figure1", "figure2", "figure3", "losses_pretraining", "losses_finetuning"):
+        for kind in ("png", "svg", "pdf"):
+            assert (finished / f"results/figures/{name}.{kind}").stat().st_size > 0
+    assert (finished / "results/qc/SimA/index.html").exists()
+    assert "simulated" in (finished / "results/tables/table3.md").read_text()
+    cost = json.loads(
+        (finished / "results/cells/ad/vit_xxs/mae/lora/fraction-50/seed-1/cost.json").read_text()
+    )
+    assert cost["trainable"] > 0
+
+
+def test_test_subjects_are_kept_from_training_and_pretraining(finished):
+    splits = finished / "results/splits/ad"
+    sides = []
+    for seed in (0, 1):
+        with (splits / f"seed-{seed}.tsv").open() as stream:
+            rows = list(csv.DictReader(stream, delimiter="\t"))
+        sides.append({row["subject"] for row in rows if row["side"] == "test"})
+    assert sides[0] == sides[1] != set()
+    cost = json.loads((finished / "results/pretraining/mae/vit_xxs/cost.json").read_text())
+    assert cost["train_scans"] + cost["validation_scans"] <= 14 - len(sides[0])
+
+
+def test_a_second_run_does_nothing(finished):
+    assert dry_run(finished, TINY) == {}
+
+
+def test_a_longer_seed_list_runs_its_new_cells_only(finished):
+    config = copy.deepcopy(TINY)
+    config["grid"][1]["seeds"] = [0, 1, 2]
+    jobs = dry_run(finished, config)
+    assert jobs["finetune"] == 2  # fractions 50 and 100 of seed 2
+    assert jobs["split"] == 1
+    assert not {"pretrain", "pack_cohort", *STEPS} & jobs.keys()
+
+
+def test_a_changed_method_runs_its_own_cells_only(finished):
+    config = copy.deepcopy(TINY)
+    config["methods"]["lora"]["r"] = 2
+    jobs = dry_run(finished, config)
+    assert jobs["finetune"] == 6
+    assert not {"pretrain", "split", "pack_cohort"} & jobs.keys()
+
+
+def test_another_figure_fraction_trains_nothing(finished):
+    config = copy.deepcopy(TINY)
+    config["figures"]["tradeoff_fraction"] = 50
+    assert set(dry_run(finished, config)) == {"all", "tables", "figures"}
+
+
+def test_another_task_preprocesses_and_retrains_nothing(finished):
+    config = copy.deepcopy(TINY)
+    config["tasks"]["sex"] = {
+        "kind": "binary",
+        "target": "sex",
+        "classes": {"male": "M", "female": "F"},
+        "train": "SimB",
+    }
+    config["grid"].append({"tasks": ["sex"], "backbones": ["vit_xxs"], "methods": ["scratch"], "seeds": [0]})
+    jobs = dry_run(finished, config)
+    assert (jobs["finetune"], jobs["split"]) == (1, 1)
+    assert not {"pretrain", "pack_cohort", *STEPS} & jobs.keys()
+
+
+def test_a_new_subject_reruns_one_chunk_of_its_cohort(finished):
+    config = copy.deepcopy(TINY)
+    config["cohorts"]["SimB"]["simulated"]["subjects"] = 7
+    jobs = dry_run(finished, config)
+    assert jobs["n4_bias_correction"] == 1
+    assert "pretrain" not in jobs
+    assert "finetune" not in jobs, "a zero-shot cohort that grows retrains nothing"

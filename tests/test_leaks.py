@@ -80,7 +80,7 @@ def test_one_image_under_two_subjects_on_two_sides(case: dict, sides: tuple[str,
         UserError, match=r"seed-0.tsv: sub-one\d+ \(\w+\) and .* same image; give both the same"
     ):
         check(case)
-    leak = find_leaks(case["split"], store_digests(case["store"]))[0]
+    leak = find_leaks(case["split"], store_digests(case["store"].parent))[0]
     assert {leak.one, leak.other} == {f"sub-one{i}", f"sub-one{j}"}
     assert {leak.one_side, leak.other_side} == set(sides)
     assert not case["out"].exists()
@@ -89,14 +89,14 @@ def test_one_image_under_two_subjects_on_two_sides(case: dict, sides: tuple[str,
 def test_one_image_twice_on_one_side_is_no_leak(case: dict) -> None:
     i, j = numbers(case, "train", "train")
     copy_image(case["store"], i, case["store"], j)
-    assert find_leaks(case["split"], store_digests(case["store"])) == []
+    assert find_leaks(case["split"], store_digests(case["store"].parent)) == []
 
 
 def test_image_of_a_zero_shot_cohort(case: dict) -> None:
     (i,) = numbers(case, "train")
     copy_image(case["store"], i, case["zero_shot"][0], 3)
-    digests = store_digests(case["store"])
-    (leak,) = find_shared(case["split"], digests, store_digests(case["zero_shot"][0]))
+    digests = store_digests(case["store"].parent)
+    (leak,) = find_shared(case["split"], digests, store_digests(case["zero_shot"][0].parent))
     assert leak == (f"sub-one{i}", "train", "sub-zero3", "zero-shot")
     with pytest.raises(
         UserError, match=rf"sub-one{i} \(train\) and sub-zero3 \(zero-shot\) hold .*being zero"

@@ -107,6 +107,13 @@ def test_every_class_is_on_every_side(classes: dict[int, int]) -> None:
             assert {row["y"] for row in made if row["side"] == name} == set(classes)
 
 
+def test_large_shares_leave_somebody_to_train_on() -> None:
+    for kind, rows in (("binary", people({0: 3, 1: 4})), ("regression", aged(4))):
+        assert {row["side"] for row in split(rows, 0, 0.6, 0.39, kind)} == {"train", "val", "test"}
+    trained = {row["y"] for row in split(people({0: 3, 1: 40}), 0, 0.6, 0.3) if row["side"] == "train"}
+    assert trained == {0, 1}
+
+
 def test_every_prefix_of_the_order_is_stratified() -> None:
     rows = people({0: 90, 1: 30})
     train = [row for row in split(rows) if row["side"] == "train"]

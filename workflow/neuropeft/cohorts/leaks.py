@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from neuropeft.cohorts.splits import read_split, split_digest
 from neuropeft.errors import UserError
-from neuropeft.files import read_tsv, write_tsv
+from neuropeft.files import write_tsv
 from neuropeft.progress import track
 
 REPORT_COLUMNS = ("split", "sha256", "compared_with", "scans", "identical")
@@ -38,8 +38,8 @@ def check_leaks(splits: Sequence[Path], store: Path, zero_shot: Sequence[Path], 
     Raises:
         UserError: a subject or an image is on two sides.
     """
-    digests = store_digests(store)
-    others = {folder: store_digests(folder / store.name) for folder in sorted({p.parent for p in zero_shot})}
+    digests = store_digests(store.parent)
+    others = {folder: store_digests(folder) for folder in sorted({path.parent for path in zero_shot})}
     report = []
     for path in splits:
         rows = read_split(path)
@@ -61,18 +61,15 @@ def check_leaks(splits: Sequence[Path], store: Path, zero_shot: Sequence[Path], 
     write_tsv(out, report, REPORT_COLUMNS)
 
 
-def store_digests(volumes: Path) -> dict[str, str]:
-    """Return a hash of every volume's bytes, by scan_id; reads the store once.
+def store_digests(folder: Path) -> dict[str, str]:
+    """Return a hash of every volume's bytes, by scan_id; reads the store in `folder` once."""
+    from neuropeft.store import open_store
 
-    Args:
-        volumes: `volumes.npy` [scans, size, size, size] of a store, beside its `scans.tsv`.
-    """
-    import numpy as np
-
-    scan_ids = [row["scan_id"] for row in read_tsv(volumes.with_name("scans.tsv"))]
-    arrays = np.load(volumes, mmap_mode="r")
-    numbered = track(enumerate(scan_ids), len(scan_ids), f"comparing {volumes.parent.parent.name}")
-    return {scan_id: hashlib.sha1(arrays[i], usedforsecurity=False).hexdigest() for i, scan_id in numbered}
+    store = open_store(folder)
+    pairs = track(
+        zip(store.scan_ids, store.volumes, strict=True), len(store.rows), f"hashing {folder.parent.name}"
+    )
+    return {scan_id: hashlib.sha1(volume, usedforsecurity=False).hexdigest() for scan_id, volume in pairs}
 
 
 def find_leaks(rows: Sequence[Mapping[str, Any]], digests: Mapping[str, str]) -> list[Leak]:

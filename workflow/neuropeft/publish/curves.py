@@ -8,15 +8,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from neuropeft.config import Config, ViT
-from neuropeft.evaluate.metrics import HIGHER_IS_BETTER
 from neuropeft.evaluate.scores import CONTROL_FRACTION, Score, primary_metric
 from neuropeft.grid import cells, used_tasks
-from neuropeft.publish.labels import backbone_label, group_label, is_control, metric_label
-from neuropeft.publish.panel import draw_references, panel_title, references
+from neuropeft.publish.labels import backbone_label, group_label, is_control
+from neuropeft.publish.panel import FITTED, draw_references, panel_title, references, score_axis
 from neuropeft.publish.records import Costs
-from neuropeft.publish.style import GREY, look, panels, shared_legend, words_only
+from neuropeft.publish.style import GREY, group_look, panels, shared_legend, words_only
 
 PANEL_HEIGHT = 2.8  # inches
+LEGEND = "band: SD over seeds; dots: seeds; hollow: some missing"
 DODGE = 0.05  # of the distance between fractions, so that curves do not hide each other
 
 
@@ -49,7 +49,7 @@ def draw_curves(
     figure, axes = panels(len(shown), PANEL_HEIGHT)
     for axis, (task, of_task) in zip(axes, shown.items(), strict=True):
         _draw_panel(axis, config, scores, of_task, costs, task, backbone)
-    shared_legend(figure, axes)
+    shared_legend(figure, axes, LEGEND)
     return figure
 
 
@@ -88,22 +88,24 @@ def _draw_panel(
     for index, curve in enumerate(curves):
         of_curve = [score for score in shown if _curve(score) == curve]
         shift = DODGE * (index - (len(curves) - 1) / 2)
-        _draw_curve(axis, config, of_curve, fractions, shift, index)
-    spec = config.tasks[task]
-    lines = references(config, scores, task, CONTROL_FRACTION)
-    draw_references(axis, [line for line in lines if line[2] == "--"])
-    for label, value, _ in (line for line in lines if line[2] != "--"):
-        label = f"control: {label}"
-        axis.plot(len(fractions) - 1, value, marker="*", color=GREY, linestyle="", markersize=8, label=label)
+        _draw_curve(axis, config, of_curve, fractions, shift)
+    draw_references(axis, references(config, scores, task, fractions[0]))
+    if CONTROL_FRACTION in fractions[1:]:
+        # Controls that were fitted on all training subjects are a mark there, not a line.
+        for label, value, dashes in references(config, scores, task, CONTROL_FRACTION):
+            if dashes == FITTED:
+                place = fractions.index(CONTROL_FRACTION)
+                axis.plot(place, value, "*", color=GREY, markersize=8, label=label)
     axis.set_xticks(range(len(fractions)), [_tick(costs, task, fraction) for fraction in fractions])
     axis.margins(x=0.08)
     axis.set_xlabel("share of the training subjects, and scans")
-    better = "higher" if HIGHER_IS_BETTER[primary_metric(spec)] else "lower"
-    axis.set_ylabel(f"test {metric_label(spec, primary_metric(spec))}, {better} is better")
+    score_axis(config, axis, task)
     done = sum(len(score.values) for score in shown)
     wanted = sum(len(score.expected) for score in shown)
-    missing = f"; {done}/{wanted} cells, hollow: seeds missing" if done < wanted else ""
-    axis.set_title(f"{panel_title(config, shown, task)}\nband: SD, dots: seeds{missing}", loc="left")
+    title = panel_title(config, shown, task)
+    if done < wanted:
+        title += f", {done}/{wanted} cells"
+    axis.set_title(title, loc="left")
 
 
 def _rank(config: Config, curve: tuple[str, str, str], backbone: str) -> tuple[bool, int, str]:
@@ -111,9 +113,9 @@ def _rank(config: Config, curve: tuple[str, str, str], backbone: str) -> tuple[b
 
 
 def _draw_curve(
-    axis: Axes, config: Config, scores: Sequence[Score], fractions: Sequence[int], shift: float, index: int
+    axis: Axes, config: Config, scores: Sequence[Score], fractions: Sequence[int], shift: float
 ) -> None:
-    style = look(index)
+    style = group_look(config, scores[0].group)
     by_fraction = {score.group.fraction: score for score in scores}
     # A fraction without any seed breaks the line.
     points = [(fractions.index(f) + shift, by_fraction[f]) for f in fractions if f in by_fraction]

@@ -39,6 +39,11 @@ def method_label(config: Config, method: str) -> str:
     return METHOD_LABELS.get(method, method)
 
 
+def short_method_label(config: Config, method: str) -> str:
+    """Return the name of a method where the surroundings tell that it is a way to fine-tune."""
+    return method_label(config, method).removesuffix(" fine-tune")
+
+
 def group_label(config: Config, group: Group, separator: str = " ") -> str:
     """Return backbone and method, and the pretraining where a backbone has several."""
     if group.backbone == CONTROL:

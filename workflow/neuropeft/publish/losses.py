@@ -17,6 +17,8 @@ from neuropeft.publish.labels import backbone_label, cohort_label, method_label
 from neuropeft.publish.style import look, panels, shared_legend, words_only
 
 PANEL_HEIGHT = 2.3  # inches
+LEAST_HEIGHT = 1.6
+PAGE_HEIGHT = 9.0
 PRETRAINING_COLUMNS = ("pretraining", "backbone", "epoch", "lr", "train_loss", "val_loss", "seconds")
 FINETUNING_COLUMNS = (
     "task",
@@ -74,7 +76,7 @@ def draw_finetuning_losses(config: Config, histories: dict[Cell, list[Row]]) -> 
     pairs = sorted({(cell.task, cell.backbone) for cell in histories})
     if not pairs:
         return words_only("No fine-tuning loss to show: no cell has been trained.")
-    figure, axes = panels(2 * len(pairs), PANEL_HEIGHT)
+    figure, axes = panels(2 * len(pairs), min(PANEL_HEIGHT, max(PAGE_HEIGHT / len(pairs), LEAST_HEIGHT)))
     for (pair, column), axis in zip(product(pairs, SIDES), axes, strict=True):
         largest = max(cell.fraction for cell in histories if (cell.task, cell.backbone) == pair)
         shown = {
@@ -84,13 +86,15 @@ def draw_finetuning_losses(config: Config, histories: dict[Cell, list[Row]]) -> 
         }
         _draw_methods(axis, config, shown, column)
         cohort = cohort_label(config, config.tasks[pair[0]].train)
-        seeds = len({cell.seed for cell in shown})
+        wanted = sum((c.task, c.backbone, c.fraction) == (*pair, largest) for c in cells(config))
         title = f"{pair[0]} on {cohort}, {backbone_label(pair[1])}: {SIDES[column]}"
-        axis.set_title(f"{title}\n{largest} % of the training subjects, {seeds} seeds", loc="left")
+        axis.set_title(
+            f"{title}\n{largest} % of the training subjects, {len(shown)}/{wanted} cells", loc="left"
+        )
         kind = config.tasks[pair[0]].kind
         axis.set_ylabel("loss (L1, standardised)" if kind == "regression" else "loss (cross-entropy)")
         _epochs(axis)
-    shared_legend(figure, axes)
+    shared_legend(figure, axes, "thin: single seeds; thick: their median")
     return figure
 
 

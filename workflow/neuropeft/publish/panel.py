@@ -5,11 +5,13 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 
 from neuropeft.config import Config
+from neuropeft.evaluate.metrics import HIGHER_IS_BETTER
 from neuropeft.evaluate.scores import CONTROL, CONTROL_FRACTION, Score, primary_metric
-from neuropeft.publish.labels import CONTROL_LABELS, cohort_label, seeds_text
-from neuropeft.publish.style import FONT_SIZE, GREY
+from neuropeft.publish.labels import CONTROL_LABELS, cohort_label, metric_label, seeds_text
+from neuropeft.publish.style import GREY
 
 CHANCE = 0.5
+TRIVIAL, FITTED = "--", ":"  # line styles: what needs no fit, and what was fitted on all training subjects
 
 
 def panel_title(config: Config, scores: Sequence[Score], task: str) -> str:
@@ -17,7 +19,14 @@ def panel_title(config: Config, scores: Sequence[Score], task: str) -> str:
     cohort = cohort_label(config, config.tasks[task].train)
     n = max((score.n for score in scores if score.n is not None), default=0)
     seeds = max(len(score.expected) for score in scores)
-    return f"{task} on {cohort}: n = {n} test subjects, {seeds_text(seeds, seeds)}"
+    return f"{task} on {cohort}\nn = {n} test subjects, {seeds_text(seeds, seeds)}"
+
+
+def score_axis(config: Config, axis: Axes, task: str) -> None:
+    """Name the y axis after the metric, with its unit, and tell which way is better."""
+    metric = primary_metric(config.tasks[task])
+    better = "higher" if HIGHER_IS_BETTER[metric] else "lower"
+    axis.set_ylabel(f"test {metric_label(config.tasks[task], metric)}\n{better} is better")
 
 
 def references(
@@ -38,26 +47,15 @@ def references(
     }
     lines = []
     if config.tasks[task].kind != "regression":
-        lines.append(("chance", CHANCE, "--"))
+        lines.append(("chance", CHANCE, TRIVIAL))
     elif "mean" in controls:
-        lines.append((CONTROL_LABELS["mean"], controls["mean"], "--"))
+        lines.append((f"control: {CONTROL_LABELS['mean']}", controls["mean"], TRIVIAL))
     if fraction == CONTROL_FRACTION and "ridge_voxels" in controls:
-        lines.append((CONTROL_LABELS["ridge_voxels"], controls["ridge_voxels"], ":"))
+        lines.append((f"control: {CONTROL_LABELS['ridge_voxels']}", controls["ridge_voxels"], FITTED))
     return lines
 
 
 def draw_references(axis: Axes, lines: Sequence[tuple[str, float, str]]) -> None:
-    """Draw the lines across the panel, each with its name on it."""
+    """Draw the lines across the panel; the legend names them."""
     for label, value, dashes in lines:
-        axis.axhline(value, color=GREY, linestyle=dashes, linewidth=0.8, zorder=0)
-        axis.annotate(
-            label,
-            (1, value),
-            xycoords=("axes fraction", "data"),
-            xytext=(0, 1),
-            textcoords="offset points",
-            ha="right",
-            va="bottom",
-            fontsize=FONT_SIZE,
-            color=GREY,
-        )
+        axis.axhline(value, color=GREY, linestyle=dashes, linewidth=0.8, zorder=0, label=label)

@@ -15,9 +15,9 @@ from neuropeft.publish.style import DOUBLE_COLUMN, new_figure, words_only
 
 SHOWN_SCANS = 4
 PLANES = {"sagittal": 0, "coronal": 1, "axial": 2}  # axis that is cut, of volumes in RAS order
-STAGES = ("input", "masked", "reconstruction")
+STAGES = ("input", "masked", "rebuilt")
 HIDDEN_COLOUR = "#56B4E9"
-TITLE_HEIGHT = 0.7  # inches
+TITLE_HEIGHT = 0.9  # inches
 
 
 def draw_reconstructions(config: Config, path: Path, pretraining: str, backbone: str) -> Figure:
@@ -48,12 +48,13 @@ def draw_reconstructions(config: Config, path: Path, pretraining: str, backbone:
                 _show(axis, picture, low, high)
                 if row == 0:
                     head = f"{plane}\n" if stage_index == 0 else "\n"
-                    axis.set_title(head + STAGES[stage_index].replace("reconstruction", "rebuilt"))
+                    axis.set_title(head + STAGES[stage_index])
         axes[row, 0].set_ylabel(f"scan {row + 1}")
     spec = config.pretraining[pretraining]
     figure.suptitle(
         f"{backbone_label(backbone)}, {pretraining} on {cohort_label(config, spec.cohort)}: "
-        f"{spec.mask_ratio:.0%} of the patches hidden (blue), rebuilt by the decoder; visible ones as given"
+        f"reconstructions by the masked autoencoder\n{spec.mask_ratio * 100:g} % of the patches are hidden "
+        "(blue) and rebuilt from the visible ones, which are shown as given"
     )
     return figure
 

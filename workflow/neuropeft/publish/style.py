@@ -11,14 +11,19 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from neuropeft.config import Config, ViT
+from neuropeft.evaluate.scores import Group
 from neuropeft.files import atomic_path
 
 SINGLE_COLUMN = 85 / 25.4  # inches
 DOUBLE_COLUMN = 178 / 25.4
 FONT_SIZE = 8  # points at print size
+LEGEND_LINE = 0.19  # inches
+LEGEND_COLUMN = 2.0
 GREY = "#6e6e6e"
-# Okabe & Ito 2008, without the yellow that vanishes on white.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+BLACK = "#000000"
+# Okabe & Ito 2008, without black, which is the CNNs', and the yellow that vanishes on white.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (3, 1)), (0, (1, 1)))
 
@@ -51,9 +56,21 @@ class Look:
     dashes: Any
 
 
-def look(index: int) -> Look:
-    """Return the colour, marker and line style of the `index`-th method; they repeat after seven."""
-    return Look(COLOURS[index % 7], MARKERS[index % 7], DASHES[index % 7])
+def look(index: int, variant: int = 0) -> Look:
+    """Return the colour of the `index`-th method, and marker and line style of one of its variants."""
+    style = (index + variant) % len(MARKERS)
+    return Look(COLOURS[index % len(COLOURS)], MARKERS[style], DASHES[style])
+
+
+def group_look(config: Config, group: Group) -> Look:
+    """Return how a group is drawn, the same in all figures: a colour per method, black for CNNs."""
+    index = list(config.methods).index(group.method)
+    if not isinstance(config.backbones[group.backbone], ViT):
+        cnns = [name for name, spec in config.backbones.items() if not isinstance(spec, ViT)]
+        style = look(cnns.index(group.backbone), len(MARKERS) - 1)
+        return Look(BLACK, style.marker, style.dashes)
+    starts = list(config.pretraining)
+    return look(index, starts.index(group.pretraining) if group.pretraining in starts else 0)
 
 
 @contextmanager
@@ -74,30 +91,36 @@ def panels(count: int, height: float, columns: int = 2) -> tuple[Figure, list[Ax
     """Return a figure with `count` panels, in one column or two, each `height` inches high."""
     across = min(columns, count)
     down = -(-count // across)
-    figure = new_figure(SINGLE_COLUMN * 1.2 if across == 1 else DOUBLE_COLUMN, height * down)
+    figure = new_figure(SINGLE_COLUMN if across == 1 else DOUBLE_COLUMN, height * down)
     axes = figure.subplots(down, across, squeeze=False).ravel().tolist()
     for unused in axes[count:]:
         unused.set_axis_off()
     return figure, axes[:count]
 
 
-def shared_legend(figure: Figure, axes: Sequence[Axes], columns: int = 3) -> None:
-    """Put one legend below all panels."""
+def shared_legend(figure: Figure, axes: Sequence[Axes], title: str = "") -> None:
+    """Put one legend below all panels, in height that the figure gains."""
     entries: dict[str, Any] = {}
     for panel in axes:
         entries |= {label: handle for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)}
-    if entries:
-        figure.legend(
-            list(entries.values()),
-            list(entries),
-            loc="outside lower center",
-            ncols=min(columns, len(entries)),
-        )
+    if not entries:
+        return
+    columns = min(len(entries), int(figure.get_figwidth() // LEGEND_COLUMN))
+    lines = -(-len(entries) // columns) + bool(title)
+    figure.set_figheight(figure.get_figheight() + lines * LEGEND_LINE)
+    figure.legend(
+        list(entries.values()),
+        list(entries),
+        loc="outside lower center",
+        ncols=columns,
+        title=title or None,
+        title_fontsize=FONT_SIZE,
+    )
 
 
 def words_only(text: str) -> Figure:
     """Return a figure that says in words why there is nothing to draw."""
-    figure = new_figure(SINGLE_COLUMN * 1.2, 1.0)
+    figure = new_figure(SINGLE_COLUMN, 1.0)
     figure.text(0.5, 0.5, text, ha="center", va="center", wrap=True, color=GREY)
     return figure
 

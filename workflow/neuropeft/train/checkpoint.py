@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import pickle
 import random
 import sys
 from collections.abc import Mapping
@@ -15,7 +14,6 @@ import torch
 from neuropeft.errors import UserError
 
 NEWEST, PREVIOUS = "checkpoint.pt", "checkpoint-previous.pt"
-UNREADABLE = (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError)
 
 
 def fingerprint(*parts: object) -> str:
@@ -78,7 +76,7 @@ def load(folder: Path, expected: str, quiet: bool = False) -> dict[str, Any] | N
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
             found = state["fingerprint"]
-        except (*UNREADABLE, KeyError, TypeError) as error:
+        except Exception as error:  # damaged bytes can raise anything in the unpickler
             unreadable = True
             _say(f"cannot read the checkpoint {path} ({_line(error)}): discarding it", quiet)
             if not quiet:

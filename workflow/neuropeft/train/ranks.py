@@ -95,4 +95,4 @@ def spread(module: torch.nn.Module, ranks: Ranks, device: torch.device) -> torch
     from torch.nn.parallel import DistributedDataParallel
 
     ids: Sequence[torch.device] | None = [device] if device.type == "cuda" else None
-    return DistributedDataParallel(module, device_ids=ids, broadcast_buffers=False)
+    return DistributedDataParallel(module, device_ids=ids, forward_sync_buffers=False)

@@ -1,0 +1,56 @@
+import numpy as np
+import pytest
+import torch
+from neuropeft.train import data
+from neuropeft.train.data import Volumes, derive_seed, epoch_order, load_volumes
+
+CPU = torch.device("cpu")
+
+
+def test_order_is_a_permutation_and_a_function_of_seed_and_epoch() -> None:
+    order = epoch_order(50, seed=3, epoch=7)
+    assert sorted(order.tolist()) == list(range(50))
+    torch.rand(5)  # other draws must not matter
+    assert torch.equal(order, epoch_order(50, 3, 7))
+    assert not torch.equal(order, epoch_order(50, 3, 8))
+    assert not torch.equal(order, epoch_order(50, 4, 7))
+
+
+def test_seeds_differ_by_purpose() -> None:
+    seeds = {
+        derive_seed(0, "order", 1),
+        derive_seed(0, "order", 2),
+        derive_seed(0, "mask", 1),
+        derive_seed(1),
+    }
+    assert len(seeds) == 4
+    assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_volumes_are_read_in_the_asked_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data, "ROWS_AT_ONCE", 2)
+    source = np.arange(6 * 8, dtype=np.float16).reshape(6, 2, 2, 2)
+    volumes = load_volumes(source, [4, 0, 5, 0, 2], CPU)
+    assert len(volumes) == 5
+    assert volumes.data.dtype == torch.float16
+    batch = volumes.batch(torch.tensor([2, 1]))
+    assert batch.shape == (2, 1, 2, 2, 2)
+    assert batch.dtype == torch.float32
+    assert np.array_equal(batch[:, 0].numpy(), source[[5, 0]].astype(np.float32))
+
+
+def test_volumes_that_do_not_fit_stay_in_main_memory(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (100, 200))
+    source = np.ones((40, 2, 2, 2), dtype=np.float16)
+    volumes = load_volumes(source, range(40), torch.device("cuda", 0))
+    assert volumes.data.device == CPU
+    assert "stay in main memory" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_batches_from_main_memory_equal_those_from_the_gpu() -> None:
+    gpu = torch.device("cuda", 0)
+    source = torch.randn(6, 4, 4, 4).half()
+    rows = torch.tensor([3, 1], device=gpu)
+    resident, host = Volumes(source.to(gpu), gpu), Volumes(source, gpu)
+    assert torch.equal(resident.batch(rows), host.batch(rows))

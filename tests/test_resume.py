@@ -1,0 +1,158 @@
+"""A run that is killed and started again ends as one that was never interrupted, bit for bit on the CPU."""
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import tiny_cells
+import torch
+from neuropeft.peft.adapt import read_delta
+from neuropeft.train import checkpoint
+from neuropeft.train.finetune import finetune
+from neuropeft.train.pretrain import pretrain
+from neuropeft.train.signals import REQUEUE_EXIT_CODE
+
+# Dropout and stochastic depth draw from torch's own generator, augmentation and order from derived seeds.
+METHOD = tiny_cells.LORA | {"dropout": 0.2}
+BACKBONE = tiny_cells.BACKBONE | {"drop_path": 0.2}
+SPEC = tiny_cells.cell(method=METHOD, backbone=BACKBONE, training={"epochs": 4})
+PRETRAINING = tiny_cells.pretraining(backbone=BACKBONE)
+KILLED_AT = 6  # the second step of the second epoch, of four and three steps
+
+KILL = """
+import os, signal, tiny_cells
+from neuropeft.train import loop, optimizer
+step, calls = optimizer.AdamW.step, []
+def killing_step(self, scale):
+    calls.append(scale)
+    if len(calls) == {killed_at}:
+        os.kill(os.getpid(), {signal})
+    step(self, scale)
+optimizer.AdamW.step = killing_step
+"""
+
+
+def killed(run: str, number: int) -> int:
+    """Run code in a process that gets a signal in its step `KILLED_AT`; return its exit status."""
+    code = KILL.format(killed_at=KILLED_AT, signal=number) + run
+    process = tiny_cells.python(code, OMP_NUM_THREADS=str(torch.get_num_threads()))
+    process.communicate(timeout=120)
+    return process.returncode
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    store = tiny_cells.make_store(tmp_path / "store")
+    tiny_cells.make_split(tmp_path / "seed-0.tsv", store)
+    return store
+
+
+def assert_same_delta(one: Path, other: Path) -> None:
+    first, second = (read_delta(folder / "delta.safetensors") for folder in (one, other))
+    assert first[1] == second[1]
+    assert first[0].keys() == second[0].keys()
+    assert all(torch.equal(first[0][name], second[0][name]) for name in first[0])
+    assert tiny_cells.read_history(one) == tiny_cells.read_history(other)
+
+
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [
+        (signal.SIGKILL, -signal.SIGKILL),
+        (signal.SIGTERM, REQUEUE_EXIT_CODE),
+        (signal.SIGUSR1, REQUEUE_EXIT_CODE),
+    ],
+)
+def test_a_killed_fine_tune_goes_on_exactly(store: Path, number: int, status: int, capsys) -> None:
+    folder = store.parent
+    seconds = 0 if number == signal.SIGKILL else 1e9  # a signal saves even where no checkpoint is due
+    arguments = f"{SPEC!r}, {str(store)!r}, {str(folder / 'seed-0.tsv')!r}, None, {str(folder / 'resumed')!r}"
+    run = (
+        "from neuropeft.train.finetune import finetune\n"
+        f"finetune({arguments}, {str(folder / 'state')!r}, 'cpu', {seconds})"
+    )
+    assert killed(run, number) == status
+    assert (folder / "state" / checkpoint.NEWEST).exists()
+    assert not (folder / "resumed").exists()
+    split = folder / "seed-0.tsv"
+    finetune(SPEC, store, split, None, folder / "resumed", folder / "state", device="cpu")
+    assert "going on from epoch 2, step" in capsys.readouterr().err
+    finetune(SPEC, store, split, None, folder / "whole", folder / "other state", device="cpu")
+    assert_same_delta(folder / "resumed", folder / "whole")
+    assert tiny_cells.read_cost(folder / "resumed")["resumed"] == 1
+
+
+def test_a_damaged_checkpoint_costs_time_but_not_exactness(store: Path, capsys) -> None:
+    folder = store.parent
+    arguments = f"{SPEC!r}, {str(store)!r}, {str(folder / 'seed-0.tsv')!r}, None, {str(folder / 'resumed')!r}"
+    run = (
+        "from neuropeft.train.finetune import finetune\n"
+        f"finetune({arguments}, {str(folder / 'state')!r}, 'cpu', 0)"
+    )
+    killed(run, signal.SIGKILL)
+    newest = folder / "state" / checkpoint.NEWEST
+    newest.write_bytes(newest.read_bytes()[:-200])
+    split = folder / "seed-0.tsv"
+    finetune(SPEC, store, split, None, folder / "resumed", folder / "state", device="cpu")
+    said = capsys.readouterr().err
+    assert "cannot read the checkpoint" in said
+    assert "going on from epoch 1, step 5" in said  # the end of the first epoch, not yet validated
+    finetune(SPEC, store, split, None, folder / "whole", folder / "other state", device="cpu")
+    assert_same_delta(folder / "resumed", folder / "whole")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda spec: spec["method"].update(lr=1e-3),
+        lambda spec: spec.update(fraction=50),
+        lambda spec: spec["training"].update(batch_size=4),
+    ],
+)
+def test_a_checkpoint_of_another_cell_is_discarded(
+    store: Path, change: Callable[[dict], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = store.parent
+    spec = tiny_cells.cell(method=dict(METHOD))
+    change(spec)
+    checkpoint.save(folder / "state", {"fingerprint": "of another cell"})
+    finetune(spec, store, folder / "seed-0.tsv", None, folder / "out", folder / "state", device="cpu")
+    assert "belongs to another configuration or other data: discarding it" in capsys.readouterr().err
+    assert tiny_cells.read_cost(folder / "out")["resumed"] == 0
+
+
+def test_the_fingerprint_sees_the_data(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, seen = store.parent, []
+    monkeypatch.setattr(
+        "neuropeft.train.finetune.fit", lambda learner, groups, plan, home, device: seen.append(home) or 1 / 0
+    )
+
+    def fingerprint(spec: dict) -> str:
+        with pytest.raises(ZeroDivisionError):
+            finetune(spec, store, folder / "seed-0.tsv", None, folder / "out", folder / "state", device="cpu")
+        return seen[-1].fingerprint
+
+    plain = fingerprint(SPEC)
+    assert plain == fingerprint(SPEC)
+    assert plain != fingerprint(SPEC | {"seed": 1})
+    tiny_cells.make_split(folder / "seed-0.tsv", store, validation=5)
+    assert plain != fingerprint(SPEC)
+    tiny_cells.make_split(folder / "seed-0.tsv", store)
+    assert plain == fingerprint(SPEC)
+    tiny_cells.make_store(store)  # written again: another modification time
+    assert plain != fingerprint(SPEC)
+
+
+def test_a_killed_pretraining_goes_on_exactly(store: Path) -> None:
+    folder = store.parent
+    out, state = str(folder / "resumed"), str(folder / "state")
+    arguments = f"{PRETRAINING!r}, {str(store)!r}, [], {out!r}, {state!r}, 'cpu', 0"
+    run = f"from neuropeft.train.pretrain import pretrain\npretrain({arguments})"
+    assert killed(run, signal.SIGKILL) == -signal.SIGKILL
+    pretrain(PRETRAINING, store, [], folder / "resumed", folder / "state", device="cpu")
+    pretrain(PRETRAINING, store, [], folder / "whole", folder / "other state", device="cpu")
+    assert tiny_cells.read_cost(folder / "resumed")["resumed"] == 1
+    assert tiny_cells.read_history(folder / "resumed") == tiny_cells.read_history(folder / "whole")
+    weights = [read_delta(folder / name / "encoder.safetensors")[0] for name in ("resumed", "whole")]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])

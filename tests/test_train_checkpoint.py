@@ -1,0 +1,102 @@
+import random
+import resource
+from pathlib import Path
+
+import pytest
+import torch
+from neuropeft.errors import UserError
+from neuropeft.train import checkpoint
+
+
+def state(value: float, fingerprint: str = "run") -> dict:
+    return {"fingerprint": fingerprint, "weights": torch.full((1000,), value)}
+
+
+def loaded_value(folder: Path) -> float | None:
+    found = checkpoint.load(folder, "run")
+    return None if found is None else float(found["weights"][0])
+
+
+def test_newest_is_loaded(tmp_path: Path) -> None:
+    assert loaded_value(tmp_path) is None
+    checkpoint.save(tmp_path, state(1))
+    checkpoint.save(tmp_path, state(2))
+    assert loaded_value(tmp_path) == 2
+    assert not list(tmp_path.glob(".partial*"))
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "noise"])
+def test_damaged_newest_falls_back_to_the_one_before(tmp_path: Path, damage: str, capsys) -> None:
+    checkpoint.save(tmp_path, state(1))
+    checkpoint.save(tmp_path, state(2))
+    newest = tmp_path / checkpoint.NEWEST
+    whole = newest.read_bytes()
+    newest.write_bytes({"cut": whole[: len(whole) // 2], "empty": b"", "noise": b"\x80abc" * 99}[damage])
+    assert loaded_value(tmp_path) == 1
+    assert f"cannot read the checkpoint {newest}" in capsys.readouterr().err
+    checkpoint.save(tmp_path, state(3))
+    (tmp_path / checkpoint.NEWEST).write_bytes(b"")
+    assert loaded_value(tmp_path) == 1, "the damaged file must not have become the fallback"
+
+
+def test_nothing_readable_starts_anew_and_says_so(tmp_path: Path, capsys) -> None:
+    for name in (checkpoint.NEWEST, checkpoint.PREVIOUS):
+        (tmp_path / name).write_bytes(b"half")
+    assert loaded_value(tmp_path) is None
+    assert "starting anew" in capsys.readouterr().err
+
+
+def test_missing_newest_falls_back(tmp_path: Path) -> None:
+    # Killed between the two renames of a save.
+    checkpoint.save(tmp_path, state(1))
+    (tmp_path / checkpoint.NEWEST).rename(tmp_path / checkpoint.PREVIOUS)
+    assert loaded_value(tmp_path) == 1
+
+
+def test_other_fingerprint_is_discarded_and_said(tmp_path: Path, capsys) -> None:
+    checkpoint.save(tmp_path, state(1, "other"))
+    checkpoint.save(tmp_path, state(2, "other"))
+    assert loaded_value(tmp_path) is None
+    assert "belongs to another configuration" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_failed_write_keeps_the_last_good_one(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path, state(1))
+    big = {"fingerprint": "run", "weights": torch.zeros(1_000_000)}
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, hard))
+    try:
+        with pytest.raises(UserError, match=r"cannot save the checkpoint .*checkpoint\.pt: .*too large"):
+            checkpoint.save(tmp_path, big)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert loaded_value(tmp_path) == 1
+    assert [path.name for path in tmp_path.iterdir()] == [checkpoint.NEWEST]
+
+
+def test_fingerprint_sees_every_value_and_no_order() -> None:
+    one = checkpoint.fingerprint({"a": 1, "b": [1.5, "x"]})
+    assert one == checkpoint.fingerprint({"b": [1.5, "x"], "a": 1})
+    assert one != checkpoint.fingerprint({"a": 1, "b": [1.5, "y"]})
+
+
+def test_file_stamp_changes_with_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "encoder"
+    path.write_text("a")
+    before = checkpoint.file_stamp(path)
+    path.write_text("ab")
+    assert checkpoint.file_stamp(path) != before
+    assert checkpoint.file_stamp(None) is None
+    with pytest.raises(UserError, match="absent"):
+        checkpoint.file_stamp(tmp_path / "absent")
+
+
+def test_generators_go_on_where_they_were(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path, state(1) | {"generators": checkpoint.rng_state()})
+    expected = torch.rand(3), random.random()
+    found = checkpoint.load(tmp_path, "run")
+    assert found is not None
+    checkpoint.set_rng_state(found["generators"])
+    assert torch.equal(torch.rand(3), expected[0])
+    assert random.random() == expected[1]

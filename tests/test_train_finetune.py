@@ -1,0 +1,142 @@
+import json
+from pathlib import Path
+
+import pytest
+import tiny_cells
+import torch
+from neuropeft.errors import UserError
+from neuropeft.models.build import build_vit
+from neuropeft.models.checkpoints import save_encoder
+from neuropeft.peft.adapt import load_delta, read_delta
+from neuropeft.train.finetune import finetune, make_model
+
+COST = {
+    "trainable", "head", "total", "delta_bytes", "peak_memory_bytes", "train_seconds", "start_seconds",
+    "seconds_per_epoch", "epochs", "best_epoch", "best_val_loss", "train_subjects", "train_scans", "device",
+    "torch", "flops_per_sample", "resumed",
+}  # fmt: skip
+SCRATCH = {"kind": "scratch"}
+FULL = {"kind": "full"}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    return tiny_cells.make_store(tmp_path / "store")
+
+
+def train(store: Path, spec: dict, encoder: Path | None = None, name: str = "out", **split) -> Path:
+    out = store.parent / name
+    path = tiny_cells.make_split(store.parent / "seed-0.tsv", store, **split)
+    finetune(spec, store, path, encoder, out, store.parent / "state", device="cpu", checkpoint_seconds=0)
+    return out
+
+
+def test_writes_delta_history_and_cost(store: Path) -> None:
+    out = train(store, tiny_cells.cell())
+    assert sorted(path.name for path in out.iterdir()) == ["cost.json", "delta.safetensors", "history.csv"]
+    history = tiny_cells.read_history(out)
+    assert list(history[0]) == ["epoch", "lr", "train_loss", "val_loss", "val_metric"]
+    assert len(history) == 3
+    cost = tiny_cells.read_cost(out)
+    assert set(cost) == COST
+    state, metadata = read_delta(out / "delta.safetensors")
+    assert cost["total"] == sum(value.numel() for value in state.values()) == cost["trainable"] + cost["head"]
+    assert cost["delta_bytes"] == (out / "delta.safetensors").stat().st_size
+    assert (cost["train_subjects"], cost["train_scans"], cost["resumed"]) == (16, 16, 0)
+    assert cost["start_seconds"] > 0
+    assert cost["best_val_loss"] == min(float(row["val_loss"]) for row in history)
+    assert json.loads(metadata["spec"]) == tiny_cells.cell()
+    assert not list((store.parent / "state").iterdir()), "the checkpoint is done with"
+
+
+def test_learns_what_the_simulation_plants(store: Path) -> None:
+    settings = {"epochs": 15, "augment": {}}
+    out = train(store, tiny_cells.cell(method=SCRATCH, training=settings))
+    history = tiny_cells.read_history(out)
+    assert float(history[-1]["train_loss"]) < 0.3 * float(history[0]["train_loss"])
+    assert float(history[-1]["val_metric"]) == 1.0
+
+
+def test_the_same_cell_gives_the_same_delta_and_another_seed_another(store: Path) -> None:
+    dropout = tiny_cells.LORA | {"dropout": 0.2}
+    runs = [
+        train(store, tiny_cells.cell(method=dropout, seed=seed), name=f"out-{i}")
+        for i, seed in enumerate((0, 0, 1))
+    ]
+    first, again, other = (read_delta(out / "delta.safetensors")[0] for out in runs)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["head.weight"], other["head.weight"])
+
+
+def test_a_pretrained_encoder_is_the_start_and_stays_frozen(store: Path) -> None:
+    torch.manual_seed(5)
+    encoder = build_vit(tiny_cells.BACKBONE)
+    path = store.parent / "encoder.safetensors"
+    save_encoder(path, encoder, {})
+    model = make_model(tiny_cells.cell(), path)
+    assert torch.equal(model.backbone.norm.weight, encoder.norm.weight)
+    assert torch.equal(model.backbone.blocks[0].mlp.fc1.weight, encoder.blocks[0].mlp.fc1.weight)
+    assert torch.equal(model.backbone.blocks[0].attn.qkv.weight, encoder.blocks[0].attn.qkv.weight)
+    out = train(store, tiny_cells.cell(), path)
+    assert {name.split(".")[0] for name in read_delta(out / "delta.safetensors")[0]} == {"backbone", "head"}
+
+
+def test_regression_keeps_the_training_statistics_beside_the_delta(store: Path) -> None:
+    out = train(store, tiny_cells.cell("regression"), regression=True)
+    metadata = read_delta(out / "delta.safetensors")[1]
+    y = torch.tensor([60 + 10.5 * (i % 2) + 0.1 * i for i in range(16)], dtype=torch.float64)
+    assert float(metadata["target_mean"]) == pytest.approx(float(y.mean()))
+    assert float(metadata["target_sd"]) == pytest.approx(float(y.std(correction=0)))
+
+
+def test_multiclass(store: Path) -> None:
+    out = train(store, tiny_cells.cell("multiclass"), classes=3)
+    assert read_delta(out / "delta.safetensors")[0]["head.weight"].shape == (3, tiny_cells.BACKBONE["width"])
+
+
+def test_a_delta_of_the_best_epoch_fits_its_model(store: Path) -> None:
+    spec = tiny_cells.cell(method=FULL)
+    out = train(store, spec)
+    load_delta(make_model(spec, None), read_delta(out / "delta.safetensors")[0])
+
+
+def test_a_class_that_a_small_fraction_lacks_is_named(store: Path) -> None:
+    with pytest.raises(UserError, match=r"lora/100/0: no training scan has class 2 of task 'simulated'"):
+        train(store, tiny_cells.cell("multiclass", fraction=10), classes=3)
+
+
+def test_shuffled_labels_leave_nothing_to_learn_from(store: Path) -> None:
+    plain = train(store, tiny_cells.cell(method=SCRATCH), name="plain")
+    control = train(store, tiny_cells.cell(method=SCRATCH, shuffle_labels=True), name="control")
+    assert tiny_cells.read_history(plain)[0] != tiny_cells.read_history(control)[0]
+
+
+def test_too_high_a_learning_rate_is_explained(store: Path) -> None:
+    method = SCRATCH | {"lr": 1e30}
+    with pytest.raises(UserError, match=r"scratch/100/0: the \w+ loss is not finite in epoch 1 .*lower lr"):
+        train(store, tiny_cells.cell(method=method, training={"augment": {}}))
+
+
+def test_a_fine_tune_imports_nothing_slow(store: Path) -> None:
+    split = tiny_cells.make_split(store.parent / "seed-0.tsv", store)
+    slow = (
+        "monai",
+        "pandas",
+        "matplotlib",
+        "torch._dynamo",
+        "sympy",
+        "sklearn",
+        "scipy",
+        "nibabel",
+        "pydantic",
+        "yaml",
+    )
+    process = tiny_cells.python(
+        "import sys, tiny_cells\n"
+        "from neuropeft.train.finetune import finetune\n"
+        f"finetune(tiny_cells.cell(), {str(store)!r}, {str(split)!r}, None, {str(store.parent / 'out')!r}, "
+        f"{str(store.parent / 'state')!r})\n"
+        f"print([name for name in {slow!r} if name in sys.modules])"
+    )
+    output, errors = process.communicate(timeout=120)
+    assert output.strip() == "[]", errors

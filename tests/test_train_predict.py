@@ -1,0 +1,121 @@
+from pathlib import Path
+
+import pytest
+import tiny_cells
+import torch
+from neuropeft.errors import UserError
+from neuropeft.files import read_tsv, write_tsv
+from neuropeft.peft.adapt import load_delta, read_delta
+from neuropeft.store import open_store
+from neuropeft.train.finetune import finetune, make_model
+from neuropeft.train.predict import predict
+
+HEAD = ["fraction", "seed", "split", "scan_id", "subject", "session", "y"]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    return tiny_cells.make_store(tmp_path / "store", scans=40, sessions=2)
+
+
+def trained(
+    store: Path, kind: str = "binary", fraction: int = 100, seed: int = 0, **split
+) -> tuple[Path, Path]:
+    folder = store.parent / f"{kind}-{fraction}-{seed}"
+    path = tiny_cells.make_split(store.parent / f"seed-{seed}.tsv", store, **split)
+    spec = tiny_cells.cell(kind, fraction=fraction, seed=seed)
+    finetune(spec, store, path, None, folder, store.parent / "state", device="cpu")
+    return folder / "delta.safetensors", path
+
+
+def predicted(store: Path, deltas: list[Path], subjects: list[Path]) -> list[dict[str, str]]:
+    out = store.parent / "predictions.tsv"
+    predict(deltas, None, store, subjects, out, device="cpu")
+    return read_tsv(out)
+
+
+def outputs_of(store: Path, delta: Path, kind: str, scans: list[str]) -> torch.Tensor:
+    """Predict scan by scan, the plain way."""
+    model = make_model(tiny_cells.cell(kind), None).eval()
+    # What LoRA leaves frozen came from the cell's seed here, as no encoder was given.
+    load_delta(model, read_delta(delta)[0])
+    opened = open_store(store)
+    volumes = [torch.from_numpy(opened.volumes[opened.index_of(scan)].astype("float32")) for scan in scans]
+    with torch.no_grad():
+        return torch.cat([model(volume[None, None]) for volume in volumes])
+
+
+def full(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        tiny_cells,
+        "cell",
+        lambda *a, plain=tiny_cells.cell, **k: plain(*a, **({"method": {"kind": "full"}} | k)),
+    )
+
+
+def test_validation_and_test_subjects_once_each_per_delta(store: Path, monkeypatch) -> None:
+    full(monkeypatch)
+    cells = [trained(store, fraction=fraction) for fraction in (50, 100)]
+    other, split = trained(store, seed=1, validation=4)
+    table = predicted(store, [*(delta for delta, _ in cells), other], [cells[0][1], split])
+    assert list(table[0]) == [*HEAD, "score"]
+    counts = {}
+    for row in table:
+        key = (row["fraction"], row["seed"], row["split"])
+        counts[key] = counts.get(key, 0) + 1
+        assert row["session"] == "ses-1"
+    sizes = {("50", "0"): 6, ("100", "0"): 6, ("100", "1"): 4}
+    expected = {(*cell, "val"): size for cell, size in sizes.items()} | {(*cell, "test"): 2 for cell in sizes}
+    assert counts == expected
+
+
+def test_scores_are_probabilities_of_the_plain_forward_pass(store: Path, monkeypatch) -> None:
+    full(monkeypatch)
+    delta, split = trained(store)
+    table = predicted(store, [delta], [split])
+    outputs = outputs_of(store, delta, "binary", [row["scan_id"] for row in table])
+    assert [float(row["score"]) for row in table] == pytest.approx(outputs.sigmoid()[:, 0].tolist(), abs=1e-5)
+
+
+def test_regression_is_in_the_targets_unit(store: Path, monkeypatch) -> None:
+    full(monkeypatch)
+    delta, split = trained(store, "regression", regression=True)
+    table = predicted(store, [delta], [split])
+    outputs = outputs_of(store, delta, "regression", [row["scan_id"] for row in table])[:, 0]
+    metadata = read_delta(delta)[1]
+    values = outputs * float(metadata["target_sd"]) + float(metadata["target_mean"])
+    assert [float(row["score"]) for row in table] == pytest.approx(values.tolist(), abs=1e-3)
+
+
+def test_multiclass_has_a_score_per_class(store: Path, monkeypatch) -> None:
+    full(monkeypatch)
+    delta, split = trained(store, "multiclass", classes=3)
+    table = predicted(store, [delta], [split])
+    assert list(table[0])[len(HEAD) :] == ["score_0", "score_1", "score_2"]
+    assert sum(float(table[0][f"score_{i}"]) for i in range(3)) == pytest.approx(1, abs=1e-5)
+
+
+def test_a_zero_shot_cohort_is_predicted_whole_with_every_delta(store: Path, monkeypatch) -> None:
+    full(monkeypatch)
+    deltas = [trained(store, seed=seed)[0] for seed in (0, 1)]
+    elsewhere = tiny_cells.make_store(store.parent / "elsewhere", scans=6, sessions=2)
+    labels = store.parent / "labels.tsv"
+    rows = [row | {"y": 1} for row in read_tsv(elsewhere / "scans.tsv")]
+    absent = {"scan_id": "sub-900", "subject": "sub-900", "session": "n/a", "y": 0}
+    write_tsv(labels, [*rows, absent], ["scan_id", "subject", "session", "y", "sex", "age"])
+    table = predicted(elsewhere, deltas, [labels])
+    assert {(row["split"], row["y"]) for row in table} == {("zero-shot", "1")}
+    assert [row["subject"] for row in table] == ["sub-000", "sub-001", "sub-002"] * 2
+
+
+def test_mistakes_are_named(store: Path, monkeypatch) -> None:
+    full(monkeypatch)
+    delta, split = trained(store)
+    regression, _ = trained(store, "regression", seed=2, regression=True)
+    with pytest.raises(UserError, match="another task, backbone or method"):
+        predicted(store, [delta, regression], [split, store.parent / "seed-2.tsv"])
+    with pytest.raises(UserError, match="trained with seed 2, of which no split is given"):
+        predicted(store, [regression], [split])
+    renamed = split.rename(split.with_name("split.tsv"))
+    with pytest.raises(UserError, match=r"call it seed-<number>\.tsv"):
+        predicted(store, [delta], [renamed])

@@ -1,0 +1,135 @@
+"""Tiny simulated stores, splits and settings for the tests of training."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from neuropeft.files import write_tsv
+
+EDGE = 12
+BACKBONE = {
+    "kind": "vit",
+    "width": 24,
+    "depth": 2,
+    "heads": 2,
+    "mlp_ratio": 2.0,
+    "patch_size": 4,
+    "image_size": EDGE,
+    "drop_path": 0.0,
+}
+DECODER = {"width": 24, "depth": 1, "heads": 2}
+LORA = {"kind": "lora", "r": 2, "alpha": 2.0, "targets": ["q", "v"], "dropout": 0.0}
+WORKFLOW = Path(__file__).parents[1] / "workflow"
+
+
+def make_store(folder: Path, scans: int = 24, sessions: int = 1) -> Path:
+    """Write simulated volumes whose mean brightness in the left half follows the subject's number."""
+    rng = np.random.default_rng(0)
+    volumes = rng.normal(size=(scans, EDGE, EDGE, EDGE))
+    subjects = np.arange(scans) // sessions
+    volumes[:, : EDGE // 2] += 2 * ((subjects % 2) - 0.5)[:, None, None, None]
+    volumes[::3, :, :, EDGE // 2 :] = -1  # background, of which some scans have more than others
+    folder.mkdir(parents=True, exist_ok=True)
+    np.save(folder / "volumes.npy", volumes.astype(np.float16))
+    rows = [
+        {
+            "row": i,
+            "scan_id": f"sub-{subject:03d}_ses-{i % sessions + 1}",
+            "subject": f"sub-{subject:03d}",
+            "session": f"ses-{i % sessions + 1}",
+        }
+        for i, subject in enumerate(subjects)
+    ]
+    write_tsv(folder / "scans.tsv", rows, ["row", "scan_id", "subject", "session"])
+    return folder
+
+
+def make_split(
+    path: Path, store: Path, classes: int = 2, regression: bool = False, validation: int = 6, test: int = 2
+) -> Path:
+    """Write a split: the last subjects are tested on, those before them validate, the rest train."""
+    with (store / "scans.tsv").open() as stream:
+        scans = list(csv.DictReader(stream, delimiter="\t"))
+    subjects = list(dict.fromkeys(row["subject"] for row in scans))
+    training = len(subjects) - validation - test
+    rows = []
+    for row in scans:
+        number = subjects.index(row["subject"])
+        side = "train" if number < training else "val" if number < training + validation else "test"
+        order = number if side == "train" else None
+        y = 60 + 10.5 * (number % 2) + 0.1 * number if regression else number % classes
+        rows.append({**row, "side": side, "order": order, "y": y})
+    write_tsv(path, rows, ["scan_id", "subject", "side", "order", "y"])
+    return path
+
+
+def cell(kind: str = "binary", method: dict[str, Any] = LORA, **changes: Any) -> dict[str, Any]:
+    """Return the settings of a cell; `changes` of training are merged in."""
+    training = {
+        "epochs": 3,
+        "batch_size": 5,
+        "warmup_epochs": 1,
+        "patience": 10,
+        "clip": 1.0,
+        "augment": {"flip": True, "rotate_deg": 5, "translate_voxels": 1, "intensity": 0.1},
+        "mixed_precision": True,
+        "compile": False,
+    } | changes.pop("training", {})
+    spec = {
+        "cell": f"simulated/tiny/none/{method['kind']}/100/0",
+        "task": {"name": "simulated", "kind": kind, "classes": {"binary": 2, "multiclass": 3}.get(kind, 0)},
+        "backbone": BACKBONE,
+        "method": {"lr": 3e-3, "head_lr": None, "weight_decay": 1e-4, **method},
+        "training": training,
+        "fraction": 100,
+        "seed": 0,
+        "shuffle_labels": False,
+    }
+    return spec | changes
+
+
+def pretraining(**changes: Any) -> dict[str, Any]:
+    """Return the settings of a pretraining."""
+    spec = {
+        "backbone": BACKBONE,
+        "decoder": DECODER,
+        "mask_ratio": 0.75,
+        "epochs": 3,
+        "batch_size": 8,
+        "lr": 1e-3,
+        "warmup_epochs": 1,
+        "weight_decay": 0.05,
+        "betas": [0.9, 0.95],
+        "clip": 1.0,
+        "augment": {"flip": True, "translate_voxels": 1, "noise": 0.1},
+        "seed": 0,
+        "validation_share": 0.2,
+        "normalize_targets": True,
+        "mixed_precision": True,
+        "compile": False,
+    }
+    return spec | changes
+
+
+def read_history(folder: Path) -> list[dict[str, str]]:
+    """Return history.csv without the seconds, which no two runs share."""
+    with (folder / "history.csv").open() as stream:
+        return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(stream)]
+
+
+def read_cost(folder: Path) -> dict[str, Any]:
+    """Return cost.json."""
+    return json.loads((folder / "cost.json").read_text())
+
+
+def python(code: str, *launcher: str, **environment: str) -> "subprocess.Popen[str]":
+    """Start Python on `code` with one thread; `launcher` goes before it."""
+    path = os.pathsep.join([str(WORKFLOW), str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    variables = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **environment}
+    command = [sys.executable, *launcher, *([] if launcher else ["-c"]), code]
+    return subprocess.Popen(command, env=variables, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)

@@ -1,0 +1,146 @@
+"""Reading scans and masks: a file comes out in RAS order, as float32, or is refused with a reason."""
+
+import zlib
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from neuropeft.errors import UserError
+from neuropeft.files import atomic_path
+
+SUFFIXES = (".nii", ".nii.gz", ".mgz")
+VOXEL_MM = (0.1, 10.0)
+EXTENT_MM = (50.0, 800.0)  # a field of view outside cannot hold a head, or its voxel sizes are not in mm
+SMALLEST_AXIS = 8  # voxels
+LARGEST_AXIS = 2048
+SAME_GRID_MM = 0.01  # a mask may miss its scan's grid by this much rounding in the header
+
+
+class ScanError(UserError):
+    """One scan that cannot be processed, with the reason; the others go on."""
+
+
+def load_scan(path: str | Path) -> nib.Nifti1Image:
+    """Read a T1-weighted scan and check that it is one.
+
+    DICOM is out of scope: convert it first, for example with dcm2niix.
+
+    Args:
+        path: a .nii, .nii.gz or .mgz file. A 4D file with a single volume counts as 3D.
+
+    Returns:
+        The scan as float32, its axes reordered and flipped to the nearest RAS order, its header bare (free
+        text of the file may name the patient).
+
+    Raises:
+        ScanError: the file is missing, unreadable or not one 3D head; the message says which.
+    """
+    data, affine = _read(Path(path))
+    if not np.isfinite(data).all():
+        raise ScanError(f"{path} has {np.count_nonzero(~np.isfinite(data))} voxels that are NaN or infinite")
+    low, high = float(data.min()), float(data.max())
+    if low == high:
+        raise ScanError(f"{path} is {'all zero' if low == 0 else f'constant ({low:g} everywhere)'}")
+    return to_ras(data, affine)
+
+
+def load_mask(path: str | Path, image: nib.Nifti1Image) -> np.ndarray:
+    """Read a brain mask that was drawn on a scan.
+
+    Args:
+        path: the mask file; voxels above 0.5 are brain.
+        image: the scan as `load_scan` returned it.
+
+    Returns:
+        uint8 [X, Y, Z] in the order of `image`.
+
+    Raises:
+        ScanError: the file cannot be read, is empty or is not on the scan's own grid.
+    """
+    data, affine = _read(Path(path))
+    mask = to_ras(data, affine)
+    if mask.shape != image.shape:
+        raise ScanError(f"the mask {path} has shape {mask.shape}, its scan {image.shape} (in RAS order)")
+    corners = np.array([[0, 0, 0, 1], [*mask.shape, 1]], float).T
+    apart = np.abs((mask.affine - image.affine) @ corners).max()
+    if apart > SAME_GRID_MM:
+        raise ScanError(
+            f"the mask {path} is not on its scan's grid: their positions differ by {apart:.3g} mm"
+        )
+    inside = np.asarray(mask.dataobj) > 0.5
+    if not inside.any():
+        raise ScanError(f"the mask {path} is empty")
+    return inside.astype(np.uint8)
+
+
+def save_image(path: str | Path, data: np.ndarray, affine: np.ndarray, space: str = "scanner") -> None:
+    """Write `data` atomically as NIfTI, of its own type, with `affine` in the named space."""
+    image = nib.Nifti1Image(data, affine)
+    image.set_sform(affine, code=space)
+    image.set_qform(affine, code=space, strip_shears=True)
+    image.header.set_xyzt_units("mm")
+    with atomic_path(path) as partial:
+        image.to_filename(partial)
+
+
+def voxel_sizes(affine: np.ndarray) -> np.ndarray:
+    """Return the edge lengths of a voxel in mm, [3]."""
+    return np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
+
+
+def to_ras(data: np.ndarray, affine: np.ndarray) -> nib.Nifti1Image:
+    """Return an image whose axes are permuted and flipped to the nearest right-anterior-superior order."""
+    image = nib.as_closest_canonical(nib.Nifti1Image(data, affine))
+    return nib.Nifti1Image(np.ascontiguousarray(image.dataobj), image.affine)
+
+
+def _read(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    if not path.is_file():
+        raise ScanError(f"{path} is missing")
+    if not path.name.endswith(SUFFIXES):
+        raise ScanError(f"{path} is not .nii, .nii.gz or .mgz (convert DICOM first, for example by dcm2niix)")
+    try:
+        image = nib.load(path)
+        _check_geometry(path, image)
+        data = image.get_fdata(dtype=np.float32, caching="unchanged")
+    except (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError) as error:
+        raise ScanError(f"{path} is not a readable image: {error}") from error
+    except (OSError, EOFError, zlib.error, ValueError) as error:
+        raise ScanError(f"{path} is truncated or damaged: {error}") from error
+    return data.reshape(data.shape[:3]), image.affine
+
+
+def _check_geometry(path: Path, image: nib.spatialimages.SpatialImage) -> None:
+    shape, affine = image.shape, image.affine
+    volumes = int(np.prod(shape[3:]))
+    if len(shape) < 3 or min(shape[:3], default=0) == 1:
+        raise ScanError(f"{path} is a 2D image (shape {shape}); a 3D scan is needed")
+    if volumes != 1:
+        raise ScanError(f"{path} is a 4D image of {volumes} volumes; a 3D scan is needed")
+    if image.get_data_dtype().fields is not None or image.get_data_dtype().kind == "c":
+        raise ScanError(f"{path} holds colours or complex numbers, not intensities")
+    if min(shape[:3]) < SMALLEST_AXIS or max(shape[:3]) > LARGEST_AXIS:
+        raise ScanError(
+            f"{path} has shape {shape[:3]}; every axis needs {SMALLEST_AXIS} to {LARGEST_AXIS} voxels"
+        )
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+        raise ScanError(f"{path} has a singular affine: its header places the voxels nowhere")
+    if isinstance(image, nib.Nifti1Image) and image.header["sform_code"] == image.header["qform_code"] == 0:
+        raise ScanError(
+            f"{path} has no orientation (sform and qform codes are 0): left cannot be told from right"
+        )
+    sizes = voxel_sizes(affine)
+    if sizes.min() < VOXEL_MM[0] or sizes.max() > VOXEL_MM[1]:
+        raise ScanError(
+            f"{path} has voxels of {_by(sizes)} mm; {VOXEL_MM[0]:g} to {VOXEL_MM[1]:g} mm are usual"
+        )
+    extent = sizes * shape[:3]
+    if extent.min() < EXTENT_MM[0] or extent.max() > EXTENT_MM[1]:
+        raise ScanError(
+            f"{path} covers {_by(extent)} mm; a head needs {EXTENT_MM[0]:g} to {EXTENT_MM[1]:g} mm per axis"
+        )
+
+
+def _by(values: np.ndarray) -> str:
+    return " x ".join(f"{value:.3g}" for value in values)

@@ -1,0 +1,82 @@
+"""N4 bias correction (Tustison et al. 2010, doi:10.1109/TMI.2010.2046908), estimated on a coarse grid.
+
+N4's field is a B-spline with a handful of control points: it is smooth over centimetres. Its cost is that of
+fitting every voxel again and again, so the fit sees every `COARSE_MM` only, by subsampling: averaging blurs
+tissues into each other and moves the field by more. The field is then applied at full resolution. It is
+estimated in voxel coordinates scaled by the voxel sizes, so the directions of the axes do not matter.
+"""
+
+import nibabel as nib
+import numpy as np
+
+from neuropeft.preprocess.io import ScanError, voxel_sizes
+
+COARSE_MM = 8.0
+SMALLEST_COARSE_AXIS = 8  # voxels: fewer do not carry the spline's finest level
+
+
+def correct_bias(image: nib.Nifti1Image) -> nib.Nifti1Image:
+    """Divide a scan by its smooth multiplicative intensity field.
+
+    Args:
+        image: float32 scan in any orientation, whole head or brain.
+
+    Returns:
+        The corrected scan, float32, on the same grid.
+
+    Raises:
+        ScanError: too few voxels are positive, or N4 found no field.
+    """
+    data = np.asarray(image.dataobj)
+    field = bias_field(data, voxel_sizes(image.affine))
+    # Voxels that are not positive had no say in the field, and a background below zero stays one value.
+    return nib.Nifti1Image(np.where(data > 0, data / field, data), image.affine)
+
+
+def bias_field(data: np.ndarray, voxel_mm: np.ndarray) -> np.ndarray:
+    """Estimate the field of a scan.
+
+    Args:
+        data: float32 [X, Y, Z].
+        voxel_mm: [3] edge lengths of a voxel.
+
+    Returns:
+        float32 [X, Y, Z], positive; the same up to a factor as N4's on the full grid.
+
+    Raises:
+        ScanError: as `correct_bias`.
+    """
+    import ants
+
+    steps = [_step(length, size) for length, size in zip(data.shape, voxel_mm, strict=True)]
+    starts = [(length - 1) % step // 2 for length, step in zip(data.shape, steps, strict=True)]
+    slices = tuple(slice(start, None, step) for start, step in zip(starts, steps, strict=True))
+    coarse = np.ascontiguousarray(data[slices])
+    positive = coarse > 0  # the field is estimated on logarithms
+    if np.count_nonzero(positive) < SMALLEST_COARSE_AXIS**3:
+        raise ScanError("N4 found almost no voxel above zero")
+    spacing = [float(step * size) for step, size in zip(steps, voxel_mm, strict=True)]
+    field = ants.n4_bias_field_correction(
+        ants.from_numpy(coarse, spacing=spacing),
+        mask=ants.from_numpy(positive.astype(np.float32), spacing=spacing),
+        shrink_factor=1,
+        return_bias_field=True,
+    ).numpy()
+    if not (np.isfinite(field).all() and field.min() > 0):
+        raise ScanError("N4 found no field: its estimate is not positive everywhere")
+    return _spread(np.log(field), data.shape, starts, steps)
+
+
+def _step(length: int, size: float) -> int:
+    return max(1, min(round(COARSE_MM / size), length // SMALLEST_COARSE_AXIS))
+
+
+def _spread(log_field: np.ndarray, shape: tuple[int, ...], starts: list[int], steps: list[int]) -> np.ndarray:
+    """Interpolate the logarithm of the field linearly from the coarse grid to the full one."""
+    for axis, (length, start, step) in enumerate(zip(shape, starts, steps, strict=True)):
+        positions = (np.arange(length) - start) / step
+        flat = np.moveaxis(log_field, axis, -1)
+        low = np.clip(np.floor(positions).astype(int), 0, flat.shape[-1] - 2)
+        weight = np.clip(positions - low, 0, 1).astype(np.float32)
+        log_field = np.moveaxis(flat[..., low] * (1 - weight) + flat[..., low + 1] * weight, -1, axis)
+    return np.exp(log_field)

@@ -1,0 +1,82 @@
+"""From the scan to the template grid in one interpolation, and from there to the cube that models see."""
+
+import nibabel as nib
+import numpy as np
+from scipy.ndimage import map_coordinates
+
+from neuropeft.preprocess.io import ScanError
+from neuropeft.preprocess.ninedof import NineDof
+
+
+def to_template(
+    image: nib.Nifti1Image, mask: np.ndarray, transform: NineDof, template: nib.Nifti1Image
+) -> np.ndarray:
+    """Resample a scan's brain onto the template grid by one trilinear interpolation.
+
+    Scan and mask are interpolated together as (scan · mask) / mask: at the edge only brain voxels count, so
+    neither the skull leaks in nor does the background darken the rim. Voxels whose interpolated mask is
+    below one half are exactly 0.
+
+    Args:
+        image: bias-corrected scan.
+        mask: [X, Y, Z] its brain.
+        transform: from the template to the scan.
+        template: gives the grid.
+
+    Returns:
+        float32 of the template's shape, in the scan's units.
+
+    Raises:
+        ScanError: the transform places no brain on the grid.
+    """
+    to_voxel = np.linalg.inv(image.affine) @ transform.matrix @ template.affine
+    grid = np.indices(template.shape, np.float32).reshape(3, -1)
+    voxels = to_voxel[:3, :3].astype(np.float32) @ grid + to_voxel[:3, 3:].astype(np.float32)
+    brain = mask.astype(np.float32)
+    weight = map_coordinates(brain, voxels, order=1, prefilter=False)
+    value = map_coordinates(np.asarray(image.dataobj) * brain, voxels, order=1, prefilter=False)
+    inside = weight >= 0.5
+    if not inside.any():
+        raise ScanError("no part of the brain lies on the template grid after registration")
+    return np.where(inside, value / np.maximum(weight, 0.5), 0).reshape(template.shape).astype(np.float32)
+
+
+def zscore(volume: np.ndarray) -> np.ndarray:
+    """Return a volume with mean 0 and standard deviation 1 over all its voxels, background included.
+
+    Raises:
+        ScanError: the volume is constant.
+    """
+    mean, deviation = volume.mean(dtype=np.float64), volume.std(dtype=np.float64)
+    if not deviation > 0:
+        raise ScanError("the preprocessed scan is constant")
+    return ((volume - mean) / deviation).astype(np.float32)
+
+
+def to_model_grid(volume: np.ndarray, size: int = 80) -> np.ndarray:
+    """Resize a volume to a cube and z-score it.
+
+    Every axis is interpolated linearly between voxel centres, with a kernel as wide as the output voxel
+    where the axis shrinks, against aliasing. Weights add to 1, so resizing and z-scoring commute; scoring
+    last makes mean 0 and deviation 1 exact for what models see.
+
+    Args:
+        volume: [X, Y, Z] on the template grid.
+        size: edge of the cube in voxels.
+
+    Returns:
+        float32 [size, size, size].
+    """
+    for axis in range(3):
+        weights = _resize_weights(volume.shape[axis], size)
+        volume = np.moveaxis(np.tensordot(weights, volume, axes=(1, axis)), 0, axis)
+    return zscore(volume)
+
+
+def _resize_weights(old: int, new: int) -> np.ndarray:
+    """Return the [new, old] matrix that resizes an axis."""
+    ratio = old / new
+    centres = (np.arange(new) + 0.5) * ratio - 0.5
+    distances = np.abs(centres[:, None] - np.arange(old)) / max(ratio, 1.0)
+    weights = np.maximum(0, 1 - distances)
+    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)

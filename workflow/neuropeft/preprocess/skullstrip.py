@@ -1,0 +1,117 @@
+"""Brain masks, four ways: by deepbet, by HD-BET, as given, or from a scan whose skull is gone already."""
+
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+
+from neuropeft.errors import UserError
+from neuropeft.preprocess.io import ScanError, load_mask, voxel_sizes
+
+METHODS = ("deepbet", "hd-bet", "given", "stripped")
+PLAUSIBLE_ML = (200.0, 4000.0)  # a newborn's brain is above, no brain is outside
+
+
+def brain_mask(image: nib.Nifti1Image, method: str, given: str | Path | None = None) -> np.ndarray:
+    """Find the brain of a scan.
+
+    Args:
+        image: bias-corrected scan, float32, RAS order.
+        method: `deepbet` (Fisch et al. 2024, doi:10.1016/j.compbiomed.2024.108845; its weights ship in its
+            wheel), `hd-bet` (Isensee et al. 2019, doi:10.1002/hbm.24750; an extra that downloads its weights
+            on first use), `given` (read `given`) or `stripped` (the scan shows brain only).
+        given: path of a mask on the scan's own grid, for method `given`.
+
+    Returns:
+        uint8 [X, Y, Z], 1 in the brain.
+
+    Raises:
+        ScanError: no brain was found, or the given mask does not fit.
+        UserError: HD-BET is not installed, or `method` is unknown.
+    """
+    if method == "deepbet":
+        mask = _deepbet_mask(image)
+    elif method == "hd-bet":
+        mask = _hdbet_mask(image)
+    elif method == "given":
+        if given is None:
+            raise ScanError("there is no brain mask for this scan, and skull-stripping is set to `given`")
+        mask = load_mask(given, image)
+    elif method == "stripped":
+        mask = _foreground(image)
+    else:
+        raise UserError(f"unknown skull-stripping {method!r}; choose from {', '.join(METHODS)}")
+    volume = mask_ml(mask, image.affine)
+    if not PLAUSIBLE_ML[0] <= volume <= PLAUSIBLE_ML[1]:
+        raise ScanError(f"no brain was found: the mask by {method} holds {volume:.0f} ml")
+    return mask
+
+
+def mask_ml(mask: np.ndarray, affine: np.ndarray) -> float:
+    """Return the volume of a mask in millilitres."""
+    return float(np.count_nonzero(mask) * voxel_sizes(affine).prod() / 1000)
+
+
+def _deepbet_mask(image: nib.Nifti1Image) -> np.ndarray:
+    try:
+        _, mask, _ = _deepbet().run(image)
+    except (AssertionError, ValueError) as error:  # its two ways to say that nothing looks like a brain
+        raise ScanError(f"deepbet found no brain: {error}") from error
+    return np.ascontiguousarray(mask.dataobj, np.uint8)
+
+
+@cache
+def _deepbet() -> Any:
+    from deepbet import BrainExtraction
+
+    return BrainExtraction()
+
+
+def _hdbet_mask(image: nib.Nifti1Image) -> np.ndarray:
+    predictor = _hdbet()
+    from HD_BET.hd_bet_prediction import hdbet_predict
+
+    with tempfile.TemporaryDirectory() as folder:
+        scan, brain = Path(folder, "scan.nii.gz"), Path(folder, "brain.nii.gz")
+        image.to_filename(scan)
+        hdbet_predict(
+            str(scan), str(brain), predictor, keep_brain_mask=True, compute_brain_extracted_image=False
+        )
+        return load_mask(Path(folder, "brain_bet.nii.gz"), image)
+
+
+@cache
+def _hdbet() -> Any:
+    try:
+        import torch
+        from HD_BET.checkpoint_download import maybe_download_parameters
+        from HD_BET.hd_bet_prediction import get_hdbet_predictor
+    except ImportError as error:
+        raise UserError(
+            "skull-stripping by hd-bet needs the package hd-bet: `pip install 'neuropeft[hd-bet]'` (it "
+            "downloads its weights on first use), or choose deepbet"
+        ) from error
+    maybe_download_parameters()
+    return get_hdbet_predictor(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def _foreground(image: nib.Nifti1Image) -> np.ndarray:
+    """Return the largest connected part of what differs from the background, its holes filled."""
+    from scipy.ndimage import binary_fill_holes, label
+
+    data = np.asarray(image.dataobj)
+    # The background of a stripped scan is one value: the commonest on the faces of the volume.
+    faces = [data[[0, -1]], data[:, [0, -1]], data[:, :, [0, -1]]]
+    values, counts = np.unique(np.concatenate([face.ravel() for face in faces]), return_counts=True)
+    parts, _ = label(data != values[counts.argmax()])
+    sizes = np.bincount(parts.ravel())
+    if len(sizes) < 2:
+        raise ScanError("the scan is not skull-stripped: it has no background")
+    largest = 1 + int(sizes[1:].argmax())
+    mask = binary_fill_holes(parts == largest)
+    if mask.mean() > 0.9:
+        raise ScanError("the scan is not skull-stripped: nearly all of it differs from the background")
+    return mask.astype(np.uint8)

@@ -45,6 +45,11 @@ HIPPOCAMPUS = (
     Capsule((27, -20, -16), (28, -36, -4), 6.0),
     Capsule((22, -6, -31), (24, -24, -22), 6.0),  # entorhinal and parahippocampal cortex
 )
+ASSOCIATION_CORTEX = (  # what Alzheimer's disease thins next: temporal and parietal lobes, precuneus
+    Capsule((48, 0, -30), (54, -45, -4), 20.0),
+    Capsule((44, -58, 36), (28, -70, 46), 20.0),
+    Capsule((5, -45, 34), (8, -68, 34), 14.0),
+)
 PUTAMEN = (Capsule((24, 12, -2), (29, -10, 4), 6.0),)
 NIGRA = (Capsule((8, -15, -13), (12, -20, -11), 4.0),)
 VENTRICLES = (
@@ -112,7 +117,7 @@ def structure(capsules: Sequence[Capsule], left: float = 1.0, right: float = 1.0
     inside = np.zeros(SHAPE, np.float32)
     for capsule in capsules:
         for weight, sign in ((right, 1.0), (left, -1.0)):
-            start, end = (np.array(point) * (sign, 1, 1) for point in (capsule.start, capsule.end))
+            start, end = ((sign * point[0], *point[1:]) for point in (capsule.start, capsule.end))
             distance = _distance_to_segment(points, start, end)
             inside = np.maximum(inside, weight * 0.5 * (1 - np.tanh((distance - capsule.radius) / EDGE)))
     return inside.astype(np.float32)

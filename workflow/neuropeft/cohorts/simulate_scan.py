@@ -25,13 +25,14 @@ Affine = NDArray[np.float64]
 # Size of a head relative to the template, which is larger than most heads (Lancaster et al. 2007).
 MEAN_SIZE = {"F": 0.93, "M": 0.975}
 SIZE_SD = 0.02  # per axis
-WARP = ((36.0, 2.6), (18.0, 0.9))  # smooth random shape: distance of its control points and its SD, mm
+WARP = ((36.0, 1.0), (18.0, 0.4))  # smooth random shape: distance of its control points and its SD, mm
 TORQUE = 2.0  # mm by which the left occipital and right frontal poles stand out (Toga & Thompson 2003)
-AGE_SD = 4.0  # years by which a brain looks older or younger than its age
+AGE_SD = 3.0  # years by which a brain looks older or younger than its age
 LEFT_LOSS, RIGHT_LOSS = 1.15, 0.85  # AD takes more of the left medial temporal lobe (Thompson et al. 2003)
 MAX_TURN = 12.0  # degrees of head rotation about each axis
 MAX_SHIFT = 9.0  # mm from the centre of the field of view
 MAX_TILT = 4.0  # degrees between the field of view and the scanner's axes
+REACH = 6.5  # mm over which the planted deformations fade; below it, strong ones would fold the tissue
 WHITE_LEVEL = 600.0  # stored intensity of white matter
 SPLINE_SD = (151 / 315) ** 1.5  # of cubic B-splines of unit noise in 3D: the integral of their square
 
@@ -95,6 +96,7 @@ class Anatomy:
         thinning: logarithm of the exponent that eats into tissue where it borders CSF.
         hippocampus: shrinking of the medial temporal structures, mm.
         loss: share of medial temporal tissue that is lost.
+        association: what is added to `thinning` in the temporal and parietal lobes.
         deep_grey: PD-like change of the deep grey matter, 1 in a typical patient.
         rng: source of the smooth random fields, already advanced past the numbers above.
     """
@@ -104,6 +106,7 @@ class Anatomy:
     thinning: float
     hippocampus: float
     loss: float
+    association: float
     deep_grey: float
     rng: np.random.Generator
 
@@ -160,10 +163,11 @@ def _anatomy(participant: Mapping[str, Any], effect: float) -> Anatomy:
     aged = max((participant["age"] + AGE_SD * years - 20) / 70, 0) ** 1.5
     return Anatomy(
         scales=MEAN_SIZE[participant["sex"]] * (1 + SIZE_SD * (size + 0.7 * axes)),
-        ventricles=3.0 * aged + 0.5 * ventricles + 0.5 * alzheimer,
-        thinning=1.1 * aged + 0.12 * thinning + 0.12 * alzheimer,
-        hippocampus=0.5 * aged + 0.4 * hippocampus + 1.2 * alzheimer,
-        loss=0.15 * alzheimer,
+        ventricles=4.5 * aged + 0.4 * ventricles + 1.5 * alzheimer,
+        thinning=1.6 * aged + 0.12 * thinning,
+        hippocampus=0.5 * aged + 0.4 * hippocampus + 3.0 * alzheimer,
+        loss=0.45 * alzheimer,
+        association=1.8 * alzheimer,
         deep_grey=parkinson,
         rng=rng,
     )
@@ -191,11 +195,11 @@ def _head_image(anatomy: Anatomy, scanner: Scanner) -> Volume:
 
     folding = _field(anatomy.rng, SHAPE, _knots(14.0))
     inside = head.brain > 0.01
-    medial_temporal, putamen, nigra = (volume[inside] for volume in _planted_structures())
+    medial_temporal, association, putamen, nigra = (volume[inside] for volume in _planted_structures())
     grey, white = head.grey[inside], head.white[inside]
     tissue = grey + white
     # Raising the share of tissue to a power moves the border with CSF and leaves pure tissue as it is.
-    left = tissue ** np.exp(anatomy.thinning + 0.3 * folding[inside])
+    left = tissue ** np.exp(anatomy.thinning + anatomy.association * association + 0.15 * folding[inside])
     left *= 1 - np.clip(anatomy.loss * medial_temporal, 0, 0.8)
     share = left / np.maximum(tissue, 1e-6)
     levels = scanner.grey * grey + white
@@ -208,9 +212,10 @@ def _head_image(anatomy: Anatomy, scanner: Scanner) -> Volume:
 
 
 @cache
-def _planted_structures() -> tuple[Volume, Volume, Volume]:
+def _planted_structures() -> tuple[Volume, Volume, Volume, Volume]:
     medial_temporal = structure(phantom.HIPPOCAMPUS, left=LEFT_LOSS, right=RIGHT_LOSS)
-    return medial_temporal, structure(phantom.PUTAMEN), structure(phantom.NIGRA)
+    association = structure(phantom.ASSOCIATION_CORTEX)
+    return medial_temporal, association, structure(phantom.PUTAMEN), structure(phantom.NIGRA)
 
 
 @cache
@@ -231,7 +236,7 @@ def _planted_directions() -> tuple[Volume, Volume, Volume]:
 
 def _gradient(volume: Volume) -> Volume:
     """Return the smoothed gradient of `volume`, [3, *SHAPE], scaled to a greatest length of 1."""
-    gradient = np.stack(np.gradient(ndimage.gaussian_filter(volume, 5.0 / VOXEL)))
+    gradient = np.stack(np.gradient(ndimage.gaussian_filter(volume, REACH / VOXEL)))
     return (gradient / np.sqrt((gradient**2).sum(axis=0)).max()).astype(np.float32)
 
 
@@ -262,7 +267,7 @@ def _pose(rng: np.random.Generator, scanner: Scanner, scales: NDArray[np.float64
     ras[:3, :3] = tilt.as_matrix() @ np.diag(size)
     ras[:3, 3] = isocentre - ras[:3, :3] @ ((shape - 1) / 2)
     affine = ras @ inv_ornt_aff(_from_ras(scanner.axes), tuple(shape.astype(int)))
-    return affine, np.linalg.inv(scan_from_template)
+    return affine, np.linalg.inv(scan_from_template).astype(np.float64)
 
 
 def _from_ras(axes: str) -> NDArray[np.float64]:

@@ -37,7 +37,6 @@ def _no_yes(value: object) -> object:
 
 
 LabelValue = Annotated[str | int | float, BeforeValidator(_no_yes)]
-SUBJECT_COLUMNS = ("age", "sex")
 
 
 class Model(BaseModel):

@@ -6,7 +6,7 @@ sys.path.insert(0, str(Path(workflow.basedir, "workflow")))
 
 from neuropeft import grid
 from neuropeft.cohorts.chunks import chunk_digest
-from neuropeft.cohorts.prepare import prepare, read_index
+from neuropeft.cohorts.prepare import prepare, read_chunks
 from neuropeft.cohorts.simulate import participants, scan_name
 from neuropeft.config import load_config
 from neuropeft.errors import UserError
@@ -94,12 +94,12 @@ def encoder(wildcards):
 
 def chunk_rows(cohort, chunk):
     """Return the index rows of a chunk."""
-    return [row for row in read_index(Path("results"), cohort) if row["chunk"] == chunk]
+    return read_chunks(Path("results"), cohort)[chunk]
 
 
 def chunk_tables(wildcards):
     """Return the last chunk table of every chunk of a cohort."""
-    chunks = sorted({row["chunk"] for row in read_index(Path("results"), wildcards.cohort)})
+    chunks = sorted(read_chunks(Path("results"), wildcards.cohort))
     return expand(
         "results/cohorts/{cohort}/chunks/{chunk}/resample.tsv", cohort=wildcards.cohort, chunk=chunks
     )
@@ -182,6 +182,7 @@ def result_files():
     controls = [f"results/controls/{task}/seed-{seed}" for task in TASKS for seed in seeds(task)]
     labels = [table for task in TASKS for table in task_labels(task)]
     stores = [stored_scans(cohort) for cohort in COHORTS]
+    stores += [f"results/cohorts/{cohort}/subjects.tsv" for cohort in COHORTS]
     return list(dict.fromkeys([*predictions, *trained, *pretrained, *controls, *labels, *stores]))
 
 

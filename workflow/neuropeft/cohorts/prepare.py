@@ -8,12 +8,14 @@ from functools import lru_cache
 from pathlib import Path
 
 from neuropeft.cohorts.index import Scan, index_cohort, write_if_changed, write_index
-from neuropeft.cohorts.labels import TASK_COLUMNS, Row, task_rows
+from neuropeft.cohorts.labels import TASK_COLUMNS, Row, finite, normal_sex, task_rows
 from neuropeft.cohorts.readers import label_source
 from neuropeft.config import Config
 from neuropeft.errors import UserError
 from neuropeft.files import read_tsv
 from neuropeft.grid import NO_PRETRAINING, cells, used_cohorts, used_tasks
+
+SUBJECT_COLUMNS = ("scan_id", "subject", "session", "age", "sex")
 
 Indexes = Mapping[str, Sequence[Scan]]
 Labels = Mapping[tuple[str, str], Sequence[Row]]  # by task and cohort
@@ -45,8 +47,23 @@ def prepare(config: Config, results: Path) -> None:
     _check_cohorts_apart(config, indexes, labels)
     for cohort, scans in indexes.items():
         write_index(index_path(results, cohort), scans)
+        write_if_changed(results / "cohorts" / cohort / "subjects.tsv", _people(scans), SUBJECT_COLUMNS)
     for (name, cohort), rows in labels.items():
         write_if_changed(results / "tasks" / name / f"{cohort}.tsv", rows, TASK_COLUMNS)
+
+
+def _people(scans: Sequence[Scan]) -> list[dict[str, object]]:
+    """Return age and sex at every scan, which table 2 shows of cohorts without a task too."""
+    return [
+        {
+            "scan_id": scan.scan_id,
+            "subject": scan.subject,
+            "session": scan.session,
+            "age": finite(scan.labels.get("age", "")),
+            "sex": normal_sex(scan.labels.get("sex", "")),
+        }
+        for scan in scans
+    ]
 
 
 def index_path(results: Path, cohort: str) -> Path:

@@ -18,7 +18,7 @@ def sources(*modules: str) -> list[str]:
         modules: dotted names without the package's, such as `train.finetune`.
     """
     found: set[Path] = set()
-    waiting = [_file(module) for module in modules]
+    waiting = [source(module) for module in modules]
     while waiting:
         path = waiting.pop()
         if path not in found:
@@ -27,7 +27,8 @@ def sources(*modules: str) -> list[str]:
     return sorted(map(str, found))
 
 
-def _file(module: str) -> Path:
+def source(module: str) -> Path:
+    """Return the path of one module alone, for a stage that uses only some of what it imports."""
     base = PACKAGE.joinpath(*module.split("."))
     return base / "__init__.py" if base.is_dir() else base.with_suffix(".py")
 
@@ -43,5 +44,5 @@ def _imports(path: Path) -> list[Path]:
         elif isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         inside = (name.removeprefix("neuropeft.") for name in names if name.startswith("neuropeft."))
-        found += [file for file in map(_file, inside) if file.is_file()]
+        found += [path for path in map(source, inside) if path.is_file()]
     return found

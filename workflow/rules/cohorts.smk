@@ -16,20 +16,6 @@ rule simulate_scans:
         mem_mb=4000,
         runtime=60,
     params:
-        root="results/simulated/{cohort}",
-        # Who is in this chunk, so that a cohort that grows simulates its new scans' chunk alone.
-        participants=lambda wildcards: simulated_participants(wildcards.cohort, wildcards.chunk),
-        effect=lambda wildcards: CONFIG.cohorts[wildcards.cohort].simulated.effect,
-    log:
-        "results/logs/simulate_scans/{cohort}/{chunk}.log",
-    benchmark:
-        "results/benchmarks/simulate_scans/{cohort}/{chunk}.tsv"
-    conda:
-        "../../envs/preprocessing.yaml"
-    resources:
-        mem_mb=4000,
-        runtime=60,
-    params:
         index="results/cohorts/{cohort}/scans.tsv",
         root="results/simulated/{cohort}",
         spec=lambda wildcards: CONFIG.cohorts[wildcards.cohort].simulated.model_dump_json(),

@@ -10,7 +10,7 @@ from neuropeft.cohorts.prepare import prepare, read_chunks
 from neuropeft.cohorts.simulate import participants, scan_name
 from neuropeft.config import load_config
 from neuropeft.errors import UserError
-from neuropeft.sources import sources
+from neuropeft.sources import source, sources
 from snakemake.exceptions import WorkflowError
 from snakemake.settings.types import DeploymentMethod
 

@@ -4,7 +4,8 @@
 rule n4_bias_correction:
     input:
         simulated=simulated_chunk,
-        code=sources("preprocess.n4", "preprocess.io", "preprocess.steps"),
+        # Each step depends on its own code; `preprocess.steps` imports that of all four.
+        code=[source("preprocess.steps"), *sources("preprocess.n4")],
     output:
         table=temp("results/cohorts/{cohort}/chunks/{chunk}/n4.tsv"),
         scans=temp(directory("results/cohorts/{cohort}/chunks/{chunk}/n4")),
@@ -32,7 +33,7 @@ rule skull_strip:
     input:
         table="results/cohorts/{cohort}/chunks/{chunk}/n4.tsv",
         scans="results/cohorts/{cohort}/chunks/{chunk}/n4",
-        code=sources("preprocess.skullstrip", "preprocess.steps"),
+        code=[source("preprocess.steps"), *sources("preprocess.skullstrip")],
     output:
         table=temp("results/cohorts/{cohort}/chunks/{chunk}/skull_strip.tsv"),
     log:
@@ -58,7 +59,7 @@ rule register_to_template:
     input:
         table="results/cohorts/{cohort}/chunks/{chunk}/skull_strip.tsv",
         scans="results/cohorts/{cohort}/chunks/{chunk}/n4",
-        code=sources("preprocess.register", "preprocess.template", "preprocess.steps"),
+        code=[source("preprocess.steps"), *sources("preprocess.register", "preprocess.template")],
     output:
         table=temp("results/cohorts/{cohort}/chunks/{chunk}/register.tsv"),
     log:
@@ -83,7 +84,7 @@ rule resample_to_template:
     input:
         table="results/cohorts/{cohort}/chunks/{chunk}/register.tsv",
         scans="results/cohorts/{cohort}/chunks/{chunk}/n4",
-        code=sources("preprocess.resample", "preprocess.steps"),
+        code=[source("preprocess.steps"), *sources("preprocess.resample", "preprocess.measures")],
     output:
         table="results/cohorts/{cohort}/chunks/{chunk}/resample.tsv",
     log:

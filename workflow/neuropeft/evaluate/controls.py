@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from neuropeft.errors import UserError
 from neuropeft.evaluate.predictions import COLUMNS, CONTROL_METHOD, score_columns
 from neuropeft.files import MISSING, read_tsv, write_tsv
-from neuropeft.store import open_store
+from neuropeft.store import Store, open_store
 
 Array = NDArray[np.float64]
 Row = dict[str, str]
@@ -52,7 +52,11 @@ def write_controls(kind: str, target: str, split: Path, seed: int, cohorts: Sequ
     """
     results, task = split.parents[2], split.parent.name
     side_of = {row["scan_id"]: row["side"] for row in read_tsv(split)}
-    tables = {cohort: _cohort_rows(results, task, cohort) for cohort in cohorts}
+    stores = {cohort: open_store(results / "cohorts" / cohort / "store") for cohort in cohorts}
+    tables = {
+        cohort: _labelled_rows(results / "tasks" / task / f"{cohort}.tsv", store)
+        for cohort, store in stores.items()
+    }
     home = cohorts[0]
     train = [row for row in tables[home] if side_of.get(row["scan_id"]) == "train"]
     tables[home] = [
@@ -66,7 +70,7 @@ def write_controls(kind: str, target: str, split: Path, seed: int, cohorts: Sequ
     if kind != "regression" and len({row["y"] for row in train}) < 2:
         raise UserError(f"{split}: all training subjects are of one class; add scans of the other classes")
 
-    voxels = {cohort: _pooled(results, cohort, rows) for cohort, rows in tables.items()}
+    voxels = {cohort: _pooled(stores[cohort], rows) for cohort, rows in tables.items()}
     names = _known_variables(train, target)
     methods: dict[str, Callable[[Row, str], Array]] = {
         "mean": lambda row, cohort: np.zeros(1),
@@ -87,10 +91,9 @@ def write_controls(kind: str, target: str, split: Path, seed: int, cohorts: Sequ
 # -- data ------------------------------------------------------------------------------------------
 
 
-def _cohort_rows(results: Path, task: str, cohort: str) -> list[Row]:
-    stored = set(open_store(results / "cohorts" / cohort / "store").scan_ids)
-    rows = read_tsv(results / "tasks" / task / f"{cohort}.tsv")
-    return [row for row in rows if row["scan_id"] in stored]
+def _labelled_rows(labels: Path, store: Store) -> list[Row]:
+    stored = set(store.scan_ids)
+    return [row for row in read_tsv(labels) if row["scan_id"] in stored]
 
 
 def _classes(kind: str, rows: list[Row]) -> int:
@@ -102,11 +105,9 @@ def _side(rows: list[Row], cohort: str, features: Callable[[Row, str], Array]) -
     return Side(rows, np.array([float(row["y"]) for row in rows]), np.array(values).reshape(len(rows), -1))
 
 
-def _pooled(results: Path, cohort: str, rows: list[Row]) -> dict[str, Array]:
+def _pooled(store: Store, rows: list[Row]) -> dict[str, Array]:
     """Mean-pool the volumes of `rows` to POOLED_SIZE³ voxels each; read one by one from the mapped file."""
-    store = open_store(results / "cohorts" / cohort / "store")
-    position = {scan_id: index for index, scan_id in enumerate(store.scan_ids)}
-    return {row["scan_id"]: _pool(store.volumes[position[row["scan_id"]]]) for row in rows}
+    return {row["scan_id"]: _pool(store.volumes[store.index_of(row["scan_id"])]) for row in rows}
 
 
 def _pool(volume: NDArray[Any]) -> Array:

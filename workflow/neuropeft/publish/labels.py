@@ -13,7 +13,7 @@ METRIC_LABELS = {
 }
 CONTROL_LABELS = {
     "mean": "predict the mean",
-    "age_sex": "age + sex only",
+    "age_sex": "age + sex, except the target",
     "ridge_voxels": "linear model on voxels",
 }
 METHOD_LABELS = {

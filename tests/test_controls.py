@@ -1,0 +1,143 @@
+"""Controls: fitted on training subjects only, written for every cohort, honest about unknown ages."""
+
+import numpy as np
+import pytest
+from neuropeft.errors import UserError
+from neuropeft.evaluate.controls import write_controls
+from neuropeft.evaluate.metrics import auc
+from neuropeft.evaluate.predictions import RunKey, read_predictions
+from neuropeft.files import read_tsv, write_tsv
+
+SIZE = 20
+LABEL_COLUMNS = ("scan_id", "subject", "session", "y", "sex", "age")
+
+
+def write_inputs(results, task, kind, ages_known=True, effect=1.0):
+    """Write stores, labels and a split of a cohort `home` (90 scans) and a cohort `away` (30 scans)."""
+    rng = np.random.default_rng(0)
+    for cohort, scans in (("home", 90), ("away", 30)):
+        subjects = [f"{cohort}{index // 2:02d}" for index in range(scans)]  # two scans each
+        scan_ids = [f"{cohort}{index:02d}" for index in range(scans)]
+        ages = 50 + 30 * rng.random(scans)
+        y = {
+            "binary": (np.arange(scans) // 2 % 2).astype(float),
+            "multiclass": (np.arange(scans) // 2 % 3).astype(float),
+            "regression": ages,
+        }[kind]
+        volumes = rng.normal(size=(scans, SIZE, SIZE, SIZE)).astype(np.float32)
+        scaled = y / 30 if kind == "regression" else y
+        volumes[:, :6, :6, :6] += effect * scaled[:, None, None, None]
+        folder = results / "cohorts" / cohort / "store"
+        folder.mkdir(parents=True, exist_ok=True)
+        np.save(folder / "volumes.npy", volumes.astype(np.float16))
+        stored = [
+            {"row": row, "scan_id": scan_id, "subject": subject}
+            for row, (scan_id, subject) in enumerate(zip(scan_ids, subjects, strict=True))
+        ]
+        write_tsv(folder / "scans.tsv", stored, ("row", "scan_id", "subject", "session"))
+        labels = [
+            {
+                "scan_id": scan_ids[i],
+                "subject": subjects[i],
+                "session": str(i % 2),
+                "y": int(y[i]) if kind != "regression" else y[i],
+                "sex": "FM"[i // 2 % 2] if ages_known else None,
+                "age": ages[i] if ages_known else None,
+            }
+            for i in range(scans)
+        ]
+        unpacked = {"scan_id": "gone", "subject": "gone", "y": 0, "sex": "F", "age": 60}
+        write_tsv(results / "tasks" / task / f"{cohort}.tsv", [*labels, unpacked], LABEL_COLUMNS)
+        if cohort == "home":
+            sides = {
+                s: ("train", "train", "train", "val", "test")[i // 2 % 5] for i, s in enumerate(scan_ids)
+            }
+            rows = [row | {"side": sides[row["scan_id"]], "order": 0} for row in labels]
+            path = results / "splits" / task / "seed-3.tsv"
+            write_tsv(path, rows, ("scan_id", "subject", "side", "order", "y"))
+    return path
+
+
+def run(results, kind, target, split):
+    out = results / "controls" / split.parent.name / "seed-3"
+    write_controls(kind, target, split, 3, ["home", "away"], out)
+    classes = {"binary": 2, "multiclass": 3, "regression": 0}[kind]
+    return {name: read_predictions(out / f"{name}.tsv", kind, classes) for name in ("home", "away")}
+
+
+def test_binary_controls_find_a_planted_effect_and_the_frequency(tmp_path):
+    split = write_inputs(tmp_path, "ad", "binary")
+    runs = run(tmp_path, "binary", "diagnosis", split)
+    voxels = runs["away"][RunKey("ridge_voxels", 100, 3, "zero-shot")]
+    assert auc(voxels.y, voxels.score) > 0.95
+    train_y = [float(row["y"]) for row in read_tsv(split) if row["side"] == "train"]
+    constant = runs["home"][RunKey("mean", 100, 3, "test")]
+    assert constant.score == pytest.approx(np.mean(train_y), abs=1e-6)
+    # sex is the class here, as planted, so the subject variables tell everything
+    known = runs["home"][RunKey("age_sex", 100, 3, "val")]
+    assert auc(known.y, known.score) == 1
+
+
+def test_every_scan_but_the_training_scans_is_predicted(tmp_path):
+    split = write_inputs(tmp_path, "ad", "binary")
+    run(tmp_path, "binary", "diagnosis", split)
+    sides = {row["scan_id"]: row["side"] for row in read_tsv(split)}
+    rows = read_tsv(tmp_path / "controls/ad/seed-3/home.tsv")
+    for method in ("mean", "age_sex", "ridge_voxels"):
+        predicted = {row["scan_id"]: row["split"] for row in rows if row["method"] == method}
+        assert predicted == {scan: side for scan, side in sides.items() if side != "train"}
+    away = read_tsv(tmp_path / "controls/ad/seed-3/away.tsv")
+    assert {row["split"] for row in away} == {"zero-shot"}
+    assert "gone" not in {row["scan_id"] for row in away}  # labelled, but its scan was excluded
+
+
+def test_labels_outside_training_change_nothing(tmp_path):
+    split = write_inputs(tmp_path, "ad", "binary")
+    before = run(tmp_path, "binary", "diagnosis", split)
+    sides = {row["scan_id"]: row["side"] for row in read_tsv(split)}
+    for cohort in ("home", "away"):
+        path = tmp_path / "tasks/ad" / f"{cohort}.tsv"
+        rows = read_tsv(path)
+        for row in rows:
+            if sides.get(row["scan_id"]) != "train":
+                row["y"] = str(1 - int(row["y"]))
+        write_tsv(path, rows, LABEL_COLUMNS)
+    after = run(tmp_path, "binary", "diagnosis", split)
+    for cohort in ("home", "away"):
+        for key, one in before[cohort].items():
+            assert np.array_equal(one.score, after[cohort][key].score)
+
+
+def test_regression_controls(tmp_path):
+    split = write_inputs(tmp_path, "age", "regression", effect=3.0)
+    runs = run(tmp_path, "regression", "age", split)
+    voxels = runs["home"][RunKey("ridge_voxels", 100, 3, "test")]
+    constant = runs["home"][RunKey("mean", 100, 3, "test")]
+    error, trivial = (np.abs(one.score - one.y).mean() for one in (voxels, constant))
+    assert error < 0.5 * trivial
+    # the target is no feature of its own: sex alone predicts one value per sex
+    assert len(np.unique(runs["home"][RunKey("age_sex", 100, 3, "test")].score)) == 2
+
+
+def test_unknown_age_and_sex_are_said_to_be_unknown(tmp_path):
+    split = write_inputs(tmp_path, "ad", "binary", ages_known=False)
+    runs = run(tmp_path, "binary", "diagnosis", split)
+    assert RunKey("age_sex", 100, 3, "test") not in runs["home"]
+    rows = read_tsv(tmp_path / "controls/ad/seed-3/home.tsv")
+    assert {row["score"] for row in rows if row["method"] == "age_sex"} == {"n/a"}
+
+
+def test_multiclass_controls_give_a_probability_per_class(tmp_path):
+    split = write_inputs(tmp_path, "stage", "multiclass", effect=2.0)
+    runs = run(tmp_path, "multiclass", "stage", split)
+    voxels = runs["away"][RunKey("ridge_voxels", 100, 3, "zero-shot")]
+    assert voxels.score.sum(1) == pytest.approx(1, abs=1e-6)
+    assert (voxels.score.argmax(1) == voxels.y).mean() > 0.6  # chance is a third
+
+
+def test_one_class_in_training_is_an_error(tmp_path):
+    split = write_inputs(tmp_path, "ad", "binary")
+    path = tmp_path / "tasks/ad/home.tsv"
+    write_tsv(path, [row | {"y": "0"} for row in read_tsv(path)], LABEL_COLUMNS)
+    with pytest.raises(UserError, match="one class"):
+        run(tmp_path, "binary", "diagnosis", split)

@@ -1,0 +1,204 @@
+"""Figures from fabricated results: they exist in three formats, name what they show and hide nothing."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from fabricated_results import fabricate, small_config
+from matplotlib import colors
+from matplotlib.collections import PathCollection
+from neuropeft.errors import UserError
+from neuropeft.evaluate.costs import read_costs
+from neuropeft.evaluate.scores import collect
+from neuropeft.publish.curves import curve_backbones, draw_curves
+from neuropeft.publish.figures import write_figures
+from neuropeft.publish.losses import draw_finetuning_losses, finetuning_histories
+from neuropeft.publish.reconstructions import draw_reconstructions
+from neuropeft.publish.records import trainable_parameters
+from neuropeft.publish.style import COLOURS, print_style
+from neuropeft.publish.tradeoff import draw_tradeoff
+
+NAMES = (
+    "figure1",
+    "figure2",
+    "figure3",
+    "losses_pretraining",
+    "losses_finetuning",
+    "reconstructions_mae_vit_b",
+    "reconstructions_mae_vit_s",
+)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("fabricated") / "results"
+    fabricate(small_config(), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def scores(results):
+    return collect(small_config(), results, draws=0)
+
+
+@pytest.fixture(scope="module")
+def costs(results):
+    return read_costs(small_config(), results)
+
+
+def panel(figure, title):
+    found = [axis for axis in figure.axes if axis.get_title(loc="left").startswith(title)]
+    assert len(found) == 1
+    return found[0]
+
+
+def words(figure):
+    return " ".join(text.get_text() for text in figure.texts)
+
+
+def test_every_figure_is_written_in_three_formats_even_before_any_result(tmp_path):
+    write_figures(small_config(), tmp_path / "nothing", tmp_path / "out")
+    for name in NAMES:
+        for suffix in ("png", "svg", "pdf"):
+            assert (tmp_path / "out" / f"{name}.{suffix}").stat().st_size > 500
+    assert "nothing to show" in (tmp_path / "out" / "figure1.svg").read_text()
+
+
+def test_figures_of_results_are_written_with_their_data(results, tmp_path):
+    write_figures(small_config(), results, tmp_path)
+    svg = (tmp_path / "figure1.svg").read_text()
+    for text in ("ad on ADNI", "age on SimA (simulated)", "trainable parameters", "LoRA"):
+        assert text in svg
+    with (tmp_path / "losses_finetuning.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert len(rows) == 20 * (3 * 3 * (5 + 5 + 1) + 3 * 2 * 4 - 4)
+    with (tmp_path / "losses_pretraining.csv").open(newline="") as stream:
+        assert len(list(csv.DictReader(stream))) == 2 * 40
+
+
+def test_tradeoff_bubbles_lie_at_parameters_and_scores_with_proportional_area(scores, costs):
+    trainable = trainable_parameters(costs)
+    figure = draw_tradeoff(small_config(), scores, trainable)
+    axis = panel(figure, "ViT-B: ad on ADNI\nn = 20 test subjects, 3 seeds\n10 % of the training subjects")
+    shown = {
+        (score.group.backbone, score.group.method): score
+        for score in scores
+        if (score.group.task, score.group.fraction, score.metric) == ("ad", 10, "auc")
+        and score.cohort == "ADNI"
+        and score.group.backbone in ("vit_b", "densenet121")
+    }
+    bubbles = {}
+    for collection in axis.collections:
+        if isinstance(collection, PathCollection):
+            x, y = collection.get_offsets()[0]
+            bubbles[round(float(y), 6)] = (float(x), float(collection.get_sizes()[0]))
+    assert len(bubbles) == len(shown) == 6
+    lora, attention = (shown["vit_b", method] for method in ("lora", "attention"))
+    (x, small), (_, large) = (bubbles[round(score.mean, 6)] for score in (lora, attention))
+    assert x == trainable[lora.group]
+    assert large / small == pytest.approx(trainable[attention.group] / trainable[lora.group])
+    assert axis.get_xscale() == "log"
+    assert axis.get_xlabel().startswith("trainable parameters")
+    assert axis.get_ylabel() == "test AUC\nhigher is better"
+
+
+def test_tradeoff_says_when_it_shows_another_fraction(scores, costs):
+    figure = draw_tradeoff(small_config(), scores, trainable_parameters(costs))
+    axis = panel(figure, "ViT-B: age on SimA (simulated)")
+    assert "25 % of the training subjects (nearest to 10 %)" in axis.get_title(loc="left")
+    assert axis.get_ylabel() == "test MAE (years)\nlower is better"
+
+
+def test_tradeoff_labels_neither_overlap_nor_leave_their_panel(scores, costs):
+    with print_style():
+        figure = draw_tradeoff(small_config(), scores, trainable_parameters(costs))
+        figure.draw_without_rendering()
+        for axis in figure.axes:
+            boxes = [text.get_window_extent() for text in axis.texts if text.get_text()]
+            assert len(boxes) in (0, 3, 5, 6)
+            for index, box in enumerate(boxes):
+                assert not any(box.overlaps(other) for other in boxes[index + 1 :])
+                assert axis.get_window_extent().padded(2).contains(*box.min)
+                assert axis.get_window_extent().padded(2).contains(*box.max)
+
+
+def test_curves_hold_means_over_seeds_at_each_fraction(scores, costs):
+    config = small_config()
+    assert curve_backbones(config) == {"figure2": "vit_s", "figure3": "vit_b"}
+    figure = draw_curves(config, scores, costs, "figure3", "vit_b")
+    axis = panel(figure, "ad on ADNI\nn = 20 test subjects, 3 seeds, 53/54 cells")
+    lines = {line.get_label(): line for line in axis.get_lines()}
+    means = [
+        score.mean
+        for fraction in (10, 50, 100)
+        for score in scores
+        if (score.group.task, score.group.backbone, score.group.method) == ("ad", "vit_b", "full")
+        and (score.group.fraction, score.metric, score.cohort) == (fraction, "auc", "ADNI")
+    ]
+    assert list(lines["ViT-B Full fine-tune"].get_ydata()) == pytest.approx(means)
+    assert [tick.get_text() for tick in axis.get_xticklabels()] == [
+        "10 %\n258",
+        "50 %\n1,290",
+        "100 %\n2,580",
+    ]
+    assert {"chance", "control: linear model on voxels", "DenseNet121 Scratch"} <= set(lines)
+    hollow = [line for line in axis.get_lines() if line.get_markerfacecolor() == "white"]
+    assert len(hollow) == 1  # LoRA at 100 %: one of three seeds is missing
+
+
+def test_a_fraction_without_seeds_is_a_gap(scores, costs):
+    figure = draw_curves(small_config(), scores, costs, "figure2", "vit_s")
+    axis = panel(figure, "ad on ADNI")
+    line = next(line for line in axis.get_lines() if line.get_label() == "ViT-S LayerNorm fine-tune")
+    assert np.isnan(line.get_ydata()[0])
+    assert np.isfinite(line.get_ydata()[1:]).all()
+    assert "51/54 cells" in axis.get_title(loc="left")
+
+
+def test_curves_tell_methods_apart_without_colour(scores, costs):
+    figure = draw_curves(small_config(), scores, costs, "figure3", "vit_b")
+    axis = panel(figure, "ad on ADNI")
+    curves = [line for line in axis.get_lines() if str(line.get_label()).startswith(("ViT", "Dense"))]
+    assert len({line.get_marker() for line in curves}) == len(curves) == 6
+    assert len({colors.to_hex(line.get_color()) for line in curves}) == 6
+    assert len(set(COLOURS)) == 6
+
+
+def test_a_figure_without_content_says_so(scores, costs):
+    grid = json.loads(small_config().model_dump_json())["grid"]
+    one_vit = small_config(grid=grid[1:])
+    assert curve_backbones(one_vit) == {"figure2": None, "figure3": "vit_b"}
+    assert "no further ViT" in words(draw_curves(one_vit, scores, costs, "figure2", None))
+    grid[0]["fractions"] = grid[1]["fractions"] = [100]
+    full_only = small_config(grid=grid)
+    kept = [score for score in scores if score.group.fraction == 100]
+    assert "several fractions" in words(draw_curves(full_only, kept, costs, "figure3", "vit_b"))
+
+
+def test_loss_panels_count_cells_and_draw_every_seed(results):
+    config = small_config()
+    figure = draw_finetuning_losses(config, finetuning_histories(config, results))
+    axis = panel(figure, "ad on ADNI, ViT-B: validation\n100 % of the training subjects, 14/15 cells")
+    assert len(axis.get_lines()) == 14 + 5  # a thin line per cell, a thick one per method
+    assert (axis.get_xlabel(), axis.get_ylabel()) == ("epoch", "loss (cross-entropy)")
+    assert panel(figure, "age on SimA (simulated), ViT-B: training").get_ylabel() == "loss (L1, standardised)"
+
+
+def test_reconstructions_show_input_mask_and_rebuilt_patches(results, tmp_path):
+    path = results / "pretraining/mae/vit_b/reconstructions.npz"
+    figure = draw_reconstructions(small_config(), path, "mae", "vit_b")
+    assert len(figure.axes) == 3 * 9
+    with np.load(path) as arrays:
+        middle = np.rot90(arrays["input"][0][16].astype(np.float32))
+        hidden = np.rot90(arrays["mask"][0][16])
+        rebuilt = np.rot90(arrays["reconstruction"][0][16].astype(np.float32))
+    shown = [axis.images[0].get_array() for axis in figure.axes[:3]]
+    assert np.array_equal(shown[0], middle)
+    assert np.array_equal(np.ma.getmaskarray(shown[1]), hidden)
+    assert np.array_equal(shown[2], np.where(hidden, rebuilt, middle))
+    assert "SimA (simulated)" in figure.get_suptitle()
+    np.savez(tmp_path / "damaged.npz", input=np.zeros((1, 4, 4, 4)))
+    with pytest.raises(UserError, match=r"damaged\.npz"):
+        draw_reconstructions(small_config(), tmp_path / "damaged.npz", "mae", "vit_b")
+    assert "has not trained" in words(draw_reconstructions(small_config(), tmp_path / "no", "mae", "vit_b"))

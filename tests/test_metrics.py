@@ -1,0 +1,249 @@
+"""Metrics against scikit-learn and by hand, intervals, and scores over seeds from stored predictions."""
+
+import math
+
+import numpy as np
+import pytest
+from fabricated_results import MISSING_CELL, MISSING_GROUP, fabricate, small_config, truth
+from neuropeft.errors import UserError
+from neuropeft.evaluate.compare import compare
+from neuropeft.evaluate.metrics import (
+    auc,
+    balanced_accuracy,
+    bootstrap_interval,
+    brier,
+    macro_auc,
+    mean_absolute_error,
+    measure,
+    pearson_r,
+    percentile_interval,
+    resamples,
+    why_undefined,
+    youden_threshold,
+)
+from neuropeft.evaluate.predictions import RunKey, first_scans, read_predictions
+from neuropeft.evaluate.scores import CONTROL, collect
+from neuropeft.files import read_tsv, write_tsv
+from sklearn import metrics as oracle
+
+
+@pytest.fixture
+def labelled():
+    rng = np.random.default_rng(3)
+    y = (rng.random(60) < 0.4).astype(float)
+    return y, np.clip((0.3 * y + rng.random(60)) / 1.3, 0, 1).round(1)  # rounding makes ties
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("fabricated") / "results"
+    fabricate(small_config(), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def scores(results):
+    return collect(small_config(), results, draws=200)
+
+
+def find(scores, metric="auc", cohort="ADNI", **group):
+    found = [
+        score
+        for score in scores
+        if (score.metric, score.cohort) == (metric, cohort)
+        and all(getattr(score.group, key) == value for key, value in group.items())
+    ]
+    assert len(found) == 1
+    return found[0]
+
+
+def test_auc_equals_scikit_learn_with_ties(labelled):
+    y, score = labelled
+    assert auc(y, score) == pytest.approx(oracle.roc_auc_score(y, score))
+
+
+def test_auc_by_hand():
+    # pairs (positive, negative): 0.9 beats both, 0.4 ties with 0.4 and loses to 0.6: 2.5 of 4
+    assert auc(np.array([1.0, 0, 1, 0]), np.array([0.9, 0.4, 0.4, 0.6])) == pytest.approx(2.5 / 4)
+    assert auc(np.array([1.0, 0]), np.array([0.5, 0.5])) == pytest.approx(0.5)
+
+
+def test_weights_mean_repeated_subjects(labelled):
+    y, score = labelled
+    weights = resamples(len(y), draws=5, seed=1)
+    for weight, value in zip(weights, auc(y, score, weights), strict=True):
+        repeated = np.repeat(np.arange(len(y)), weight.astype(int))
+        assert value == pytest.approx(oracle.roc_auc_score(y[repeated], score[repeated]))
+
+
+def test_one_class_is_nan_with_a_reason():
+    y, score = np.ones(4), np.array([0.1, 0.2, 0.3, 0.4])
+    assert math.isnan(auc(y, score))
+    assert math.isnan(balanced_accuracy(y, (score > 0.2).astype(int), 2))
+    assert why_undefined("binary", y, score) == "1 of 2 classes among the subjects"
+    assert why_undefined("binary", np.array([0.0, 1]), score[:2]) == ""
+
+
+def test_diverged_predictions_have_no_score():
+    y, score = np.array([0.0, 1, 1]), np.array([0.1, np.nan, 0.4])
+    assert all(math.isnan(value) for value in measure("binary", y, score, 0.5).values())
+    assert why_undefined("binary", y, score) == "predictions are not finite"
+
+
+def test_balanced_accuracy_and_brier_equal_scikit_learn(labelled):
+    y, score = labelled
+    predicted = (score >= 0.45).astype(int)
+    assert balanced_accuracy(y, predicted, 2) == pytest.approx(oracle.balanced_accuracy_score(y, predicted))
+    assert brier(y, score) == pytest.approx(oracle.brier_score_loss(y, score))
+
+
+def test_multiclass_equals_scikit_learn():
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 3, 50).astype(float)
+    scores = rng.dirichlet(np.ones(3), 50)
+    expected = oracle.roc_auc_score(y, scores, multi_class="ovr", average="macro")
+    assert macro_auc(y, scores) == pytest.approx(expected)
+    values = measure("multiclass", y, scores, 0.5)
+    assert values["balanced_accuracy"] == pytest.approx(oracle.balanced_accuracy_score(y, scores.argmax(1)))
+    assert values["brier"] == pytest.approx(((scores - np.eye(3)[y.astype(int)]) ** 2).sum(1).mean())
+    assert math.isnan(macro_auc(np.clip(y, 0, 1), scores))  # the third class is absent
+
+
+def test_regression_metrics():
+    y, score = np.array([50.0, 60, 70]), np.array([52.0, 60, 64])
+    assert mean_absolute_error(y, score) == pytest.approx(8 / 3)
+    assert pearson_r(y, score) == pytest.approx(np.corrcoef(y, score)[0, 1])
+    assert math.isnan(pearson_r(y, np.full(3, 61.3)))
+    assert why_undefined("regression", y, np.full(3, 61.3)) == "predictions are constant"
+
+
+def test_youden_threshold_maximises_balanced_accuracy():
+    y, score = np.array([0.0, 0, 1, 0, 1, 1]), np.array([0.1, 0.2, 0.3, 0.35, 0.8, 0.9])
+    # 0.25 and 0.575 both get five of six right; 0.575 is nearer to 0.5
+    assert youden_threshold(y, score) == pytest.approx(0.575)
+    assert youden_threshold(np.ones(3), score[:3]) == 0.5  # nothing to choose with one class
+
+
+def test_interval_is_seeded_covers_the_value_and_shrinks_with_n():
+    rng = np.random.default_rng(0)
+    widths = []
+    for n in (40, 400):
+        y = (np.arange(n) % 2).astype(float)
+        runs = [(y, y + rng.normal(size=n), 0.5) for _ in range(3)]
+        draws = bootstrap_interval("binary", runs, draws=500)["auc"]
+        assert np.array_equal(draws, bootstrap_interval("binary", runs, draws=500)["auc"])
+        low, high = percentile_interval(draws)
+        assert low < np.mean([oracle.roc_auc_score(y, score) for _, score, _ in runs]) < high
+        widths.append(high - low)
+    assert widths[1] < widths[0] / 2
+
+
+def test_interval_is_near_the_analytic_one():
+    rng = np.random.default_rng(1)
+    y = rng.normal(size=300)
+    score = y + rng.normal(size=300)
+    errors = np.abs(score - y)
+    low, high = percentile_interval(bootstrap_interval("regression", [(y, score, 0.5)])["mae"])
+    half = 1.96 * errors.std(ddof=1) / np.sqrt(300)
+    assert (low, high) == pytest.approx((errors.mean() - half, errors.mean() + half), abs=0.1 * half)
+
+
+def test_all_seeds_see_the_same_resampled_subjects():
+    # Two seeds whose errors cancel for every subject: only paired resampling gives no spread at all.
+    y = np.zeros(30)
+    error = np.linspace(0, 1, 30)
+    draws = bootstrap_interval("regression", [(y, error, 0.5), (y, 1 - error, 0.5)])["mae"]
+    assert draws == pytest.approx(0.5)
+
+
+def test_first_scan_of_a_subject_by_session_in_natural_order():
+    rows = [
+        {"subject": "s1", "session": session, "scan_id": f"s1_{session}"} for session in ("M12", "M6", "M24")
+    ]
+    assert [row["session"] for row in first_scans(rows)] == ["M6"]
+
+
+def test_predictions_hold_one_row_per_subject(results):
+    config = small_config()
+    runs = read_predictions(results / "predictions/ad/vit_b/mae/full/ADNI.tsv", "binary", 2)
+    run = runs[RunKey("", 100, 0, "test")]
+    expected = truth(config, "ad", "ADNI", "test")
+    assert list(run.subjects) == [subject for subject, _ in expected]
+    assert run.y.tolist() == [y for _, y in expected]
+    assert not np.array_equal(run.score, 1 - run.y)  # the later, wrong scans do not count
+
+
+def test_damaged_predictions_are_named(tmp_path):
+    write_tsv(tmp_path / "a.tsv", [{"fraction": "x", "seed": 0}], ("fraction", "seed"))
+    with pytest.raises(UserError, match=r"a\.tsv lacks the column 'split'"):
+        read_predictions(tmp_path / "a.tsv", "binary", 2)
+
+
+def test_score_is_the_mean_over_seeds_of_the_test_subjects(results, scores):
+    runs = read_predictions(results / "predictions/ad/vit_b/mae/full/OASIS.tsv", "binary", 2)
+    of_seeds = [runs[RunKey("", 50, seed, "zero-shot")] for seed in (0, 1, 2)]
+    values = [oracle.roc_auc_score(run.y, run.score) for run in of_seeds]
+    score = find(scores, cohort="OASIS", backbone="vit_b", method="full", fraction=50)
+    assert score.mean == pytest.approx(np.mean(values))
+    assert score.sd == pytest.approx(np.std(values, ddof=1))
+    assert (score.n, score.zero_shot, score.complete) == (40, True, True)
+    assert score.ci_low < score.mean < score.ci_high
+
+
+def test_threshold_comes_from_validation_and_is_frozen(results, scores):
+    folder = results / "predictions/ad/vit_b/mae/full"
+    home, away = (read_predictions(folder / f"{cohort}.tsv", "binary", 2) for cohort in ("ADNI", "OASIS"))
+    for cohort, runs, side in (("ADNI", home, "test"), ("OASIS", away, "zero-shot")):
+        score = find(scores, "balanced_accuracy", cohort, backbone="vit_b", method="full", fraction=100)
+        for seed, value in score.values.items():
+            validation = home[RunKey("", 100, seed, "val")]
+            run = runs[RunKey("", 100, seed, side)]
+            cut = youden_threshold(validation.y, validation.score)
+            assert value == pytest.approx(oracle.balanced_accuracy_score(run.y, run.score >= cut))
+
+
+def test_missing_seeds_are_counted_not_averaged_away(scores):
+    part = find(scores, backbone="vit_b", method="lora", fraction=100)
+    assert MISSING_CELL.seed not in part.values
+    assert (len(part.values), len(part.expected), part.complete) == (2, 3, False)
+    assert part.reason == "no predictions of seed 2"
+    _, backbone, _, method, fraction = MISSING_GROUP
+    none = find(scores, backbone=backbone, method=method, fraction=fraction)
+    assert (none.values, none.n) == ({}, None)
+    assert math.isnan(none.mean)
+
+
+def test_controls_are_scored_like_methods(scores):
+    constant = find(scores, backbone=CONTROL, method="mean")
+    assert constant.mean == pytest.approx(0.5)
+    undefined = find(scores, "r", "SimA", backbone=CONTROL, method="mean")
+    assert (len(undefined.values), undefined.reason) == (0, "predictions are constant")
+    partly_known = find(scores, backbone=CONTROL, method="age_sex")
+    assert partly_known.n == 16  # of 20: subjects without an age have no prediction
+
+
+def test_seeds_tested_on_different_subjects_are_refused(tmp_path):
+    config = small_config()
+    fabricate(config, tmp_path)
+    path = tmp_path / "predictions/ad/vit_b/mae/full/ADNI.tsv"
+    rows = [row for row in read_tsv(path) if not (row["seed"] == "1" and row["subject"] == "ADNI000")]
+    write_tsv(path, rows, list(rows[0]))
+    with pytest.raises(UserError, match="different test subjects"):
+        collect(config, tmp_path, draws=0)
+
+
+def test_comparison_with_full_fine_tuning_is_paired(scores):
+    comparisons = {id(comparison.score): comparison for comparison in compare(small_config(), scores)}
+    score = find(scores, cohort="OASIS", backbone="vit_b", method="scratch", fraction=100)
+    full = find(scores, cohort="OASIS", backbone="vit_b", method="full", fraction=100)
+    comparison = comparisons[id(score)]
+    assert comparison.difference == pytest.approx(score.mean - full.mean)
+    assert (comparison.ci_low, comparison.ci_high) == pytest.approx(
+        percentile_interval(score.draws - full.draws)
+    )
+    assert comparison.ci_high < 0
+    assert not comparison.within_noise
+    assert comparison.better < 0.05
+    # incomplete scores are not compared, nor full fine-tuning with itself
+    assert id(find(scores, backbone="vit_b", method="lora", fraction=100)) not in comparisons
+    assert id(full) not in comparisons

@@ -102,6 +102,8 @@ def _read(path: Path) -> tuple[np.ndarray, np.ndarray]:
         raise ScanError(f"{path} is not .nii, .nii.gz or .mgz (convert DICOM first, for example by dcm2niix)")
     try:
         image = nib.load(path)
+        if not isinstance(image, nib.spatialimages.SpatialImage):
+            raise ScanError(f"{path} is not an image of voxels")
         _check_geometry(path, image)
         data = image.get_fdata(dtype=np.float32, caching="unchanged")
     except (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError) as error:

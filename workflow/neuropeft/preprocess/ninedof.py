@@ -21,7 +21,6 @@ from neuropeft.files import atomic_path
 from neuropeft.preprocess.io import ScanError
 
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # from RAS to LPS and back
-AXES = "xyz"
 Triple = tuple[float, float, float]
 
 
@@ -50,12 +49,6 @@ class NineDof:
         """Return the angle of the whole rotation in degrees."""
         cosine = (np.trace(rotation_matrix(self.rotation)) - 1) / 2
         return float(np.degrees(np.arccos(np.clip(cosine, -1, 1))))
-
-    def numbers(self) -> dict[str, float]:
-        """Return the QC numbers of the transform; `shear` is measured on the matrix, not assumed."""
-        scales = {f"scale_{axis}": scale for axis, scale in zip(AXES, self.scales, strict=True)}
-        shear = float(np.abs(decompose(self.matrix)["shear"]).max())
-        return {**scales, "rotation_deg": self.rotation_deg, "shear": shear}
 
 
 def rotation_matrix(angles: Triple | np.ndarray) -> np.ndarray:

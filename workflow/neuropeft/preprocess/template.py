@@ -31,7 +31,7 @@ def mni152_brain() -> nib.Nifti1Image:
     path = files("nilearn") / FILE_IN_NILEARN
     if not path.is_file():
         raise UserError(f"nilearn has no file {FILE_IN_NILEARN}; install a version below 0.14")
-    fine = nib.load(str(path))
+    fine = nib.Nifti1Image.from_filename(str(path))
     intensities = np.asarray(fine.dataobj, np.float32)
     brain = gaussian_filter((intensities > 0).astype(np.float32), BLUR_MM)
     blurred = gaussian_filter(intensities, BLUR_MM)

@@ -1,0 +1,100 @@
+"""Packing a cohort's preprocessed scans into its store, and listing those that are left out."""
+
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from neuropeft.errors import UserError
+from neuropeft.files import atomic_path, read_tsv, write_tsv
+from neuropeft.preprocess.measures import NUMBERS
+from neuropeft.preprocess.resample import to_model_grid
+from neuropeft.progress import track
+
+EXCLUDED_COLUMNS = ("scan_id", "subject", "session", "path", "step", "reason")
+STORE_COLUMNS = ("row", "scan_id", "subject", "session", *NUMBERS)
+
+
+def list_excluded(tables: Iterable[str | Path], out: str | Path) -> None:
+    """Write the scans of a cohort that failed, with the step and the reason, sorted by scan_id.
+
+    Args:
+        tables: the cohort's chunk tables after the last step.
+        out: excluded.tsv.
+    """
+    write_tsv(out, [row for row in read_chunks(tables) if row["status"] == "failed"], EXCLUDED_COLUMNS)
+
+
+def read_chunks(tables: Iterable[str | Path]) -> list[dict[str, str]]:
+    """Return the rows of all chunk tables of a cohort, sorted by scan_id."""
+    return sorted((row for table in tables for row in read_tsv(table)), key=lambda row: row["scan_id"])
+
+
+def pack(
+    tables: Sequence[str | Path],
+    excluded: str | Path,
+    volumes: str | Path,
+    scans: str | Path,
+    *,
+    max_excluded_share: float,
+    size: int = 80,
+) -> None:
+    """Write the store of a cohort: all scans that did not fail, z-scored, in the order of their scan_ids.
+
+    Args:
+        tables: the cohort's chunk tables after the last step.
+        excluded: the list that `list_excluded` wrote; errors name it.
+        volumes: .npy file to write, float16 [scans, size, size, size].
+        scans: .tsv file to write, a row per volume with its QC numbers.
+        max_excluded_share: largest share of the scans that may have failed.
+        size: edge of the cube in voxels.
+
+    Raises:
+        UserError: too many scans failed, the disk is too small, or a preprocessed scan cannot be read.
+    """
+    rows = read_chunks(tables)
+    kept = [row for row in rows if row["status"] == "ok"]
+    _check_share(rows, kept, max_excluded_share, excluded)
+    shape = (len(kept), size, size, size)
+    _check_space(Path(volumes), 2 * int(np.prod(shape, dtype=np.int64)))
+    # Written front to back as a plain file: running out of disk is then an error, on a memory map a crash.
+    with atomic_path(volumes) as partial, partial.open("wb") as stream:
+        header = {"descr": np.dtype("<f2").str, "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(stream, header)
+        for row in track(kept, len(kept), "packing"):
+            stream.write(to_model_grid(_read(row["preproc"]), size).astype("<f2").tobytes())
+    write_tsv(scans, [{**row, "row": str(index)} for index, row in enumerate(kept)], STORE_COLUMNS)
+
+
+def _check_share(rows: list, kept: list, max_share: float, excluded: str | Path) -> None:
+    failed = len(rows) - len(kept)
+    if kept and failed <= max_share * len(rows):
+        return
+    reasons = Counter(row["step"] for row in rows if row["status"] == "failed")
+    where = ", ".join(f"{count} at {step}" for step, count in reasons.most_common())
+    raise UserError(
+        f"{failed} of {len(rows)} scans could not be preprocessed ({where}), more than "
+        f"`preprocessing.max_excluded_share` {max_share:g} allows; see {excluded} for the reasons, mend or "
+        "remove these scans or raise the share"
+    )
+
+
+def _check_space(volumes: Path, needed: int) -> None:
+    volumes.parent.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(volumes.parent).free
+    if needed > free:
+        raise UserError(
+            f"{volumes} needs {needed / 1e9:.1f} GB, its disk has {free / 1e9:.1f} GB left; free some space"
+        )
+
+
+def _read(path: str) -> np.ndarray:
+    try:
+        return nib.Nifti1Image.from_filename(path).get_fdata(dtype=np.float32)
+    except (OSError, EOFError, nib.filebasedimages.ImageFileError) as error:
+        raise UserError(
+            f"cannot read {path}: {error}; delete its cohort's chunk tables to make it again"
+        ) from error

@@ -2,8 +2,9 @@
 
 Both have the paper's ViT-S encoder (384 wide, 6 blocks, 8 heads), a decoder of 4 blocks and 8 heads of the
 same width, MLPs of 4 times the width, qkv biases, 75 % of the patches hidden, 80^3 voxels in patches of 16^3.
-A step is forward, loss, backward and AdamW. Steps alternate in one process, so that both see the same load of
-the machine; peak memory is that of a process of its own for each.
+A step is forward, loss, backward and AdamW. Steps alternate in one process and count processor seconds, over
+all threads, so that other work on the machine disturbs both little and alike; peak memory is that of a
+process of its own for each.
 
 Run as: python benchmarks/mae.py [--batch 8] [--steps 10]
 """
@@ -65,18 +66,18 @@ def monai() -> tuple[torch.nn.Module, Callable[[Tensor], Tensor]]:
 
 
 def stepper(name: str, batch: int) -> Callable[[], float]:
-    """Return a function that makes one training step and tells its seconds."""
+    """Return a function that makes one training step and tells its processor seconds."""
     torch.manual_seed(0)
     model, loss = ours() if name == "neuropeft" else monai()
     optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
     scans = torch.randn(batch, 1, SIZE, SIZE, SIZE)
 
     def step() -> float:
-        start = time.perf_counter()
+        start = time.process_time()
         optimiser.zero_grad(set_to_none=True)
         loss(scans).backward()
         optimiser.step()
-        return time.perf_counter() - start
+        return time.process_time() - start
 
     return step
 
@@ -118,15 +119,14 @@ def main() -> None:
             if i:
                 seconds[name].append(taken)
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, batch {options.batch}")
-    print("network     s/step (median)   peak MiB   of it above start MiB")
+    print("network     CPU s/step   peak MiB   of it above start MiB")
     for name in NAMES:
         before, after = memory[name]
-        print(f"{name:<12}{statistics.median(seconds[name]):>15.3f}{after:>11.0f}{after - before:>24.0f}")
+        print(f"{name:<12}{statistics.median(seconds[name]):>10.3f}{after:>11.0f}{after - before:>24.0f}")
     speed = [b / a for a, b in zip(seconds["neuropeft"], seconds["monai"], strict=True)]
     (ours_before, ours_peak), (monai_before, monai_peak) = memory["neuropeft"], memory["monai"]
-    print(
-        f"neuropeft is {statistics.median(speed):.2f} times as fast (: {min(speed):.2f} to {max(speed):.2f})"
-    )
+    print(f"neuropeft is {statistics.median(speed):.2f} times as fast", end=" ")
+    print(f"(pairs of steps: {min(speed):.2f} to {max(speed):.2f})")
     print(f"and peaks at {ours_peak / monai_peak:.2f} of the memory, ", end="")
     print(f"{(ours_peak - ours_before) / (monai_peak - monai_before):.2f} above start")
 

@@ -1,0 +1,259 @@
+"""The simulated cohort: who takes part, where files go, and whether the planted truth is in the scans."""
+
+import itertools
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections import Counter
+from functools import cache
+
+import nibabel as nib
+import numpy as np
+import pytest
+from neuropeft.cohorts import simulate
+from neuropeft.cohorts.readers import read_cohort
+from neuropeft.cohorts.simulate_scan import simulate as simulate_with_truth
+from neuropeft.config import Cohort
+from neuropeft.errors import UserError
+from scipy import ndimage
+
+COHORT = {
+    "subjects": 40,
+    "seed": 1,
+    "site": "A",
+    "groups": {"CN": 0.4, "AD": 0.3, "PD": 0.3},
+    "age": [50, 85],
+    "scans_per_subject": 1,
+}
+TEMPLATE = np.array([[2.0, 0, 0, -90], [0, 2, 0, -126], [0, 0, 2, -72], [0, 0, 0, 1]])  # 2 mm MNI
+HIPPOCAMPUS = (26, -18, -17)  # MNI mm, right-hand side
+PUTAMEN = (26, 2, 1)
+ELSEWHERE = ((36, -22, 58), (30, 50, 10), (20, -60, -35))  # motor cortex, frontal lobe, cerebellum
+
+
+# -- participants ----------------------------------------------------------------------------------
+
+
+def test_participants_are_a_function_of_the_arguments() -> None:
+    rows = simulate.participants(**COHORT)
+    assert rows == simulate.participants(**COHORT)
+    assert rows[:25] == simulate.participants(**COHORT | {"subjects": 25})
+    assert [row["age"] for row in rows] != [
+        row["age"] for row in simulate.participants(**COHORT | {"seed": 2})
+    ]
+    assert len({row["anatomy_seed"] for row in rows}) == len({row["scan_seed"] for row in rows}) == 40
+    assert [row["participant_id"] for row in rows[:2]] == ["sub-A001", "sub-A002"]
+
+
+def test_groups_have_their_shares_and_neither_age_nor_sex_tells_them_apart() -> None:
+    rows = simulate.participants(**COHORT)
+    assert Counter(row["group"] for row in rows) == {"CN": 16, "AD": 12, "PD": 12}
+    ages = {group: [row["age"] for row in rows if row["group"] == group] for group in COHORT["groups"]}
+    means = [statistics.mean(values) for values in ages.values()]
+    assert max(means) - min(means) < 3
+    assert min(map(min, ages.values())) >= 50
+    assert max(map(max, ages.values())) <= 85
+    assert all(max(values) - min(values) > 25 for values in ages.values())
+    women = Counter(row["group"] for row in rows if row["sex"] == "F")
+    assert women == {"CN": 8, "AD": 6, "PD": 6}
+    by_sex = [statistics.mean(row["age"] for row in rows if row["sex"] == sex) for sex in "FM"]
+    assert abs(by_sex[0] - by_sex[1]) < 3
+
+
+def test_sessions_of_a_subject_share_its_anatomy_and_grow_older() -> None:
+    rows = simulate.participants(**COHORT | {"subjects": 3, "scans_per_subject": 3})
+    assert [row["session"] for row in rows] == ["ses-1", "ses-2", "ses-3"] * 3
+    first, second = rows[:2]
+    assert second["age"] == pytest.approx(first["age"] + simulate.YEARS_BETWEEN_SESSIONS, abs=0.11)
+    for key in ("participant_id", "sex", "group", "anatomy_seed"):
+        assert first[key] == second[key]
+    assert first["scan_seed"] != second["scan_seed"]
+    assert simulate.participants(**COHORT)[0]["session"] is None
+
+
+@pytest.mark.parametrize("change", [{"site": "C"}, {"groups": {"CN": 0.5, "MCI": 0.5}}])
+def test_what_cannot_be_simulated_is_refused(change: dict) -> None:
+    with pytest.raises(UserError, match=r"'(C|MCI)' does not exist; use one of"):
+        simulate.participants(**COHORT | change)
+
+
+def test_listing_participants_loads_no_image_library() -> None:
+    code = (
+        "import sys; from neuropeft.cohorts.simulate import participants;"
+        "participants(4, 1, 'A', {'CN': 1.0}, (50, 85), 1);"
+        "print({'numpy', 'scipy', 'nibabel', 'nilearn', 'pandas', 'torch'} & set(sys.modules))"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "set()"
+
+
+# -- scans -----------------------------------------------------------------------------------------
+
+
+def person(**changes) -> dict:
+    """A participant with some facts changed: the same head, had life gone otherwise."""
+    return simulate.participants(**COHORT)[0] | {"age": 60.0, "group": "CN"} | changes
+
+
+@cache
+def scan(effect: float = 1.0, **changes):
+    return simulate_with_truth(person(**changes), effect)
+
+
+@cache
+def in_template(effect: float = 1.0, **changes):
+    """The scan at 2 mm in MNI space, by its true pose and size."""
+    simulated = scan(effect, **changes)
+    matrix = np.linalg.inv(simulated.template_from_scan @ simulated.image.affine) @ TEMPLATE
+    data = np.asarray(simulated.image.dataobj, dtype=np.float32)
+    return ndimage.affine_transform(data, matrix, output_shape=(91, 109, 91), order=1)
+
+
+def level(volume, centre, half: float = 4.0) -> float:
+    """Mean intensity of a cube of `half` mm each way around an MNI coordinate."""
+    middle = np.linalg.inv(TEMPLATE)[:3] @ [*centre, 1]
+    cube = [slice(round(at - half / 2), round(at + half / 2) + 1) for at in middle]
+    return float(volume[tuple(cube)].mean())
+
+
+def left(point):
+    return (-point[0], *point[1:])
+
+
+def inside(simulated):
+    mask = np.asarray(simulated.mask.dataobj) > 0
+    return np.asarray(simulated.image.dataobj)[mask].astype(float)
+
+
+def dark_share(simulated) -> float:
+    """Share of the brain mask that looks like CSF."""
+    values = inside(simulated)
+    return float((values < 0.45 * np.percentile(values, 95)).mean())
+
+
+def test_a_scan_is_a_function_of_its_participant() -> None:
+    one, again = scan(), simulate_with_truth(person(), 1.0)
+    assert np.array_equal(one.image.dataobj, again.image.dataobj)
+    assert np.array_equal(one.image.affine, again.image.affine)
+    assert np.array_equal(simulate.simulate_scan(person(), 1.0).dataobj, one.image.dataobj)
+    assert one.image.get_data_dtype() == np.int16
+    assert not np.array_equal(one.image.dataobj, scan(scan_seed=5).image.dataobj)
+
+
+def test_the_brain_has_its_size_and_tissue_its_order() -> None:
+    simulated = scan()
+    voxel = abs(np.linalg.det(simulated.mask.affine[:3, :3]))
+    litres = float(np.asarray(simulated.mask.dataobj).sum() * voxel / 1e6)
+    assert 1.2 < litres < 2.0
+    volume = in_template()
+    white = level(volume, (26, -30, 28), 2)
+    assert level(volume, PUTAMEN) < white
+    assert level(volume, (8, 2, 16), 1) < 0.6 * white  # lateral ventricle
+    column = volume[60, 53, 50:]  # upwards through the vertex
+    scalp = np.flatnonzero(column > 0.5 * white)[-1]
+    assert scalp > 20, "the outermost bright layer lies above the brain"
+    assert column[scalp - 5 : scalp].min() < 0.35 * white, "dark skull below the scalp"
+    assert level(volume, (88, -20, 100), 2) < 0.1 * white  # air
+
+
+def test_every_scan_has_a_pose_of_its_own() -> None:
+    for one, other in ((scan(), scan(scan_seed=5)), (scan(site="B"), scan(site="B", scan_seed=5))):
+        turn = one.template_from_scan[:3, :3] @ np.linalg.inv(other.template_from_scan[:3, :3])
+        assert np.abs(turn - np.eye(3)).max() > 0.03
+        assert not np.allclose(one.image.affine, other.image.affine)
+
+
+def test_women_have_smaller_heads() -> None:
+    volumes = {sex: np.asarray(scan(sex=sex).mask.dataobj).sum() for sex in "FM"}
+    assert volumes["F"] < 0.95 * volumes["M"]
+
+
+def test_age_widens_ventricles_and_adds_csf_steadily() -> None:
+    ages = (50.0, 60.0, 75.0, 88.0)
+    shares = [dark_share(scan(age=age)) for age in ages]
+    assert all(younger < older for younger, older in itertools.pairwise(shares))
+    assert shares[-1] > 1.2 * shares[0]
+    beside_ventricle = [level(in_template(age=age), (22, -38, 20)) for age in ages]
+    assert all(younger > older for younger, older in itertools.pairwise(beside_ventricle))
+
+
+def test_ad_takes_the_medial_temporal_lobe_and_the_left_more() -> None:
+    control, patient = in_template(), in_template(group="AD")
+    loss = {side: 1 - level(patient, at) / level(control, at) for side, at in both_sides(HIPPOCAMPUS)}
+    assert loss["right"] > 0.1
+    assert loss["left"] > loss["right"] + 0.01, "or left and right are swapped"
+    for place in (*ELSEWHERE, *map(left, ELSEWHERE)):
+        assert level(patient, place) == pytest.approx(level(control, place), rel=0.02)
+
+
+def both_sides(point):
+    return (("left", left(point)), ("right", point))
+
+
+def test_pd_changes_the_deep_grey_matter_a_little() -> None:
+    control, patient = in_template(), in_template(group="PD")
+    for _, at in both_sides(PUTAMEN):
+        assert 1.005 < level(patient, at) / level(control, at) < 1.1
+    for place in (HIPPOCAMPUS, *ELSEWHERE):
+        assert level(patient, place) == pytest.approx(level(control, place), rel=0.01)
+
+
+def test_without_effect_the_groups_are_alike_but_ageing_stays() -> None:
+    control = scan(effect=0.0)
+    for group in ("AD", "PD"):
+        assert np.array_equal(scan(effect=0.0, group=group).image.dataobj, control.image.dataobj)
+    assert dark_share(scan(effect=0.0, age=88.0)) > dark_share(control)
+
+
+def test_sites_differ_in_contrast_and_grid() -> None:
+    one, other = scan(), scan(site="B")
+    assert nib.aff2axcodes(one.image.affine) == ("L", "A", "S")
+    assert nib.aff2axcodes(other.image.affine) == ("P", "S", "R")
+    assert not np.allclose(one.image.header.get_zooms(), other.image.header.get_zooms())
+    # CSF against the median of the brain, which a bias field leaves alone.
+    fluid = [np.percentile(inside(each), 2) / np.median(inside(each)) for each in (one, other)]
+    assert fluid[1] > fluid[0] + 0.1
+
+
+# -- files -----------------------------------------------------------------------------------------
+
+
+def test_a_cohort_on_disk_is_bids_and_says_that_it_is_simulated(tmp_path) -> None:
+    rows = simulate.participants(**COHORT | {"subjects": 2, "site": "B", "scans_per_subject": 2})
+    simulate.write_cohort_tables(rows, tmp_path)
+    path = simulate.write_scan(rows[1], tmp_path, 1.0)
+    assert path == simulate.scan_path(rows[1], tmp_path)
+    assert path == tmp_path / "sub-B001/ses-2/anat/sub-B001_ses-2_T1w.nii.gz"
+    mask = nib.load(simulate.mask_path(rows[1], tmp_path))
+    assert mask.get_filename() == str(
+        tmp_path / "derivatives/brainmask/sub-B001/ses-2/anat/sub-B001_ses-2_desc-brain_mask.nii.gz"
+    )
+    scan_on_disk = nib.load(path)
+    assert scan_on_disk.shape == mask.shape
+    assert np.array_equal(scan_on_disk.affine, mask.affine)
+    for folder in (tmp_path, tmp_path / "derivatives/brainmask"):
+        assert "simulated" in json.loads((folder / "dataset_description.json").read_text())["Name"].lower()
+
+
+def test_a_cohort_on_disk_reads_back_as_it_was_listed(tmp_path) -> None:
+    rows = simulate.participants(**COHORT | {"subjects": 3, "scans_per_subject": 2})
+    simulate.write_cohort_tables(rows, tmp_path)
+    for row in rows:
+        path = simulate.scan_path(row, tmp_path)
+        path.parent.mkdir(parents=True)
+        path.touch()
+    records = read_cohort("sim", Cohort(bids=str(tmp_path)))
+    found = {(record.scan_id, record.labels["group"], float(record.labels["age"])) for record in records}
+    assert found == {(simulate.scan_name(row), row["group"], row["age"]) for row in rows}
+
+
+def test_one_scan_per_subject_needs_no_session(tmp_path) -> None:
+    rows = simulate.participants(**COHORT | {"subjects": 1})
+    simulate.write_cohort_tables(rows, tmp_path)
+    assert simulate.scan_path(rows[0], tmp_path) == tmp_path / "sub-A001/anat/sub-A001_T1w.nii.gz"
+    assert not list(tmp_path.rglob("*_sessions.tsv"))

@@ -2,9 +2,9 @@
 
 Both have the paper's ViT-S encoder (384 wide, 6 blocks, 8 heads), a decoder of 4 blocks and 8 heads of the
 same width, MLPs of 4 times the width, qkv biases, 75 % of the patches hidden, 80^3 voxels in patches of 16^3.
-A step is forward, loss, backward and AdamW. Steps alternate in one process and count processor seconds, over
-all threads, so that other work on the machine disturbs both little and alike; peak memory is that of a
-process of its own for each.
+A step is forward, loss, backward and AdamW. Steps alternate in one process and count processor seconds of a
+single thread (threads that wait for each other burn processor time), so that other work on the machine
+disturbs both little and alike; peak memory is that of a process of its own for each.
 
 Run as: python benchmarks/mae.py [--batch 8] [--steps 10]
 """
@@ -106,6 +106,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--memory-of", choices=NAMES, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    torch.set_num_threads(1)
     if options.memory_of:
         measure_memory(options.memory_of, options.batch)
         return
@@ -118,7 +119,7 @@ def main() -> None:
             taken = steps[name]()
             if i:
                 seconds[name].append(taken)
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, batch {options.batch}")
+    print(f"torch {torch.__version__}, 1 thread, batch {options.batch}")
     print("network     CPU s/step   peak MiB   of it above start MiB")
     for name in NAMES:
         before, after = memory[name]

@@ -131,11 +131,13 @@ def test_a_fine_tune_imports_nothing_slow(store: Path) -> None:
         "pydantic",
         "yaml",
     )
+    encoder = store.parent / "encoder.safetensors"
+    save_encoder(encoder, build_vit(tiny_cells.BACKBONE), {})
     process = tiny_cells.python(
         "import sys, tiny_cells\n"
         "from neuropeft.train.finetune import finetune\n"
-        f"finetune(tiny_cells.cell(), {str(store)!r}, {str(split)!r}, None, {str(store.parent / 'out')!r}, "
-        f"{str(store.parent / 'state')!r})\n"
+        f"finetune(tiny_cells.cell(), {str(store)!r}, {str(split)!r}, {str(encoder)!r}, "
+        f"{str(store.parent / 'out')!r}, {str(store.parent / 'state')!r})\n"
         f"print([name for name in {slow!r} if name in sys.modules])"
     )
     output, errors = process.communicate(timeout=120)

@@ -78,8 +78,8 @@ def finetune(
     )
     stamps = [checkpoint.file_stamp(path) for path in (encoder_path, Path(store_dir) / "volumes.npy")]
     rows = [[[row["scan_id"], row["y"]] for row in side] for side in (sides.train, sides.validation)]
-    print_of_run = checkpoint.fingerprint(dict(spec), stamps, rows)
-    home = Home(Path(state_dir), print_of_run, spec, checkpoint_seconds)
+    identity = checkpoint.fingerprint(dict(spec), stamps, rows)
+    home = Home(Path(state_dir), identity, spec, checkpoint_seconds)
     groups = parameter_groups(model, method["lr"], method.get("weight_decay", 0.0), method.get("head_lr"))
     progress = fit(learner, groups, plan, home, where)
     _write(Path(out_dir), spec, model, goal, sides, progress, where)

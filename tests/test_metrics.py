@@ -21,7 +21,7 @@ from neuropeft.evaluate.metrics import (
     why_undefined,
     youden_threshold,
 )
-from neuropeft.evaluate.predictions import RunKey, first_scans, read_predictions
+from neuropeft.evaluate.predictions import RunKey, read_predictions
 from neuropeft.evaluate.scores import CONTROL, collect
 from neuropeft.files import read_tsv, write_tsv
 from sklearn import metrics as oracle
@@ -154,13 +154,6 @@ def test_all_seeds_see_the_same_resampled_subjects():
     error = np.linspace(0, 1, 30)
     draws = bootstrap_interval("regression", [(y, error, 0.5), (y, 1 - error, 0.5)])["mae"]
     assert draws == pytest.approx(0.5)
-
-
-def test_first_scan_of_a_subject_by_session_in_natural_order():
-    rows = [
-        {"subject": "s1", "session": session, "scan_id": f"s1_{session}"} for session in ("M12", "M6", "M24")
-    ]
-    assert [row["session"] for row in first_scans(rows)] == ["M6"]
 
 
 def test_predictions_hold_one_row_per_subject(results):

@@ -1,14 +1,13 @@
 """Stored predictions, read back with one row per subject."""
 
-import re
 from collections import defaultdict
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from neuropeft.cohorts.splits import first_rows
 from neuropeft.errors import UserError
 from neuropeft.files import MISSING, read_tsv
 
@@ -50,8 +49,8 @@ def read_predictions(path: Path, kind: str, classes: int) -> dict[RunKey, Run]:
     """Read a prediction or control file.
 
     A subject's first scan (by session, then scan_id) stands for the subject, so subjects with many scans
-    do not weigh more. Scans whose score is `n/a` are left out: a control that needs an age cannot predict
-    for a subject without one.
+    do not weigh more. Subjects whose score is `n/a` are left out: a control that needs an age cannot predict
+    without one.
 
     Raises:
         UserError: a column is missing or a value is no number.
@@ -74,25 +73,12 @@ def read_predictions(path: Path, kind: str, classes: int) -> dict[RunKey, Run]:
     return {key: run for key, run in read.items() if run.subjects}
 
 
-def first_scans(rows: Iterable[dict[str, str]]) -> list[dict[str, str]]:
-    """Keep each subject's first row by session and scan_id; numbers sort as numbers (M6 before M12)."""
-    ordered = sorted(rows, key=lambda row: (_natural(row["session"]), _natural(row["scan_id"])))
-    first: dict[str, dict[str, str]] = {}
-    for row in ordered:
-        first.setdefault(row["subject"], row)
-    return [first[subject] for subject in sorted(first)]
-
-
-def _natural(text: str) -> list[tuple[int, int, str]]:
-    parts = re.split(r"(\d+)", text)
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in parts]
-
-
 def _run(rows: list[dict[str, str]], names: list[str]) -> Run:
-    rows = first_scans(row for row in rows if row[names[0]] != MISSING)
-    score = np.array([[float(row[name]) for name in names] for row in rows]).reshape(len(rows), len(names))
+    first = first_rows(rows)
+    kept = [first[subject] for subject in sorted(first) if first[subject][names[0]] != MISSING]
+    score = np.array([[float(row[name]) for name in names] for row in kept]).reshape(len(kept), len(names))
     return Run(
-        subjects=tuple(row["subject"] for row in rows),
-        y=np.array([float(row["y"]) for row in rows]),
+        subjects=tuple(row["subject"] for row in kept),
+        y=np.array([float(row["y"]) for row in kept]),
         score=score if len(names) > 1 else score[:, 0],
     )

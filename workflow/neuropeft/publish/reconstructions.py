@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from neuropeft.config import Config
 from neuropeft.errors import UserError
 from neuropeft.publish.labels import backbone_label, cohort_label
-from neuropeft.publish.style import DOUBLE_COLUMN, new_figure, words_only
+from neuropeft.publish.style import DOUBLE_COLUMN, FONT_SIZE, new_figure, words_only
 
 SHOWN_SCANS = 4
 PLANES = {"sagittal": 0, "coronal": 1, "axial": 2}  # axis that is cut, of volumes in RAS order
@@ -51,11 +51,14 @@ def draw_reconstructions(config: Config, path: Path, pretraining: str, backbone:
                     axis.set_title(head + STAGES[stage_index])
         axes[row, 0].set_ylabel(f"scan {row + 1}")
     spec = config.pretraining[pretraining]
-    figure.suptitle(
+    title = (
         f"{backbone_label(backbone)}, {pretraining} on {cohort_label(config, spec.cohort)}: "
         f"reconstructions by the masked autoencoder\n{spec.mask_ratio * 100:g} % of the patches are hidden "
         "(blue) and rebuilt from the visible ones, which are shown as given"
     )
+    if spec.normalize_targets:
+        title += "\n(rebuilt patches have their pattern from the network, mean and contrast from the input)"
+    figure.suptitle(title, fontsize=FONT_SIZE)
     return figure
 
 

@@ -44,6 +44,7 @@ def test_writes_delta_history_and_cost(store: Path) -> None:
     assert cost["delta_bytes"] == (out / "delta.safetensors").stat().st_size
     assert (cost["train_subjects"], cost["train_scans"], cost["resumed"]) == (16, 16, 0)
     assert cost["start_seconds"] > 0
+    assert cost["flops_per_sample"] > 0
     assert cost["best_val_loss"] == min(float(row["val_loss"]) for row in history)
     assert json.loads(metadata["spec"]) == tiny_cells.cell()
     assert not list((store.parent / "state").iterdir()), "the checkpoint is done with"

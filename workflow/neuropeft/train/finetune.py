@@ -20,6 +20,7 @@ from neuropeft.train import checkpoint
 from neuropeft.train.augment import augment, read_augmentation
 from neuropeft.train.cost import device_name, write_cost
 from neuropeft.train.data import Volumes, load_volumes, pick_device
+from neuropeft.train.flops import training_flops
 from neuropeft.train.history import write_history
 from neuropeft.train.labels import Sides, read_sides, shuffled, stored_sessions
 from neuropeft.train.loop import CHECKPOINT_SECONDS, Home, Learner, Plan, Progress, fit
@@ -82,7 +83,7 @@ def finetune(
     home = Home(Path(state_dir), identity, spec, checkpoint_seconds)
     groups = parameter_groups(model, method["lr"], method.get("weight_decay", 0.0), method.get("head_lr"))
     progress = fit(learner, groups, plan, home, where)
-    _write(Path(out_dir), spec, model, goal, sides, progress, where)
+    _write(Path(out_dir), spec, model, goal, sides, progress, where, store.volumes.shape[-1])
     checkpoint.remove(home.folder)
 
 
@@ -149,6 +150,7 @@ def _write(
     sides: Sides,
     progress: Progress,
     device: torch.device,
+    edge: int,
 ) -> None:
     metadata = {
         "spec": json.dumps(spec, sort_keys=True),
@@ -175,7 +177,7 @@ def _write(
         "train_subjects": len({row["subject"] for row in sides.train}),
         "train_scans": len(sides.train),
         "device": device_name(device),
-        "flops_per_sample": None,
+        "flops_per_sample": training_flops(model, edge, device),
         "resumed": progress.resumed,
     }
     write_cost(out / "cost.json", cost)

@@ -1,0 +1,36 @@
+import pytest
+import tiny_cells
+import torch
+from neuropeft.models.build import build_predictor
+from neuropeft.peft.adapt import adapt
+from neuropeft.train.flops import training_flops
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+VIT_S = {"kind": "vit", "width": 384, "depth": 6, "heads": 8}
+
+
+def adapted(backbone: dict, method: dict) -> torch.nn.Module:
+    model = build_predictor(backbone, 1)
+    adapt(model, method)
+    return model
+
+
+@pytest.mark.parametrize("method", [{"kind": "full"}, {"kind": "layernorm"}, tiny_cells.LORA])
+def test_equals_torchs_counter(method: dict) -> None:
+    model, scan = adapted(tiny_cells.BACKBONE, method), torch.zeros(1, 1, *[tiny_cells.EDGE] * 3)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model(scan).sum().backward()
+    assert counter.get_total_flops() > 0
+    model.zero_grad()
+    assert training_flops(model, tiny_cells.EDGE, torch.device("cpu")) == counter.get_total_flops()
+    assert all(value.grad is None for value in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"), [("full", 9.18e9), ("layernorm", 6.13e9), ("attention", 6.91e9)]
+)
+def test_vit_s_takes_what_its_shape_implies(kind: str, expected: float) -> None:
+    assert training_flops(adapted(VIT_S, {"kind": kind}), 80, torch.device("cpu")) == pytest.approx(
+        expected, rel=0.01
+    )

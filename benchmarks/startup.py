@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from neuropeft.files import write_tsv
 from neuropeft.models.build import build_vit
 from neuropeft.models.checkpoints import save_encoder

@@ -10,6 +10,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+
 from neuropeft.config import Config
 from neuropeft.evaluate.costs import cell_folder
 from neuropeft.files import write_tsv

@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+
 from neuropeft.errors import UserError
 from neuropeft.train.augment import Augmentation, augment, read_augmentation
 

@@ -3,9 +3,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import neuropeft
 import pytest
 import torch
+
+import neuropeft
 from neuropeft.errors import UserError
 from neuropeft.models.build import build_vit
 from neuropeft.models.checkpoints import import_encoder, import_monai, load_encoder, save_encoder

@@ -36,7 +36,11 @@ MISTAKES = [
     ("methods.lora.r", "x", "`methods.lora.r`: input should be a valid integer"),
     ("methods.lora.kind", "lorra", "`methods.lora.kind` is 'lorra': choose from"),
     ("backbones.vit_xs.heads", 5, "`backbones.vit_xs`: `width` 96 is not divisible by `heads` 5"),
-    ("backbones.vit_xs.patch_size", 24, "`backbones.vit_xs.patch_size` 24 does not divide `preprocessing.size` 80"),
+    (
+        "backbones.vit_xs.patch_size",
+        24,
+        "`backbones.vit_xs.patch_size` 24 does not divide",
+    ),
     ("cohorts.X", {"bids": "no/such/place"}, "`cohorts.X.bids` is 'no/such/place', but there is no folder"),
     ("cohorts.X", {"table": "none.tsv"}, "`cohorts.X.table` is 'none.tsv', but there is no file"),
     ("cohorts.X", {}, "`cohorts.X`: a cohort needs exactly one of `bids`, `table` and `simulated`"),

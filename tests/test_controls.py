@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from neuropeft.errors import UserError
 from neuropeft.evaluate.controls import write_controls
 from neuropeft.evaluate.metrics import auc

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+
 from neuropeft.train import data
 from neuropeft.train.data import Volumes, derive_seed, epoch_order, load_volumes
 

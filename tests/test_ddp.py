@@ -3,8 +3,9 @@
 from pathlib import Path
 
 import pytest
-import tiny_cells
 import torch
+
+import tiny_cells
 from neuropeft.peft.adapt import read_delta
 from neuropeft.train.pretrain import pretrain
 from neuropeft.train.ranks import Ranks

@@ -24,7 +24,9 @@ def lock():
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("envs/*.yaml")), ids=lambda path: path.stem)
 def test_environment_pins_agree_with_the_lock(path, lock):
-    packages = next(item for item in yaml.safe_load(path.read_text())["dependencies"] if isinstance(item, dict))
+    packages = next(
+        item for item in yaml.safe_load(path.read_text())["dependencies"] if isinstance(item, dict)
+    )
     for requirement in packages["pip"]:
         name, version = requirement.split("==")
         assert lock[_name(name)] == version

@@ -5,9 +5,10 @@ import json
 
 import numpy as np
 import pytest
-from fabricated_results import fabricate, small_config
 from matplotlib import colors
 from matplotlib.collections import PathCollection
+
+from fabricated_results import fabricate, small_config
 from neuropeft.errors import UserError
 from neuropeft.evaluate.costs import read_costs
 from neuropeft.evaluate.scores import collect

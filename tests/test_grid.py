@@ -53,7 +53,9 @@ def test_a_changed_method_changes_its_own_cells_only(paper):
     lora = paper.methods["lora"].model_copy(update={"r": 4})
     changed = paper.model_copy(update={"methods": {**paper.methods, "lora": lora}})
     different = {
-        cell.method for cell in grid.cells(paper) if grid.cell_spec(paper, cell) != grid.cell_spec(changed, cell)
+        cell.method
+        for cell in grid.cells(paper)
+        if grid.cell_spec(paper, cell) != grid.cell_spec(changed, cell)
     }
     assert different == {"lora"}
 

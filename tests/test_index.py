@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+
 from neuropeft.cohorts.index import index_cohort, write_index
 from neuropeft.cohorts.prepare import prepare, read_chunks, read_index
 from neuropeft.config import Cohort, load_config

@@ -1,6 +1,7 @@
 """Labels: from the text of a cohort's tables to the target of a task."""
 
 import pytest
+
 from neuropeft.cohorts.index import Scan
 from neuropeft.cohorts.labels import comparable, finite, task_rows
 from neuropeft.config import Task

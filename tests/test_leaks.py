@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from neuropeft.cohorts.leaks import check_leaks, find_leaks, find_shared, store_digests
 from neuropeft.cohorts.splits import make_split, write_split
 from neuropeft.errors import UserError

@@ -1,5 +1,6 @@
 import pytest
 import torch
+
 from neuropeft.errors import UserError
 from neuropeft.models.build import build_mae
 from neuropeft.models.vit3d import patchify, unpatchify

@@ -4,6 +4,8 @@ import math
 
 import numpy as np
 import pytest
+from sklearn import metrics as oracle
+
 from fabricated_results import MISSING_CELL, MISSING_GROUP, fabricate, small_config, truth
 from neuropeft.errors import UserError
 from neuropeft.evaluate.compare import compare
@@ -24,7 +26,6 @@ from neuropeft.evaluate.metrics import (
 from neuropeft.evaluate.predictions import RunKey, read_predictions
 from neuropeft.evaluate.scores import CONTROL, collect
 from neuropeft.files import read_tsv, write_tsv
-from sklearn import metrics as oracle
 
 
 @pytest.fixture

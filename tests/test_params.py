@@ -1,6 +1,7 @@
 """The paper's Table 1, to the last parameter."""
 
 import pytest
+
 from neuropeft.models.build import build_predictor
 from neuropeft.peft.adapt import adapt
 from neuropeft.peft.counts import COLUMNS, Counts, count, table1

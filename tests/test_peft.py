@@ -2,6 +2,7 @@ import copy
 
 import pytest
 import torch
+
 from neuropeft.errors import UserError
 from neuropeft.models.build import build_predictor
 from neuropeft.peft import lora

@@ -5,8 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import tiny_cells
 import torch
+
+import tiny_cells
 from neuropeft.peft.adapt import read_delta
 from neuropeft.train import checkpoint
 from neuropeft.train.finetune import finetune

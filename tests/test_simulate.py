@@ -12,12 +12,13 @@ from functools import cache
 import nibabel as nib
 import numpy as np
 import pytest
+from scipy import ndimage
+
 from neuropeft.cohorts import simulate
 from neuropeft.cohorts.readers import read_cohort
 from neuropeft.cohorts.simulate_scan import simulate as simulate_with_truth
 from neuropeft.config import Cohort
 from neuropeft.errors import UserError
-from scipy import ndimage
 
 COHORT = {
     "subjects": 40,

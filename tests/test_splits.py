@@ -4,6 +4,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+
 from neuropeft.cohorts.splits import (
     check_split,
     held_out_subjects,

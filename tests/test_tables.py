@@ -4,6 +4,7 @@ import csv
 import json
 
 import pytest
+
 from fabricated_results import fabricate, small_config
 from neuropeft.config import Config
 from neuropeft.errors import UserError

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from neuropeft.errors import UserError
 from neuropeft.train import checkpoint
 

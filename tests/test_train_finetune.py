@@ -2,8 +2,9 @@ import json
 from pathlib import Path
 
 import pytest
-import tiny_cells
 import torch
+
+import tiny_cells
 from neuropeft.errors import UserError
 from neuropeft.models.build import build_vit
 from neuropeft.models.checkpoints import save_encoder

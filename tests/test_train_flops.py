@@ -1,11 +1,12 @@
 import pytest
-import tiny_cells
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+import tiny_cells
 from neuropeft.models.build import build_predictor
 from neuropeft.peft.adapt import adapt
 from neuropeft.train.flops import training_flops
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 VIT_S = {"kind": "vit", "width": 384, "depth": 6, "heads": 8}
 

@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+
 import tiny_cells
 from neuropeft.errors import UserError
 from neuropeft.train.labels import Sides, read_sides, shuffled, stored_sessions

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
+
 from neuropeft.errors import UserError
 from neuropeft.train.loop import Home, Learner, Plan, Progress, fit
-from torch import nn
 
 CPU = torch.device("cpu")
 

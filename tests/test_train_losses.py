@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+
 from neuropeft.errors import UserError
 from neuropeft.train.losses import auc, balanced_accuracy, objective, outputs_of, scores
 

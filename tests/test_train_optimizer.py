@@ -3,6 +3,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+
 from neuropeft.errors import UserError
 from neuropeft.train.optimizer import AdamW
 from neuropeft.train.schedule import check_warmup, lr_scale

@@ -1,8 +1,9 @@
 from pathlib import Path
 
 import pytest
-import tiny_cells
 import torch
+
+import tiny_cells
 from neuropeft.errors import UserError
 from neuropeft.files import read_tsv, write_tsv
 from neuropeft.peft.adapt import load_delta, read_delta

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 import tiny_cells
 from neuropeft.errors import UserError
 from neuropeft.files import read_tsv

@@ -1,5 +1,6 @@
 import pytest
 import torch
+
 from neuropeft.errors import UserError
 from neuropeft.models.build import build_predictor, build_vit
 from neuropeft.models.vit3d import ViT3D, ViTConfig, patchify, sincos_positions, unpatchify

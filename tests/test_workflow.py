@@ -18,7 +18,16 @@ STEPS = ("n4_bias_correction", "skull_strip", "register_to_template", "resample_
 
 def snakemake(folder, *arguments):
     """Run Snakemake with `folder` as its working directory; return the finished process."""
-    command = [sys.executable, "-m", "snakemake", "--snakefile", ROOT / "Snakefile", "--directory", folder, *arguments]
+    command = [
+        sys.executable,
+        "-m",
+        "snakemake",
+        "--snakefile",
+        ROOT / "Snakefile",
+        "--directory",
+        folder,
+        *arguments,
+    ]
     return subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True, check=False)
 
 
@@ -151,7 +160,13 @@ def test_a_table_and_a_multiclass_task(tmp_path):
     }
     config["pretraining"]["mae"]["cohort"] = "Local"
     config["grid"] = [
-        {"tasks": ["abc"], "backbones": ["vit_xxs"], "methods": ["lora"], "pretraining": ["mae"], "seeds": [0]}
+        {
+            "tasks": ["abc"],
+            "backbones": ["vit_xxs"],
+            "methods": ["lora"],
+            "pretraining": ["mae"],
+            "seeds": [0],
+        }
     ]
     assert dry_run(tmp_path, config)["finetune"] == 1
 

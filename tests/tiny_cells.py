@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from neuropeft.files import write_tsv
 
 EDGE = 12

@@ -5,6 +5,7 @@ fine-tune that lasts seconds must not pay for libraries it does not use.
 """
 
 import argparse
+import csv
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -129,9 +130,19 @@ def _preprocess(options: argparse.Namespace) -> None:
 
 
 def _params(options: argparse.Namespace) -> None:
-    from neuropeft.peft.counts import print_table1
+    from neuropeft.peft.counts import COLUMNS, table1
 
-    print_table1(options.format)
+    rows = table1()
+    if options.format == "csv":
+        writer = csv.DictWriter(sys.stdout, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    else:
+        from neuropeft.publish.sheet import markdown
+        from neuropeft.publish.tables import count_sheet, with_difference
+
+        texts = [{column: str(value) for column, value in row.items()} for row in rows]
+        print(markdown(count_sheet([with_difference(row) for row in texts])), end="")
 
 
 def _pretrain(options: argparse.Namespace) -> None:

@@ -16,10 +16,10 @@ rule simulate_scans:
         mem_mb=4000,
         runtime=60,
     params:
-        index="results/cohorts/{cohort}/scans.tsv",
         root="results/simulated/{cohort}",
-        spec=lambda wildcards: CONFIG.cohorts[wildcards.cohort].simulated.model_dump_json(),
-        chunk=lambda wildcards: chunk_digest(chunk_rows(wildcards.cohort, wildcards.chunk)),
+        # Who is in this chunk, so that a cohort that grows simulates its new scans' chunk alone.
+        participants=lambda wildcards: simulated_participants(wildcards.cohort, wildcards.chunk),
+        effect=lambda wildcards: CONFIG.cohorts[wildcards.cohort].simulated.effect,
     message:
         "Simulating scans of the simulated cohort {wildcards.cohort} (chunk {wildcards.chunk})"
     shell:

@@ -20,6 +20,8 @@ FIGURES = multiext(
         )
         for kind in ("png", "svg", "pdf")
     ),
+    "losses_pretraining.csv",
+    "losses_finetuning.csv",
 )
 
 
@@ -50,7 +52,7 @@ rule tables:
     conda:
         "../../envs/report.yaml"
     params:
-        config=CONFIG.model_dump_json(),
+        config=lambda wildcards: CONFIG.model_dump_json(),
     message:
         "Writing the tables"
     shell:
@@ -69,7 +71,7 @@ rule figures:
     conda:
         "../../envs/report.yaml"
     params:
-        config=CONFIG.model_dump_json(),
+        config=lambda wildcards: CONFIG.model_dump_json(),
     message:
         "Drawing the figures"
     shell:

@@ -50,7 +50,7 @@ def write_tables(config: Config, results: Path, counts: Path, out: Path) -> None
     write_csv(out / "scores.csv", records, SCORE_COLUMNS)
     write_csv(out / "costs.csv", cost_records(costs), COST_COLUMNS)
 
-    count_rows = [_with_difference(row) for row in read_tsv(counts)]
+    count_rows = [with_difference(row) for row in read_tsv(counts)]
     write_csv(out / "table1.csv", count_rows, COUNT_COLUMNS)
     write_sheet(count_sheet(count_rows), out)
 
@@ -101,7 +101,8 @@ def count_sheet(rows: Sequence[Mapping[str, object]]) -> Sheet:
     )
 
 
-def _with_difference(row: Mapping[str, str]) -> dict[str, object]:
+def with_difference(row: Mapping[str, str]) -> dict[str, object]:
+    """Return a row of parameter counts with what ours differs from the published one by, None if unknown."""
     ours, published = row["as_published"], row["published"]
     both = ours.isdigit() and published.isdigit()
     return {**row, "difference": int(ours) - int(published) if both else None}

@@ -1,9 +1,10 @@
 """N4 bias correction (Tustison et al. 2010, doi:10.1109/TMI.2010.2046908), estimated on a coarse grid.
 
 N4's field is a B-spline with a handful of control points: it is smooth over centimetres. Its cost is that of
-fitting every voxel again and again, so the fit sees every `COARSE_MM` only, by subsampling: averaging blurs
-tissues into each other and moves the field by more. The field is then applied at full resolution. It is
-estimated in voxel coordinates scaled by the voxel sizes, so the directions of the axes do not matter.
+fitting all voxels again and again, so here it fits one voxel every `COARSE_MM`, and its first three levels,
+whose field the last one refines, get fewer iterations. Voxels are picked, not averaged: averages blend
+tissues and move the field by more (benchmarks/n4.py). The field is then applied at full resolution. It is
+estimated on the scan's own axes, so their directions do not matter.
 """
 
 import nibabel as nib
@@ -12,6 +13,7 @@ import numpy as np
 from neuropeft.preprocess.io import ScanError, voxel_sizes
 
 COARSE_MM = 8.0
+ITERATIONS = (20, 20, 20, 50)  # antspyx: (50, 50, 50, 50)
 SMALLEST_COARSE_AXIS = 8  # voxels: fewer do not carry the spline's finest level
 
 
@@ -49,9 +51,8 @@ def bias_field(data: np.ndarray, voxel_mm: np.ndarray) -> np.ndarray:
     import ants
 
     steps = [_step(length, size) for length, size in zip(data.shape, voxel_mm, strict=True)]
-    starts = [(length - 1) % step // 2 for length, step in zip(data.shape, steps, strict=True)]
-    slices = tuple(slice(start, None, step) for start, step in zip(starts, steps, strict=True))
-    coarse = np.ascontiguousarray(data[slices])
+    starts = [_start(length, step) for length, step in zip(data.shape, steps, strict=True)]
+    coarse = np.ascontiguousarray(data[tuple(map(slice, starts, data.shape, steps))])
     positive = coarse > 0  # the field is estimated on logarithms
     if np.count_nonzero(positive) < SMALLEST_COARSE_AXIS**3:
         raise ScanError("N4 found almost no voxel above zero")
@@ -60,6 +61,7 @@ def bias_field(data: np.ndarray, voxel_mm: np.ndarray) -> np.ndarray:
         ants.from_numpy(coarse, spacing=spacing),
         mask=ants.from_numpy(positive.astype(np.float32), spacing=spacing),
         shrink_factor=1,
+        convergence={"iters": list(ITERATIONS), "tol": 1e-7},
         return_bias_field=True,
     ).numpy()
     if not (np.isfinite(field).all() and field.min() > 0):
@@ -69,6 +71,12 @@ def bias_field(data: np.ndarray, voxel_mm: np.ndarray) -> np.ndarray:
 
 def _step(length: int, size: float) -> int:
     return max(1, min(round(COARSE_MM / size), length // SMALLEST_COARSE_AXIS))
+
+
+def _start(length: int, step: int) -> int:
+    """Return the first voxel to pick: those picked lie centred, as ITK's own shrinking picks them."""
+    span = step * (length // step - 1)
+    return (length - span) // 2
 
 
 def _spread(log_field: np.ndarray, shape: tuple[int, ...], starts: list[int], steps: list[int]) -> np.ndarray:

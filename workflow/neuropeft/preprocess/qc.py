@@ -27,7 +27,7 @@ SMALLEST_COHORT = 8  # scans: a median of fewer says nothing about outliers
 LOW_ONLY = ("template_correlation", "template_overlap")  # a good fit is no outlier
 SHOWN = 6  # scans in each montage
 # Slices through ventricles, basal ganglia, temporal lobes and the midline.
-SLICES = ((2, 36), (2, 50), (1, 50), (1, 66), (0, 45), (0, 62))
+SLICES = ((2, 36), (2, 50), (1, 50), (1, 66), (0, 47), (0, 62))
 TISSUE_LEVEL = 0.62  # template intensity between grey and white matter, fractions of its brightest
 
 

@@ -46,6 +46,7 @@ MISTAKES = [
     ("cohorts.X", {}, "`cohorts.X`: a cohort needs exactly one of `bids`, `table` and `simulated`"),
     ("cohorts.SimA.skull_strip", "given", "`skull_strip: given` and `brain_masks` go together"),
     ("training.epochs", 0, "`training.epochs`: input should be greater than or equal to 1, but it is 0"),
+    ("training.warmup_epochs", 30, "`training`: `warmup_epochs` 30 must be fewer than `epochs` 30"),
     ("training.epochs", float("nan"), "`training.epochs`: "),
     ("splits.test", 0.9, "`splits`: `test` and `validation` together must leave subjects for training"),
     ("grid.0.methods", ["lorra"], "`grid.0.methods` names 'lorra', which is not there; did you mean 'lora'?"),

@@ -244,7 +244,18 @@ class Augment(Model):
     noise: float = Field(default=0.0, ge=0, description="standard deviation of added Gaussian noise")
 
 
-class Pretraining(Model):
+class _Schedule(Model):
+    epochs: int = Field(ge=1)
+    warmup_epochs: int = Field(ge=0, description="epochs over which the learning rate rises to its peak")
+
+    @model_validator(mode="after")
+    def _warm_up_ends(self) -> "_Schedule":
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(f"`warmup_epochs` {self.warmup_epochs} must be fewer than `epochs` {self.epochs}")
+        return self
+
+
+class Pretraining(_Schedule):
     """Masked-autoencoder pretraining on a cohort (He 2022; Dhinagar 2024, section 3.2)."""
 
     cohort: Name = Field(
@@ -314,7 +325,7 @@ class LoRA(_Method):
 Method = Annotated[Scratch | Full | Attention | LayerNorm | LoRA, Field(discriminator="kind")]
 
 
-class Training(Model):
+class Training(_Schedule):
     """What all fine-tunes share (Dhinagar 2024, section 3.2)."""
 
     epochs: int = Field(default=50, ge=1)

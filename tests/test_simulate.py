@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections import Counter
 from functools import cache
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -20,7 +21,7 @@ from neuropeft.cohorts.simulate_scan import simulate as simulate_with_truth
 from neuropeft.config import Cohort
 from neuropeft.errors import UserError
 
-COHORT = {
+COHORT: dict[str, Any] = {
     "subjects": 40,
     "seed": 1,
     "site": "A",

@@ -33,6 +33,7 @@ MAX_TURN = 12.0  # degrees of head rotation about each axis
 MAX_SHIFT = 9.0  # mm from the centre of the field of view
 MAX_TILT = 4.0  # degrees between the field of view and the scanner's axes
 REACH = 6.5  # mm over which the planted deformations fade; below it, strong ones would fold the tissue
+NOISE_FLOOR = 2.0  # SDs of noise below which scanners blank the air, as in most released scans
 WHITE_LEVEL = 600.0  # stored intensity of white matter
 SPLINE_SD = (151 / 315) ** 1.5  # of cubic B-splines of unit noise in 3D: the integral of their square
 
@@ -143,6 +144,7 @@ def simulate(participant: Mapping[str, Any], effect: float) -> SimulatedScan:
     image *= np.exp(scanner.bias * _field(rng, scanner.shape, (4, 4, 4)))
     noise = scanner.noise * rng.standard_normal((2, *scanner.shape), dtype=np.float32)
     image = np.hypot(image + noise[0], noise[1])
+    image[image < NOISE_FLOOR * scanner.noise] = 0
     gain = WHITE_LEVEL * rng.uniform(0.85, 1.15)
     return SimulatedScan(
         image=nib.Nifti1Image(np.rint(image * gain).astype(np.int16), affine),

@@ -40,10 +40,8 @@ rule check_leaks:
         "../../envs/torch.yaml"
     resources:
         mem_mb=4000,
-    params:
-        zero_shot=lambda wildcards, input: [str(Path(path).parent) for path in input.zero_shot],
     message:
         "Checking task {wildcards.task} for subjects and images on two sides"
     shell:
-        "python -m neuropeft check-leaks --splits {input.splits} --store $(dirname {input.volumes})"
-        " --zero-shot {params.zero_shot} --out {output} > {log} 2>&1"
+        "python -m neuropeft check-leaks --splits {input.splits} --store {input.volumes}"
+        " --zero-shot {input.zero_shot} --out {output} > {log} 2>&1"

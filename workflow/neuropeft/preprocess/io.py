@@ -1,5 +1,6 @@
 """Reading scans and masks: a file comes out in RAS order, as float32, or is refused with a reason."""
 
+import gzip
 import zlib
 from pathlib import Path
 
@@ -101,6 +102,8 @@ def _read(path: Path) -> tuple[np.ndarray, np.ndarray]:
     if not path.name.endswith(SUFFIXES):
         raise ScanError(f"{path} is not .nii, .nii.gz or .mgz (convert DICOM first, for example by dcm2niix)")
     try:
+        if path.suffix != ".nii":
+            _check_gzip(path)
         image = nib.load(path)
         if not isinstance(image, nib.spatialimages.SpatialImage):
             raise ScanError(f"{path} is not an image of voxels")
@@ -111,6 +114,13 @@ def _read(path: Path) -> tuple[np.ndarray, np.ndarray]:
     except (OSError, EOFError, zlib.error, ValueError) as error:
         raise ScanError(f"{path} is truncated or damaged: {error}") from error
     return data.reshape(data.shape[:3]), image.affine
+
+
+def _check_gzip(path: Path) -> None:
+    """Read a compressed file to its end, where its checksum is; the image reader stops before."""
+    with gzip.open(path) as stream:
+        while stream.read(1 << 24):
+            pass
 
 
 def _check_geometry(path: Path, image: nib.spatialimages.SpatialImage) -> None:

@@ -1,0 +1,169 @@
+"""Reading scans: every order of axes comes out in RAS, and what is no scan is refused with its reason."""
+
+import gzip
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from neuropeft.errors import UserError
+from neuropeft.preprocess.io import ScanError, load_mask, load_scan, save_image
+from preprocess_scans import MOVED, brain_scan, save
+
+
+@pytest.fixture(scope="module")
+def scan():
+    return brain_scan(MOVED, (3.0, 2.5, 4.0), spot=500)
+
+
+@pytest.mark.parametrize("axes", ["LPS", "PSR", "SAL", "AIL", "IRP"])
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz", ".mgz"])
+def test_every_axis_order_and_format_reads_as_the_same_ras_scan(tmp_path, scan, axes, suffix):
+    kind = nib.MGHImage if suffix == ".mgz" else nib.Nifti1Image
+    wanted = nib.orientations.axcodes2ornt(axes)
+    turned = scan.as_reoriented(nib.orientations.ornt_transform(nib.io_orientation(scan.affine), wanted))
+    assert nib.aff2axcodes(turned.affine) == tuple(axes)
+    nib.save(kind(np.asarray(turned.dataobj), turned.affine), tmp_path / f"scan{suffix}")
+
+    read = load_scan(tmp_path / f"scan{suffix}")
+
+    assert nib.aff2axcodes(read.affine) == ("R", "A", "S")
+    np.testing.assert_array_equal(np.asarray(read.dataobj), np.asarray(scan.dataobj))
+    np.testing.assert_allclose(read.affine, scan.affine, atol=1e-3)
+
+
+def test_an_oblique_scan_keeps_its_angles(tmp_path):
+    c, s = 2 * np.cos(np.radians(25)), 2 * np.sin(np.radians(25))
+    affine = np.array([[-c, s, 0, 9], [s, c, 0, 8], [0, 0, 2, 7], [0, 0, 0, 1]])
+    data = np.random.default_rng(0).random((40, 50, 60)).astype(np.float32)
+    read = load_scan(save(tmp_path / "scan.nii.gz", nib.Nifti1Image(data, affine)))
+
+    place = affine @ [3, 4, 5, 1]
+    voxel = np.rint(np.linalg.solve(read.affine, place)[:3]).astype(int)
+    np.testing.assert_allclose(read.affine @ [*voxel, 1], place, atol=1e-3)
+    assert read.dataobj[tuple(voxel)] == data[3, 4, 5]
+
+
+def test_a_single_volume_of_four_dimensions_is_a_scan(tmp_path, scan):
+    data = np.asarray(scan.dataobj)
+    path = save(tmp_path / "scan.nii.gz", nib.Nifti1Image(data[..., None], scan.affine))
+    np.testing.assert_array_equal(np.asarray(load_scan(path).dataobj), data)
+
+
+def test_the_header_of_the_scan_does_not_travel_on(tmp_path, scan):
+    named = nib.Nifti1Image(np.asarray(scan.dataobj), scan.affine)
+    named.header["descrip"] = b"Jane Doe"
+    assert b"Jane Doe" not in load_scan(save(tmp_path / "scan.nii.gz", named)).header.binaryblock
+
+
+def broken(kind, path, scan):
+    data, affine = np.asarray(scan.dataobj), scan.affine
+    if kind == "missing":
+        return path
+    if kind in ("truncated", "flipped bits"):
+        save(path, scan)
+        content = bytearray(path.read_bytes())
+        if kind == "truncated":
+            content = content[: len(content) // 2]
+        else:
+            content[len(content) // 2] ^= 0xFF
+        path.write_bytes(bytes(content))
+        return path
+    if kind == "empty file":
+        path.write_bytes(b"")
+    elif kind == "text":
+        path.write_bytes(gzip.compress(b"not an image" * 100))
+    elif kind == "colours":
+        colours = np.zeros(data.shape, [("R", "u1"), ("G", "u1"), ("B", "u1")])
+        nib.Nifti1Image(colours, affine).to_filename(path)
+    elif kind == "no orientation":
+        nib.Nifti1Image(data, None).to_filename(path)
+    else:
+        changed = {
+            "all zero": (np.zeros_like(data), affine),
+            "constant": (np.full_like(data, 7), affine),
+            "2D": (data[:, :, 20], affine),
+            "one slice": (data[:, :, 20:21], affine),
+            "4D": (np.stack([data, data], axis=-1), affine),
+            "NaN": (np.where(data == data.max(), np.nan, data), affine),
+            "infinite": (np.where(data == data.max(), np.inf, data), affine),
+            "metres": (data, np.diag([0.001, 0.001, 0.001, 1]) @ affine),
+            "huge voxels": (data, np.diag([9, 9, 9, 1]) @ affine),
+            "crop": (data[30:40, 30:40, 20:30], affine),
+        }
+        save(path, nib.Nifti1Image(*changed[kind]))
+    return path
+
+
+REASONS = {
+    "missing": "is missing",
+    "truncated": "truncated or damaged",
+    "flipped bits": "truncated or damaged",
+    "empty file": "not a readable image",
+    "text": "not a readable image",
+    "colours": "colours",
+    "no orientation": "no orientation",
+    "all zero": "all zero",
+    "constant": "constant (7 everywhere)",
+    "2D": "2D image",
+    "one slice": "2D image",
+    "4D": "4D image of 2 volumes",
+    "NaN": "NaN",
+    "infinite": "infinite",
+    "metres": "voxels of",
+    "huge voxels": "voxels of",
+    "crop": "covers 30 x 25 x 40 mm",
+}
+
+
+@pytest.mark.parametrize("kind", REASONS)
+def test_what_is_no_scan_is_refused_with_its_reason(tmp_path, scan, kind):
+    path = broken(kind, tmp_path / "scan.nii.gz", scan)
+    with pytest.raises(ScanError) as caught:
+        load_scan(path)
+    assert REASONS[kind] in str(caught.value)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert isinstance(caught.value, UserError)
+
+
+def test_dicom_is_refused_with_a_way_out(tmp_path):
+    path = tmp_path / "slice.dcm"
+    path.write_bytes(b"DICM")
+    with pytest.raises(ScanError, match="dcm2niix"):
+        load_scan(path)
+
+
+def test_a_mask_follows_its_scan_into_ras(tmp_path, scan):
+    inside = np.asarray(scan.dataobj) > 400
+    turned = nib.Nifti1Image(inside.astype(np.uint8), scan.affine).as_reoriented(
+        nib.orientations.axcodes2ornt("LIP")
+    )
+    mask = load_mask(save(tmp_path / "mask.nii.gz", turned), scan)
+    assert mask.dtype == np.uint8
+    np.testing.assert_array_equal(mask, inside)
+
+
+@pytest.mark.parametrize("kind", ["shape", "place", "flip", "empty"])
+def test_a_mask_of_another_grid_is_refused(tmp_path, scan, kind):
+    inside, affine = (np.asarray(scan.dataobj) > 400).astype(np.uint8), scan.affine.copy()
+    if kind == "shape":
+        inside = inside[:-1]
+    elif kind == "place":
+        affine[0, 3] += 2
+    elif kind == "flip":
+        affine = affine @ np.diag([-1, 1, 1, 1])
+    else:
+        inside[:] = 0
+    reason = {"shape": "shape", "place": "by 2 mm", "flip": "grid", "empty": "empty"}[kind]
+    with pytest.raises(ScanError, match=reason):
+        load_mask(save(tmp_path / "mask.nii.gz", nib.Nifti1Image(inside, affine)), scan)
+
+
+def test_images_are_written_whole_with_their_space(tmp_path, scan):
+    save_image(tmp_path / "deep" / "image.nii.gz", np.asarray(scan.dataobj), scan.affine, space="mni")
+    read = nib.load(tmp_path / "deep" / "image.nii.gz")
+    assert int(read.header["sform_code"]) == 4
+    assert read.get_data_dtype() == np.float32
+    np.testing.assert_array_equal(np.asarray(read.dataobj), np.asarray(scan.dataobj))
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["image.nii.gz"]

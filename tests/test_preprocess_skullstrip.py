@@ -1,0 +1,99 @@
+"""Skull-stripping: each method gives a mask of the brain or says why not."""
+
+import sys
+import types
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from neuropeft.errors import UserError
+from neuropeft.preprocess.io import ScanError
+from neuropeft.preprocess.skullstrip import brain_mask, mask_ml
+from preprocess_scans import brain_of, brain_scan, save
+
+
+@pytest.fixture(scope="module")
+def scan():
+    return brain_scan(voxel_mm=(2.0, 3.0, 4.0))
+
+
+def test_a_stripped_scan_is_brain_where_it_is_no_background(scan):
+    data = np.asarray(scan.dataobj).copy()
+    centre = tuple(np.argwhere(data > 500).mean(axis=0).astype(int))
+    data[centre] = 0  # a ventricle that was stored as background
+    data[0, 0, 0] = 50  # a speck
+    mask = brain_mask(nib.Nifti1Image(data, scan.affine), "stripped")
+    assert mask.dtype == np.uint8
+    assert mask[centre] == 1
+    assert mask[0, 0, 0] == 0
+    assert np.mean(mask == (np.asarray(scan.dataobj) > 0)) > 0.999
+
+
+def test_the_background_of_a_stripped_scan_need_not_be_zero(scan):
+    lowered = nib.Nifti1Image(np.asarray(scan.dataobj) - 1000, scan.affine)
+    np.testing.assert_array_equal(brain_mask(lowered, "stripped"), brain_mask(scan, "stripped"))
+
+
+def test_a_whole_head_is_not_taken_for_a_brain():
+    noise = np.random.default_rng(0).random((50, 50, 50)).astype(np.float32)
+    with pytest.raises(ScanError, match="not skull-stripped"):
+        brain_mask(nib.Nifti1Image(noise, np.diag([4.0, 4, 4, 1])), "stripped")
+
+
+def test_a_given_mask_is_read(tmp_path, scan):
+    path = save(tmp_path / "mask.nii.gz", nib.Nifti1Image(brain_of(scan), scan.affine))
+    np.testing.assert_array_equal(brain_mask(scan, "given", path), brain_of(scan))
+    with pytest.raises(ScanError, match="missing"):
+        brain_mask(scan, "given", tmp_path / "other.nii.gz")
+    with pytest.raises(ScanError, match="no brain mask"):
+        brain_mask(scan, "given", None)
+
+
+def test_a_mask_too_small_for_a_brain_is_refused(tmp_path, scan):
+    speck = np.zeros(scan.shape, np.uint8)
+    speck[20, 20, 20] = 1
+    path = save(tmp_path / "mask.nii.gz", nib.Nifti1Image(speck, scan.affine))
+    with pytest.raises(ScanError, match="no brain was found"):
+        brain_mask(scan, "given", path)
+
+
+def test_without_hd_bet_the_error_says_how_to_get_it(monkeypatch, scan):
+    monkeypatch.setitem(sys.modules, "HD_BET", None)
+    with pytest.raises(UserError, match=r"pip install 'neuropeft\[hd-bet\]'") as caught:
+        brain_mask(scan, "hd-bet")
+    assert not isinstance(caught.value, ScanError)  # no scan's fault: it must stop the job
+
+
+def test_hd_bet_gets_the_scan_and_its_mask_comes_back(monkeypatch, scan):
+    """With a stand-in that keeps the interface of HD-BET 2: files in, `<output>_bet.nii.gz` out."""
+    downloads = []
+
+    def predict(source, target, predictor, keep_brain_mask, compute_brain_extracted_image):
+        assert predictor == "cpu"
+        assert keep_brain_mask
+        assert not compute_brain_extracted_image
+        image = nib.load(source)
+        mask = (np.asarray(image.dataobj) > 1).astype(np.uint8)
+        nib.Nifti1Image(mask, image.affine).to_filename(target.removesuffix(".nii.gz") + "_bet.nii.gz")
+
+    package, download, prediction = (types.ModuleType(name) for name in ("HD_BET", "download", "prediction"))
+    download.maybe_download_parameters = lambda: downloads.append(1)
+    prediction.get_hdbet_predictor = lambda device: str(device)
+    prediction.hdbet_predict = predict
+    monkeypatch.setitem(sys.modules, "HD_BET", package)
+    monkeypatch.setitem(sys.modules, "HD_BET.checkpoint_download", download)
+    monkeypatch.setitem(sys.modules, "HD_BET.hd_bet_prediction", prediction)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+
+    np.testing.assert_array_equal(brain_mask(scan, "hd-bet"), brain_of(scan))
+    assert downloads
+
+
+def test_an_unknown_method_is_a_users_error(scan):
+    with pytest.raises(UserError, match="deepbet, hd-bet, given, stripped"):
+        brain_mask(scan, "magic")
+
+
+def test_mask_volume_counts_millimetres():
+    assert mask_ml(np.ones((10, 10, 10)), np.diag([-1.0, 2, 5, 1])) == pytest.approx(10)

@@ -8,6 +8,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 demo: install
 	snakemake --profile profiles/local --configfile workflow/configs/demo.yaml --cores $(CORES)
+	python tests/check_planted_effects.py results/tables/scores.csv
 	python -m neuropeft summary --configfile workflow/configs/demo.yaml
 
 test: install

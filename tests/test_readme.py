@@ -1,0 +1,91 @@
+"""Every command that the README shows is run, here or by CI, as it stands there."""
+
+import csv
+import io
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from neuropeft.cohorts.simulate import participants, write_scan
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+BY_CI = ("make demo", "make test", "make lint")
+
+
+def commands():
+    """Return the commands of the README's shell blocks, without their comments."""
+    blocks = re.findall(r"^```sh\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+    lines = [
+        line.split("  #")[0].strip() for block in blocks for line in block.replace("\\\n", "").splitlines()
+    ]
+    return [line for line in lines if line]
+
+
+def run(command, folder, **variables):
+    """Run a command of the README with this Python and with `folder` as its working directory."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT / "workflow"), **variables}
+    return subprocess.run(
+        shlex.split(command), cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+
+
+def test_ci_runs_the_make_commands():
+    script = (ROOT / ".ci/run").read_text()
+    shown = [command for command in commands() if command.startswith("make ")]
+    assert {"make demo", "make test"} <= set(shown)
+    assert all(command in BY_CI and command in script for command in shown)
+
+
+SNAKEMAKE = [command for command in commands() if "snakemake " in command]
+
+
+@pytest.mark.parametrize("command", SNAKEMAKE)
+def test_snakemake_commands_are_understood(command, tmp_path):
+    variables = {}
+    while "=" in command.split()[0]:  # IXI_ROOT=... before the command: an empty cohort stands in
+        assignment, command = command.split(maxsplit=1)
+        variables[assignment.split("=")[0]] = str(tmp_path)
+    done = run(f"{command} --dry-run --directory {tmp_path}", ROOT, **variables)
+    said = done.stdout + done.stderr
+    if variables:
+        assert "has no scan" in said, said
+    elif "--configfile" in command:
+        assert done.returncode == 0, said
+    else:  # config.yaml waits for the paths of the paper's cohorts
+        assert "`cohorts.UKB.bids` is 'data/UKB', but there is no folder" in said
+
+
+def test_parameter_counts_are_printed(tmp_path):
+    (command,) = (command for command in commands() if " params " in command)
+    done = run(command, tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = list(csv.DictReader(io.StringIO(done.stdout)))
+    first = ["backbone", "method", "encoder", "head", "total", "as_published", "published"]
+    assert list(rows[0])[:7] == first
+    paper = [row for row in rows if row["backbone"].startswith("vit_")]
+    assert len(paper) == 10
+    assert all(row["as_published"] == row["published"] for row in paper)
+
+
+def test_one_scan_is_preprocessed_outside_the_workflow(tmp_path):
+    (command,) = (command for command in commands() if " preprocess " in command)
+    person = participants(4, seed=3, site="A", groups={"CN": 1.0}, age=(60, 70), scans_per_subject=1)[0]
+    write_scan(person, tmp_path, effect=1.0).rename(tmp_path / "sub-01_T1w.nii.gz")
+    done = run(command, tmp_path)
+    assert done.returncode == 0, done.stderr
+    printed = dict(line.split("\t") for line in done.stdout.splitlines())
+    assert float(printed["template_overlap"]) > 0.9
+    assert abs(float(printed["shear"])) < 1e-9
+    assert list((tmp_path / "out").rglob("*_desc-brain_mask.nii.gz"))
+
+
+def test_other_commands_are_known():
+    known = ("make ", "snakemake ", "python -m neuropeft p", "source .venv/bin/activate")
+    assert [c for c in commands() if not c.startswith(known) and "snakemake " not in c] == []

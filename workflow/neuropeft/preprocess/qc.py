@@ -119,6 +119,7 @@ def _draw_distributions(rows: Sequence[Row], scores: Mapping[str, np.ndarray]) -
         values = np.array([float(row[name]) for row in rows])
         outlying = scores[name] > OUTLIER
         height = np.random.default_rng(0).uniform(-0.3, 0.3, len(values))
+        height[outlying] = np.resize((0.3, -0.3, 0.0), np.count_nonzero(outlying))  # keeps their names apart
         size = 14 if len(values) < 1000 else 3
         axis.scatter(values[~outlying], height[~outlying], s=size, color="#4477aa", alpha=0.6, linewidths=0)
         axis.scatter(values[outlying], height[outlying], s=26, color="#cc3311", marker="x")

@@ -18,7 +18,7 @@ from neuropeft.preprocess.ninedof import NineDof, rotation_matrix, triple
 
 START_DEGREES = (-50.0, -25.0, 0.0, 25.0, 50.0)  # around every axis; basins of attraction overlap
 LEVELS = ((8, 8, 12), (4, 3, 15), (2, 1, 15))  # (mm between samples, candidates kept, iterations)
-RIM_MM = 6.0  # samples reach this far out of the template's brain: its outline informs the scales
+RIM_MM = 10.0  # samples reach this far out of the template's brain: its outline informs the scales
 BRIGHTEST = 0.995  # quantile at which intensities in the brain are clipped: vessels, leftovers of fat
 SCALE_RANGE = (0.5, 2.0)
 MEAN_STEP_MM = 0.005  # refinement stops below this mean displacement

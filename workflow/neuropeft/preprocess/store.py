@@ -71,7 +71,7 @@ def pack(
 
 def _check_share(rows: list, kept: list, max_share: float, excluded: str | Path) -> None:
     failed = len(rows) - len(kept)
-    if kept and failed <= max_share * len(rows):
+    if kept and failed / len(rows) <= max_share:
         return
     reasons = Counter(row["step"] for row in rows if row["status"] == "failed")
     where = ", ".join(f"{count} at {step}" for step, count in reasons.most_common())

@@ -68,7 +68,7 @@ def small_config(**changes: object) -> Config:
             "vit_s": {"kind": "vit", "width": 384, "depth": 6, "heads": 8, "decoder": decoder},
             "densenet121": {"kind": "densenet121"},
         },
-        "pretraining": {"mae": {"cohort": "SimA", "epochs": 40, "batch_size": 8}},
+        "pretraining": {"mae": {"cohort": "SimA", "epochs": 50, "batch_size": 8}},
         "methods": {
             "scratch": {"kind": "scratch", "lr": 1e-4},
             "full": {"kind": "full", "lr": 1e-4},

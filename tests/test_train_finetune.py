@@ -87,8 +87,8 @@ def test_regression_keeps_the_training_statistics_beside_the_delta(store: Path) 
     out = train(store, tiny_cells.cell("regression"), regression=True)
     metadata = read_delta(out / "delta.safetensors")[1]
     y = torch.tensor([60 + 10.5 * (i % 2) + 0.1 * i for i in range(16)], dtype=torch.float64)
-    assert float(metadata["target_mean"]) == pytest.approx(float(y.mean()))
-    assert float(metadata["target_sd"]) == pytest.approx(float(y.std(correction=0)))
+    assert json.loads(metadata["offset"])[0] == pytest.approx(float(y.mean()))
+    assert float(metadata["scale"]) == pytest.approx(float(y.std(correction=0)))
 
 
 def test_multiclass(store: Path) -> None:

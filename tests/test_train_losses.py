@@ -24,7 +24,7 @@ def test_binary_classes_weigh_the_same_and_zero_is_the_best_constant() -> None:
     assert gradient is not None
     assert float(gradient.sum()) == pytest.approx(0, abs=1e-7)
     assert float(gradient[:9].sum()) == pytest.approx(0.5 * 9 / 12)
-    assert (goal.mean, goal.sd) == (0.0, 1.0)
+    assert goal.offset == pytest.approx([math.log(3 / 9)]), "reported at the frequencies of the training set"
 
 
 def test_multiclass_classes_weigh_the_same() -> None:
@@ -41,17 +41,17 @@ def test_multiclass_classes_weigh_the_same() -> None:
 def test_regression_is_l1_on_the_standardised_target() -> None:
     goal = objective(AGE, [50.0, 60.0, 70.0, 80.0], "cell")
     sd = math.sqrt(125)
-    assert goal.mean == 65
-    assert goal.sd == pytest.approx(sd)
+    assert goal.offset == (65,)
+    assert goal.scale == pytest.approx(sd)
     outputs, targets = torch.tensor([[0.0], [1.0]]), torch.tensor([70.0, 65.0])
     assert float(goal.loss(outputs, targets)) == pytest.approx((5 / sd + 1) / 2)
     assert goal.metric(outputs, targets) == pytest.approx((5 + sd) / 2)
 
 
 def test_scores_are_probabilities_or_values() -> None:
-    assert scores(BINARY, torch.tensor([[0.0]]), 0, 1).tolist() == [[0.5]]
-    assert scores(AGE, torch.tensor([[-2.0]]), 65, 10).tolist() == [[45]]
-    three = scores(THREE, torch.tensor([[0.0, 0.0, math.log(2)]]), 0, 1)
+    assert scores(BINARY, torch.tensor([[0.0]]), (math.log(3),), 1).tolist() == [[pytest.approx(0.75)]]
+    assert scores(AGE, torch.tensor([[-2.0]]), (65,), 10).tolist() == [[45]]
+    three = scores(THREE, torch.tensor([[0.0, 0.0, math.log(2)]]), (0, 0, 0), 1)
     assert three[0].tolist() == pytest.approx([0.25, 0.25, 0.5])
 
 

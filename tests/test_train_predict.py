@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -54,7 +55,7 @@ def full(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-def test_validation_and_test_subjects_once_each_per_delta(store: Path, monkeypatch) -> None:
+def test_every_scan_of_validation_and_test_subjects_per_delta(store: Path, monkeypatch) -> None:
     full(monkeypatch)
     cells = [trained(store, fraction=fraction) for fraction in (50, 100)]
     other, split = trained(store, seed=1, validation=4)
@@ -64,9 +65,10 @@ def test_validation_and_test_subjects_once_each_per_delta(store: Path, monkeypat
     for row in table:
         key = (row["fraction"], row["seed"], row["split"])
         counts[key] = counts.get(key, 0) + 1
-        assert row["session"] == "ses-1"
-    sizes = {("50", "0"): 6, ("100", "0"): 6, ("100", "1"): 4}
-    expected = {(*cell, "val"): size for cell, size in sizes.items()} | {(*cell, "test"): 2 for cell in sizes}
+        assert row["session"] in ("ses-1", "ses-2")
+    sizes = {("50", "0"): 6, ("100", "0"): 6, ("100", "1"): 4}  # subjects, of two scans each
+    expected = {(*cell, "val"): 2 * size for cell, size in sizes.items()}
+    expected |= {(*cell, "test"): 4 for cell in sizes}
     assert counts == expected
 
 
@@ -75,6 +77,7 @@ def test_scores_are_probabilities_of_the_plain_forward_pass(store: Path, monkeyp
     delta, split = trained(store)
     table = predicted(store, [delta], [split])
     outputs = outputs_of(store, delta, "binary", [row["scan_id"] for row in table])
+    outputs += json.loads(read_delta(delta)[1]["offset"])[0]
     assert [float(row["score"]) for row in table] == pytest.approx(outputs.sigmoid()[:, 0].tolist(), abs=1e-5)
 
 
@@ -84,7 +87,7 @@ def test_regression_is_in_the_targets_unit(store: Path, monkeypatch) -> None:
     table = predicted(store, [delta], [split])
     outputs = outputs_of(store, delta, "regression", [row["scan_id"] for row in table])[:, 0]
     metadata = read_delta(delta)[1]
-    values = outputs * float(metadata["target_sd"]) + float(metadata["target_mean"])
+    values = outputs * float(metadata["scale"]) + json.loads(metadata["offset"])[0]
     assert [float(row["score"]) for row in table] == pytest.approx(values.tolist(), abs=1e-3)
 
 
@@ -106,7 +109,8 @@ def test_a_zero_shot_cohort_is_predicted_whole_with_every_delta(store: Path, mon
     write_tsv(labels, [*rows, absent], ["scan_id", "subject", "session", "y", "sex", "age"])
     table = predicted(elsewhere, deltas, [labels])
     assert {(row["split"], row["y"]) for row in table} == {("zero-shot", "1")}
-    assert [row["subject"] for row in table] == ["sub-000", "sub-001", "sub-002"] * 2
+    everybody = [f"sub-00{subject}" for subject in range(3) for _session in range(2)]
+    assert [row["subject"] for row in table] == everybody * 2
 
 
 def test_mistakes_are_named(store: Path, monkeypatch) -> None:

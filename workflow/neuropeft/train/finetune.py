@@ -154,8 +154,8 @@ def _write(
 ) -> None:
     metadata = {
         "spec": json.dumps(spec, sort_keys=True),
-        "target_mean": repr(goal.mean),
-        "target_sd": repr(goal.sd),
+        "offset": json.dumps(goal.offset),
+        "scale": repr(goal.scale),
         "best_epoch": str(progress.best_epoch),
         "torch": torch.__version__,
     }

@@ -1,5 +1,6 @@
 """What a task minimises, and how its outputs are read: an objective for each kind of task."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,15 +21,16 @@ class Objective:
         loss: Mean loss of outputs [B, outputs] against targets [B].
         metric: What a person wants to watch: AUC, balanced accuracy, or the mean absolute error in the
             target's unit.
-        mean: Regression: what standardises the target; 0 otherwise.
-        sd: Likewise; 1 otherwise.
+        offset: What turns outputs into what is reported, one per output: the mean of a regression target,
+            or the log-odds of class 1, which the loss weighs away; 0 for more classes.
+        scale: SD of a regression target; 1 otherwise. Reported are outputs * scale + offset.
     """
 
     outputs: int
     loss: Callable[[Tensor, Tensor], Tensor]
     metric: Callable[[Tensor, Tensor], float]
-    mean: float = 0.0
-    sd: float = 1.0
+    offset: tuple[float, ...]
+    scale: float = 1.0
 
 
 def outputs_of(task: Mapping[str, Any]) -> int:
@@ -60,11 +62,16 @@ def objective(task: Mapping[str, Any], targets: Sequence[float], name: str) -> O
     return _multiclass((counts.sum() / (len(counts) * counts)).float())
 
 
-def scores(task: Mapping[str, Any], outputs: Tensor, mean: float, sd: float) -> Tensor:
-    """Return probabilities, or values in the target's unit, [n, 1] or [n, classes] as `outputs`."""
+def scores(task: Mapping[str, Any], outputs: Tensor, offset: Sequence[float], scale: float) -> Tensor:
+    """Return probabilities, or values in the target's unit, [n, 1] or [n, classes] as `outputs`.
+
+    The probability of a binary task is that of a population with the training set's class frequencies; those
+    of more classes take all as equally frequent, so that the largest names the class.
+    """
+    values = outputs * scale + torch.tensor(list(offset))
     if task["kind"] == "regression":
-        return outputs * sd + mean
-    return outputs.sigmoid() if task["kind"] == "binary" else outputs.softmax(dim=1)
+        return values
+    return values.sigmoid() if task["kind"] == "binary" else values.softmax(dim=1)
 
 
 def _regression(values: Tensor, name: str) -> Objective:
@@ -80,7 +87,7 @@ def _regression(values: Tensor, name: str) -> Objective:
     def metric(outputs: Tensor, targets: Tensor) -> float:
         return float((outputs[:, 0] * sd + mean - targets).abs().mean())
 
-    return Objective(1, loss, metric, mean, sd)
+    return Objective(1, loss, metric, (mean,), sd)
 
 
 def _binary(pos_weight: float) -> Objective:
@@ -88,7 +95,7 @@ def _binary(pos_weight: float) -> Objective:
         weight = torch.full((), pos_weight, device=outputs.device)
         return F.binary_cross_entropy_with_logits(outputs[:, 0], targets, pos_weight=weight)
 
-    return Objective(1, loss, lambda outputs, targets: auc(outputs[:, 0], targets))
+    return Objective(1, loss, lambda outputs, targets: auc(outputs[:, 0], targets), (-math.log(pos_weight),))
 
 
 def _multiclass(weights: Tensor) -> Objective:
@@ -99,7 +106,7 @@ def _multiclass(weights: Tensor) -> Objective:
         losses = F.cross_entropy(outputs, classes, reduction="none")
         return (losses * weights.to(outputs.device)[classes]).mean()
 
-    return Objective(len(weights), loss, balanced_accuracy)
+    return Objective(len(weights), loss, balanced_accuracy, (0.0,) * len(weights))
 
 
 def auc(outputs: Tensor, targets: Tensor) -> float:

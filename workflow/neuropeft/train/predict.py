@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from neuropeft.cohorts.splits import TEST, VALIDATION, first_rows
+from neuropeft.cohorts.splits import TEST, VALIDATION
 from neuropeft.errors import UserError
 from neuropeft.files import read_tsv, write_tsv
 from neuropeft.peft.adapt import load_delta, read_delta
@@ -31,7 +31,7 @@ def predict(
     out_tsv: str | Path,
     device: str | None = None,
 ) -> None:
-    """Write the predictions of every delta for one scan per subject.
+    """Write the predictions of every delta, a row per scan.
 
     Args:
         deltas: Files that `finetune` wrote, of cells that differ in fraction and seed alone.
@@ -69,7 +69,8 @@ def predict(
         index = torch.tensor([places[row["scan_id"]] for row in rows], device=where)
         with torch.inference_mode():
             outputs = all_outputs(model, volumes, index, spec["training"])
-        numbers = scores(spec["task"], outputs, float(metadata["target_mean"]), float(metadata["target_sd"]))
+        offset, scale = json.loads(metadata["offset"]), float(metadata["scale"])
+        numbers = scores(spec["task"], outputs, offset, scale)
         cell = {"fraction": spec["fraction"], "seed": spec["seed"]}
         table += [{**row, **cell, **_named(score)} for row, score in zip(rows, numbers.tolist(), strict=True)]
     write_tsv(out_tsv, table, [*COLUMNS, *(name for name in table[0] if name.startswith("score"))])
@@ -90,7 +91,7 @@ def _wanted(paths: Sequence[str | Path], store_dir: str | Path) -> dict[int | No
             raise UserError(
                 f"no scan of {path} that is to be predicted is in the store {store_dir}; check both"
             )
-        wanted[_seed_of(path) if is_split else None] = list(first_rows(rows).values())
+        wanted[_seed_of(path) if is_split else None] = rows
     return wanted
 
 

@@ -251,7 +251,9 @@ class _Schedule(Model):
     @model_validator(mode="after")
     def _warm_up_ends(self) -> "_Schedule":
         if self.warmup_epochs >= self.epochs:
-            raise ValueError(f"`warmup_epochs` {self.warmup_epochs} must be fewer than `epochs` {self.epochs}")
+            raise ValueError(
+                f"`warmup_epochs` {self.warmup_epochs} must be fewer than `epochs` {self.epochs}"
+            )
         return self
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 CHANCE = {"ad": ("auc", 0.5), "age": ("r", 0.0)}
 TRAINED_COHORT = "SimA"
+METHODS = ("scratch", "full", "attention", "lora", "layernorm")
 
 
 def intervals(scores: Path, task: str) -> dict[str, float]:
@@ -26,22 +27,26 @@ def intervals(scores: Path, task: str) -> dict[str, float]:
 
 
 def main(scores: Path) -> int:
-    """Print what holds and what does not; return the number of failures."""
+    """Print what holds and what does not; return the number of failures.
+
+    The disease is exaggerated and must be found by a fine-tuned network too. Ageing is not, and two dozen
+    scans are too few for a transformer to learn it from: there the linear model must find it.
+    """
     failures = 0
     for task, (metric, chance) in CHANCE.items():
         low = intervals(scores, task)
-        tuned = {
-            name: value for name, value in low.items() if name in ("scratch", "full", "attention", "lora")
-        }
+        tuned = {name: value for name, value in low.items() if name in METHODS}
         best = max(tuned, key=lambda name: tuned[name])
-        for claim, holds in (
-            (f"{best} beats chance ({metric} above {tuned[best]:.2f})", tuned[best] > chance),
+        claims = [
             (
-                f"the linear model beats chance (above {low['ridge_voxels']:.2f})",
+                f"the linear model beats chance ({metric} above {low['ridge_voxels']:.2f})",
                 low["ridge_voxels"] > chance,
             ),
-            (f"shuffled labels do not (above {low['shuffled']:.2f})", low["shuffled"] <= chance),
-        ):
+            (f"shuffled labels do not ({metric} above {low['shuffled']:.2f})", low["shuffled"] <= chance),
+        ]
+        if task == "ad":
+            claims.append((f"{best} beats chance ({metric} above {tuned[best]:.2f})", tuned[best] > chance))
+        for claim, holds in claims:
             print(f"{'holds' if holds else 'FAILS'}: simulated {task}: {claim}")
             failures += not holds
     return failures

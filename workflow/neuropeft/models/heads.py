@@ -1,12 +1,31 @@
 """A backbone with a linear head: the network that every cell fine-tunes."""
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 HEAD_STD = 0.01  # MAE's linear probe; small enough that training starts from the bias
 
 
+class FeatureNorm(nn.BatchNorm1d):
+    """Standardise features [B, width] over scans, without parameters (He 2022, MAE, linear probing).
+
+    Registered brains look alike: what a backbone says of all of them is some hundred times larger than what
+    it says of one, and a head on such features learns next to nothing in the few steps that small data allow.
+    """
+
+    def __init__(self, width: int) -> None:
+        """Start from mean 0 and variance 1."""
+        super().__init__(width, eps=1e-6, affine=False)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return the features, standardised by the batch in training and by running statistics otherwise."""
+        if self.training and len(features) == 1:  # one scan has no spread: an epoch's last batch may be one
+            return F.batch_norm(features, self.running_mean, self.running_var, eps=self.eps)
+        return super().forward(features)
+
+
 class Predictor(nn.Module):
-    """`backbone` (scans -> features) and a linear `head` (features -> outputs)."""
+    """`backbone` (scans -> features), their standardisation and a linear `head` (features -> outputs)."""
 
     def __init__(self, backbone: nn.Module, width: int, outputs: int) -> None:
         """Put a head of `outputs` outputs on a backbone that gives `width` features.
@@ -15,13 +34,14 @@ class Predictor(nn.Module):
         """
         super().__init__()
         self.backbone = backbone
+        self.feature_norm = FeatureNorm(width)
         self.head = nn.Linear(width, outputs)
         nn.init.trunc_normal_(self.head.weight, std=HEAD_STD)
         nn.init.zeros_(self.head.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the outputs [B, outputs] of scans [B, 1, S, S, S]."""
-        return self.head(self.backbone(x))
+        return self.head(self.feature_norm(self.backbone(x)))
 
     def train(self, mode: bool = True) -> "Predictor":
         """Set training mode, in which a part that has parameters but none to train stays in evaluation mode.

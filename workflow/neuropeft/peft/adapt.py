@@ -60,13 +60,14 @@ def adapt(model: Predictor, method: Mapping[str, Any]) -> None:
 
 
 def delta_state(model: nn.Module) -> dict[str, Tensor]:
-    """Return all that training changes: trainable parameters, and statistics of batch norms that are trained.
+    """Return all that training changes: trainable parameters, and statistics of batch norms that are not frozen.
 
     The tensors are the model's own, detached and not copied.
     """
     state = {name: value.detach() for name, value in model.named_parameters() if value.requires_grad}
     for prefix, module in model.named_modules():
-        if isinstance(module, _BatchNorm) and any(value.requires_grad for value in module.parameters()):
+        frozen = [not value.requires_grad for value in module.parameters()]
+        if isinstance(module, _BatchNorm) and not (frozen and all(frozen)):
             state |= {f"{prefix}.{name}": value for name, value in module.named_buffers()}
     return state
 

@@ -99,6 +99,7 @@ def test_a_delta_restores_the_trained_network(method, scans, tmp_path):
 def test_a_delta_holds_nothing_but_what_was_trained():
     assert set(delta_state(network(LORA))) == {
         *(f"backbone.blocks.{i}.attn.qkv.lora_{m}.{t}" for i in (0, 1) for m in "ab" for t in "qv"),
+        *(f"feature_norm.{name}" for name in ("running_mean", "running_var", "num_batches_tracked")),
         "head.weight",
         "head.bias",
     }
@@ -182,7 +183,8 @@ def test_the_base_keeps_its_names_so_that_weights_load_after_adapting():
     adapted = network(LORA, seed=2)
     missing, unexpected = adapted.load_state_dict(plain.state_dict(), strict=False)
     assert not unexpected
-    assert set(missing) == set(delta_state(adapted)) - {"head.weight", "head.bias"}
+    own = {name for name in delta_state(adapted) if name.startswith(("head.", "feature_norm."))}
+    assert set(missing) == set(delta_state(adapted)) - own
 
 
 def test_lora_runs_under_compile(scans):
@@ -285,11 +287,24 @@ def test_a_frozen_cnn_keeps_its_batch_norm_statistics(densenet):
     model.backbone.requires_grad_(False)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     model.train()(torch.randn(2, 1, 32, 32, 32))
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    assert set(delta_state(model)) == {"head.weight", "head.bias"}
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert {name.split(".")[0] for name in changed} == {"feature_norm"}
+    assert {name.split(".")[0] for name in delta_state(model)} == {"feature_norm", "head"}
 
 
 @pytest.mark.parametrize("kind", ["attention", "layernorm", "lora"])
 def test_a_cnn_refuses_the_transformers_methods(densenet, kind):
     with pytest.raises(UserError, match="needs a ViT"):
         adapt(copy.deepcopy(densenet), {**LORA, "kind": kind} if kind == "lora" else {"kind": kind})
+
+
+def test_features_are_standardised_before_the_head():
+    """What all scans share must not drown what tells them apart."""
+    model = network(None).train()
+    features = 100 + 0.01 * torch.randn(16, 48)
+    standard = model.feature_norm(features)
+    torch.testing.assert_close(standard.mean(0), torch.zeros(48), atol=1e-2, rtol=0)
+    torch.testing.assert_close(standard.std(0, correction=0), torch.ones(48), atol=2e-2, rtol=0)
+    one = model.feature_norm(features[:1])  # the last batch of an epoch: the statistics so far serve
+    assert torch.isfinite(one).all()
+    assert not list(model.feature_norm.parameters())

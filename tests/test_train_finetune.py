@@ -41,7 +41,8 @@ def test_writes_delta_history_and_cost(store: Path) -> None:
     cost = tiny_cells.read_cost(out)
     assert set(cost) == COST
     state, metadata = read_delta(out / "delta.safetensors")
-    assert cost["total"] == sum(value.numel() for value in state.values()) == cost["trainable"] + cost["head"]
+    trained = sum(value.numel() for name, value in state.items() if not name.startswith("feature_norm."))
+    assert cost["total"] == trained == cost["trainable"] + cost["head"]
     assert cost["delta_bytes"] == (out / "delta.safetensors").stat().st_size
     assert (cost["train_subjects"], cost["train_scans"], cost["resumed"]) == (16, 16, 0)
     assert cost["start_seconds"] > 0
@@ -80,7 +81,11 @@ def test_a_pretrained_encoder_is_the_start_and_stays_frozen(store: Path) -> None
     assert torch.equal(model.backbone.blocks[0].mlp.fc1.weight, encoder.blocks[0].mlp.fc1.weight)
     assert torch.equal(model.backbone.blocks[0].attn.qkv.weight, encoder.blocks[0].attn.qkv.weight)
     out = train(store, tiny_cells.cell(), path)
-    assert {name.split(".")[0] for name in read_delta(out / "delta.safetensors")[0]} == {"backbone", "head"}
+    assert {name.split(".")[0] for name in read_delta(out / "delta.safetensors")[0]} == {
+        "backbone",
+        "feature_norm",
+        "head",
+    }
 
 
 def test_regression_keeps_the_training_statistics_beside_the_delta(store: Path) -> None:

@@ -12,7 +12,7 @@ demo: install
 	python -m neuropeft summary --configfile workflow/configs/demo.yaml
 
 test: install
-	pytest -n $(CORES)
+	pytest -n $(CORES) --dist loadfile --no-loadscope-reorder
 
 lint: install
 	ruff check .

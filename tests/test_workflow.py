@@ -34,7 +34,7 @@ def snakemake(folder, *arguments):
 def dry_run(folder, config, *arguments):
     """Dry-run `config`; return the number of jobs of each rule, empty when there is nothing to do."""
     path = folder / "config-under-test.yaml"
-    path.write_text(yaml.safe_dump(config))
+    path.write_text(yaml.safe_dump(config, sort_keys=False))
     done = snakemake(folder, "--configfile", path, "--cores", "2", "--dry-run", *arguments)
     assert done.returncode == 0, done.stdout + done.stderr
     table = re.findall(r"^(\w+) +(\d+)$", done.stdout, flags=re.MULTILINE)
@@ -44,7 +44,7 @@ def dry_run(folder, config, *arguments):
 def failure(folder, config):
     """Dry-run a `config` that must be refused; return what is said."""
     path = folder / "config-under-test.yaml"
-    path.write_text(yaml.safe_dump(config))
+    path.write_text(yaml.safe_dump(config, sort_keys=False))
     done = snakemake(folder, "--configfile", path, "--cores", "2", "--dry-run")
     assert done.returncode != 0
     said = done.stdout + done.stderr
@@ -199,7 +199,7 @@ def finished(tmp_path_factory):
     """The folder of a finished run of tiny.yaml."""
     folder = tmp_path_factory.mktemp("finished")
     path = folder / "config-under-test.yaml"
-    path.write_text(yaml.safe_dump(TINY))
+    path.write_text(yaml.safe_dump(TINY, sort_keys=False))
     done = snakemake(folder, "--configfile", path, "--cores", "2", "--show-failed-logs")
     assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
     return folder

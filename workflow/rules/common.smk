@@ -162,8 +162,22 @@ def evaluated_subjects(wildcards):
     """Return what says who is predicted: the splits in the training cohort, everybody elsewhere."""
     if wildcards.cohort != CONFIG.tasks[wildcards.task].train:
         return f"results/tasks/{wildcards.task}/{wildcards.cohort}.tsv"
-    used = sorted({cell.seed for cell in group_cells(wildcards)})
-    return expand("results/splits/{task}/seed-{seed}.tsv", task=wildcards.task, seed=used)
+    return expand("results/splits/{task}/seed-{seed}.tsv", task=wildcards.task, seed=group_seeds(wildcards))
+
+
+def group_seeds(wildcards):
+    """Return the seeds of the cells that are predicted together."""
+    return sorted({cell.seed for cell in group_cells(wildcards)})
+
+
+def leak_checks(task, cohort, seeds):
+    """Return the reports that no subject or image of a cohort is on two sides of a task's splits."""
+    return [f"results/splits/{task}/leaks/{cohort}-seed-{seed}.tsv" for seed in seeds]
+
+
+def compared_volumes(wildcards):
+    """Return the volumes that a training cohort is compared with; with itself it always is."""
+    return [] if wildcards.cohort == CONFIG.tasks[wildcards.task].train else volumes(wildcards.cohort)
 
 
 def result_files():

@@ -7,6 +7,7 @@ rule predict:
         encoder=encoder,
         volumes=lambda wildcards: volumes(wildcards.cohort),
         subjects=evaluated_subjects,
+        leaks=lambda wildcards: leak_checks(wildcards.task, wildcards.cohort, group_seeds(wildcards)),
         code=sources("train.predict"),
     output:
         "results/predictions/{task}/{backbone}/{pretraining}/{method}/{cohort}.tsv",

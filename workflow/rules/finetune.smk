@@ -7,7 +7,9 @@ rule finetune:
     input:
         volumes=lambda wildcards: volumes(CONFIG.tasks[wildcards.task].train),
         split="results/splits/{task}/seed-{seed}.tsv",
-        leaks="results/splits/{task}/leaks.tsv",
+        leaks=lambda wildcards: leak_checks(
+            wildcards.task, CONFIG.tasks[wildcards.task].train, [wildcards.seed]
+        ),
         encoder=encoder,
         code=sources("train.finetune"),
     output:

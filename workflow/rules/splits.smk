@@ -24,24 +24,24 @@ rule split:
         " --validation {params.validation} --out {output} > {log} 2>&1"
 
 
+# One job per seed and cohort: a new seed, or a zero-shot cohort that grows, must not retrain what is there.
 rule check_leaks:
     input:
-        splits=lambda wildcards: expand(
-            "results/splits/{task}/seed-{seed}.tsv", task=wildcards.task, seed=seeds(wildcards.task)
-        ),
+        split="results/splits/{task}/seed-{seed}.tsv",
         volumes=lambda wildcards: volumes(CONFIG.tasks[wildcards.task].train),
-        zero_shot=lambda wildcards: [volumes(cohort) for cohort in CONFIG.tasks[wildcards.task].zero_shot],
+        zero_shot=compared_volumes,
         code=sources("cohorts.leaks"),
     output:
-        "results/splits/{task}/leaks.tsv",
+        "results/splits/{task}/leaks/{cohort}-seed-{seed}.tsv",
     log:
-        "results/logs/check_leaks/{task}.log",
+        "results/logs/check_leaks/{task}/{cohort}-seed-{seed}.log",
     conda:
         "../../envs/torch.yaml"
     resources:
         mem_mb=4000,
     message:
-        "Checking task {wildcards.task} for subjects and images on two sides"
+        "Checking task {wildcards.task} (seed {wildcards.seed}) for subjects and images of {wildcards.cohort}"
+        " on two sides"
     shell:
-        "python -m neuropeft check-leaks --splits {input.splits} --store {input.volumes}"
+        "python -m neuropeft check-leaks --splits {input.split} --store {input.volumes}"
         " --zero-shot {input.zero_shot} --out {output} > {log} 2>&1"

@@ -1,4 +1,4 @@
-"""Small file helpers that every stage shares: atomic writes, TSV in and out."""
+"""What every stage does with files: atomic writes, TSV in and out."""
 
 import csv
 import os

@@ -68,3 +68,10 @@ def test_a_scan_without_positive_voxels_is_refused():
     scan = nib.Nifti1Image(-np.ones((40, 40, 40), np.float32), np.diag([4.0, 4, 4, 1]))
     with pytest.raises(ScanError, match="above zero"):
         correct_bias(scan)
+
+
+def test_a_background_of_almost_nothing_does_not_hide_the_field(biased, found):
+    scan, _, brain = biased
+    data = np.asarray(scan.dataobj)
+    dusty = np.where(data > 0, data, np.float32(1e-30))
+    assert apart(bias_field(dusty, voxel_sizes(scan.affine)), found, brain) < 0.01

@@ -14,6 +14,9 @@ from neuropeft.preprocess.io import ScanError, voxel_sizes
 
 COARSE_MM = 8.0
 ITERATIONS = (20, 20, 20, 50)  # antspyx: (50, 50, 50, 50)
+# Voxels up to this share of the brightest have no say: the field is estimated on logarithms, whose histogram
+# a background of 1e-20, as interpolation leaves it, would stretch until N4 finds nothing.
+DARK = 0.01
 SMALLEST_COARSE_AXIS = 8  # voxels: fewer do not carry the spline's finest level
 
 
@@ -31,7 +34,7 @@ def correct_bias(image: nib.Nifti1Image) -> nib.Nifti1Image:
     """
     data = np.asarray(image.dataobj)
     field = bias_field(data, voxel_sizes(image.affine))
-    # Voxels that are not positive had no say in the field, and a background below zero stays one value.
+    # A background at or below zero stays one value, by which a stripped scan is known.
     return nib.Nifti1Image(np.where(data > 0, data / field, data), image.affine)
 
 
@@ -53,13 +56,14 @@ def bias_field(data: np.ndarray, voxel_mm: np.ndarray) -> np.ndarray:
     steps = [_step(length, size) for length, size in zip(data.shape, voxel_mm, strict=True)]
     starts = [_start(length, step) for length, step in zip(data.shape, steps, strict=True)]
     coarse = np.ascontiguousarray(data[tuple(map(slice, starts, data.shape, steps))])
-    positive = coarse > 0  # the field is estimated on logarithms
-    if np.count_nonzero(positive) < SMALLEST_COARSE_AXIS**3:
+    top = float(np.quantile(coarse, 0.99))
+    lit = coarse > DARK * top
+    if top <= 0 or np.count_nonzero(lit) < SMALLEST_COARSE_AXIS**3:
         raise ScanError("N4 found almost no voxel above zero")
     spacing = [float(step * size) for step, size in zip(steps, voxel_mm, strict=True)]
     field = ants.n4_bias_field_correction(
         ants.from_numpy(coarse, spacing=spacing),
-        mask=ants.from_numpy(positive.astype(np.float32), spacing=spacing),
+        mask=ants.from_numpy(lit.astype(np.float32), spacing=spacing),
         shrink_factor=1,
         convergence={"iters": list(ITERATIONS), "tol": 1e-7},
         return_bias_field=True,

@@ -32,6 +32,14 @@ def test_environment_pins_agree_with_the_lock(path, lock):
         assert lock[_name(name)] == version
 
 
+@pytest.mark.parametrize("recipe", ["neuropeft.def", "Dockerfile"])
+def test_images_are_built_from_the_lock_and_nothing_else(recipe):
+    text = (ROOT / "envs" / recipe).read_text()
+    assert re.findall(r"pip install (.*)", text) == ["--no-cache-dir --requirement /opt/requirements.lock"]
+    assert "requirements.lock /opt/requirements.lock" in text
+    assert "python:3.11" in text
+
+
 def test_the_lock_holds_every_requirement(lock):
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     required = [*project["dependencies"], *project["optional-dependencies"]["dev"]]

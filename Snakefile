@@ -15,7 +15,12 @@ if not workflow.overwrite_configfiles:
 report: "workflow/report/workflow.rst"
 
 
+# Used with `--software-deployment-method apptainer` alone; envs/neuropeft.def says how to build it.
+container: str(Path(workflow.basedir, "envs", "neuropeft.sif"))
+
+
 include: "workflow/rules/common.smk"
+include: "workflow/rules/resources.smk"
 include: "workflow/rules/cohorts.smk"
 include: "workflow/rules/preprocess.smk"
 include: "workflow/rules/splits.smk"
@@ -23,6 +28,7 @@ include: "workflow/rules/pretrain.smk"
 include: "workflow/rules/finetune.smk"
 include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/publish.smk"
+include: "workflow/rules/partial.smk"
 
 
 rule all:

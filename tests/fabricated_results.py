@@ -195,6 +195,7 @@ def _write_cell(config: Config, results: Path, cell: Cell) -> None:
         "torch": "2.13.0",
         "flops_per_sample": None,
         "resumed": 0,
+        "accumulation": 1,
     }
     (folder / "cost.json").write_text(json.dumps(cost))
     rng = np.random.default_rng(hash_of(cell, ""))

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from neuropeft.config import json_schema, load_config, read_config
+from neuropeft.config import json_schema, load_config, read_config, read_yaml
 from neuropeft.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -99,3 +99,15 @@ def test_paths_expand_variables_and_start_at_the_project(raw, tmp_path, monkeypa
 def test_exported_schema_is_current():
     exported = (ROOT / "workflow/schemas/config.schema.json").read_text()
     assert exported == json_schema(), "run `make schema`"
+
+
+def test_a_key_that_is_given_twice_is_named(tmp_path):
+    path = tmp_path / "twice.yaml"
+    path.write_text((ROOT / "workflow/configs/demo.yaml").read_text() + "\ntraining: {epochs: 3}\n")
+    with pytest.raises(UserError, match="the key 'training' is given twice"):
+        read_config(path, ROOT)
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "workflow/configs/demo.yaml", "workflow/configs/ixi.yaml"])
+def test_our_own_configurations_give_each_key_once(name):
+    assert read_yaml(ROOT / name)

@@ -1,6 +1,5 @@
 """The run table holds the valid cells of the grid, each once."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -34,7 +33,7 @@ def test_the_papers_grid(paper):
 
 def test_a_cells_specification_names_what_defines_it_and_nothing_else(paper):
     cell = grid.Cell("ad", "vit_b", "mae_ukb", "lora", 10, 2)
-    spec = json.loads(grid.cell_spec(paper, cell))
+    spec = grid.cell_spec(paper, cell)
     assert spec["method"] == {
         "kind": "lora",
         "r": 32,

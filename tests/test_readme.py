@@ -74,6 +74,13 @@ def test_parameter_counts_are_printed(tmp_path):
     assert all(row["as_published"] == row["published"] for row in paper)
 
 
+def test_the_status_is_printed(tmp_path):
+    (command,) = (command for command in commands() if " status " in command)
+    done = run(f"{command} --results {tmp_path}", ROOT)
+    assert done.returncode == 0, done.stderr
+    assert "Cells: task" in done.stdout
+
+
 def test_one_scan_is_preprocessed_outside_the_workflow(tmp_path):
     (command,) = (command for command in commands() if " preprocess " in command)
     person = participants(4, seed=3, site="A", groups={"CN": 1.0}, age=(60, 70), scans_per_subject=1)[0]
@@ -87,5 +94,11 @@ def test_one_scan_is_preprocessed_outside_the_workflow(tmp_path):
 
 
 def test_other_commands_are_known():
-    known = ("make ", "snakemake ", "python -m neuropeft p", "source .venv/bin/activate")
+    known = (
+        "make ",
+        "snakemake ",
+        "python -m neuropeft p",
+        "python -m neuropeft status",
+        "source .venv/bin/activate",
+    )
     assert [c for c in commands() if not c.startswith(known) and "snakemake " not in c] == []

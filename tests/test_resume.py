@@ -10,7 +10,6 @@ import torch
 import tiny_cells
 from neuropeft.peft.adapt import read_delta
 from neuropeft.train import checkpoint
-from neuropeft.train.finetune import finetune
 from neuropeft.train.pretrain import pretrain
 from neuropeft.train.signals import REQUEUE_EXIT_CODE
 
@@ -69,17 +68,14 @@ def test_a_killed_fine_tune_goes_on_exactly(store: Path, number: int, status: in
     folder = store.parent
     seconds = 0 if number == signal.SIGKILL else 1e9  # a signal saves even where no checkpoint is due
     arguments = f"{SPEC!r}, {str(store)!r}, {str(folder / 'seed-0.tsv')!r}, None, {str(folder / 'resumed')!r}"
-    run = (
-        "from neuropeft.train.finetune import finetune\n"
-        f"finetune({arguments}, {str(folder / 'state')!r}, 'cpu', {seconds})"
-    )
+    run = f"import tiny_cells\ntiny_cells.finetune({arguments}, {str(folder / 'state')!r}, {seconds})"
     assert killed(run, number) == status
     assert (folder / "state" / checkpoint.NEWEST).exists()
     assert not (folder / "resumed").exists()
     split = folder / "seed-0.tsv"
-    finetune(SPEC, store, split, None, folder / "resumed", folder / "state", device="cpu")
+    tiny_cells.finetune(SPEC, store, split, None, folder / "resumed", folder / "state")
     assert "going on from epoch 2, step" in capsys.readouterr().err
-    finetune(SPEC, store, split, None, folder / "whole", folder / "other state", device="cpu")
+    tiny_cells.finetune(SPEC, store, split, None, folder / "whole", folder / "other state")
     assert_same_delta(folder / "resumed", folder / "whole")
     assert tiny_cells.read_cost(folder / "resumed")["resumed"] == 1
 
@@ -87,19 +83,16 @@ def test_a_killed_fine_tune_goes_on_exactly(store: Path, number: int, status: in
 def test_a_damaged_checkpoint_costs_time_but_not_exactness(store: Path, capsys) -> None:
     folder = store.parent
     arguments = f"{SPEC!r}, {str(store)!r}, {str(folder / 'seed-0.tsv')!r}, None, {str(folder / 'resumed')!r}"
-    run = (
-        "from neuropeft.train.finetune import finetune\n"
-        f"finetune({arguments}, {str(folder / 'state')!r}, 'cpu', 0)"
-    )
+    run = f"import tiny_cells\ntiny_cells.finetune({arguments}, {str(folder / 'state')!r}, 0)"
     killed(run, signal.SIGKILL)
     newest = folder / "state" / checkpoint.NEWEST
     newest.write_bytes(newest.read_bytes()[:-200])
     split = folder / "seed-0.tsv"
-    finetune(SPEC, store, split, None, folder / "resumed", folder / "state", device="cpu")
+    tiny_cells.finetune(SPEC, store, split, None, folder / "resumed", folder / "state")
     said = capsys.readouterr().err
     assert "cannot read the checkpoint" in said
     assert "going on from epoch 1, step 5" in said  # the end of the first epoch, not yet validated
-    finetune(SPEC, store, split, None, folder / "whole", folder / "other state", device="cpu")
+    tiny_cells.finetune(SPEC, store, split, None, folder / "whole", folder / "other state")
     assert_same_delta(folder / "resumed", folder / "whole")
 
 
@@ -118,7 +111,7 @@ def test_a_checkpoint_of_another_cell_is_discarded(
     spec = tiny_cells.cell(method=dict(METHOD))
     change(spec)
     checkpoint.save(folder / "state", {"fingerprint": "of another cell"})
-    finetune(spec, store, folder / "seed-0.tsv", None, folder / "out", folder / "state", device="cpu")
+    tiny_cells.finetune(spec, store, folder / "seed-0.tsv", None, folder / "out", folder / "state")
     assert "belongs to another configuration or other data: discarding it" in capsys.readouterr().err
     assert tiny_cells.read_cost(folder / "out")["resumed"] == 0
 
@@ -131,12 +124,12 @@ def test_the_fingerprint_sees_the_data(store: Path, monkeypatch: pytest.MonkeyPa
 
     def fingerprint(spec: dict) -> str:
         with pytest.raises(ZeroDivisionError):
-            finetune(spec, store, folder / "seed-0.tsv", None, folder / "out", folder / "state", device="cpu")
+            tiny_cells.finetune(spec, store, folder / "seed-0.tsv", None, folder / "out", folder / "state")
         return seen[-1].fingerprint
 
     plain = fingerprint(SPEC)
     assert plain == fingerprint(SPEC)
-    assert plain != fingerprint(SPEC | {"seed": 1})
+    assert plain != fingerprint(SPEC | {"fraction": 50})
     tiny_cells.make_split(folder / "seed-0.tsv", store, validation=5)
     assert plain != fingerprint(SPEC)
     tiny_cells.make_split(folder / "seed-0.tsv", store)

@@ -1,3 +1,4 @@
+import os
 import random
 import resource
 from pathlib import Path
@@ -72,6 +73,18 @@ def test_failed_write_keeps_the_last_good_one(tmp_path: Path) -> None:
             checkpoint.save(tmp_path, big)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert loaded_value(tmp_path) == 1
+    assert [path.name for path in tmp_path.iterdir()] == [checkpoint.NEWEST]
+
+
+def test_a_full_disk_keeps_the_last_good_one(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path, state(1))
+    partial = tmp_path / f".partial-{os.getpid()}-{checkpoint.NEWEST}"
+    partial.symlink_to("/dev/full")
+    with pytest.raises(
+        UserError, match=r"cannot save the checkpoint .*: \[Errno 28\] No space left on device; free"
+    ):
+        checkpoint.save(tmp_path, state(2))
     assert loaded_value(tmp_path) == 1
     assert [path.name for path in tmp_path.iterdir()] == [checkpoint.NEWEST]
 

@@ -9,12 +9,12 @@ from neuropeft.errors import UserError
 from neuropeft.models.build import build_vit
 from neuropeft.models.checkpoints import save_encoder
 from neuropeft.peft.adapt import load_delta, read_delta
-from neuropeft.train.finetune import finetune, make_model
+from neuropeft.train.finetune import make_model
 
 COST = {
     "trainable", "head", "total", "delta_bytes", "peak_memory_bytes", "train_seconds", "start_seconds",
     "seconds_per_epoch", "epochs", "best_epoch", "best_val_loss", "train_subjects", "train_scans", "device",
-    "torch", "flops_per_sample", "resumed",
+    "torch", "flops_per_sample", "resumed", "fingerprint", "accumulation",
 }  # fmt: skip
 SCRATCH = {"kind": "scratch"}
 FULL = {"kind": "full"}
@@ -27,8 +27,8 @@ def store(tmp_path: Path) -> Path:
 
 def train(store: Path, spec: dict, encoder: Path | None = None, name: str = "out", **split) -> Path:
     out = store.parent / name
-    path = tiny_cells.make_split(store.parent / "seed-0.tsv", store, **split)
-    finetune(spec, store, path, encoder, out, store.parent / "state", device="cpu", checkpoint_seconds=0)
+    path = tiny_cells.make_split(store.parent / f"seed-{spec['seed']}.tsv", store, **split)
+    tiny_cells.finetune(spec, store, path, encoder, out, store.parent / "state")
     return out
 
 
@@ -36,7 +36,9 @@ def test_writes_delta_history_and_cost(store: Path) -> None:
     out = train(store, tiny_cells.cell())
     assert sorted(path.name for path in out.iterdir()) == ["cost.json", "delta.safetensors", "history.csv"]
     history = tiny_cells.read_history(out)
-    assert list(history[0]) == ["epoch", "lr", "train_loss", "val_loss", "val_metric"]
+    assert list(history[0]) == [
+        "epoch", "lr", "train_loss", "val_loss", "val_metric", "accumulation",
+    ]  # fmt: skip
     assert len(history) == 3
     cost = tiny_cells.read_cost(out)
     assert set(cost) == COST
@@ -142,9 +144,9 @@ def test_a_fine_tune_imports_nothing_slow(store: Path) -> None:
     save_encoder(encoder, build_vit(tiny_cells.BACKBONE), {})
     process = tiny_cells.python(
         "import sys, tiny_cells\n"
-        "from neuropeft.train.finetune import finetune\n"
-        f"finetune(tiny_cells.cell(), {str(store)!r}, {str(split)!r}, {str(encoder)!r}, "
-        f"{str(store.parent / 'out')!r}, {str(store.parent / 'state')!r})\n"
+        "from neuropeft.train.pack import finetune_pack\n"
+        f"finetune_pack({{'cell': tiny_cells.cell()}}, {str(store)!r}, [{str(split)!r}], {str(encoder)!r}, "
+        f"{str(store.parent / 'state')!r}, {str(store.parent / 'pack.tsv')!r})\n"
         f"print([name for name in {slow!r} if name in sys.modules])"
     )
     output, errors = process.communicate(timeout=120)

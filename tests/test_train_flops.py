@@ -35,3 +35,16 @@ def test_vit_s_takes_what_its_shape_implies(kind: str, expected: float) -> None:
     assert training_flops(adapted(VIT_S, {"kind": kind}), 80, torch.device("cpu")) == pytest.approx(
         expected, rel=0.01
     )
+
+
+def test_counts_on_the_cpu_what_the_gpu_has_no_memory_for() -> None:
+    model = adapted(tiny_cells.BACKBONE, tiny_cells.LORA)
+    expected = training_flops(model, tiny_cells.EDGE, torch.device("cpu"))
+    first = iter([True])
+
+    def full(module, arguments):
+        if next(first, False):
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    model.backbone.register_forward_pre_hook(full)
+    assert training_flops(model, tiny_cells.EDGE, torch.device("cpu")) == expected

@@ -20,13 +20,13 @@ def run(folder: Path, validation: list[float], loss=None, **plan) -> tuple[Progr
     losses: Iterator[float] = iter(validation)
     seen = []
 
-    def batch_loss(rows, epoch, step):
+    def batch_losses(rows, epoch, step, parts):
         seen.append((epoch, step, rows.tolist()))
-        return loss(weight, epoch) if loss else weight.sum()
+        yield loss(weight, epoch) if loss else weight.sum()
 
     learner = Learner(
         module,
-        batch_loss,
+        batch_losses,
         lambda: {"val_loss": next(losses)},
         lambda: {"weight": weight.detach()},
         lambda state: weight.data.copy_(state["weight"]),

@@ -9,7 +9,7 @@ from neuropeft.errors import UserError
 from neuropeft.files import read_tsv, write_tsv
 from neuropeft.peft.adapt import load_delta, read_delta
 from neuropeft.store import open_store
-from neuropeft.train.finetune import finetune, make_model
+from neuropeft.train.finetune import make_model
 from neuropeft.train.predict import predict
 
 HEAD = ["fraction", "seed", "split", "scan_id", "subject", "session", "y"]
@@ -26,7 +26,7 @@ def trained(
     folder = store.parent / f"{kind}-{fraction}-{seed}"
     path = tiny_cells.make_split(store.parent / f"seed-{seed}.tsv", store, **split)
     spec = tiny_cells.cell(kind, fraction=fraction, seed=seed)
-    finetune(spec, store, path, None, folder, store.parent / "state", device="cpu")
+    tiny_cells.finetune(spec, store, path, None, folder, store.parent / "state")
     return folder / "delta.safetensors", path
 
 

@@ -21,7 +21,7 @@ def test_writes_an_encoder_its_curve_its_cost_and_pictures(store: Path) -> None:
     state = store.parent / "state"
     pretrain(tiny_cells.pretraining(epochs=12), store, [], out, state, device="cpu", checkpoint_seconds=0)
     history = tiny_cells.read_history(out)
-    assert list(history[0]) == ["epoch", "lr", "train_loss", "val_loss"]
+    assert list(history[0]) == ["epoch", "lr", "train_loss", "val_loss", "accumulation"]
     assert float(history[-1]["train_loss"]) < float(history[0]["train_loss"]) - 0.1
     assert float(history[-1]["val_loss"]) < float(history[0]["val_loss"]) - 0.1
     cost = tiny_cells.read_cost(out)
@@ -37,7 +37,7 @@ def test_writes_an_encoder_its_curve_its_cost_and_pictures(store: Path) -> None:
     hidden = pictures["mask"].astype(bool)
     assert hidden.mean() == pytest.approx(21 / 27)  # int(27 * 0.25) patches are visible
     assert np.array_equal(pictures["input"][~hidden], pictures["reconstruction"][~hidden])
-    assert not list(state.iterdir()), "the checkpoint is done with"
+    assert {path.name for path in state.iterdir()} == {"finished", "lock"}, "the checkpoint is done with"
 
 
 def test_test_subjects_of_the_cohorts_tasks_are_left_out(store: Path) -> None:

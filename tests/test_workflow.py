@@ -4,6 +4,7 @@ import copy
 import csv
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -90,7 +91,8 @@ def test_lint_is_clean(tmp_path):
 
 def test_the_papers_benchmark_dry_runs(tmp_path, paper):
     jobs = dry_run(tmp_path, paper)
-    assert jobs["finetune"] == 3 * 6 * 3 + 4 * 6 * 3 + 5 * 5 * 3
+    assert jobs["cell"] == 3 * 6 * 3 + 4 * 6 * 3 + 5 * 5 * 3
+    assert jobs["finetune"] == 3 * 6 + 5  # no method has more cells of a task and a backbone than a job takes
     assert jobs["pretrain"] == 2
     assert jobs["pack_cohort"] == 5
     assert jobs["controls"] == 9
@@ -112,14 +114,15 @@ def test_the_ixi_run_dry_runs(tmp_path, monkeypatch):
 
 def test_a_configfile_replaces_config_yaml_whole(tmp_path):
     jobs = dry_run(tmp_path, TINY)  # merged with config.yaml it would ask for UKB
-    assert jobs["finetune"] == 10
+    assert jobs["cell"] == 10
+    assert jobs["finetune"] == 4  # ad and age by scratch and lora
     assert jobs["qc"] == 2
 
 
 @pytest.mark.parametrize("profile", ["local", "slurm"])
 def test_profiles_dry_run(tmp_path, profile):
     jobs = dry_run(tmp_path, TINY, "--profile", ROOT / "profiles" / profile)
-    assert jobs["finetune"] == 10
+    assert jobs["cell"] == 10
 
 
 def test_one_scan_per_job(tmp_path):
@@ -246,7 +249,8 @@ def test_a_longer_seed_list_runs_its_new_cells_only(finished):
     config = copy.deepcopy(TINY)
     config["grid"][1]["seeds"] = [0, 1, 2]
     jobs = dry_run(finished, config)
-    assert jobs["finetune"] == 2  # fractions 50 and 100 of seed 2
+    # fractions 50 and 100 of seed 2 join the pack of ad by lora, which is predicted anew
+    assert (jobs["finetune"], jobs["cell"], jobs["predict"]) == (1, 6, 2)
     assert jobs["split"] == 1
     assert not {"pretrain", "pack_cohort", *STEPS} & jobs.keys()
 
@@ -255,7 +259,7 @@ def test_a_changed_method_runs_its_own_cells_only(finished):
     config = copy.deepcopy(TINY)
     config["methods"]["lora"]["r"] = 2
     jobs = dry_run(finished, config)
-    assert jobs["finetune"] == 6
+    assert (jobs["finetune"], jobs["cell"]) == (2, 6)
     assert not {"pretrain", "split", "pack_cohort"} & jobs.keys()
 
 
@@ -286,3 +290,98 @@ def test_a_new_subject_reruns_one_chunk_of_its_cohort(finished):
     assert jobs["n4_bias_correction"] == 1
     assert "pretrain" not in jobs
     assert "finetune" not in jobs, "a zero-shot cohort that grows retrains nothing"
+
+
+# -- while it runs ---------------------------------------------------------------------------------
+
+LORA = "ad/vit_xxs/mae/lora"
+
+
+def partial_tables(folder, *arguments):
+    """Ask for the tables of what is finished, as one does beside a running workflow."""
+    path = folder / "config-under-test.yaml"
+    done = snakemake(folder, "--configfile", path, "--cores", "2", "--nolock", *arguments, "tables_partial")
+    assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
+    return done.stdout + done.stderr
+
+
+def rows_of(path, **wanted):
+    """Return the rows of a CSV file that have the wanted values."""
+    with path.open() as stream:
+        return [row for row in csv.DictReader(stream) if wanted.items() <= row.items()]
+
+
+@pytest.fixture
+def unfinished(finished, tmp_path):
+    """A copy of the finished run in which ad by scratch, and half of ad by lora, have not been trained."""
+    folder = tmp_path / "unfinished"
+    shutil.copytree(finished, folder)
+    for cell in (f"{LORA}/fraction-50/seed-1", f"{LORA}/fraction-100/seed-1"):
+        shutil.rmtree(folder / "results/cells" / cell)
+        shutil.rmtree(folder / "results/_state/cells" / cell)
+    for group in (LORA, "ad/vit_xxs/none/scratch"):
+        shutil.rmtree(folder / "results/predictions" / group)
+    for root in ("cells", "_state/cells"):
+        shutil.rmtree(folder / "results" / root / "ad/vit_xxs/none/scratch")
+    # All of this the workflow itself would do again, and must not do now.
+    shutil.rmtree(folder / "results/packs")
+    (folder / "results/cohorts/SimA/chunks/x0/resample.tsv").touch()
+    return folder
+
+
+def test_partial_tables_are_of_what_is_finished(unfinished):
+    shown = re.findall(r"^(\w+) +(\d+)$", partial_tables(unfinished, "--dry-run"), flags=re.MULTILINE)
+    jobs = {"parameter_counts_partial": 1, "predict_partial": 2, "tables_partial": 1}
+    assert {rule: int(count) for rule, count in shown if rule != "total"} == jobs
+
+    partial_tables(unfinished)
+    tables = unfinished / "results/partial/tables"
+    for kind in ("md", "tex"):
+        for table in (1, 2, 3, 4):
+            assert "PARTIAL: 6 of 10 cells" in (tables / f"table{table}.{kind}").read_text()
+    assert {row["partial"] for path in tables.glob("*.csv") for row in rows_of(path)} == {"6 of 10 cells"}
+    assert len(list(tables.glob("*.csv"))) == 6
+    wanted = {"task": "ad", "cohort": "SimA", "metric": "auc"}
+    (half,) = rows_of(tables / "scores.csv", **wanted, method="lora", fraction="50")
+    assert (half["seeds"], half["seeds_expected"], half["reason"]) == ("1", "2", "no predictions of seed 1")
+    (scratch,) = rows_of(tables / "scores.csv", **wanted, method="scratch")
+    assert (scratch["mean"], scratch["seeds"]) == ("n/a", "0")
+    (ridge,) = rows_of(tables / "scores.csv", **wanted, method="ridge_voxels")
+    assert ridge["seeds"] == "2"
+    # what is complete has the same scores as in the full tables
+    for row in rows_of(unfinished / "results/tables/scores.csv", task="age", method="lora"):
+        key = {column: row[column] for column in ("cohort", "metric", "mean", "seed_values")}
+        assert rows_of(tables / "scores.csv", task="age", method="lora", **key)
+    states = [row["status"] for row in rows_of(tables / "costs.csv")]
+    assert (states.count("done"), states.count("missing")) == (6, 4)
+    assert not (unfinished / "results/predictions" / LORA).exists()
+
+    assert "Nothing to be done" in partial_tables(unfinished)
+
+
+def test_partial_tables_are_renewed_when_more_is_finished(unfinished, finished):
+    partial_tables(unfinished)
+    cell = f"_state/cells/{LORA}/fraction-50/seed-1"
+    shutil.copytree(finished / "results" / cell, unfinished / "results" / cell)
+    partial_tables(unfinished)
+    tables = unfinished / "results/partial/tables"
+    assert "PARTIAL: 7 of 10 cells" in (tables / "table3.md").read_text()
+    wanted = {"task": "ad", "cohort": "SimA", "metric": "auc", "method": "lora", "fraction": "50"}
+    (partial,), (full,) = (
+        rows_of(path, **wanted) for path in (tables / "scores.csv", finished / "results/tables/scores.csv")
+    )
+    assert partial["seeds"] == "2"
+    assert partial["mean"] == full["mean"]
+
+
+def test_partial_tables_of_a_run_that_has_not_begun(tmp_path):
+    (tmp_path / "config-under-test.yaml").write_text(yaml.safe_dump(TINY, sort_keys=False))
+    partial_tables(tmp_path)
+    assert "PARTIAL: 0 of 10 cells" in (tmp_path / "results/partial/tables/table3.md").read_text()
+
+
+def test_status_is_a_rule_too(finished):
+    path = finished / "config-under-test.yaml"
+    done = snakemake(finished, "--configfile", path, "--cores", "1", "--nolock", "status")
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^all +10 +0 +0 +0 +10 ", done.stdout, flags=re.MULTILINE)

@@ -3,8 +3,10 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +119,25 @@ def pretraining(**changes: Any) -> dict[str, Any]:
     return spec | changes
 
 
+def finetune(
+    spec: dict[str, Any],
+    store: Path,
+    split: Path,
+    encoder: Path | None,
+    out: Path,
+    state: Path,
+    checkpoint_seconds: float = 0,
+) -> None:
+    """Train one cell alone, on the CPU, and move what comes out to `out`."""
+    from neuropeft.train.finetune import finetune as train
+    from neuropeft.train.finetune import open_shared
+    from neuropeft.train.state import FINISHED
+
+    train(spec, open_shared([spec], store, [split], encoder, "cpu"), state, checkpoint_seconds)
+    shutil.rmtree(out, ignore_errors=True)
+    shutil.move(Path(state) / FINISHED, out)
+
+
 def read_history(folder: Path) -> list[dict[str, str]]:
     """Return history.csv without the seconds, which no two runs share."""
     with (folder / "history.csv").open() as stream:
@@ -128,9 +149,17 @@ def read_cost(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "cost.json").read_text())
 
 
-def python(code: str, *launcher: str, **environment: str) -> "subprocess.Popen[str]":
-    """Start Python on `code` with one thread; `launcher` goes before it."""
+def python(
+    code: str,
+    *launcher: str,
+    arguments: Sequence[object] = (),
+    around: Sequence[str] = (),
+    stdin: int | None = None,
+    **environment: str,
+) -> "subprocess.Popen[str]":
+    """Start Python, as an argument of `around`, on `code`: after `launcher`, before `arguments`."""
     path = os.pathsep.join([str(WORKFLOW), str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
     variables = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **environment}
-    command = [sys.executable, *launcher, *([] if launcher else ["-c"]), code]
-    return subprocess.Popen(command, env=variables, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    command = [*around, sys.executable, *launcher, *([] if launcher else ["-c"]), code, *map(str, arguments)]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, env=variables, text=True, stdin=stdin, stdout=pipe, stderr=pipe)

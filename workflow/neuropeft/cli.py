@@ -145,21 +145,35 @@ def _params(options: argparse.Namespace) -> None:
         print(markdown(count_sheet([with_difference(row) for row in texts])), end="")
 
 
+def _lease_gpu() -> None:
+    from neuropeft.train.lease import lease
+
+    lease()  # before torch is imported
+
+
 def _pretrain(options: argparse.Namespace) -> None:
+    _lease_gpu()
     from neuropeft.train.pretrain import pretrain
 
     pretrain(json.loads(options.spec), options.store, options.hold_out, options.out, options.state)
 
 
 def _finetune(options: argparse.Namespace) -> None:
-    from neuropeft.train.finetune import finetune
+    _lease_gpu()
+    from neuropeft.train.pack import finetune_pack
 
-    finetune(
-        json.loads(options.spec), options.store, options.split, options.encoder, options.out, options.state
+    finetune_pack(
+        json.loads(options.specs),
+        options.store,
+        options.splits,
+        options.encoder,
+        options.state,
+        options.table,
     )
 
 
 def _predict(options: argparse.Namespace) -> None:
+    _lease_gpu()
     from neuropeft.train.predict import predict
 
     predict(options.deltas, options.encoder, options.store, options.subjects, options.out)
@@ -176,11 +190,10 @@ def _controls(options: argparse.Namespace) -> None:
 
 def _tables(options: argparse.Namespace) -> None:
     from neuropeft.config import Config
-    from neuropeft.publish.tables import write_tables
+    from neuropeft.publish.tables import write_partial_tables, write_tables
 
-    write_tables(
-        Config.model_validate_json(options.config_json), Path("results"), options.counts, options.out
-    )
+    write = write_partial_tables if options.partial else write_tables
+    write(Config.model_validate_json(options.config_json), Path("results"), options.counts, options.out)
 
 
 def _figures(options: argparse.Namespace) -> None:
@@ -195,6 +208,17 @@ def _summary(options: argparse.Namespace) -> None:
     from neuropeft.publish.summary import print_summary
 
     print_summary(read_config(options.configfile, Path.cwd()), options.results)
+
+
+def _status(options: argparse.Namespace) -> None:
+    from neuropeft.config import Config, read_config
+    from neuropeft.status.screen import print_status
+
+    if options.config_json is None:
+        config = read_config(options.configfile, None)
+    else:
+        config = Config.model_validate_json(options.config_json)
+    print_status(config, options.results)
 
 
 def _schema(options: argparse.Namespace) -> None:
@@ -255,6 +279,12 @@ def _add_for_people(verb: Verb) -> None:
     summary = verb("summary", _summary, "print the main scores of a finished run and where its results are")
     summary.add_argument("--configfile", type=Path, default=Path("config.yaml"))
     summary.add_argument("--results", type=Path, default=Path("results"))
+
+    status = verb("status", _status, "print what is done, running, failed and left; reads only")
+    given = status.add_mutually_exclusive_group()
+    given.add_argument("--configfile", type=Path, default=Path("config.yaml"))
+    given.add_argument("--config-json")
+    status.add_argument("--results", type=Path, default=Path("results"))
 
 
 def _add_cohorts(verb: Verb) -> None:
@@ -318,9 +348,10 @@ def _add_models(verb: Verb) -> None:
     _paths(pretrain, "--store", "--out", "--state")
     _path_lists(pretrain, "--hold-out")
 
-    finetune = verb("finetune", _finetune, "fine-tune one cell")
-    finetune.add_argument("--spec", required=True)
-    _paths(finetune, "--store", "--split", "--out", "--state")
+    finetune = verb("finetune", _finetune, "fine-tune cells, one after another")
+    finetune.add_argument("--specs", required=True)
+    _paths(finetune, "--store", "--state", "--table")
+    _path_lists(finetune, "--splits")
     finetune.add_argument("--encoder", type=Path)
 
     predict = verb("predict", _predict, "predict a cohort with all cells that share a base")
@@ -340,6 +371,7 @@ def _add_evaluation(verb: Verb) -> None:
     tables = verb("tables", _tables, "write the tables")
     tables.add_argument("--config-json", required=True)
     _paths(tables, "--counts", "--out")
+    tables.add_argument("--partial", action="store_true")
 
     figures = verb("figures", _figures, "draw the figures")
     figures.add_argument("--config-json", required=True)

@@ -379,6 +379,9 @@ class Config(Model):
     pretraining: dict[Name, Pretraining] = {}
     methods: dict[Name, Method] = Field(min_length=1)
     training: Training = Training()
+    cells_per_job: int = Field(
+        default=16, ge=1, le=64, description="most cells that one fine-tune job trains, one after another"
+    )
     grid: list[Block] = Field(min_length=1)
     figures: Figures = Figures()
 
@@ -424,12 +427,13 @@ def _suggest(name: str, known: list[str]) -> str:
 # -- reading ---------------------------------------------------------------------------------------
 
 
-def load_config(raw: Mapping[str, Any], base: Path, source: str = "config.yaml") -> Config:
+def load_config(raw: Mapping[str, Any], base: Path | None, source: str = "config.yaml") -> Config:
     """Check a configuration and make its paths absolute.
 
     Args:
         raw: what the YAML file holds.
-        base: folder that relative cohort paths are taken from.
+        base: folder that relative cohort paths are taken from; with None they are left as they are, for those
+            who read no scans.
         source: name of the file, for errors.
 
     Raises:
@@ -443,21 +447,46 @@ def load_config(raw: Mapping[str, Any], base: Path, source: str = "config.yaml")
         for mistake in error.errors():
             mistakes.setdefault(".".join(_place(mistake["loc"])), _sentence(mistake))
         raise UserError("\n".join(f"{source}: {mistake}" for mistake in mistakes.values())) from error
+    if base is None:
+        return config
     cohorts = {name: _absolute(name, cohort, base, source) for name, cohort in config.cohorts.items()}
     return config.model_copy(update={"cohorts": cohorts})
 
 
-def read_config(path: Path, base: Path) -> Config:
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML as usual, but a key that is given twice is an error: the first would be dropped without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value!r} is given twice", key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def read_config(path: Path, base: Path | None) -> Config:
     """Read and check a YAML file; see `load_config`."""
+    return load_config(read_yaml(path), base, path.name)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Return what a YAML file of a configuration holds.
+
+    Raises:
+        UserError: It cannot be read, gives a key twice, or holds something else than keys.
+    """
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(
             f"cannot read the configuration {path}: {' '.join(str(error).split())}; mend the YAML"
         ) from error
     if not isinstance(raw, dict):
         raise UserError(f"{path}: a configuration is a mapping of keys such as `cohorts` and `tasks`")
-    return load_config(raw, base, path.name)
+    return raw
 
 
 def _absolute(name: str, cohort: Cohort, base: Path, source: str) -> Cohort:

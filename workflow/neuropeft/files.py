@@ -2,6 +2,7 @@
 
 import csv
 import os
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +29,16 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+def link_or_copy(source: Path, target: Path) -> None:
+    """Make `target` the same file as `source`, or its copy where there are no hard links; date it now."""
+    with atomic_path(target) as partial:
+        try:
+            os.link(source, partial)
+        except OSError:
+            shutil.copyfile(source, partial)
+        os.utime(partial)
+
+
 def read_tsv(path: str | Path) -> list[dict[str, str]]:
     """Read a tab-separated (or, by its .csv suffix, comma-separated) table as one dict of strings per row."""
     path = Path(path)
@@ -37,6 +48,21 @@ def read_tsv(path: str | Path) -> list[dict[str, str]]:
             return list(csv.DictReader(stream, delimiter=delimiter))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"cannot read the table {path}: {error}; give a UTF-8 TSV or CSV file") from error
+
+
+def last_lines(path: Path, size: int = 65536) -> list[str]:
+    """Return the last lines of a text file that hold something, of its last `size` bytes; none if it is gone.
+
+    What a progress bar wrote over on its line is left out.
+    """
+    try:
+        with path.open("rb") as stream:
+            stream.seek(max(0, stream.seek(0, os.SEEK_END) - size))
+            text = stream.read().decode(errors="replace")
+    except FileNotFoundError:
+        return []
+    lines = (line.rstrip().rpartition("\r")[2] for line in text.split("\n"))
+    return [line.strip() for line in lines if line.strip()]
 
 
 def format_tsv(rows: Iterable[Mapping[str, object]], columns: Sequence[str]) -> str:

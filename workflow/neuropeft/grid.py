@@ -2,9 +2,8 @@
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from itertools import product
-from typing import Any
+from typing import Any, NamedTuple
 
 from neuropeft.config import Block, Config, ViT
 from neuropeft.errors import UserError
@@ -12,8 +11,7 @@ from neuropeft.errors import UserError
 NO_PRETRAINING = "none"
 
 
-@dataclass(frozen=True, order=True)
-class Cell:
+class Cell(NamedTuple):
     """The unit of fine-tuning. `fraction` is in percent of the training subjects."""
 
     task: str
@@ -22,6 +20,12 @@ class Cell:
     method: str
     fraction: int
     seed: int
+
+    @property
+    def path(self) -> str:
+        """Where its results and its state are, below their folders."""
+        base = f"{self.task}/{self.backbone}/{self.pretraining}/{self.method}"
+        return f"{base}/fraction-{self.fraction}/seed-{self.seed}"
 
 
 def cells(config: Config) -> list[Cell]:
@@ -88,27 +92,30 @@ def backbone_spec(config: Config, backbone: str) -> dict[str, Any]:
     return spec
 
 
-def cell_spec(config: Config, cell: Cell) -> str:
-    """Return everything that defines a cell's training, as canonical JSON.
+def cell_spec(config: Config, cell: Cell) -> dict[str, Any]:
+    """Return everything that defines a cell's training."""
+    task = config.tasks[cell.task]
+    method = config.methods[cell.method].model_dump(mode="json")
+    return {
+        "cell": "/".join(
+            map(str, (cell.task, cell.backbone, cell.pretraining, cell.method, cell.fraction, cell.seed))
+        ),
+        "task": {"name": cell.task, "kind": task.kind, "classes": len(task.classes or {})},
+        "backbone": backbone_spec(config, cell.backbone),
+        "shuffle_labels": method.pop("shuffle_labels"),
+        "method": method,
+        "training": config.training.model_dump(mode="json"),
+        "fraction": cell.fraction,
+        "seed": cell.seed,
+    }
+
+
+def cell_specs(config: Config, some: Iterable[Cell]) -> str:
+    """Return {path: what defines its training} of some cells, as canonical JSON.
 
     Rules pass it as a parameter, so that a cell is trained again exactly when one of these values changes.
     """
-    task = config.tasks[cell.task]
-    method = config.methods[cell.method].model_dump(mode="json")
-    return _canonical(
-        {
-            "cell": "/".join(
-                map(str, (cell.task, cell.backbone, cell.pretraining, cell.method, cell.fraction, cell.seed))
-            ),
-            "task": {"name": cell.task, "kind": task.kind, "classes": len(task.classes or {})},
-            "backbone": backbone_spec(config, cell.backbone),
-            "shuffle_labels": method.pop("shuffle_labels"),
-            "method": method,
-            "training": config.training.model_dump(mode="json"),
-            "fraction": cell.fraction,
-            "seed": cell.seed,
-        }
-    )
+    return _canonical({cell.path: cell_spec(config, cell) for cell in some})
 
 
 def pretraining_spec(config: Config, pretraining: str, backbone: str) -> str:

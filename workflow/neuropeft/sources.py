@@ -4,11 +4,13 @@ Snakemake does not track the code of an imported package. Rules declare these fi
 module makes exactly the stages that import it run again.
 """
 
-import ast
+import hashlib
+import re
 from functools import cache
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent
+IMPORT = re.compile(r"^ *from neuropeft((?:\.\w+)*) import (\([^)]*\)|.*)$", re.MULTILINE)  # at any depth
 
 
 def sources(*modules: str) -> list[str]:
@@ -33,16 +35,18 @@ def source(module: str) -> Path:
     return base / "__init__.py" if base.is_dir() else base.with_suffix(".py")
 
 
+def code_digest(*modules: str) -> str:
+    """Return a hash of the code of the named modules and of all modules of this package that they import."""
+    digest = hashlib.sha256()
+    for path in sources(*modules):
+        digest.update(Path(path).read_bytes())
+    return digest.hexdigest()
+
+
 @cache
 def _imports(path: Path) -> list[Path]:
-    found = []
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        names: list[str] = []
-        if isinstance(node, ast.ImportFrom) and node.module:
-            # `from neuropeft.models import vit3d` names a module, `from neuropeft.grid import Cell` does not.
-            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-        elif isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        inside = (name.removeprefix("neuropeft.") for name in names if name.startswith("neuropeft."))
-        found += [path for path in map(source, inside) if path.is_file()]
-    return found
+    names: list[str] = []
+    for module, imported in IMPORT.findall(path.read_text(encoding="utf-8")):
+        # `from neuropeft.models import vit3d` names a module, `from neuropeft.grid import Cell` does not.
+        names += [module, *(f"{module}.{name}" for name in re.findall(r"\w+", imported))]
+    return [file for name in names if (file := source(name.lstrip("."))).is_file()]

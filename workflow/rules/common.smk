@@ -1,32 +1,48 @@
 # Names that all rules share. Runs whenever a job starts, so it imports no heavy package and reads only caches.
 import json
+import os
+import signal
 import sys
+from functools import cache
+from types import SimpleNamespace
 
 sys.path.insert(0, str(Path(workflow.basedir, "workflow")))
 
-from neuropeft import grid
+from neuropeft import estimates, grid
 from neuropeft.cohorts.chunks import chunk_digest
 from neuropeft.cohorts.prepare import prepare, read_chunks
 from neuropeft.cohorts.simulate import participants, scan_name
-from neuropeft.config import load_config
+from neuropeft.config import load_config, read_yaml
 from neuropeft.errors import UserError
+from neuropeft.finished import deltas_by_base, finished_cells, predicted_from
+from neuropeft.packs import Pack, pack_of, packs
 from neuropeft.sources import source, sources
 from snakemake.exceptions import WorkflowError
 from snakemake.settings.types import DeploymentMethod
 
-# Jobs use this checkout of the package and, unless conda provides one, the Python that runs Snakemake.
+# SLURM's warning before the time limit goes to all processes of a job. It is for the training alone; Snakemake and the
+# shells that lie between it and SLURM would die of it.
+if "SLURM_JOB_ID" in os.environ:
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+
+# Jobs use this checkout of the package and, unless conda or a container provides one, the Python that runs Snakemake.
 PREFIX = f'export PYTHONPATH="{workflow.basedir}/workflow"; '
-if DeploymentMethod.CONDA not in workflow.deployment_settings.deployment_method:
+if not {DeploymentMethod.CONDA, DeploymentMethod.APPTAINER} & workflow.deployment_settings.deployment_method:
     PREFIX += f'export PATH="{Path(sys.executable).parent}:$PATH"; '
 shell.prefix(PREFIX)
 
 try:
-    CONFIG_FILES = workflow.overwrite_configfiles or ["config.yaml"]
+    CONFIG_FILES = workflow.overwrite_configfiles or [Path(workflow.basedir, "config.yaml")]
     CONFIG = load_config(config, base=Path(workflow.basedir), source=Path(CONFIG_FILES[-1]).name)
     CELLS = grid.cells(CONFIG)
+    PACKS = packs(CELLS, CONFIG.cells_per_job)
+    PACK_OF = pack_of(PACKS)
     COHORTS = grid.used_cohorts(CONFIG)
     TASKS = grid.used_tasks(CONFIG)
     if workflow.is_main_process:
+        # Snakemake, which has read the files, drops a key that is given twice without a word.
+        for file in CONFIG_FILES:
+            read_yaml(Path(file))
         prepare(CONFIG, Path("results"))
 except UserError as error:
     raise WorkflowError(str(error))
@@ -37,6 +53,7 @@ SIMULATED = [cohort for cohort in COHORTS if CONFIG.cohorts[cohort].simulated is
 wildcard_constraints:
     cohort="|".join(COHORTS),
     chunk="x[01]*",
+    pack="x[01]*",
     task="|".join(TASKS),
     backbone="|".join(CONFIG.backbones),
     pretraining="|".join([*CONFIG.pretraining, grid.NO_PRETRAINING]),
@@ -67,14 +84,31 @@ def cells(**choice):
 
 def cell_folder(cell):
     """Return the folder of a cell's results."""
-    return (
-        f"results/cells/{cell.task}/{cell.backbone}/{cell.pretraining}/{cell.method}/"
-        f"fraction-{cell.fraction}/seed-{cell.seed}"
-    )
+    return f"results/cells/{cell.path}"
+
+
+def pack_table(cell):
+    """Return what says that the pack of a cell has been trained."""
+    return f"results/packs/{PACK_OF[cell].path}.tsv"
+
+
+def pack_named(wildcards):
+    """Return the pack that a fine-tune job's wildcards name."""
+    return Pack(wildcards.task, wildcards.backbone, wildcards.pretraining, wildcards.method, wildcards.pack)
+
+
+def pack_seeds(wildcards):
+    """Return the seeds of a pack's cells."""
+    return sorted({cell.seed for cell in PACKS[pack_named(wildcards)]})
+
+
+def pack_splits(wildcards):
+    """Return the splits that a pack's cells are trained on."""
+    return expand("results/splits/{task}/seed-{seed}.tsv", task=wildcards.task, seed=pack_seeds(wildcards))
 
 
 def cell_of(wildcards):
-    """Return the cell that a fine-tune job's wildcards name."""
+    """Return the cell that wildcards name."""
     return grid.Cell(
         wildcards.task,
         wildcards.backbone,
@@ -127,10 +161,27 @@ def held_out_splits(wildcards):
     ]
 
 
-def launcher(resources):
-    """Return what starts one training process per GPU of a job."""
-    gpus = int(resources.get("gpu", 0))
-    return f"-m torch.distributed.run --standalone --nproc-per-node {gpus}" if gpus > 1 else ""
+def launcher(resources, threads):
+    """Return what starts one training process per GPU of a job, on each of its nodes."""
+    gpus = gpus_per_node(resources)
+    torchrun = f"-m torch.distributed.run --nproc-per-node {max(gpus, 1)}"
+    if "mpi" not in resources.keys():
+        return f"python -m neuropeft.train.lease {gpus} {torchrun} --standalone" if gpus > 1 else "python"
+    # This shell runs on the job's first node, where the processes meet. SLURM's warning before the time limit reaches
+    # torchrun too, which must not die of it.
+    return (
+        f"{resources.mpi} --nodes={resources.nodes} --ntasks={resources.nodes} --cpus-per-task={threads}"
+        f""" bash -c 'trap "" USR1; exec "$@"' -- python {torchrun} --nnodes {resources.nodes}"""
+        " --rdzv-backend c10d --rdzv-id $SLURM_JOB_ID --rdzv-endpoint $(hostname):$((20000 + SLURM_JOB_ID % 20000))"
+    )
+
+
+def gpus_per_node(resources):
+    """Return how many GPUs a job has on each of its nodes, from `gpu: 2`, `gres: gpu:2` or `gres: gpu:a100:2`."""
+    kind, *rest = str(resources.get("gres", "")).split(":")
+    if kind != "gpu":
+        return int(resources.get("gpu", 0))
+    return int(rest[-1]) if rest and rest[-1].isdigit() else 1
 
 
 def group_cells(wildcards):
@@ -180,7 +231,8 @@ def compared_volumes(wildcards):
     return [] if wildcards.cohort == CONFIG.tasks[wildcards.task].train else volumes(wildcards.cohort)
 
 
-def result_files():
+@cache
+def result_files(wildcards=None):
     """Return everything that tables and figures derive from."""
     predictions = [
         f"results/predictions/{cell.task}/{cell.backbone}/{cell.pretraining}/{cell.method}/{cohort}.tsv"
@@ -200,4 +252,70 @@ def result_files():
     return list(dict.fromkeys([*predictions, *trained, *pretrained, *controls, *labels, *stores]))
 
 
-RESULT_FILES = result_files()
+# -- what is finished, for partial tables ----------------------------------------------------------
+
+
+@cache
+def finished_deltas():
+    """Return the deltas of the cells that are finished now, by what cells share that are predicted together."""
+    return deltas_by_base(finished_cells(CONFIG, Path("results")))
+
+
+def there(*paths):
+    """Return absolute paths, which are nobody's outputs: the files are read as they are, and not made anew."""
+    return [str(Path(path).absolute()) for path in paths]
+
+
+def partial_inputs(wildcards):
+    """Return what the finished cells of a group are predicted from on a cohort."""
+    base = (wildcards.task, wildcards.backbone, wildcards.pretraining, wildcards.method)
+    deltas = finished_deltas().get(base, {})
+    seeds = sorted({cell.seed for cell in deltas})
+    splits = expand("results/splits/{task}/seed-{seed}.tsv", task=wildcards.task, seed=seeds)
+    in_domain = wildcards.cohort == CONFIG.tasks[wildcards.task].train
+    return {
+        "deltas": there(*deltas.values()),
+        "encoder": there(*([encoder(wildcards)] if encoder(wildcards) else [])),
+        "volumes": there(volumes(wildcards.cohort)),
+        "subjects": there(
+            *(splits if in_domain else [f"results/tasks/{wildcards.task}/{wildcards.cohort}.tsv"])
+        ),
+        "leaks": there(*leak_checks(wildcards.task, wildcards.cohort, seeds)),
+    }
+
+
+def partial_predictions():
+    """Return the predictions of what is finished: a group's own, if they are of all of it, or partial ones."""
+    found = []
+    for base, deltas in finished_deltas().items():
+        for cohort in task_cohorts(base[0]):
+            whole = Path("results/predictions", *base, f"{cohort}.tsv")
+            task, backbone, pretraining, method = base
+            group = SimpleNamespace(
+                task=task, backbone=backbone, pretraining=pretraining, method=method, cohort=cohort
+            )
+            if predicted_from(whole, deltas.values()):
+                found += there(whole)
+            elif all(Path(path).exists() for paths in partial_inputs(group).values() for path in paths):
+                found.append(str(Path("results/partial/predictions", *base, f"{cohort}.tsv")))
+    return found
+
+
+def partial_result_files(wildcards):
+    """Return everything that tables of what is finished derive from."""
+    trained = [
+        delta.with_name("cost.json") for deltas in finished_deltas().values() for delta in deltas.values()
+    ]
+    controls = [
+        Path(f"results/controls/{task}/seed-{seed}/{cohort}.tsv")
+        for task in TASKS
+        for seed in seeds(task)
+        for cohort in task_cohorts(task)
+    ]
+    cohorts = [
+        Path(f"results/cohorts/{cohort}/{name}")
+        for cohort in COHORTS
+        for name in ("store/scans.tsv", "excluded.tsv", "subjects.tsv")
+    ]
+    present = [path for path in (*controls, *cohorts) if path.is_file()]
+    return [*partial_predictions(), *there(*trained, *present)]

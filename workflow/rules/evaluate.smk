@@ -18,8 +18,9 @@ rule predict:
     conda:
         "../../envs/torch.yaml"
     resources:
-        mem_mb=8000,
-        runtime=60,
+        mem_mb=lambda wildcards, attempt: training_mb(wildcards.cohort, attempt),
+        runtime=predict_minutes,
+        gpu=1,
     params:
         encoder=lambda wildcards, input: f"--encoder {input.encoder}" if input.encoder else "",
     message:
@@ -42,8 +43,8 @@ rule controls:
     conda:
         "../../envs/report.yaml"
     resources:
-        mem_mb=8000,
-        runtime=120,
+        mem_mb=lambda wildcards, attempt: 8000 * attempt,
+        runtime=lambda wildcards, attempt: 120 * attempt,
     params:
         kind=lambda wildcards: CONFIG.tasks[wildcards.task].kind,
         target=lambda wildcards: CONFIG.tasks[wildcards.task].target,

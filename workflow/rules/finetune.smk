@@ -1,4 +1,5 @@
-# One job per cell: adapt a backbone to a task by a method, with a fraction of the data and a seed.
+# Adapt a backbone to a task by a method, with a fraction of the data and a seed: a cell. One job trains a pack of
+# cells, which share volumes and base weights; what it has trained it keeps, whatever becomes of the others.
 
 CELL = "results/cells/{task}/{backbone}/{pretraining}/{method}/fraction-{fraction}/seed-{seed}/"
 
@@ -6,33 +7,55 @@ CELL = "results/cells/{task}/{backbone}/{pretraining}/{method}/fraction-{fractio
 rule finetune:
     input:
         volumes=lambda wildcards: volumes(CONFIG.tasks[wildcards.task].train),
-        split="results/splits/{task}/seed-{seed}.tsv",
+        splits=pack_splits,
         leaks=lambda wildcards: leak_checks(
-            wildcards.task, CONFIG.tasks[wildcards.task].train, [wildcards.seed]
+            wildcards.task, CONFIG.tasks[wildcards.task].train, pack_seeds(wildcards)
         ),
         encoder=encoder,
-        code=sources("train.finetune"),
+        code=sources("train.pack"),
+    output:
+        "results/packs/{task}/{backbone}/{pretraining}/{method}/{pack}.tsv",
+    log:
+        "results/logs/finetune/{task}/{backbone}/{pretraining}/{method}/{pack}.log",
+    benchmark:
+        "results/benchmarks/finetune/{task}/{backbone}/{pretraining}/{method}/{pack}.tsv"
+    conda:
+        "../../envs/torch.yaml"
+    resources:
+        mem_mb=lambda wildcards, attempt: training_mb(CONFIG.tasks[wildcards.task].train, attempt),
+        runtime=finetune_minutes,
+        gpu=1,
+    params:
+        specs=lambda wildcards: grid.cell_specs(CONFIG, PACKS[pack_named(wildcards)]),
+        encoder=lambda wildcards, input: f"--encoder {input.encoder}" if input.encoder else "",
+        # Not an output: Snakemake deletes outputs of a job that failed, and trained cells must outlive it.
+        state="results/_state/cells",
+    message:
+        "Fine-tuning {wildcards.backbone} for {wildcards.task} by {wildcards.method} (pack {wildcards.pack})"
+    shell:
+        "python -m neuropeft finetune --specs {params.specs:q} --store $(dirname {input.volumes})"
+        " --splits {input.splits} {params.encoder} --state {params.state} --table {output} > {log} 2>&1"
+
+
+rule cell:
+    input:
+        lambda wildcards: pack_table(cell_of(wildcards)),
     output:
         delta=f"{CELL}delta.safetensors",
         history=f"{CELL}history.csv",
         cost=f"{CELL}cost.json",
     log:
-        "results/logs/finetune/{task}/{backbone}/{pretraining}/{method}/fraction-{fraction}/seed-{seed}.log",
-    benchmark:
-        "results/benchmarks/finetune/{task}/{backbone}/{pretraining}/{method}/fraction-{fraction}/seed-{seed}.tsv"
+        "results/logs/cell/{task}/{backbone}/{pretraining}/{method}/fraction-{fraction}/seed-{seed}.log",
+    retries: 0
+    localrule: True
     conda:
         "../../envs/torch.yaml"
-    resources:
-        mem_mb=8000,
-        runtime=120,
     params:
-        spec=lambda wildcards: grid.cell_spec(CONFIG, cell_of(wildcards)),
-        encoder=lambda wildcards, input: f"--encoder {input.encoder}" if input.encoder else "",
-        # Not an output: Snakemake deletes outputs of a job that failed, and checkpoints must outlive it.
-        state="results/_state/cells/{task}/{backbone}/{pretraining}/{method}/fraction-{fraction}/seed-{seed}",
+        finished=lambda wildcards: f"results/_state/cells/{cell_of(wildcards).path}/finished",
     message:
-        "Fine-tuning {wildcards.backbone} for {wildcards.task} by {wildcards.method}"
+        "Taking over {wildcards.task}/{wildcards.backbone}/{wildcards.pretraining}/{wildcards.method}"
         " (fraction {wildcards.fraction} %, seed {wildcards.seed})"
     shell:
-        "python -m neuropeft finetune --spec {params.spec:q} --store $(dirname {input.volumes}) --split {input.split}"
-        " {params.encoder} --state {params.state} --out $(dirname {output.delta}) > {log} 2>&1"
+        "(for file in {output}; do"
+        ' ln -f {params.finished}/$(basename "$file") "$file" || cp {params.finished}/$(basename "$file") "$file";'
+        " done; touch {output}) > {log} 2>&1"

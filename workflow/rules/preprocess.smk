@@ -16,8 +16,8 @@ rule n4_bias_correction:
     conda:
         "../../envs/preprocessing.yaml"
     resources:
-        mem_mb=4000,
-        runtime=120,
+        mem_mb=lambda wildcards, attempt: 4000 * attempt,
+        runtime=step_minutes("n4"),
     params:
         index="results/cohorts/{cohort}/scans.tsv",
         # The rows of this chunk and the size and time of their files: a changed scan reruns its chunk alone.
@@ -43,8 +43,8 @@ rule skull_strip:
     conda:
         "../../envs/preprocessing.yaml"
     resources:
-        mem_mb=8000,
-        runtime=120,
+        mem_mb=lambda wildcards, attempt: 8000 * attempt,
+        runtime=step_minutes("skull_strip"),
     params:
         method=lambda wildcards: CONFIG.cohorts[wildcards.cohort].skull_strip,
         derivatives="results/derivatives/{cohort}",
@@ -69,8 +69,8 @@ rule register_to_template:
     conda:
         "../../envs/preprocessing.yaml"
     resources:
-        mem_mb=4000,
-        runtime=120,
+        mem_mb=lambda wildcards, attempt: 4000 * attempt,
+        runtime=step_minutes("register"),
     params:
         derivatives="results/derivatives/{cohort}",
     message:
@@ -94,8 +94,8 @@ rule resample_to_template:
     conda:
         "../../envs/preprocessing.yaml"
     resources:
-        mem_mb=4000,
-        runtime=60,
+        mem_mb=lambda wildcards, attempt: 4000 * attempt,
+        runtime=step_minutes("resample"),
     params:
         derivatives="results/derivatives/{cohort}",
     message:
@@ -137,8 +137,8 @@ rule pack_cohort:
     conda:
         "../../envs/preprocessing.yaml"
     resources:
-        mem_mb=4000,
-        runtime=240,
+        mem_mb=lambda wildcards, attempt: 4000 * attempt,
+        runtime=cohort_minutes("pack"),
     params:
         max_excluded_share=CONFIG.preprocessing.max_excluded_share,
         size=CONFIG.preprocessing.size,
@@ -162,7 +162,8 @@ rule qc:
     conda:
         "../../envs/preprocessing.yaml"
     resources:
-        mem_mb=4000,
+        mem_mb=lambda wildcards, attempt: 4000 * attempt,
+        runtime=cohort_minutes("qc"),
     params:
         simulated=lambda wildcards: "--simulated" if wildcards.cohort in SIMULATED else "",
     message:

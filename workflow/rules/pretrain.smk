@@ -16,19 +16,23 @@ rule pretrain:
         "results/logs/pretrain/{pretraining}/{backbone}.log",
     benchmark:
         "results/benchmarks/pretrain/{pretraining}/{backbone}.tsv"
+    priority: 1  # much waits for it
     conda:
         "../../envs/torch.yaml"
     threads: 2
     resources:
-        mem_mb=16000,
-        runtime=1440,
+        mem_mb=lambda wildcards, attempt: training_mb(
+            CONFIG.pretraining[wildcards.pretraining].cohort, attempt
+        ),
+        runtime=pretrain_minutes,
+        gpu=1,
     params:
         spec=lambda wildcards: grid.pretraining_spec(CONFIG, wildcards.pretraining, wildcards.backbone),
         # Not an output: Snakemake deletes outputs of a job that failed, and checkpoints must outlive it.
         state="results/_state/pretraining/{pretraining}/{backbone}",
-        launch=lambda wildcards, resources: launcher(resources),
+        launch=lambda wildcards, resources, threads: launcher(resources, threads),
     message:
         "Pretraining {wildcards.backbone} as a masked autoencoder ({wildcards.pretraining})"
     shell:
-        "python {params.launch} -m neuropeft pretrain --spec {params.spec:q} --store $(dirname {input.volumes})"
+        "{params.launch} -m neuropeft pretrain --spec {params.spec:q} --store $(dirname {input.volumes})"
         " --hold-out {input.splits} --state {params.state} --out $(dirname {output.encoder}) > {log} 2>&1"

@@ -42,7 +42,7 @@ rule parameter_counts:
 
 rule tables:
     input:
-        RESULT_FILES,
+        results=result_files,
         counts="results/tables/parameter_counts.csv",
         code=sources("publish.tables"),
     output:
@@ -62,7 +62,7 @@ rule tables:
 
 rule figures:
     input:
-        RESULT_FILES,
+        results=result_files,
         code=sources("publish.figures"),
     output:
         [report(figure, category="Figures") if figure.endswith(".png") else figure for figure in FIGURES],

@@ -26,13 +26,13 @@ COST_KEYS = (
     "device",
     "torch",
     "resumed",
+    "accumulation",
 )
 
 
 def cell_folder(results: Path, cell: Cell) -> Path:
     """Return the folder of a cell's delta, history and cost."""
-    cell_path = Path(cell.task, cell.backbone, cell.pretraining, cell.method)
-    return results / "cells" / cell_path / f"fraction-{cell.fraction}" / f"seed-{cell.seed}"
+    return results / "cells" / cell.path
 
 
 def read_costs(config: Config, results: Path) -> dict[Cell, dict[str, Any] | None]:
@@ -41,11 +41,17 @@ def read_costs(config: Config, results: Path) -> dict[Cell, dict[str, Any] | Non
     Raises:
         UserError: a cost file is no JSON.
     """
-    costs: dict[Cell, dict[str, Any] | None] = {}
-    for cell in cells(config):
-        path = cell_folder(results, cell) / "cost.json"
-        try:
-            costs[cell] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-        except ValueError as error:
-            raise UserError(f"{path} is no JSON ({error}): delete it and run the workflow again") from error
-    return costs
+    paths = {cell: cell_folder(results, cell) / "cost.json" for cell in cells(config)}
+    return {cell: read_cost(path) if path.is_file() else None for cell, path in paths.items()}
+
+
+def read_cost(path: Path) -> dict[str, Any]:
+    """Read a cell's cost.
+
+    Raises:
+        UserError: the file is no JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is no JSON ({error}): delete it and run the workflow again") from error

@@ -1,8 +1,9 @@
 """Scores of all cells and controls of a grid, aggregated over seeds, derived from stored predictions."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -106,13 +107,18 @@ def groups(config: Config) -> dict[Group, tuple[int, ...]]:
     return {group: tuple(of_group) for group, of_group in seeds.items()}
 
 
-def collect(config: Config, results: Path, draws: int = DRAWS) -> list[Score]:
+# (group, cohort, seed) -> the file that holds the predictions of that cell on that cohort, None if none does.
+Find = Callable[[Group, str, int], Path | None]
+
+
+def collect(config: Config, results: Path, draws: int = DRAWS, find: Find | None = None) -> list[Score]:
     """Score everything that the grid asks for; what is not there yet becomes a score without values.
 
     Args:
         config: the configuration.
         results: the results folder.
         draws: bootstrap draws for the intervals; 0 leaves the intervals out.
+        find: which file holds predictions; by default that of `prediction_file`.
 
     Raises:
         UserError: a prediction file cannot be read, or its seeds were tested on different subjects.
@@ -120,22 +126,22 @@ def collect(config: Config, results: Path, draws: int = DRAWS) -> list[Score]:
     files: dict[Path, dict[RunKey, Run]] = {}
     scores: list[Score] = []
     wanted = groups(config)
+    find = find or partial(prediction_file, results)
     for group, expected in track(wanted.items(), len(wanted), "scores"):
         task = config.tasks[group.task]
         for cohort in (task.train, *task.zero_shot):
-            tested = {seed: _seed_runs(config, results, group, cohort, seed, files) for seed in expected}
+            tested = {seed: _seed_runs(task, group, cohort, seed, files, find) for seed in expected}
             scores += _score(task, group, cohort, expected, tested, draws)
     return scores
 
 
 def _seed_runs(
-    config: Config, results: Path, group: Group, cohort: str, seed: int, files: dict[Path, dict[RunKey, Run]]
+    task: Task, group: Group, cohort: str, seed: int, files: dict[Path, dict[RunKey, Run]], find: Find
 ) -> tuple[Run | None, Run | None]:
     """Return the validation and the test run of one seed, None where missing."""
-    task = config.tasks[group.task]
     method = group.method if group.backbone == CONTROL else ""
-    of_train = _runs(_file(results, group, task.train, seed), task, files)
-    of_cohort = _runs(_file(results, group, cohort, seed), task, files)
+    of_train = _runs(find(group, task.train, seed), task, files)
+    of_cohort = _runs(find(group, cohort, seed), task, files)
     side = "test" if cohort == task.train else "zero-shot"
     return (
         of_train.get(RunKey(method, group.fraction, seed, "val")),
@@ -143,14 +149,17 @@ def _seed_runs(
     )
 
 
-def _file(results: Path, group: Group, cohort: str, seed: int) -> Path:
+def prediction_file(results: Path, group: Group, cohort: str, seed: int) -> Path:
+    """Return the file of a group's predictions on a cohort, which only for controls depends on the seed."""
     if group.backbone == CONTROL:
         return results / "controls" / group.task / f"seed-{seed}" / f"{cohort}.tsv"
     folder = results / "predictions" / group.task / group.backbone / group.pretraining / group.method
     return folder / f"{cohort}.tsv"
 
 
-def _runs(path: Path, task: Task, files: dict[Path, dict[RunKey, Run]]) -> dict[RunKey, Run]:
+def _runs(path: Path | None, task: Task, files: dict[Path, dict[RunKey, Run]]) -> dict[RunKey, Run]:
+    if path is None:
+        return {}
     if path not in files:
         files[path] = read_predictions(path, task.kind, len(task.classes or {})) if path.is_file() else {}
     return files[path]

@@ -1,7 +1,9 @@
 """A backbone with a linear head: the network that every cell fine-tunes."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 HEAD_STD = 0.01  # MAE's linear probe; small enough that training starts from the bias
 
@@ -39,9 +41,20 @@ class Predictor(nn.Module):
         nn.init.trunc_normal_(self.head.weight, std=HEAD_STD)
         nn.init.zeros_(self.head.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the outputs [B, outputs] of scans [B, 1, S, S, S]."""
-        return self.head(self.feature_norm(self.backbone(x)))
+    def forward(self, x: Tensor, parts: int = 1) -> Tensor:
+        """Return the outputs [B, outputs] of scans [B, 1, S, S, S].
+
+        With `parts`, the backbone sees one part of the batch at a time and nothing but its features is kept:
+        the backward pass computes the rest again, part by part (Gao et al. 2021, GradCache). That costs a
+        second forward pass and changes neither outputs nor gradients, since the features are standardised
+        over the whole batch as ever; only batch norms inside a backbone (densenet121) see the parts.
+        """
+        if parts == 1:
+            features = self.backbone(x)
+        else:
+            pieces = x.tensor_split(parts)
+            features = torch.cat([checkpoint(self.backbone, piece, use_reentrant=False) for piece in pieces])
+        return self.head(self.feature_norm(features))
 
     def train(self, mode: bool = True) -> "Predictor":
         """Set training mode, in which a part that has parameters but none to train stays in evaluation mode.

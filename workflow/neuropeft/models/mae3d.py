@@ -115,8 +115,12 @@ class MAE3D(nn.Module):
         latent = self.encoder.encode(self.encoder.embed_patches(self._patches(x, visible), visible))
         prediction = self._decode(latent, order)
         loss = self._loss(prediction, self._patches(x, masked))
-        mask = torch.ones_like(order, dtype=torch.bool).scatter(1, visible, False)
-        return MAEOutput(loss, prediction, masked, mask)
+        return MAEOutput(loss, prediction, masked, self.mask(noise))
+
+    def mask(self, noise: Tensor) -> Tensor:
+        """Return which patches `noise` [B, N] masks, bool [B, N]."""
+        visible = noise.argsort(dim=1)[:, : self.visible]
+        return torch.ones_like(noise, dtype=torch.bool).scatter(1, visible, False)
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -46,7 +46,9 @@ def write_losses(config: Config, results: Path, out: Path) -> None:
     ]
     write_csv(out / "losses_pretraining.csv", pretraining_rows, PRETRAINING_COLUMNS)
     finetuning_rows = [
-        {**vars(cell), **row} for cell, rows in finetuning_histories(config, results).items() for row in rows
+        {**cell._asdict(), **row}
+        for cell, rows in finetuning_histories(config, results).items()
+        for row in rows
     ]
     write_csv(out / "losses_finetuning.csv", finetuning_rows, FINETUNING_COLUMNS)
 

@@ -89,7 +89,7 @@ def score_records(config: Config, scores: Sequence[Score], costs: Costs) -> list
 def cost_records(costs: Costs) -> list[dict[str, object]]:
     """Return one row per cell of the grid, with the columns `COST_COLUMNS`; missing cells included."""
     return [
-        {**vars(cell), "status": "missing" if cost is None else "done", **(cost or {})}
+        {**cell._asdict(), "status": "missing" if cost is None else "done", **(cost or {})}
         for cell, cost in costs.items()
     ]
 

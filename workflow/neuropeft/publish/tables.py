@@ -1,17 +1,22 @@
 """The tables: trainable parameters, cohorts, methods by tasks, and all scores and costs as tidy rows."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from neuropeft.config import Config
-from neuropeft.evaluate.costs import read_costs
-from neuropeft.evaluate.scores import collect
+from neuropeft.evaluate.costs import read_cost, read_costs
+from neuropeft.evaluate.partial import find_partial
+from neuropeft.evaluate.scores import Score, collect
 from neuropeft.files import read_tsv
+from neuropeft.finished import finished_cells
+from neuropeft.grid import cells
 from neuropeft.publish.cohort_table import COHORT_COLUMNS, cohort_records, cohort_sheet
 from neuropeft.publish.labels import METHOD_LABELS, backbone_label
 from neuropeft.publish.records import (
     COST_COLUMNS,
     SCORE_COLUMNS,
+    Costs,
     cost_records,
     score_records,
     trainable_parameters,
@@ -19,6 +24,7 @@ from neuropeft.publish.records import (
 from neuropeft.publish.score_tables import score_sheet, select
 from neuropeft.publish.sheet import Sheet, write_csv, write_sheet
 
+PARTIAL = "partial"  # the column, and the mark, of tables of some cells
 COUNT_COLUMNS = (
     "backbone",
     "method",
@@ -44,26 +50,60 @@ def write_tables(config: Config, results: Path, counts: Path, out: Path) -> None
     Raises:
         UserError: a file of results cannot be read.
     """
-    scores = collect(config, results)
-    costs = read_costs(config, results)
+    _write(config, results, counts, out, collect(config, results), read_costs(config, results), "")
+
+
+def write_partial_tables(config: Config, results: Path, counts: Path, out: Path) -> None:
+    """Write the tables of the cells that are finished now, each marked with how many of how many they are.
+
+    Args:
+        config: the configuration.
+        results: the results folder.
+        counts: as for `write_tables`.
+        out: folder of the tables.
+
+    Raises:
+        UserError: a file of results cannot be read.
+    """
+    finished = finished_cells(config, results)
+    costs = {
+        cell: read_cost(finished[cell] / "cost.json") if cell in finished else None for cell in cells(config)
+    }
+    scores = collect(config, results, find=find_partial(results, finished))
+    _write(config, results, counts, out, scores, costs, f"{len(finished)} of {len(costs)} cells")
+
+
+def _write(
+    config: Config, results: Path, counts: Path, out: Path, scores: list[Score], costs: Costs, part: str
+) -> None:
+    """Write all tables; unless `part` is empty, it says in each of them of which part of the cells it is."""
+
+    def write_rows(name: str, rows: Sequence[Mapping[str, object]], columns: Sequence[str]) -> None:
+        marked = [{**row, PARTIAL: part} for row in rows] if part else rows
+        write_csv(out / f"{name}.csv", marked, (*columns, PARTIAL) if part else columns)
+
+    def write_page(sheet: Sheet) -> None:
+        caption = f"{PARTIAL.upper()}: {part}. {sheet.caption}" if part else sheet.caption
+        write_sheet(replace(sheet, caption=caption), out)
+
     records = score_records(config, scores, costs)
-    write_csv(out / "scores.csv", records, SCORE_COLUMNS)
-    write_csv(out / "costs.csv", cost_records(costs), COST_COLUMNS)
+    write_rows("scores", records, SCORE_COLUMNS)
+    write_rows("costs", cost_records(costs), COST_COLUMNS)
 
     count_rows = [with_difference(row) for row in read_tsv(counts)]
-    write_csv(out / "table1.csv", count_rows, COUNT_COLUMNS)
-    write_sheet(count_sheet(count_rows), out)
+    write_rows("table1", count_rows, COUNT_COLUMNS)
+    write_page(count_sheet(count_rows))
 
     cohorts = cohort_records(config, results)
-    write_csv(out / "table2.csv", cohorts, COHORT_COLUMNS)
-    write_sheet(cohort_sheet(cohorts), out)
+    write_rows("table2", cohorts, COHORT_COLUMNS)
+    write_page(cohort_sheet(cohorts))
 
     record_of = {id(score): record for score, record in zip(scores, records, strict=True)}
     trainable = trainable_parameters(costs)
     for table in (3, 4):
         shown = [record_of[id(score)] for score in select(config, scores, table)]
-        write_csv(out / f"table{table}.csv", shown, SCORE_COLUMNS)
-        write_sheet(score_sheet(config, scores, trainable, table), out)
+        write_rows(f"table{table}", shown, SCORE_COLUMNS)
+        write_page(score_sheet(config, scores, trainable, table))
 
 
 def count_sheet(rows: Sequence[Mapping[str, object]]) -> Sheet:

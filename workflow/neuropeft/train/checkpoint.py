@@ -12,8 +12,10 @@ from typing import Any
 import torch
 
 from neuropeft.errors import UserError
+from neuropeft.files import atomic_path
 
 NEWEST, PREVIOUS = "checkpoint.pt", "checkpoint-previous.pt"
+PARTS = "parts.json"
 
 
 def fingerprint(*parts: object) -> str:
@@ -93,9 +95,25 @@ def load(folder: Path, expected: str, quiet: bool = False) -> dict[str, Any] | N
     return None
 
 
+def note_parts(folder: Path, run: str, parts: int) -> None:
+    """Write down into how many parts the run with the fingerprint `run` shall cut its batches from now on.
+
+    For processes that share a batch: one that runs out of memory cannot agree with the others any more.
+    """
+    with atomic_path(folder / PARTS) as partial:
+        partial.write_text(json.dumps({"fingerprint": run, "parts": parts}), encoding="utf-8")
+
+
+def noted_parts(folder: Path, run: str) -> int:
+    """Return what `note_parts` wrote for the run with the fingerprint `run`; 1 if it wrote nothing."""
+    path = folder / PARTS
+    note = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return int(note["parts"]) if note.get("fingerprint") == run else 1
+
+
 def remove(folder: Path) -> None:
-    """Delete the checkpoints of a run that has written its outputs."""
-    for name in (NEWEST, PREVIOUS):
+    """Delete the checkpoints of a run that has written its outputs, and what was noted for it."""
+    for name in (NEWEST, PREVIOUS, PARTS):
         (folder / name).unlink(missing_ok=True)
 
 

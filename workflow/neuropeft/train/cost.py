@@ -6,6 +6,7 @@ import resource
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,15 @@ def seconds_since_process_start() -> float | None:
     # Field 22 of proc(5), counted from 1; two of them stand before the closing bracket.
     started = int(fields[22 - 3]) / os.sysconf("SC_CLK_TCK")
     return time.clock_gettime(time.CLOCK_BOOTTIME) - started
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Let `peak_memory` count from now on; on the CPU only where /proc allows it."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets the peak resident set size
 
 
 def peak_memory(device: torch.device) -> int:

@@ -54,6 +54,11 @@ class Volumes:
         """Return the number of volumes."""
         return self.data.shape[0]
 
+    @property
+    def bytes_each(self) -> int:
+        """Bytes that a volume takes in memory."""
+        return self.data[:1].nbytes
+
     def batch(self, rows: Tensor) -> Tensor:
         """Return the volumes `rows` [B] as float32 [B, 1, S, S, S] on the device."""
         if self.data.device != self.device:

@@ -2,70 +2,136 @@
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from neuropeft.errors import UserError
 from neuropeft.models.build import build_predictor
 from neuropeft.models.checkpoints import load_encoder
 from neuropeft.models.heads import Predictor
 from neuropeft.peft.adapt import adapt, delta_state, load_delta, parameter_groups, save_delta
 from neuropeft.peft.counts import count
 from neuropeft.peft.selective import require_vit
-from neuropeft.store import Store, open_store
+from neuropeft.sources import code_digest
+from neuropeft.store import open_store
 from neuropeft.train import checkpoint
 from neuropeft.train.augment import augment, read_augmentation
-from neuropeft.train.cost import device_name, write_cost
+from neuropeft.train.cost import device_name, reset_peak_memory, write_cost
 from neuropeft.train.data import Volumes, load_volumes, pick_device
 from neuropeft.train.flops import training_flops
 from neuropeft.train.history import write_history
-from neuropeft.train.labels import Sides, read_sides, shuffled, stored_sessions
+from neuropeft.train.labels import Sides, read_sides, seed_of, shuffled, stored_sessions
 from neuropeft.train.loop import CHECKPOINT_SECONDS, Home, Learner, Plan, Progress, fit
 from neuropeft.train.losses import Objective, objective, outputs_of
+from neuropeft.train.memory import in_batches
+from neuropeft.train.ranks import ALONE
+from neuropeft.train.state import FINISHED, is_finished
 
 Network = Callable[[Tensor], Tensor]
 OPTIMISER_KEYS = ("lr", "head_lr", "weight_decay")  # of a method; the rest are options of its adapter
 
 
+@dataclass(frozen=True)
+class Shared:
+    """What the cells of a pack share: volumes, splits and base weights.
+
+    Attributes:
+        splits: Split of the cells' task for each seed; their test sides are not read.
+        encoder_path: Pretrained encoder; None starts from random weights.
+        device: Where training runs.
+        volumes: Those of the training and validation scans of all cells.
+        places: {scan_id: row of `volumes`}.
+        sessions: Session of every stored scan.
+        stamps: What tells whether encoder and volumes are the same as in an earlier run.
+    """
+
+    splits: Mapping[int, Path]
+    encoder_path: Path | None
+    device: torch.device
+    volumes: Volumes
+    places: Mapping[str, int]
+    sessions: Mapping[str, str]
+    stamps: list[list[int] | None]
+
+
+def open_shared(
+    specs: Iterable[Mapping[str, Any]],
+    store_dir: str | Path,
+    splits: Iterable[str | Path],
+    encoder_path: str | Path | None,
+    device: str | None = None,
+) -> Shared:
+    """Load what the cells `specs` share; see `Shared`. The files of `splits` are called `seed-<number>.tsv`.
+
+    Raises:
+        UserError: An input is missing or wrong.
+    """
+    where = pick_device(device)
+    store = open_store(store_dir)
+    sessions = stored_sessions(store_dir)
+    of_seed = {seed_of(path): Path(path) for path in splits}
+    used: dict[str, None] = {}
+    for spec in specs:
+        sides = read_sides(split_of(of_seed, spec), int(spec["fraction"]), sessions)
+        used |= dict.fromkeys(row["scan_id"] for row in (*sides.train, *sides.validation))
+    return Shared(
+        of_seed,
+        None if encoder_path is None else Path(encoder_path),
+        where,
+        load_volumes(store.volumes, [store.index_of(scan) for scan in used], where),
+        {scan: place for place, scan in enumerate(used)},
+        sessions,
+        [checkpoint.file_stamp(path) for path in (encoder_path, Path(store_dir) / "volumes.npy")],
+    )
+
+
 def finetune(
     spec: Mapping[str, Any],
-    store_dir: str | Path,
-    split_tsv: str | Path,
-    encoder_path: str | Path | None,
-    out_dir: str | Path,
+    shared: Shared,
     state_dir: str | Path,
-    device: str | None = None,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
-) -> None:
-    """Train a cell and write delta.safetensors, history.csv and cost.json into `out_dir`.
+    began: float = 0.0,
+) -> bool:
+    """Train a cell unless that is done; delta.safetensors, history.csv and cost.json are the outcome.
 
     Args:
         spec: What defines the cell, as `grid.cell_spec` writes it: cell, task, backbone, method, training,
             fraction, seed, shuffle_labels.
-        store_dir: Store of the training cohort.
-        split_tsv: Split of the cell's task and seed; its test side is not read.
-        encoder_path: Pretrained encoder; None starts from random weights.
-        out_dir: Folder for the outputs.
-        state_dir: Folder for checkpoints, of this cell alone; emptied when the outputs are written.
-        device: As torch names it; the GPU if there is one.
+        shared: What it is trained on and starts from.
+        state_dir: Folder of this cell alone, for its checkpoints and, in `finished`, for the outcome.
         checkpoint_seconds: Least time between checkpoints.
+        began: Age of the process, in seconds, from which the time to the first step counts.
+
+    Returns:
+        False if the cell had been trained before with the same settings, code and data.
 
     Raises:
         UserError: An input is missing or wrong, or the loss is not finite.
         SystemExit: With `signals.REQUEUE_EXIT_CODE`, after SIGTERM or SIGUSR1.
     """
-    where = pick_device(device)
-    store = open_store(store_dir)
-    sides = read_sides(split_tsv, int(spec["fraction"]), stored_sessions(store_dir))
+    sides = read_sides(split_of(shared.splits, spec), int(spec["fraction"]), shared.sessions)
     if spec["shuffle_labels"]:
         sides = shuffled(sides, int(spec["seed"]))
+    rows = [[[row["scan_id"], row["y"]] for row in side] for side in (sides.train, sides.validation)]
+    home = Home(
+        Path(state_dir),
+        checkpoint.fingerprint(dict(spec), shared.stamps, rows, code_digest("train.finetune")),
+        spec,
+        checkpoint_seconds,
+    )
+    if is_finished(home.folder, home.fingerprint):
+        return False
+    reset_peak_memory(shared.device)
     goal = objective(spec["task"], [row["y"] for row in sides.train], spec["cell"])
     torch.manual_seed(int(spec["seed"]))
-    model = make_model(spec, encoder_path).to(where)
-    learner = _learner(spec, model, goal, store, sides, where)
+    model = make_model(spec, shared.encoder_path).to(shared.device)
+    learner = _learner(spec, model, goal, shared, sides)
     training, method = spec["training"], spec["method"]
     plan = Plan(
         name=spec["cell"],
@@ -76,15 +142,22 @@ def finetune(
         clip=float(training["clip"]),
         seed=int(spec["seed"]),
         patience=int(training["patience"]),
+        began=began,
     )
-    stamps = [checkpoint.file_stamp(path) for path in (encoder_path, Path(store_dir) / "volumes.npy")]
-    rows = [[[row["scan_id"], row["y"]] for row in side] for side in (sides.train, sides.validation)]
-    identity = checkpoint.fingerprint(dict(spec), stamps, rows)
-    home = Home(Path(state_dir), identity, spec, checkpoint_seconds)
     groups = parameter_groups(model, method["lr"], method.get("weight_decay", 0.0), method.get("head_lr"))
-    progress = fit(learner, groups, plan, home, where)
-    _write(Path(out_dir), spec, model, goal, sides, progress, where, store.volumes.shape[-1])
+    progress = fit(learner, groups, plan, home, shared.device)
+    _write(home, model, goal, sides, progress, shared)
     checkpoint.remove(home.folder)
+    return True
+
+
+def split_of(splits: Mapping[int, Path], spec: Mapping[str, Any]) -> Path:
+    """Return the split of a cell's seed."""
+    try:
+        return splits[int(spec["seed"])]
+    except KeyError:
+        missing = f"seed-{spec['seed']}.tsv"
+        raise UserError(f"{spec['cell']}: the split of its seed is not given; add {missing}") from None
 
 
 def make_model(spec: Mapping[str, Any], encoder_path: str | Path | None) -> Predictor:
@@ -105,55 +178,61 @@ def forward_outputs(model: Network, volumes: Tensor, mixed_precision: bool) -> T
 
 
 def all_outputs(model: Network, volumes: Volumes, rows: Tensor, training: Mapping[str, Any]) -> Tensor:
-    """Return the outputs [n, outputs] for the volumes `rows` [n], unchanged by augmentation, on the CPU."""
-    batches = rows.split(int(training["batch_size"]))
-    parts = [forward_outputs(model, volumes.batch(part), training["mixed_precision"]) for part in batches]
-    return torch.cat(parts).cpu()
+    """Return the outputs [n, outputs] for the volumes `rows` [n], unchanged by augmentation, on the CPU.
+
+    Raises:
+        UserError: The memory of the GPU does not suffice for one scan.
+    """
+
+    def outputs(batch: Tensor) -> Tensor:
+        return forward_outputs(model, volumes.batch(batch), training["mixed_precision"])
+
+    return torch.cat(in_batches(outputs, rows, int(training["batch_size"]))).cpu()
 
 
 def _learner(
     spec: Mapping[str, Any],
     model: Predictor,
     goal: Objective,
-    store: Store,
+    shared: Shared,
     sides: Sides,
-    device: torch.device,
 ) -> Learner:
     training, seed = spec["training"], int(spec["seed"])
+    volumes, device = shared.volumes, shared.device
     both = [*sides.train, *sides.validation]
-    volumes = load_volumes(store.volumes, [store.index_of(row["scan_id"]) for row in both], device)
+    places = torch.tensor([shared.places[row["scan_id"]] for row in both], device=device)
     targets = torch.tensor([row["y"] for row in both], dtype=torch.float32)
     train_targets, validation_targets = targets.to(device), targets[len(sides.train) :]
-    validation_rows = torch.arange(len(sides.train), len(both), device=device)
+    validation_places = places[len(sides.train) :]
     changes = read_augmentation(training["augment"])
     forward = torch.compile(model) if training["compile"] else model
 
-    def batch_loss(rows: Tensor, epoch: int, step: int) -> Tensor:
-        batch = augment(volumes.batch(rows), changes, seed, (epoch, step))
-        return goal.loss(forward_outputs(forward, batch, training["mixed_precision"]), train_targets[rows])
+    def batch_losses(rows: Tensor, epoch: int, step: int, parts: int) -> Iterator[Tensor]:
+        changed = []
+        for piece in (ALONE.share(len(rows), part, parts) for part in range(parts)):
+            batch = volumes.batch(places[rows[piece]])
+            changed.append(augment(batch, changes, seed, (epoch, step), piece.start, len(rows)))
+        # One loss of all parts, and not one each, because the features are standardised over the whole batch.
+        whole = parts == 1
+        network, batch = (forward, changed[0]) if whole else (partial(model, parts=parts), torch.cat(changed))
+        yield goal.loss(forward_outputs(network, batch, training["mixed_precision"]), train_targets[rows])
 
     def validate() -> dict[str, float]:
-        outputs = all_outputs(forward, volumes, validation_rows, training)
+        outputs = all_outputs(forward, volumes, validation_places, training)
         loss = float(goal.loss(outputs, validation_targets))
         return {"val_loss": loss, "val_metric": goal.metric(outputs, validation_targets)}
 
     return Learner(
-        model, batch_loss, validate, lambda: delta_state(model), lambda state: load_delta(model, state)
+        model, batch_losses, validate, lambda: delta_state(model), lambda state: load_delta(model, state)
     )
 
 
 def _write(
-    out: Path,
-    spec: Mapping[str, Any],
-    model: Predictor,
-    goal: Objective,
-    sides: Sides,
-    progress: Progress,
-    device: torch.device,
-    edge: int,
+    home: Home, model: Predictor, goal: Objective, sides: Sides, progress: Progress, shared: Shared
 ) -> None:
+    out = home.folder / FINISHED
     metadata = {
-        "spec": json.dumps(spec, sort_keys=True),
+        "spec": json.dumps(home.configuration, sort_keys=True),
         "offset": json.dumps(goal.offset),
         "scale": repr(goal.scale),
         "best_epoch": str(progress.best_epoch),
@@ -162,12 +241,14 @@ def _write(
     save_delta(out / "delta.safetensors", model, metadata)
     write_history(out / "history.csv", progress.history)
     counts, seconds = count(model), sum(row["seconds"] for row in progress.history)
+    # The volumes that only other cells of the pack use are not this cell's memory.
+    others = len(shared.volumes) - len(sides.train) - len(sides.validation)
     cost = {
         "trainable": counts.encoder,
         "head": counts.head,
         "total": counts.total,
         "delta_bytes": os.path.getsize(out / "delta.safetensors"),
-        "peak_memory_bytes": progress.peak_memory,
+        "peak_memory_bytes": progress.peak_memory - others * shared.volumes.bytes_each,
         "train_seconds": seconds,
         "start_seconds": progress.start_seconds,
         "seconds_per_epoch": seconds / len(progress.history),
@@ -176,8 +257,10 @@ def _write(
         "best_val_loss": progress.best_loss,
         "train_subjects": len({row["subject"] for row in sides.train}),
         "train_scans": len(sides.train),
-        "device": device_name(device),
-        "flops_per_sample": training_flops(model, edge, device),
+        "device": device_name(shared.device),
+        "flops_per_sample": training_flops(model, shared.volumes.data.shape[-1], shared.device),
         "resumed": progress.resumed,
+        "accumulation": progress.parts,
+        "fingerprint": home.fingerprint,
     }
     write_cost(out / "cost.json", cost)

@@ -38,8 +38,17 @@ def training_flops(model: nn.Module, edge: int, device: torch.device) -> int:
     """Return the operations of a forward and backward pass for one scan of `edge`^3 voxels.
 
     A multiplication and an addition count as two; only matrix products and convolutions are counted.
-    Gradients are dropped afterwards, but batch norms in training have seen a batch.
+    Gradients are dropped afterwards, but batch norms in training have seen a batch. Where the two scans that
+    this takes do not fit into the memory, the model moves to the CPU and stays there.
     """
+    try:
+        return _count(model, edge, device)
+    except torch.OutOfMemoryError:
+        model.zero_grad()
+    return _count(model.cpu(), edge, torch.device("cpu"))
+
+
+def _count(model: nn.Module, edge: int, device: torch.device) -> int:
     model.train()
     # Two scans, as batch norms cannot train on a single value.
     scans = torch.zeros(2, 1, edge, edge, edge, device=device)

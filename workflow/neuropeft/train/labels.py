@@ -67,3 +67,17 @@ def _permuted(rows: Sequence[Row], seed: int, side: str) -> list[Row]:
     random.Random(derive_seed(seed, "shuffle", side)).shuffle(sources)
     source = dict(zip(subjects, sources, strict=True))
     return [{**row, "y": targets[source[row["subject"]]]} for row in rows]
+
+
+def seed_of(split_tsv: str | Path) -> int:
+    """Return the seed that the name of a split tells.
+
+    Raises:
+        UserError: It tells none.
+    """
+    name, _, seed = Path(split_tsv).stem.rpartition("seed-")
+    if name or not seed.isdigit():
+        raise UserError(
+            f"the name of the split {split_tsv} does not tell its seed; call it seed-<number>.tsv"
+        )
+    return int(seed)

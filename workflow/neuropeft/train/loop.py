@@ -7,18 +7,18 @@ holds. Nothing in a step waits for the device: the loss is summed there and read
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 
 from neuropeft.errors import UserError
 from neuropeft.progress import track
-from neuropeft.train import checkpoint
-from neuropeft.train.cost import peak_memory, seconds_since_process_start
+from neuropeft.train import checkpoint, slurm
+from neuropeft.train.cost import device_name, peak_memory, seconds_since_process_start
 from neuropeft.train.data import epoch_order
 from neuropeft.train.optimizer import AdamW
 from neuropeft.train.ranks import ALONE, Ranks
@@ -26,6 +26,7 @@ from neuropeft.train.schedule import check_warmup, lr_scale
 from neuropeft.train.signals import REQUEUE_EXIT_CODE, StopRequest, stop_request
 
 CHECKPOINT_SECONDS = 120.0
+UNSAID = ("epoch", "accumulation", "seconds")  # of a row of the history, in the line that a log gets
 
 
 @dataclass(frozen=True)
@@ -34,15 +35,17 @@ class Learner:
 
     Attributes:
         module: The network; `train()` is called before each epoch.
-        batch_loss: (rows [B] of a batch, epoch, step) -> scalar. Over several processes, each returns what
-            makes the mean over the processes the mean loss of the whole batch.
+        batch_losses: (rows [B] of a batch, epoch, step, parts) -> scalars that add up to the mean loss of the
+            batch; over several processes, to what makes the mean over the processes that loss. The backward
+            pass of each follows before the next is asked for, and none needs the memory of more than one of
+            `parts` parts of the batch, whose scans, changes and masks stay those of the whole batch.
         validate: () -> `val_loss` and whatever else the history shall hold.
         state: () -> the tensors that training changes, not copied.
         load: Takes back what `state` returned.
     """
 
     module: nn.Module
-    batch_loss: Callable[[Tensor, int, int], Tensor]
+    batch_losses: Callable[[Tensor, int, int, int], Iterator[Tensor]]
     validate: Callable[[], dict[str, float]]
     state: Callable[[], dict[str, Tensor]]
     load: Callable[[Mapping[str, Tensor]], None]
@@ -62,6 +65,7 @@ class Plan:
         seed: Seed of the run.
         patience: Stop after so many epochs without a better validation loss, and keep the best weights; None
             trains to the end and keeps the last.
+        began: Age of the process, in seconds, from which the time to the first step counts.
     """
 
     name: str
@@ -72,6 +76,7 @@ class Plan:
     clip: float
     seed: int
     patience: int | None = None
+    began: float = 0.0
 
     @property
     def steps(self) -> int:
@@ -98,7 +103,10 @@ class Home:
 
 @dataclass
 class Progress:
-    """How far a run has come; a checkpoint holds it beside weights, optimiser and generators."""
+    """How far a run has come; a checkpoint holds it beside weights, optimiser and generators.
+
+    `parts` is into how many parts a batch is cut so that it fits into the memory.
+    """
 
     epoch: int = 0
     step: int = 0
@@ -109,6 +117,7 @@ class Progress:
     best_state: dict[str, Tensor] = field(default_factory=dict)
     history: list[dict[str, float]] = field(default_factory=list)
     resumed: int = 0
+    parts: int = 1
     peak_memory: int = 0
     start_seconds: float | None = None
 
@@ -140,8 +149,11 @@ def fit(
     them with `checkpoint.remove` once the outputs are written.
 
     Raises:
-        UserError: The loss is not finite, or a checkpoint cannot be written.
-        SystemExit: With `REQUEUE_EXIT_CODE`, after SIGTERM or SIGUSR1; the state is saved.
+        UserError: The loss is not finite, a checkpoint cannot be written, or the memory of the GPU does not
+            suffice: for one scan, or, over several processes, for the parts so far; started again, these cut
+            their batches into twice as many.
+        SystemExit: With `REQUEUE_EXIT_CODE`, after SIGTERM or SIGUSR1; the state is saved and a SLURM job
+            that is to go on is requeued, see `slurm.requeue`.
     """
     check_warmup(plan.name, plan.warmup_epochs, plan.epochs)
     optimizer = AdamW(groups, betas)
@@ -173,12 +185,11 @@ def _train_epoch(run: _Run, saved_at: float) -> float:
     clock = time.monotonic()
     for step in _shown(range(progress.step, plan.steps), run):
         rows = order[step * plan.batch_size : (step + 1) * plan.batch_size]
-        loss = run.learner.batch_loss(rows, progress.epoch, step)
-        loss.backward()
+        loss = _backward(run, rows, step)
         nn.utils.clip_grad_norm_(run.optimizer.parameters, plan.clip)
         run.optimizer.step(_scale(plan, progress.epoch, step))
         run.optimizer.zero_grad()
-        progress.loss_sum += loss.detach() * len(rows)
+        progress.loss_sum += loss * len(rows)
         progress.step = step + 1
         if progress.start_seconds is None:
             _note_start(run)
@@ -189,8 +200,76 @@ def _train_epoch(run: _Run, saved_at: float) -> float:
             _save(run)
             saved_at = time.monotonic()
         if stop:
-            raise SystemExit(REQUEUE_EXIT_CODE)
+            _leave(run)
     return saved_at
+
+
+def _backward(run: _Run, rows: Tensor, step: int) -> Tensor:
+    """Leave the gradient of a batch's mean loss in the parameters and return that loss.
+
+    A batch that does not fit into the memory is cut into twice as many parts, as often as it takes; the parts
+    stay for the rest of the run. What then differs from a run that had the memory: rounding, the random
+    numbers of the network itself (dropout), and batch norms' running statistics by a step that counts twice.
+    """
+    while True:
+        loss = _try_backward(run, rows, step)
+        if loss is not None:
+            return loss
+        run.optimizer.zero_grad()
+        torch.cuda.empty_cache()
+        _cut_further(run, len(rows))
+
+
+def _try_backward(run: _Run, rows: Tensor, step: int) -> Tensor | None:
+    progress = run.progress
+    parts = min(progress.parts, _share(run, len(rows)))
+    total = torch.zeros((), device=run.device)
+    try:
+        for loss in run.learner.batch_losses(rows, progress.epoch, step, parts):
+            loss.backward()
+            total += loss.detach()
+    except torch.OutOfMemoryError:
+        return None  # its traceback holds tensors: leave it before memory is asked for again
+    return total
+
+
+def _share(run: _Run, scans: int) -> int:
+    # Of the process that has the most: all processes must cut into the same number of parts.
+    return -(-scans // run.ranks.size)
+
+
+def _cut_further(run: _Run, scans: int) -> None:
+    """Double the parts of a batch and say so; several processes can only do that by starting again."""
+    name, progress, share = run.plan.name, run.progress, _share(run, scans)
+    if progress.parts >= share:
+        raise UserError(
+            f"{name}: not even one scan at a time fits into the memory of {device_name(run.device)}; give a "
+            "GPU with more memory, a smaller backbone or a smaller preprocessing.size"
+        )
+    before, progress.parts = progress.parts, 2 * progress.parts
+    what = f"{name}: out of GPU memory with {-(-share // before)} scans at once"
+    if run.ranks.size > 1:
+        checkpoint.note_parts(run.home.folder, run.home.fingerprint, progress.parts)
+        raise UserError(
+            f"{what}; start again, then each process goes through its share of a batch in "
+            f"{progress.parts} parts"
+        )
+    inside = any(isinstance(module, nn.BatchNorm3d) for module in run.learner.module.modules())
+    note = "; the backbone's batch norms see one part at a time" if inside else ""
+    print(
+        f"{what}; from here on the gradients of {progress.parts} parts of a batch are added up: batches stay "
+        f"{run.plan.batch_size} scans, steps take longer{note}",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+def _leave(run: _Run) -> NoReturn:
+    # Together: torchrun ends all processes when one has left, which could be before SLURM is asked.
+    if run.ranks.first:
+        slurm.requeue(run.stop.signals)
+    run.ranks.wait()
+    raise SystemExit(REQUEUE_EXIT_CODE)
 
 
 def _shown(steps: range, run: _Run) -> Iterable[int]:
@@ -208,7 +287,8 @@ def _note_start(run: _Run) -> None:
     # The only wait for the device outside of reading the loss, once in a process.
     if run.device.type == "cuda":
         torch.cuda.synchronize(run.device)
-    run.progress.start_seconds = seconds_since_process_start()
+    age = seconds_since_process_start()
+    run.progress.start_seconds = None if age is None else age - run.plan.began
 
 
 def _close_epoch(run: _Run) -> None:
@@ -224,7 +304,9 @@ def _close_epoch(run: _Run) -> None:
     seconds = progress.epoch_seconds + time.monotonic() - clock
     lr = run.optimizer.groups[0]["lr"] * _scale(plan, progress.epoch, plan.steps - 1)
     losses = {"train_loss": train_loss, **validation}
-    progress.history.append({"epoch": progress.epoch, "lr": lr, **losses, "seconds": seconds})
+    progress.history.append(
+        {"epoch": progress.epoch, "lr": lr, **losses, "accumulation": progress.parts, "seconds": seconds}
+    )
     if plan.patience is not None and validation["val_loss"] < progress.best_loss:
         progress.best_epoch, progress.best_loss = progress.epoch, validation["val_loss"]
         # On the CPU, so that the copy does not count as the method's memory.
@@ -239,7 +321,7 @@ def _report(run: _Run) -> None:
     history = run.progress.history
     last = history[-1]
     left = sum(row["seconds"] for row in history) / len(history) * (run.plan.epochs - len(history))
-    numbers = ", ".join(f"{key} {last[key]:.4g}" for key in last if key not in ("epoch", "seconds"))
+    numbers = ", ".join(f"{key} {last[key]:.4g}" for key in last if key not in UNSAID)
     print(
         f"{run.plan.name}: epoch {len(history)}/{run.plan.epochs}, {numbers}, {last['seconds']:.1f} s, "
         f"at most {left:.0f} s left",
@@ -287,14 +369,16 @@ def _save(run: _Run) -> None:
 
 def _resume(learner: Learner, optimizer: AdamW, plan: Plan, home: Home, ranks: Ranks) -> Progress:
     state = checkpoint.load(home.folder, home.fingerprint, quiet=not ranks.first)
+    parts = checkpoint.noted_parts(home.folder, home.fingerprint)
     if state is None:
-        return Progress()
+        return Progress(parts=parts)
     learner.load(state["model"])
     optimizer.load(state["optimizer"])
     if len(state["generators"]) == ranks.size:
         checkpoint.set_rng_state(state["generators"][ranks.rank])
     progress = Progress(**state["progress"])
     progress.resumed += 1
+    progress.parts = max(progress.parts, parts)
     progress.start_seconds = None
     if ranks.first:
         place = f"epoch {progress.epoch + 1}, step {progress.step + 1}"

@@ -15,7 +15,7 @@ from neuropeft.progress import track
 from neuropeft.store import open_store
 from neuropeft.train.data import load_volumes, pick_device
 from neuropeft.train.finetune import all_outputs, make_model
-from neuropeft.train.labels import stored_sessions, with_sessions
+from neuropeft.train.labels import seed_of, stored_sessions, with_sessions
 from neuropeft.train.losses import scores
 
 ZERO_SHOT = "zero-shot"
@@ -91,15 +91,8 @@ def _wanted(paths: Sequence[str | Path], store_dir: str | Path) -> dict[int | No
             raise UserError(
                 f"no scan of {path} that is to be predicted is in the store {store_dir}; check both"
             )
-        wanted[_seed_of(path) if is_split else None] = rows
+        wanted[seed_of(path) if is_split else None] = rows
     return wanted
-
-
-def _seed_of(path: Path) -> int:
-    name, _, seed = path.stem.rpartition("seed-")
-    if name or not seed.isdigit():
-        raise UserError(f"the name of the split {path} does not tell its seed; call it seed-<number>.tsv")
-    return int(seed)
 
 
 def _rows_of(wanted: Mapping[int | None, Rows], seed: int, delta: str | Path) -> Rows:

@@ -1,7 +1,8 @@
 """Pretrain an encoder as a masked autoencoder (He et al. 2022) on the store of a cohort."""
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,20 +13,30 @@ from torch import Tensor
 
 from neuropeft.cohorts.splits import held_out_subjects, read_split
 from neuropeft.errors import UserError
-from neuropeft.files import atomic_path, read_tsv
+from neuropeft.files import atomic_path, link_or_copy, read_tsv
 from neuropeft.models.build import build_mae
 from neuropeft.models.checkpoints import save_encoder
-from neuropeft.models.mae3d import MAE3D, MINIMUM_VARIANCE, MAEOutput
+from neuropeft.models.mae3d import MAE3D, MINIMUM_VARIANCE
 from neuropeft.models.vit3d import patchify
+from neuropeft.sources import code_digest
 from neuropeft.store import open_store
 from neuropeft.train import checkpoint, ranks
 from neuropeft.train.augment import augment, read_augmentation
 from neuropeft.train.cost import device_name, write_cost
 from neuropeft.train.data import Volumes, derive_seed, generator, load_volumes, pick_device
 from neuropeft.train.history import write_history
+from neuropeft.train.lock import lock
 from neuropeft.train.loop import CHECKPOINT_SECONDS, Home, Learner, Plan, Progress, fit
+from neuropeft.train.memory import in_batches
 from neuropeft.train.ranks import Ranks
+from neuropeft.train.state import FINISHED, is_finished
 
+FILES = (
+    "encoder.safetensors",
+    "history.csv",
+    "reconstructions.npz",
+    "cost.json",
+)  # the last one is written last
 SHOWN = 4  # validation scans whose reconstruction is stored
 
 
@@ -59,8 +70,8 @@ def pretrain(
 ) -> None:
     """Train a masked autoencoder; write encoder.safetensors, history.csv, cost.json and reconstructions.npz.
 
-    Started by torchrun, the processes share each batch, and the loss curve is that of one process up to
-    rounding.
+    What has been trained before with the same settings, code and data is not trained again. Started by
+    torchrun, the processes share each batch, and the loss curve is that of one process up to rounding.
 
     Args:
         spec: What defines the pretraining, as `grid.pretraining_spec` writes it: backbone, decoder,
@@ -69,7 +80,8 @@ def pretrain(
         store_dir: Store of the cohort.
         held_out_splits: Splits whose test subjects are left out.
         out_dir: Folder for the outputs.
-        state_dir: Folder for checkpoints, of this pretraining alone; emptied when the outputs are written.
+        state_dir: Folder of this pretraining alone, for its checkpoints and, in `finished`, for what it
+            wrote; while another process trains there, this one waits.
         device: As torch names it; the GPU of this process if there is one.
         checkpoint_seconds: Least time between checkpoints.
 
@@ -78,12 +90,18 @@ def pretrain(
         SystemExit: With `signals.REQUEUE_EXIT_CODE`, after SIGTERM or SIGUSR1. torchrun hides the code.
     """
     team, gpu = ranks.join()
+    out, state = Path(out_dir), Path(state_dir)
     try:
-        _pretrain(
-            spec, Path(store_dir), held_out_splits, Path(out_dir), Path(state_dir),
-            pick_device(device or gpu), checkpoint_seconds, team,
-        )  # fmt: skip
-        team.wait()
+        with lock(state) if team.first else nullcontext():
+            team.wait()
+            _pretrain(
+                spec, Path(store_dir), held_out_splits, state,
+                pick_device(device or gpu), checkpoint_seconds, team,
+            )  # fmt: skip
+            if team.first:
+                for name in FILES:
+                    link_or_copy(state / FINISHED / name, out / name)
+            team.wait()
     finally:
         ranks.leave(team)
 
@@ -92,7 +110,6 @@ def _pretrain(
     spec: Mapping[str, Any],
     store_dir: Path,
     held_out_splits: Sequence[str | Path],
-    out: Path,
     state: Path,
     device: torch.device,
     checkpoint_seconds: float,
@@ -103,6 +120,18 @@ def _pretrain(
         raise UserError(
             f"batch_size {spec['batch_size']} is less than {team.size} processes; give a larger one"
         )
+    store = open_store(store_dir)
+    rows = [store.index_of(row["scan_id"]) for row in (*train, *validation)]
+    stamp = checkpoint.file_stamp(store_dir / "volumes.npy")
+    home = Home(
+        state,
+        checkpoint.fingerprint(dict(spec), stamp, rows, len(train), code_digest("train.pretrain")),
+        spec,
+        checkpoint_seconds,
+    )
+    done = team.first and is_finished(state, home.fingerprint, FILES)
+    if team.any(done)[0]:
+        return
     torch.manual_seed(int(spec["seed"]))
     mae = build_mae(spec["backbone"], spec["decoder"], spec["mask_ratio"])
     mae.normalize_targets = bool(spec["normalize_targets"])
@@ -111,8 +140,6 @@ def _pretrain(
         torch.manual_seed(
             derive_seed(int(spec["seed"]), "rank", team.rank)
         )  # other scans, other stochastic depth
-    store = open_store(store_dir)
-    rows = [store.index_of(row["scan_id"]) for row in (*train, *validation)]
     setting = _Setting(spec, mae, load_volumes(store.volumes, rows, device), len(train), team)
     plan = Plan(
         name="pretraining",
@@ -123,12 +150,10 @@ def _pretrain(
         clip=float(spec["clip"]),
         seed=int(spec["seed"]),
     )
-    stamp = checkpoint.file_stamp(store_dir / "volumes.npy")
-    home = Home(state, checkpoint.fingerprint(dict(spec), stamp, rows, len(train)), spec, checkpoint_seconds)
     betas = (float(spec["betas"][0]), float(spec["betas"][1]))
     progress = fit(_learner(setting), _groups(spec, mae), plan, home, device, betas, team)
     if team.first:
-        _write(out, setting, train, validation, progress)
+        _write(home, setting, train, validation, progress)
         checkpoint.remove(state)
 
 
@@ -168,47 +193,47 @@ def _learner(setting: _Setting) -> Learner:
     shared = ranks.spread(mae, team, device)
     forward = torch.compile(shared) if spec["compile"] else shared
 
-    def batch_loss(rows: Tensor, epoch: int, step: int) -> Tensor:
-        part = team.share(len(rows))
-        held = part.stop > part.start
-        # In a last batch smaller than the processes are many, those without a scan take one that counts
-        # nothing.
-        part = part if held else slice(0, 1)
-        volumes = augment(
-            setting.volumes.batch(rows[part]), changes, setting.seed, (epoch, step), part.start, len(rows)
-        )
-        noise = _mask_noise(setting, len(rows), "mask", epoch, step)[part]
-        with _autocast(setting):
-            output = forward(volumes, noise)
-        if team.size == 1:
-            return output.loss
-        counted = _scored(mae, volumes, output.mask) * held
-        return output.loss * counted / team.sum(counted).clamp_min(1) * team.size
+    def batch_losses(rows: Tensor, epoch: int, step: int, parts: int) -> Iterator[Tensor]:
+        noise = _mask_noise(setting, len(rows), "mask", epoch, step)
+        pieces, counted = [], []
+        for place in (team.share(len(rows), part, parts) for part in range(parts)):
+            held = place.stop > place.start
+            # Where a batch is smaller than the pieces are many, those without a scan take one that counts
+            # nothing.
+            place = place if held else slice(0, 1)
+            volumes = setting.volumes.batch(rows[place])
+            changed = augment(volumes, changes, setting.seed, (epoch, step), place.start, len(rows))
+            pieces.append((changed, noise[place]))
+            counted.append(_scored(mae, changed, mae.mask(noise[place])) * held)
+        patches = team.sum(torch.stack(counted).sum()).clamp_min(1)
+        for piece, number in zip(pieces, counted, strict=True):
+            with _autocast(setting):
+                output = forward(*piece)
+            yield output.loss * (number / patches * team.size)
 
     def validate() -> dict[str, float]:
         return {"val_loss": _validation_loss(setting)}
 
-    return Learner(mae, batch_loss, validate, lambda: dict(mae.state_dict()), mae.load_state_dict)
+    return Learner(mae, batch_losses, validate, lambda: dict(mae.state_dict()), mae.load_state_dict)
 
 
 def _validation_loss(setting: _Setting) -> float:
     """Return the loss over all validation scans, whose masks are the same in every epoch."""
     part = setting.ranks.share(setting.validation)
     rows = torch.arange(part.start, part.stop, device=setting.volumes.device)
-    total = torch.zeros(2, device=setting.volumes.device)  # summed error, scored patches
-    for places in rows.split(int(setting.spec["batch_size"])):
-        output, volumes = _validate_batch(setting, places)
+    noise = _mask_noise(setting, setting.validation, "validation mask")
+
+    def summed(places: Tensor) -> Tensor:
+        volumes = setting.volumes.batch(setting.train + places)
+        with _autocast(setting):
+            output = setting.mae(volumes, noise[places])
         counted = _scored(setting.mae, volumes, output.mask)
-        total += torch.stack([output.loss * counted, counted])
+        return torch.stack([output.loss * counted, counted])  # summed error, scored patches
+
+    none = torch.zeros(2, device=setting.volumes.device)  # a process may have no scan
+    total = torch.stack([none, *in_batches(summed, rows, int(setting.spec["batch_size"]))]).sum(dim=0)
     error, patches = setting.ranks.sum(total).tolist()
     return error / max(patches, 1)
-
-
-def _validate_batch(setting: _Setting, places: Tensor) -> tuple[MAEOutput, Tensor]:
-    noise = _mask_noise(setting, setting.validation, "validation mask")
-    volumes = setting.volumes.batch(setting.train + places)
-    with _autocast(setting):
-        return setting.mae(volumes, noise[places]), volumes
 
 
 def _scored(mae: MAE3D, volumes: Tensor, mask: Tensor) -> Tensor:
@@ -233,13 +258,13 @@ def _autocast(setting: _Setting) -> torch.autocast:
 
 
 def _write(
-    out: Path,
+    home: Home,
     setting: _Setting,
     train: Sequence[Mapping[str, str]],
     validation: Sequence[Mapping[str, str]],
     progress: Progress,
 ) -> None:
-    mae, device, history = setting.mae, setting.volumes.device, progress.history
+    out, mae, device, history = home.folder / FINISHED, setting.mae, setting.volumes.device, progress.history
     numbers = {
         "epochs": str(len(history)),
         "scans": str(len(train)),
@@ -263,6 +288,8 @@ def _write(
         "processes": setting.ranks.size,
         "device": device_name(device),
         "resumed": progress.resumed,
+        "accumulation": progress.parts,
+        "fingerprint": home.fingerprint,
     }
     write_cost(out / "cost.json", cost)
 
@@ -275,8 +302,9 @@ def _write_reconstructions(path: Path, setting: _Setting, scans: Sequence[str]) 
         torch.arange(setting.train, setting.train + number, device=setting.volumes.device)
     )
     noise = _mask_noise(setting, setting.validation, "validation mask")[:number]
-    with _autocast(setting):
-        images, masks = setting.mae.reconstruct(volumes, noise)
+    with _autocast(setting):  # one at a time: what training had memory for may be no more
+        pictures = [setting.mae.reconstruct(volumes[i : i + 1], noise[i : i + 1]) for i in range(number)]
+    images, masks = (torch.cat(parts) for parts in zip(*pictures, strict=True))
     arrays = {"input": volumes, "mask": masks, "reconstruction": images}
     halves: dict[str, Any] = {name: value[:, 0].half().cpu().numpy() for name, value in arrays.items()}
     with atomic_path(path) as partial:

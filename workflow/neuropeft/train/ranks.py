@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -22,9 +23,13 @@ class Ranks:
         """Whether this process writes and speaks."""
         return self.rank == 0
 
-    def share(self, total: int) -> slice:
-        """Return the part of a batch of `total` that is this process's; parts differ by one at most."""
-        return slice(self.rank * total // self.size, (self.rank + 1) * total // self.size)
+    def share(self, total: int, part: int = 0, parts: int = 1) -> slice:
+        """Return what of a batch of `total` is this process's, or `part` of the `parts` that it is cut into.
+
+        All parts of all processes differ by one scan at most.
+        """
+        place, pieces = self.rank * parts + part, self.size * parts
+        return slice(place * total // pieces, (place + 1) * total // pieces)
 
     def any(self, *flags: bool) -> list[bool]:
         """Return, flag by flag, whether it is set in any process."""
@@ -76,7 +81,8 @@ def join() -> tuple[Ranks, torch.device | None]:
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
     dist.init_process_group("gloo" if device is None else "nccl", device_id=device)
-    control = dist.new_group(backend="gloo")
+    # Not the usual half hour: one process may wait for another training's lock, and all others for it.
+    control = dist.new_group(backend="gloo", timeout=timedelta(days=7))
     return Ranks(dist.get_rank(), size, control), device
 
 

@@ -5,6 +5,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from types import FrameType
 
 # What a training run exits with after it has saved its state on a signal: start it again and it goes on.
@@ -12,10 +13,16 @@ REQUEUE_EXIT_CODE = 85
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
+@dataclass
 class StopRequest:
-    """Whether one of `SIGNALS` has come."""
+    """Which of `SIGNALS` have come."""
 
-    received = False
+    signals: set[signal.Signals] = field(default_factory=set)
+
+    @property
+    def received(self) -> bool:
+        """Whether any has come."""
+        return bool(self.signals)
 
 
 @contextmanager
@@ -31,7 +38,7 @@ def stop_request() -> Iterator[StopRequest]:
         return
 
     def note(number: int, frame: FrameType | None) -> None:
-        request.received = True
+        request.signals.add(signal.Signals(number))
         name = signal.Signals(number).name
         print(f"{name}: finishing this step, then saving", file=sys.stderr, flush=True)
 

@@ -1,0 +1,121 @@
+"""A project that is ready to pretrain, and Snakemake's head process on it."""
+
+import copy
+import csv
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import cluster
+import numpy as np
+import yaml
+
+import tiny_cells
+
+ROOT = Path(__file__).parents[2]
+PROFILE = ROOT / "profiles" / "slurm"
+SIZE = 32  # voxels along an edge, as in tiny.yaml
+SCANS = 14
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # sums come out the same
+# Settings beside the profile's that only make waiting shorter here, or fit a SLURM without accounting.
+FASTER = [
+    *("--slurm-status-command", "squeue"),
+    *("--slurm-init-seconds-before-status-checks", "2"),
+    *("--latency-wait", "10"),
+]
+
+
+def make(folder: Path, pretrainings: Sequence[str], epochs: int) -> None:
+    """Write a configuration of pretrainings that differ in their names alone, and what they need."""
+    config = yaml.safe_load((ROOT / "tests" / "tiny.yaml").read_text())
+    template = config["pretraining"].pop("mae")
+    config["pretraining"] = {name: template | {"epochs": epochs} for name in pretrainings}
+    config["tasks"] = {"ad": config["tasks"]["ad"]}
+    grid = copy.deepcopy(config["grid"][0])
+    config["grid"] = [grid | {"tasks": ["ad"], "pretraining": list(pretrainings), "seeds": [0]}]
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    store = folder / "results" / "cohorts" / "SimA" / "store"
+    tiny_cells.make_store(store, SCANS)
+    volumes = np.random.default_rng(0).normal(size=(SCANS, SIZE, SIZE, SIZE)).astype(np.float16)
+    np.save(store / "volumes.npy", volumes)
+    tiny_cells.make_split(folder / "results" / "splits" / "ad" / "seed-0.tsv", store)
+
+
+def encoder(folder: Path, pretraining: str) -> Path:
+    """Return where a pretraining puts its encoder."""
+    return folder / "results" / "pretraining" / pretraining / "vit_xxs" / "encoder.safetensors"
+
+
+def log(folder: Path, pretraining: str) -> str:
+    """Return what the running or last process of a pretraining has said."""
+    path = folder / "results" / "logs" / "pretrain" / pretraining / "vit_xxs.log"
+    return path.read_text() if path.exists() else ""
+
+
+def command(folder: Path, pretrainings: list[str], *arguments: str) -> list[str]:
+    """Return the command that pretrains, and does nothing else."""
+    targets = [str(encoder(Path(), name)) for name in pretrainings]
+    fixed = ["--snakefile", str(ROOT / "Snakefile"), "--directory", str(folder)]
+    configuration = ["--configfile", str(folder / "config.yaml"), "--allowed-rules", "pretrain"]
+    snakemake = [sys.executable, "-m", "snakemake", *fixed, *configuration, *arguments]
+    return [*snakemake, "--set-threads", "pretrain=1", "--", *targets]
+
+
+def alone(folder: Path, pretraining: str) -> None:
+    """Pretrain in one process of this machine, without SLURM."""
+    run = command(folder, [pretraining], "--cores", "1")
+    subprocess.run(run, cwd=folder, check=True, capture_output=True, env=os.environ | ONE_THREAD)
+
+
+class Head:
+    """Snakemake's head process, which submits and watches."""
+
+    def __init__(self, folder: Path, pretrainings: list[str], *arguments: str) -> None:
+        """Start it with the cluster's profile and, beside it, `arguments`."""
+        self.output = folder / "head.log"
+        options = ["--profile", str(PROFILE), *FASTER, *arguments]
+        with self.output.open("w") as stream:
+            self.process = subprocess.Popen(
+                command(folder, pretrainings, *options),
+                cwd=folder,
+                env=os.environ | ONE_THREAD,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+            )
+
+    def said(self) -> str:
+        """Return what it has said."""
+        return self.output.read_text()
+
+    def finish(self, seconds: float = 300) -> None:
+        """Wait until it ends well."""
+        assert self.process.wait(timeout=seconds) == 0, self.said()
+
+    def kill(self) -> None:
+        """Kill it so that it can tidy nothing up."""
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+
+def job_of(slurm: cluster.Cluster, pretraining: str) -> str:
+    """Return the newest SLURM job of a pretraining, empty if there is none."""
+    rows = slurm.call("squeue", "--noheader", "--states=all", "--sort=i", "--format=%i|%k").splitlines()
+    jobs = [row.split("|")[0] for row in rows if re.search(rf"_{pretraining}(_|$)", row.split("|")[1])]
+    return jobs[-1] if jobs else ""
+
+
+def restarts(slurm: cluster.Cluster, job: str) -> int:
+    """Return how often SLURM has started a job anew."""
+    found = re.search(r"Restarts=(\d+)", slurm.call("scontrol", "show", "job", job))
+    assert found is not None
+    return int(found[1])
+
+
+def history(folder: Path, pretraining: str) -> list[dict[str, str]]:
+    """Return the loss curve of a pretraining, without its seconds."""
+    with (encoder(folder, pretraining).parent / "history.csv").open() as stream:
+        return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(stream)]

@@ -1,0 +1,68 @@
+"""Pretrainings that a real SLURM stops in every way it can end as those that nobody disturbed."""
+
+import subprocess
+from pathlib import Path
+
+import project
+import torch
+from cluster import Cluster, wait_for
+from safetensors.torch import load_file
+
+EPOCHS = 500
+DISTURBED = ("limited", "requeued", "cancelled", "preempted")
+
+
+def training(folder: Path, name: str) -> bool:
+    return "epoch 3/" in project.log(folder, name)
+
+
+def test_however_it_is_stopped_the_weights_are_the_same(slurm: Cluster, tmp_path: Path) -> None:
+    project.make(tmp_path, (*DISTURBED, "undisturbed"), EPOCHS)
+    head = project.Head(tmp_path, list(DISTURBED))
+    try:
+        for name in DISTURBED:
+            wait_for(f"{name} trains", lambda name=name: training(tmp_path, name) or _ended(head))
+            assert head.process.poll() is None, head.said()
+        jobs = {name: project.job_of(slurm, name) for name in DISTURBED}
+
+        # The urgent job takes the node whole, so that a neighbour is preempted too.
+        node = slurm.call("squeue", "--noheader", "--format=%N", "--jobs", jobs["preempted"])
+        urgent = ["--partition=urgent", f"--nodelist={node}", "--exclusive", "--mem=1000", "--time=5"]
+        slurm.call("sbatch", *urgent, "--output=/dev/null", "--wrap", "sleep 1")
+        slurm.call("scontrol", "requeue", jobs["requeued"])
+        slurm.call("scontrol", "update", f"JobId={jobs['limited']}", "TimeLimit=1")
+        slurm.call("scancel", jobs["cancelled"])
+
+        # Requeued it is the same job; cancelled it has ended, and Snakemake submits another.
+        for name in ("preempted", "requeued", "limited"):
+            wait_for(f"{name} is requeued", lambda name=name: project.restarts(slurm, jobs[name]) > 0)
+        slurm.call("scontrol", "update", f"JobId={jobs['limited']}", "TimeLimit=60")
+        wait_for("it is resubmitted", lambda: project.job_of(slurm, "cancelled") != jobs["cancelled"])
+        for name in DISTURBED:
+            wait_for(f"{name} goes on", lambda name=name: "going on from" in project.log(tmp_path, name))
+
+        # A node that is drained lets its jobs end; the jobs of one that fails are killed and start elsewhere.
+        slurm.call("scontrol", "update", "NodeName=node1", "State=DRAIN", "Reason=maintenance")
+        slurm.call("scontrol", "update", "NodeName=node2", "State=DOWN", "Reason=failure")
+        slurm.call("scontrol", "update", "NodeName=node[1-2]", "State=RESUME")
+
+        head.kill()
+        unlock = project.command(tmp_path, list(DISTURBED), "--unlock")
+        subprocess.run(unlock, cwd=tmp_path, check=True, capture_output=True)
+        head = project.Head(tmp_path, list(DISTURBED))
+        head.finish()
+        assert sum(project.restarts(slurm, jobs[name]) for name in DISTURBED) > 3, "the node failed too late"
+    finally:
+        head.kill()
+    assert project.restarts(slurm, jobs["cancelled"]) == 0
+
+    project.alone(tmp_path, "undisturbed")
+    expected = load_file(project.encoder(tmp_path, "undisturbed"))
+    for name in DISTURBED:
+        found = load_file(project.encoder(tmp_path, name))
+        assert all(torch.equal(found[key], expected[key]) for key in expected), name
+        assert project.history(tmp_path, name) == project.history(tmp_path, "undisturbed")
+
+
+def _ended(head: project.Head) -> bool:
+    return head.process.poll() is not None

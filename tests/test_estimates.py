@@ -1,0 +1,44 @@
+"""What jobs ask for follows from the cohort, the backbone and the attempt."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from neuropeft import estimates
+from neuropeft.config import Config
+
+CONFIG = Config.model_validate(yaml.safe_load((Path(__file__).parents[1] / "config.yaml").read_text()))
+VIT_B, VIT_S = CONFIG.backbones["vit_b"], CONFIG.backbones["vit_s"]
+
+
+def minutes(backbone="vit_b", cells=3, scans=300, attempt=1):
+    return estimates.finetune_minutes(CONFIG.backbones[backbone], CONFIG.training, 80, cells, scans, attempt)
+
+
+def test_more_cells_scans_weights_and_attempts_take_longer():
+    assert minutes() < minutes(cells=4)
+    assert minutes() < minutes(scans=500)
+    assert minutes("vit_s") < minutes()
+    assert minutes(attempt=2) == pytest.approx(2 * minutes(), abs=1)
+    assert estimates.scan_minutes("n4", 32, 1) > estimates.scan_minutes("n4", 4, 1) > 0
+    assert estimates.predict_minutes(VIT_B, 80, 3, 300, 1) < minutes()
+    pretraining = CONFIG.pretraining["mae_ukb"]
+    small, large = (estimates.pretrain_minutes(VIT_S, pretraining, 80, scans, 1) for scans in (100, 1000))
+    assert small < large
+
+
+def test_no_job_asks_for_more_than_a_partition_gives():
+    assert minutes(cells=64, scans=100_000) == estimates.LONGEST_MINUTES
+
+
+def test_main_memory_has_room_for_the_volumes():
+    assert estimates.volumes_mb(38_703, 80) == 39_632  # UK Biobank, as the design says
+    assert estimates.training_mb(38_703, 80, 1) > 39_632
+    assert estimates.training_mb(100, 80, 2) == 2 * estimates.training_mb(100, 80, 1)
+
+
+def test_operations_of_a_vit_are_those_of_its_matrices():
+    # 12 blocks of 12 width^2 weights and the patch embedding, at 125 tokens, and attention
+    weights = 12 * 12 * 768**2 + 768 * 16**3
+    assert estimates._forward_flop(VIT_B, 80) == 2 * 125 * weights + 4 * 12 * 768 * 125**2

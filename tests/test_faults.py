@@ -1,0 +1,160 @@
+"""What a training run survives: kills at any moment, a full disk, other clocks and names."""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+import tiny_cells
+from neuropeft.train import checkpoint
+from test_resume import SPEC, assert_same_delta
+
+KILLS = 20
+EVERY = 3  # steps from one checkpoint to the next
+
+# One process imports torch and forks the runs. A step takes one second of the loop's clock, so that
+# checkpoints fall on the same steps in every run.
+FORKS = """
+import json, os, random, signal, sys, time, types
+from pathlib import Path
+import tiny_cells
+from neuropeft.errors import UserError
+from neuropeft.train import checkpoint, loop, optimizer
+spec, folder = json.loads(sys.argv[1]), Path(sys.argv[2])
+now = [0.0]
+loop.time = types.SimpleNamespace(monotonic=lambda: now[0])
+step, replace = optimizer.AdamW.step, os.replace
+
+def run(name, before=None):
+    child = os.fork()
+    if child == 0:
+        done = [0]
+        def counted(self, scale):
+            if before:
+                before(done[0], "step")
+            step(self, scale)
+            done[0] += 1
+            now[0] += 1
+            (folder / f"{name}.steps").write_text(str(done[0]))
+        def replaced(*arguments):
+            replace(*arguments)
+            if before:
+                before(done[0], "save")
+        optimizer.AdamW.step, os.replace = counted, replaced
+        split, state = folder / "seed-0.tsv", folder / f"state-{name}"
+        try:
+            tiny_cells.finetune(spec, folder / "store", split, None, folder / name, state, float(sys.argv[3]))
+        except UserError as error:
+            print(error, file=sys.stderr, flush=True)
+            os._exit(1)
+        os._exit(0)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return status, int((folder / f"{name}.steps").read_text())
+"""
+
+KILLED = (
+    FORKS
+    + """
+whole = run("whole")
+report = {"whole": whole, "kills": []}
+for seed in range(int(sys.argv[4])):
+    chance = random.Random(seed)
+    last, at = chance.randrange(1, whole[1]), chance.choice(["step", "save"])
+    def kill(done, where):
+        if done >= last and where == at:
+            os.kill(os.getpid(), signal.SIGKILL)
+    report["kills"].append([*run(f"run-{seed}", kill), *run(f"run-{seed}")])
+print(json.dumps(report))
+"""
+)
+
+
+def forked(code: str, folder: Path, *arguments: object, around: Sequence[str] = ()) -> dict:
+    """Run `code`, as an argument of `around`, on a store in `folder`; return what it reports of its forks."""
+    tiny_cells.make_split(folder / "seed-0.tsv", tiny_cells.make_store(folder / "store"))
+    process = tiny_cells.python(code, arguments=(json.dumps(SPEC), folder, *arguments), around=around)
+    said, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, errors
+    return json.loads(said) | {"said": errors}
+
+
+def test_kills_at_random_steps_cost_the_steps_since_the_last_checkpoint(tmp_path: Path) -> None:
+    report = forked(KILLED, tmp_path, EVERY, KILLS)
+    status, steps = report["whole"]
+    assert (status, steps) == (0, 4 * 4)
+    assert len({before for _, before, _, _ in report["kills"]}) > 5, "the kills shall come at many steps"
+    for seed, (killed, before, finished, after) in enumerate(report["kills"]):
+        assert (killed, finished) == (-9, 0)
+        assert before + after - steps in range(EVERY + 1), "lost steps"
+        assert_same_delta(tmp_path / f"run-{seed}", tmp_path / "whole")
+
+
+FULL_DISK = (
+    FORKS
+    + """
+state, filler = folder / "state-run", folder / "state-run" / "filler"
+def fill(done, where):
+    if done == 7 and where == "step":
+        with filler.open("wb", buffering=0) as stream:
+            try:
+                while stream.write(bytes(1024)):
+                    pass
+            except OSError:
+                pass
+report = {"whole": run("whole"), "full": run("run", fill)}
+identity = checkpoint.torch.load(state / checkpoint.NEWEST, weights_only=True)["fingerprint"]
+report["kept"] = checkpoint.load(state, identity)["progress"]["step"]
+report["files"] = sorted(path.name for path in state.iterdir())
+filler.unlink()
+print(json.dumps(report | {"again": run("run")}))
+"""
+)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a small file system")
+def test_a_full_disk_is_said_in_a_line_and_costs_the_steps_since_the_last_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "state-run").mkdir()
+    mount = f"mount -t tmpfs -o size=4m tmpfs {tmp_path / 'state-run'}"
+    report = forked(
+        FULL_DISK, tmp_path, EVERY, around=("unshare", "--mount", "sh", "-c", f'{mount} && "$@"', "sh")
+    )
+    assert report["full"] == [1, 9], "the save after step 9 does not fit"
+    newest = tmp_path / "state-run" / checkpoint.NEWEST
+    assert (
+        f"cannot save the checkpoint {newest}: [Errno 28] No space left on device; free some"
+        in report["said"]
+    )
+    assert report["kept"] == 6 - 4, "the checkpoint of step 6, which is the second of its epoch"
+    assert report["files"] == [checkpoint.PREVIOUS, checkpoint.NEWEST, "filler"]
+    assert report["again"] == [0, report["whole"][1] - 6]
+    assert_same_delta(tmp_path / "run", tmp_path / "whole")
+
+
+ELSEWHERE = (
+    FORKS
+    + """
+import socket
+def kill(done, where):
+    if done == 7:
+        os.kill(os.getpid(), signal.SIGKILL)
+report = {"whole": run("whole"), "killed": run("run", kill)}
+wall, boot = time.time, time.clock_gettime
+time.time = lambda: wall() - 10 * 365 * 86400
+time.clock_gettime = lambda clock: boot(clock) - 1e6
+now[0] = -5000.0
+if os.geteuid() == 0:
+    socket.sethostname("another-node")
+socket.gethostname = lambda: "another-node"
+print(json.dumps(report | {"resumed": run("run")}))
+"""
+)
+
+
+def test_another_clock_and_host_name_change_nothing(tmp_path: Path) -> None:
+    around = ("unshare", "--uts") if os.geteuid() == 0 else ()
+    report = forked(ELSEWHERE, tmp_path, EVERY, around=around)
+    assert report["killed"] == [-9, 7]
+    assert report["resumed"] == [0, report["whole"][1] - 6]
+    assert_same_delta(tmp_path / "run", tmp_path / "whole")

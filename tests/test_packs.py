@@ -1,0 +1,145 @@
+"""Cells that one process trains: the same results as alone, and one that fails leaves the others be."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+import tiny_cells
+from neuropeft.errors import UserError
+from neuropeft.files import read_tsv
+from neuropeft.grid import Cell
+from neuropeft.packs import pack_of, packs
+from neuropeft.peft.adapt import read_delta
+from neuropeft.train import finetune as finetuning
+from neuropeft.train.pack import finetune_pack
+from neuropeft.train.state import FINISHED, is_finished, why_failed
+
+FULL = {"kind": "full"}
+SPECS = {
+    "lora": tiny_cells.cell(method=tiny_cells.LORA | {"dropout": 0.1}),
+    "full half": tiny_cells.cell(method=FULL, fraction=50),
+    "shuffled": tiny_cells.cell(method=FULL, shuffle_labels=True),
+    "seed 1": tiny_cells.cell(method=FULL, seed=1),
+}
+BROKEN = tiny_cells.cell(method=FULL | {"lr": 1e30}, training={"augment": {}})
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    store = tiny_cells.make_store(tmp_path / "store")
+    for seed in (0, 1):
+        tiny_cells.make_split(tmp_path / f"seed-{seed}.tsv", store, validation=5 + seed)
+    return tmp_path
+
+
+def train(folder: Path, specs: dict, state: str = "state") -> list[str]:
+    """Train a pack; return the outcome of each cell."""
+    table, splits = folder / "pack.tsv", [folder / f"seed-{seed}.tsv" for seed in (0, 1)]
+    finetune_pack(specs, folder / "store", splits, None, folder / state, table, "cpu")
+    return [row["outcome"] for row in read_tsv(table)]
+
+
+def results(state: Path) -> tuple[dict, list]:
+    """Return what a cell's training gave: its delta as lists, and its losses."""
+    delta = read_delta(state / FINISHED / "delta.safetensors")[0]
+    history = tiny_cells.read_history(state / FINISHED)
+    return {name: value.tolist() for name, value in delta.items()}, history
+
+
+def test_a_packed_cell_gives_what_it_gives_alone(folder: Path) -> None:
+    assert train(folder, SPECS) == ["trained"] * 4
+    for name, spec in SPECS.items():
+        train(folder, {name: spec}, state="alone")
+        assert results(folder / "state" / name) == results(folder / "alone" / name)
+
+
+def test_trained_cells_are_kept_and_a_changed_one_is_trained_anew(folder: Path) -> None:
+    train(folder, SPECS)
+    changed = SPECS | {"full half": tiny_cells.cell(method=FULL | {"lr": 1e-4}, fraction=50)}
+    assert train(folder, changed) == ["kept", "trained", "kept", "kept"]
+
+
+def test_changed_code_trains_anew(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = {"lora": SPECS["lora"]}
+    train(folder, one)
+    assert train(folder, one) == ["kept"]
+    monkeypatch.setattr(finetuning, "code_digest", lambda module: "of other code")
+    assert train(folder, one) == ["trained"]
+
+
+def test_a_cell_that_fails_leaves_its_neighbours_trained(folder: Path) -> None:
+    with pytest.raises(UserError, match=r"1 of 3 cells failed, the others are kept: .*loss is not finite"):
+        train(folder, {"lora": SPECS["lora"], "broken": BROKEN, "full half": SPECS["full half"]})
+    assert not (folder / "pack.tsv").exists()
+    assert [is_finished(folder / "state" / name) for name in ("lora", "broken", "full half")] == [1, 0, 1]
+    assert "lower lr" in (why_failed(folder / "state" / "broken") or "")
+    mended = {"lora": SPECS["lora"], "broken": SPECS["shuffled"], "full half": SPECS["full half"]}
+    # what failed before comes last
+    assert train(folder, mended) == ["kept", "kept", "trained"]
+    assert why_failed(folder / "state" / "broken") is None
+
+
+def test_an_unexpected_error_leaves_the_neighbours_trained_too(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = finetuning.make_model
+
+    def break_full(spec: dict, encoder: Path | None) -> object:
+        return make(spec, encoder) if spec["method"]["kind"] == "lora" else 1 / 0
+
+    monkeypatch.setattr(finetuning, "make_model", break_full)
+    with pytest.raises(UserError, match=r"1 of 2 cells failed.*full/100/0: ZeroDivisionError"):
+        train(folder, {"full half": SPECS["full half"], "lora": SPECS["lora"]})
+    assert is_finished(folder / "state" / "lora")
+
+
+def test_half_an_outcome_is_none(folder: Path) -> None:
+    train(folder, {"lora": SPECS["lora"]})
+    (folder / "state/lora" / FINISHED / "history.csv").unlink()
+    assert train(folder, {"lora": SPECS["lora"]}) == ["trained"]
+    shutil.rmtree(folder / "state/lora" / FINISHED)
+    assert train(folder, {"lora": SPECS["lora"]}) == ["trained"]
+
+
+def test_each_cell_is_charged_its_own_memory_and_start(folder: Path) -> None:
+    def costs(state: str) -> dict:
+        return json.loads((folder / state / "shuffled" / FINISHED / "cost.json").read_text())
+
+    big = tiny_cells.cell(method=FULL, fraction=50, training={"batch_size": 8})
+    big["backbone"] = big["backbone"] | {"width": 384, "depth": 8}
+    train(folder, {"a big one": big, **SPECS})
+    with_big = costs("state")
+    train(folder, {"shuffled": SPECS["shuffled"]}, state="alone")
+    assert with_big["peak_memory_bytes"] < costs("alone")["peak_memory_bytes"] + 100e6
+    assert with_big["start_seconds"] < with_big["train_seconds"] + 5, "not the age of the process"
+
+
+# -- who shares a pack -----------------------------------------------------------------------------
+
+GRID = [
+    Cell(task, "vit", pretraining, method, fraction, seed)
+    for task in ("ad", "age")
+    for pretraining, method in (("none", "scratch"), ("mae", "lora"), ("mae", "full"))
+    for fraction in (10, 50, 100)
+    for seed in (0, 1)
+]
+
+
+def test_a_pack_shares_what_its_job_loads_once() -> None:
+    found = packs(GRID, cells_per_job=4)
+    assert sorted(cell for members in found.values() for cell in members) == sorted(GRID)
+    for pack, members in found.items():
+        assert len(members) <= 4
+        for cell in members:
+            shared = (cell.task, cell.backbone, cell.pretraining, cell.method)
+            assert shared == (pack.task, pack.backbone, pack.pretraining, pack.method)
+    assert pack_of(found)[GRID[0]].method == GRID[0].method
+
+
+def test_another_method_leaves_the_packs_of_others_as_they_are() -> None:
+    more = [*GRID, *(Cell("ad", "vit", "mae", "attention", fraction, 0) for fraction in (10, 50, 100))]
+    before, after = packs(GRID, 4), packs(more, 4)
+    assert before.items() <= after.items()
+    assert {pack.method for pack in after.keys() - before.keys()} == {"attention"}

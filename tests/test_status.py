@@ -1,0 +1,207 @@
+"""Where a run is, over a fabricated results folder: every kind of cell, counted exactly."""
+
+import fcntl
+import json
+import re
+import struct
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from neuropeft.config import Config, read_config
+from neuropeft.files import write_tsv
+from neuropeft.finished import state_folder
+from neuropeft.grid import Cell, cell_spec, cells
+from neuropeft.packs import Pack, pack_of, packs
+from neuropeft.status.cells import standings
+from neuropeft.status.estimate import estimate
+from neuropeft.status.screen import WIDTH, print_status
+from neuropeft.train.state import FINISHED, note_failure
+
+ROOT = Path(__file__).parents[1]
+TINY = ROOT / "tests/tiny.yaml"
+
+
+@pytest.fixture
+def config() -> Config:
+    return read_config(TINY, None)
+
+
+def finish(config: Config, folder: Path, cell: Cell, spec: dict | None = None, **cost: object) -> None:
+    """Write what training a cell leaves, its delta without any tensor."""
+    folder.mkdir(parents=True)
+    metadata = {"spec": json.dumps(spec or cell_spec(config, cell), sort_keys=True)}
+    header = json.dumps({"__metadata__": metadata}).encode()
+    (folder / "delta.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
+    (folder / "history.csv").write_text("epoch\n")
+    told = {"train_seconds": 3600.0, "train_scans": cell.fraction, "device": "NVIDIA H200"} | cost
+    (folder / "cost.json").write_text(json.dumps(told))
+
+
+def finish_state(config: Config, results: Path, cell: Cell, **cost: object) -> None:
+    finish(config, state_folder(results, cell) / FINISHED, cell, **cost)
+
+
+def write(path: Path, text: str = "") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def printed(config: Config, results: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    print_status(config, results)
+    return capsys.readouterr().out
+
+
+def log_of(results: Path, pack: Pack) -> Path:
+    return results / f"logs/finetune/{pack.path}.log"
+
+
+def counted(text: str) -> dict[str, list[int]]:
+    """Return the numbers of each line of the table of cells: done, running, failed, missing, total."""
+    found, task = {}, ""
+    for line in text.splitlines():
+        if match := re.match(r"(\w*)( +[a-z]\w*)?((?: +\d+){5})  [#>x.]+$", line):
+            task = match[1] or task
+            found[" ".join([task, *(match[2] or "").split()])] = list(map(int, match[3].split()))
+    return found
+
+
+def test_every_cell_is_counted_once(
+    config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ad_lora = [cell for cell in cells(config) if (cell.task, cell.method) == ("ad", "lora")]
+    assert len(ad_lora) == 4
+    done, failed, running, begun = ad_lora
+    finish_state(config, tmp_path, done)
+    note_failure(state_folder(tmp_path, failed), "ad/vit_xxs/mae/lora/50/1: the loss\nis not finite")
+    write(state_folder(tmp_path, begun) / "checkpoint.pt")
+
+    scratch = [cell for cell in cells(config) if (cell.task, cell.method) == ("ad", "scratch")]
+    finish_state(config, tmp_path, scratch[0])
+    note_failure(state_folder(tmp_path, scratch[0]), "failed when it was to be trained anew")
+    taken_over, outdated = (cell for cell in cells(config) if (cell.task, cell.method) == ("age", "lora"))
+    finish(config, tmp_path / "cells" / taken_over.path, taken_over)
+    other = cell_spec(config, outdated) | {"fraction": 33}
+    finish(config, state_folder(tmp_path, outdated) / FINISHED, outdated, other)
+
+    # this process trains one cell: another file description holds its lock, and it failed before
+    note_failure(state_folder(tmp_path, running), "an earlier failure")
+    with write(state_folder(tmp_path, running) / "lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        text = printed(config, tmp_path, capsys)
+        states = Counter(standing.state for standing in standings(config, tmp_path).values())
+    assert states == {"done": 2, "running": 1, "failed": 2, "missing": 5}
+    assert states.total() == len(cells(config))
+    assert counted(text) == {
+        "ad lora": [1, 1, 1, 1, 4],
+        "ad scratch": [0, 0, 1, 1, 2],
+        "age lora": [1, 0, 0, 1, 2],
+        "age scratch": [0, 0, 0, 2, 2],
+        "all": [2, 1, 2, 5, 10],
+    }
+    assert "fraction 50 %, seed 1: the loss is not finite" in text
+    assert str(log_of(tmp_path, pack_of(packs(cells(config), 16))[failed])) in text
+    assert "an earlier failure" not in text
+    assert "Stopped" not in text
+
+
+def test_nothing_has_run_yet(config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = printed(config, tmp_path / "results", capsys)
+    assert counted(text)["all"] == [0, 0, 0, 10, 10]
+    assert re.search(r"^SimA +not begun$", text, flags=re.MULTILINE)
+    assert re.search(r"^mae +vit_xxs +waiting$", text, flags=re.MULTILINE)
+    assert "unknown, since none is done yet" in text
+    assert not (tmp_path / "results").exists(), "it only reads"
+
+
+def test_a_job_that_ended_without_a_word(
+    config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    of_pack = pack_of(packs(cells(config), config.cells_per_job))
+    stopped, trained, failed, waiting = sorted(set(of_pack.values()))
+    write(log_of(tmp_path, stopped), "epoch 1\nslurmstepd: error: Detected 1 oom_kill event\n\n")
+    write(log_of(tmp_path, trained), "cell 2/2\n")
+    write(tmp_path / f"packs/{trained.path}.tsv")  # its cells are missing since their settings changed
+    write(log_of(tmp_path, failed), "it says why\n")
+    cell = next(cell for cell, pack in of_pack.items() if pack == failed)
+    note_failure(state_folder(tmp_path, cell), "too few subjects")
+    text = printed(config, tmp_path, capsys)
+    assert f"{log_of(tmp_path, stopped)}\n    slurmstepd: error: Detected 1 oom_kill event" in text
+    assert not any(str(log_of(tmp_path, pack)) in text for pack in (trained, waiting))
+    assert str(log_of(tmp_path, failed)) not in text.split("Stopped")[1]
+    cell = next(cell for cell, pack in of_pack.items() if pack == stopped)
+    with write(state_folder(tmp_path, cell) / "lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert "Stopped" not in printed(config, tmp_path, capsys)
+
+
+def test_preprocessing_and_pretraining(
+    config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    index = [{"scan_id": f"s{i}", "chunk": f"x{i % 2}"} for i in range(7)]
+    write_tsv(tmp_path / "cohorts/SimA/scans.tsv", index, ("scan_id", "chunk"))
+    done = [{"scan_id": row["scan_id"], "status": "ok"} for row in index[::2]]
+    done[0]["status"] = "failed"
+    write_tsv(tmp_path / "cohorts/SimA/chunks/x0/resample.tsv", done, ("scan_id", "status"))
+    log = tmp_path / "logs/pretrain/mae/vit_xxs.log"
+    said = "pretraining: epoch 1/2, lr 0.1, train_loss 0.5, 900.0 s, at most 900 s left\n"
+    write(log, said + "Terminated\n")
+    text = printed(config, tmp_path, capsys)
+    assert re.search(r"^SimA +1 of 2 +7 +1 +no$", text, flags=re.MULTILINE)
+    assert re.search(r"^mae +vit_xxs +stopped +epoch 1 of 2, at most 0.2 h left$", text, flags=re.MULTILINE)
+    assert f"{log}\n    Terminated" in text
+    write(log, "pretraining: going on from epoch 2, step 3 of the checkpoint\n")
+    with write(tmp_path / "_state/pretraining/mae/vit_xxs/lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        text = printed(config, tmp_path, capsys)
+        assert re.search(r"^mae +vit_xxs +running +epoch 1 of 2$", text, flags=re.MULTILINE)
+    write(tmp_path / "pretraining/mae/vit_xxs/encoder.safetensors")
+    assert re.search(r"^mae +vit_xxs +done +epoch 2 of 2$", printed(config, tmp_path, capsys), re.MULTILINE)
+
+
+def test_time_left_follows_from_the_nearest_finished_cells(config: Config, tmp_path: Path) -> None:
+    def seconds(*wanted: Cell) -> float | None:
+        found = standings(config, tmp_path)
+        kept = {cell: one for cell, one in found.items() if one.state == "done" or cell in wanted}
+        return estimate(kept).seconds
+
+    def cell(task: str, method: str, fraction: int, seed: int) -> Cell:
+        pretraining = "none" if method == "scratch" else "mae"
+        return Cell(task, "vit_xxs", pretraining, method, fraction, seed)
+
+    half, whole = cell("ad", "lora", 50, 0), cell("ad", "lora", 100, 1)
+    assert seconds(whole) is None
+    finish_state(config, tmp_path, half, train_seconds=60.0, train_scans=20)
+    assert seconds(cell("ad", "lora", 50, 1)) == 60
+    assert seconds(whole) == 120
+    # of another task nothing is known, so it is taken to be as large; then that it has three times the scans
+    assert seconds(cell("age", "lora", 100, 0)) == 120
+    finish_state(config, tmp_path, cell("age", "scratch", 100, 0), train_seconds=1.0, train_scans=120)
+    assert seconds(cell("age", "lora", 100, 0)) == 360
+    assert estimate(standings(config, tmp_path)).far == 4  # age by lora and ad by scratch
+    finish_state(config, tmp_path, cell("ad", "lora", 100, 0), train_seconds=100.0, train_scans=40)
+    assert seconds(whole) == 100
+
+
+def test_the_screen_is_100_columns_wide(
+    config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second, *_ = cells(config)
+    finish_state(config, tmp_path, first)
+    note_failure(state_folder(tmp_path, second), "a long story " * 30)
+    lines = printed(config, tmp_path, capsys).splitlines()
+    assert max(len(line) for line in lines if str(tmp_path) not in line) <= WIDTH
+
+
+def test_it_imports_nothing_heavy(tmp_path: Path) -> None:
+    code = (
+        "import sys; from neuropeft.cli import main; "
+        f"main(['status', '--configfile', {str(TINY)!r}, '--results', {str(tmp_path)!r}]); "
+        "print({'torch', 'numpy', 'pandas', 'matplotlib', 'sklearn'} & set(sys.modules), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == "set()\n"

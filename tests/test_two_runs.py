@@ -1,0 +1,49 @@
+"""Two runs of the workflow on one results folder."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+TARGET = "results/simulated/SimA/participants.tsv"
+
+
+def run(folder: Path) -> "subprocess.Popen[str]":
+    """Start a run that writes a table, in a process group of its own."""
+    command = [sys.executable, "-m", "snakemake", "--snakefile", ROOT / "Snakefile", "--directory", folder]
+    command += ["--configfile", ROOT / "tests/tiny.yaml", "--cores", "1", TARGET]
+    return subprocess.Popen(
+        list(map(str, command)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def test_the_second_run_is_refused_and_says_why(tmp_path: Path) -> None:
+    first, locks = run(tmp_path), tmp_path / ".snakemake" / "locks"
+    try:
+        while not list(locks.glob("*")):
+            assert first.poll() is None, first.communicate()[0]
+            time.sleep(0.01)
+        os.killpg(first.pid, signal.SIGSTOP)  # it shall not end before the second has looked
+        assert list(locks.glob("*"))
+        second = run(tmp_path)
+        said, _ = second.communicate(timeout=120)
+        assert second.returncode == 1
+        assert "make sure that no other Snakemake process is trying to create the same files" in said
+        assert str(tmp_path) in said
+        assert "--unlock" in said, "what to do after a power loss"
+        assert not (tmp_path / TARGET).exists()
+        os.killpg(first.pid, signal.SIGCONT)
+        said, _ = first.communicate(timeout=120)
+        assert first.returncode == 0, said
+        assert (tmp_path / TARGET).exists()
+    finally:
+        if first.poll() is None:
+            os.killpg(first.pid, signal.SIGKILL)
+            first.communicate()

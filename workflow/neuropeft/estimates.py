@@ -1,0 +1,64 @@
+"""How long jobs run and how much memory they take, for schedulers: upper estimates, larger with each attempt.
+
+Training is reckoned from its floating-point operations on a modest GPU, the rest from times per scan that
+were measured on one core and multiplied by about four.
+"""
+
+from neuropeft.config import Backbone, Pretraining, Training, ViT
+
+START_MINUTES = 10  # queue noise, imports, reading volumes from a busy file system
+FLOP_PER_SECOND = 4e12  # what small batches leave of a GPU of 2018
+CNN_FLOP = 200e9  # DenseNet121, forward, on 80^3 voxels
+LONGEST_MINUTES = 24 * 60  # partitions refuse more; training that is stopped goes on in the next submission
+SCAN_MINUTES = {"n4": 1.0, "skull_strip": 0.5, "register": 0.5, "resample": 0.3, "pack": 0.01, "qc": 0.02}
+MODEL_MB = 8000  # Python, torch, CUDA and the weights of the largest backbone with their optimiser
+
+
+def scan_minutes(step: str, scans: int, attempt: int) -> int:
+    """Return the minutes that a step of `SCAN_MINUTES` takes for so many scans."""
+    return _minutes(SCAN_MINUTES[step] * scans, attempt)
+
+
+def finetune_minutes(
+    backbone: Backbone, training: Training, size: int, cells: int, scans: int, attempt: int
+) -> int:
+    """Return the minutes of a job that trains `cells` cells on at most `scans` scans of edge `size`."""
+    seconds = cells * training.epochs * scans * 3 * _forward_flop(backbone, size) / FLOP_PER_SECOND
+    return _minutes(seconds / 60, attempt)
+
+
+def predict_minutes(backbone: Backbone, size: int, cells: int, scans: int, attempt: int) -> int:
+    """Return the minutes of a job that predicts `scans` scans with each of `cells` cells."""
+    return _minutes(cells * scans * _forward_flop(backbone, size) / FLOP_PER_SECOND / 60, attempt)
+
+
+def pretrain_minutes(
+    backbone: Backbone, pretraining: Pretraining, size: int, scans: int, attempt: int
+) -> int:
+    """Return the minutes of a pretraining on one GPU; encoder and decoder together cost about one encoder."""
+    seconds = pretraining.epochs * scans * 3 * _forward_flop(backbone, size) / FLOP_PER_SECOND
+    return _minutes(seconds / 60, attempt)
+
+
+def volumes_mb(scans: int, size: int) -> int:
+    """Return the megabytes of a store of `scans` cubes of edge `size`, in half precision."""
+    return -(-scans * 2 * size**3 // 10**6)
+
+
+def training_mb(scans: int, size: int, attempt: int) -> int:
+    """Return the main memory of a job that trains on or predicts a store; the GPU may have no room for it."""
+    return attempt * (MODEL_MB + volumes_mb(scans, size))
+
+
+def _forward_flop(backbone: Backbone, size: int) -> float:
+    """Return the operations of one scan through the network: two per weight and token, and attention."""
+    if not isinstance(backbone, ViT):
+        return CNN_FLOP * (size / 80) ** 3
+    tokens = (size // backbone.patch_size) ** 3
+    block = (4 + 2 * backbone.mlp_ratio) * backbone.width**2
+    weights = backbone.depth * block + backbone.width * backbone.patch_size**3
+    return 2 * tokens * weights + 4 * backbone.depth * backbone.width * tokens**2
+
+
+def _minutes(work: float, attempt: int) -> int:
+    return min(round(attempt * (START_MINUTES + work)), LONGEST_MINUTES)

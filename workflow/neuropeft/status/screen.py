@@ -1,0 +1,201 @@
+"""Where a benchmark is, as a screen of text."""
+
+import textwrap
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from neuropeft.config import Config
+from neuropeft.grid import NO_PRETRAINING, Cell
+from neuropeft.status.cells import (
+    DONE,
+    FAILED,
+    MISSING,
+    RUNNING,
+    STATES,
+    Standing,
+    failed_by_log,
+    standings,
+    stopped_packs,
+)
+from neuropeft.status.estimate import Estimate, estimate
+from neuropeft.status.stages import STOPPED, Preprocessed, Pretrained, preprocessed, pretrainings
+
+WIDTH = 100
+BAR = 24  # characters of a bar, and the fewest where names are long
+SHORTEST_BAR = 6
+MARKS = {DONE: "#", RUNNING: ">", FAILED: "x", MISSING: "."}
+COLUMNS = ("task", "backbone", "pretraining", "method")
+ALWAYS_SHOWN = ("task", "method")  # backbone and pretraining only where there are several
+Table = Sequence[Sequence[str]]
+
+
+def print_status(config: Config, results: Path) -> None:
+    """Print how far preprocessing, pretraining and the cells have come; only reads, so it needs no lock.
+
+    Raises:
+        UserError: a file of results cannot be read.
+    """
+    found = standings(config, results)
+    parts = (
+        _preprocessing(list(preprocessed(config, results))),
+        _pretraining(list(pretrainings(config, results))),
+        _cells(found),
+        _left(estimate(found)),
+        _failed(config, results, found),
+        _stopped(config, results, found),
+    )
+    print("\n\n".join(text for part in parts if (text := "\n".join(part))))
+
+
+def _preprocessing(cohorts: Sequence[Preprocessed | str]) -> Iterator[str]:
+    rows = [("Preprocessing", "chunks done", "scans", "excluded", "packed")]
+    for cohort in cohorts:
+        if isinstance(cohort, str):
+            rows.append((cohort, "not begun", "", "", ""))
+        else:
+            done = f"{cohort.done:,} of {cohort.chunks:,}"
+            packed = "yes" if cohort.packed else "no"
+            rows.append((cohort.cohort, done, f"{cohort.scans:,}", f"{cohort.excluded:,}", packed))
+    yield from _aligned(rows, text_columns=1)
+
+
+def _pretraining(found: Sequence[Pretrained]) -> Iterator[str]:
+    if not found:
+        return
+    rows = [("Pretraining", "backbone", "", "")]
+    rows += [(one.pretraining, one.backbone, one.state, _epochs(one)) for one in found]
+    yield from _aligned(rows, text_columns=4)
+    for one in found:
+        if one.state == STOPPED:
+            yield f"  {one.log}"
+            yield from _last_line(one.last_line)
+
+
+def _epochs(one: Pretrained) -> str:
+    if one.epoch is None:
+        return ""
+    left = f", at most {_hours(one.seconds_left)} left" if one.seconds_left else ""
+    return f"epoch {one.epoch:,} of {one.epochs:,}{left}"
+
+
+def _cells(found: Mapping[Cell, Standing]) -> Iterator[str]:
+    several = {
+        column for column in COLUMNS if len({getattr(cell, column) for cell in found} - {NO_PRETRAINING}) > 1
+    }
+    shown = [column for column in COLUMNS if column in ALWAYS_SHOWN or column in several]
+    groups: dict[tuple[str, ...], Counter[str]] = {}
+    for cell, standing in found.items():
+        names = tuple(getattr(cell, column) for column in shown)
+        groups.setdefault(names, Counter())[standing.state] += 1
+    legend = "  ".join(f"{mark} {state}" for state, mark in MARKS.items())
+    rows = [("Cells: task", *shown[1:], *STATES, "total")]
+    above: tuple[str, ...] = ()
+    for names, counts in groups.items():
+        same = next((i for i, name in enumerate(names) if not above or name != above[i]), len(names))
+        rows.append((*("" for _ in names[:same]), *names[same:], *_counts(counts)))
+        above = names
+    every = Counter(standing.state for standing in found.values())
+    rows.append(("all", *("" for _ in shown[1:]), *_counts(every)))
+    head, *lines = _aligned(rows, text_columns=len(shown))
+    yield head
+    bar = max(SHORTEST_BAR, min(BAR, WIDTH - 2 - max(map(len, lines))))
+    for line, counts in zip(lines, (*groups.values(), every), strict=True):
+        yield f"{line}  {_bar(counts, bar)}"
+    yield f"  {legend}"
+
+
+def _counts(counts: Counter[str]) -> Iterator[str]:
+    for state in STATES:
+        yield f"{counts[state]:,}"
+    yield f"{counts.total():,}"
+
+
+def _bar(counts: Counter[str], length: int) -> str:
+    """Return a bar of `length` characters, in which what there is at all has one of its own."""
+    present = [state for state in STATES if counts[state]]
+    spare = length - len(present)
+    bar, before, filled = "", 0, 0
+    for state in present:
+        before += counts[state]
+        end = round(spare * before / counts.total())
+        bar += MARKS[state] * (1 + end - filled)
+        filled = end
+    return bar
+
+
+def _left(left: Estimate) -> Iterator[str]:
+    if not left.left:
+        return
+    if left.seconds is None:
+        yield f"Time left for {_number(left.left, 'cell')}: unknown, since none is done yet."
+        return
+    on = ", ".join(left.devices)
+    device = "CPU" if left.devices == ("cpu",) else "device" if "cpu" in left.devices else "GPU"
+    text = (
+        f"About {_amount(left.seconds)} {device}-hours ({on}) left for {_number(left.left, 'cell')}, running "
+        f"ones counted whole; judged by {_number(left.finished, 'finished cell')}."
+    )
+    if left.far:
+        text += (
+            f" Of {left.far:,} none with the same task, backbone, pretraining and method is done: these are "
+            "judged by others, in proportion to their training scans."
+        )
+    yield from _wrapped(text, "", "")
+
+
+def _failed(config: Config, results: Path, found: Mapping[Cell, Standing]) -> Iterator[str]:
+    by_log = failed_by_log(config, results, found)
+    if not by_log:
+        return
+    yield f"Failed: {_number(sum(map(len, by_log.values())), 'cell')}; each is tried again by the next run"
+    for log, members in by_log.items():
+        yield f"  {log}"
+        for cell in members:
+            text = f"fraction {cell.fraction} %, seed {cell.seed}: {found[cell].reason}"
+            yield from _wrapped(" ".join(text.split()), "    ")
+
+
+def _stopped(config: Config, results: Path, found: Mapping[Cell, Standing]) -> Iterator[str]:
+    packs = stopped_packs(config, results, found)
+    if not packs:
+        return
+    missing = sum(pack.missing for pack in packs)
+    yield f"Stopped: {_number(len(packs), 'job')} ended before all cells were trained; missing {missing:,}"
+    for pack in packs:
+        yield f"  {pack.log}"
+        yield from _last_line(pack.last_line)
+
+
+def _last_line(text: str) -> list[str]:
+    return _wrapped(text or "(empty: the job is starting, or ended at once)", "    ")
+
+
+def _aligned(rows: Table, text_columns: int) -> Iterator[str]:
+    """Yield the rows in columns, the first `text_columns` of them to the left, numbers to the right."""
+    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
+    for row in rows:
+        cells = [
+            f"{text:<{width}}" if place < text_columns else f"{text:>{width}}"
+            for place, (text, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        yield "  ".join(cells).rstrip()
+
+
+def _wrapped(text: str, indent: str, further: str = "  ") -> list[str]:
+    return textwrap.wrap(
+        text, WIDTH, initial_indent=indent, subsequent_indent=indent + further, break_long_words=False
+    )
+
+
+def _number(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def _amount(seconds: float) -> str:
+    hours = seconds / 3600
+    return f"{hours:,.0f}" if hours >= 10 else f"{max(hours, 0.1):.1f}"
+
+
+def _hours(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 360 else f"{_amount(seconds)} h"

@@ -1,3 +1,4 @@
+import json
 import os
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 import neuropeft
+from neuropeft.cli import main
 from neuropeft.errors import UserError
 from neuropeft.models.build import build_vit
 from neuropeft.models.checkpoints import import_encoder, import_monai, load_encoder, save_encoder
@@ -101,6 +103,17 @@ def test_features_of_a_monai_autoencoder_survive_the_import(scans):
     without_class_token = theirs.blocks(theirs.patch_embedding(scans)).mean(dim=1)
     torch.testing.assert_close(ours(scans), without_class_token, atol=1e-5, rtol=1e-4)
     assert any("class token was dropped" in line for line in report)
+
+
+def test_an_encoder_of_ours_is_taken_over_by_the_verb(scans, tmp_path):
+    ours = build_vit(BACKBONE).eval()
+    save_encoder(tmp_path / "ours.safetensors", ours, {"cohort": "UKB"})
+    files = ["--weights", str(tmp_path / "ours.safetensors"), "--out", str(tmp_path / "out.safetensors")]
+    assert main(["import-encoder", *files, "--backbone", json.dumps(BACKBONE)]) == 0
+    fresh = build_vit(BACKBONE).eval()
+    metadata = load_encoder(tmp_path / "out.safetensors", fresh)
+    assert metadata["cohort"] == "UKB"
+    assert torch.equal(fresh(scans), ours(scans))
 
 
 def test_our_positions_are_those_of_monai():

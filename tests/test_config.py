@@ -51,6 +51,13 @@ MISTAKES = [
     ("splits.test", 0.9, "`splits`: `test` and `validation` together must leave subjects for training"),
     ("grid.0.methods", ["lorra"], "`grid.0.methods` names 'lorra', which is not there; did you mean 'lora'?"),
     ("pretraining.none", {"cohort": "SimA"}, "`none` stands for no pretraining"),
+    ("pretraining.mae_sim.epoch", 3, "unknown key `pretraining.mae_sim.epoch`: did you mean 'epochs'?"),
+    (
+        "pretraining.mae_sim.weights",
+        "a.pt",
+        "`pretraining.mae_sim`: weights that are there are not trained",
+    ),
+    ("pretraining.X", {"weights": "no.pt"}, "`pretraining.X.weights` is 'no.pt', but there is no file"),
 ]
 
 

@@ -12,6 +12,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from neuropeft import grid
+from neuropeft.config import load_config
+from neuropeft.models.build import build_vit
+from neuropeft.models.checkpoints import load_encoder, save_encoder
+
 ROOT = Path(__file__).parents[1]
 TINY = yaml.safe_load((ROOT / "tests/tiny.yaml").read_text())
 STEPS = ("n4_bias_correction", "skull_strip", "register_to_template", "resample_to_template")
@@ -130,6 +135,24 @@ def test_one_scan_per_job(tmp_path):
     config["preprocessing"]["scans_per_job"] = 1
     jobs = dry_run(tmp_path, config)
     assert [jobs[step] for step in STEPS] == [20] * 4
+
+
+def test_weights_from_elsewhere_are_imported_instead_of_trained(tmp_path):
+    encoder = build_vit(grid.backbone_spec(load_config(TINY, ROOT), "vit_xxs"))
+    save_encoder(tmp_path / "theirs.safetensors", encoder, {})
+    config = copy.deepcopy(TINY)
+    config["pretraining"] = {"mae": {"weights": str(tmp_path / "theirs.safetensors")}}
+    jobs = dry_run(tmp_path, config)
+    assert jobs["import_encoder"] == 1
+    assert jobs["cell"] == 10
+    assert "pretrain" not in jobs
+    path, imported = (
+        tmp_path / "config-under-test.yaml",
+        "results/pretraining/mae/vit_xxs/encoder.safetensors",
+    )
+    done = snakemake(tmp_path, "--configfile", path, "--cores", "1", imported)
+    assert done.returncode == 0, done.stdout + done.stderr
+    load_encoder(tmp_path / imported, encoder)
 
 
 def test_only_cohorts_and_pretraining_in_use_are_processed(tmp_path):

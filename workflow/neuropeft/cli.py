@@ -13,6 +13,8 @@ from pathlib import Path
 
 from neuropeft.errors import UserError
 
+RESULTS = Path("results")  # of the workflow, whose jobs run in the folder that holds it
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; a `UserError` becomes one line on stderr and exit status 1."""
@@ -93,16 +95,18 @@ def _resample(options: argparse.Namespace) -> None:
 
 
 def _list_excluded(options: argparse.Namespace) -> None:
+    from neuropeft.cohorts.prepare import chunk_tables
     from neuropeft.preprocess.store import list_excluded
 
-    list_excluded(options.tables, options.out)
+    list_excluded(chunk_tables(RESULTS, options.cohort), options.out)
 
 
 def _pack(options: argparse.Namespace) -> None:
+    from neuropeft.cohorts.prepare import chunk_tables
     from neuropeft.preprocess.store import pack
 
     pack(
-        options.tables,
+        chunk_tables(RESULTS, options.cohort),
         options.excluded,
         options.volumes,
         options.scans,
@@ -112,10 +116,11 @@ def _pack(options: argparse.Namespace) -> None:
 
 
 def _qc(options: argparse.Namespace) -> None:
+    from neuropeft.cohorts.prepare import chunk_tables
     from neuropeft.preprocess.qc import write_qc
 
     title = f"{options.cohort} (simulated)" if options.simulated else options.cohort
-    write_qc(options.tables, options.table, options.page, title)
+    write_qc(chunk_tables(RESULTS, options.cohort), options.table, options.page, title)
 
 
 def _preprocess(options: argparse.Namespace) -> None:
@@ -158,6 +163,15 @@ def _pretrain(options: argparse.Namespace) -> None:
     pretrain(json.loads(options.spec), options.store, options.hold_out, options.out, options.state)
 
 
+def _import_encoder(options: argparse.Namespace) -> None:
+    from neuropeft.models.build import build_vit
+    from neuropeft.models.checkpoints import import_encoder
+
+    metadata = {"from": str(options.weights)}
+    report = import_encoder(options.weights, options.out, build_vit(json.loads(options.backbone)), metadata)
+    print("\n".join(report))
+
+
 def _finetune(options: argparse.Namespace) -> None:
     _lease_gpu()
     from neuropeft.train.pack import finetune_pack
@@ -193,14 +207,14 @@ def _tables(options: argparse.Namespace) -> None:
     from neuropeft.publish.tables import write_partial_tables, write_tables
 
     write = write_partial_tables if options.partial else write_tables
-    write(Config.model_validate_json(options.config_json), Path("results"), options.counts, options.out)
+    write(Config.model_validate_json(options.config_json), RESULTS, options.counts, options.out)
 
 
 def _figures(options: argparse.Namespace) -> None:
     from neuropeft.config import Config
     from neuropeft.publish.figures import write_figures
 
-    write_figures(Config.model_validate_json(options.config_json), Path("results"), options.out)
+    write_figures(Config.model_validate_json(options.config_json), RESULTS, options.out)
 
 
 def _summary(options: argparse.Namespace) -> None:
@@ -278,13 +292,13 @@ def _add_for_people(verb: Verb) -> None:
 
     summary = verb("summary", _summary, "print the main scores of a finished run and where its results are")
     summary.add_argument("--configfile", type=Path, default=Path("config.yaml"))
-    summary.add_argument("--results", type=Path, default=Path("results"))
+    summary.add_argument("--results", type=Path, default=RESULTS)
 
     status = verb("status", _status, "print what is done, running, failed and left; reads only")
     given = status.add_mutually_exclusive_group()
     given.add_argument("--configfile", type=Path, default=Path("config.yaml"))
     given.add_argument("--config-json")
-    status.add_argument("--results", type=Path, default=Path("results"))
+    status.add_argument("--results", type=Path, default=RESULTS)
 
 
 def _add_cohorts(verb: Verb) -> None:
@@ -326,11 +340,11 @@ def _add_preprocessing(verb: Verb) -> None:
             step.add_argument("--method", required=True)
 
     excluded = verb("list-excluded", _list_excluded, "list the scans that a step could not process")
-    _path_lists(excluded, "--tables")
+    excluded.add_argument("--cohort", required=True)
     _paths(excluded, "--out")
 
     pack = verb("pack", _pack, "pack a cohort's preprocessed scans into one memory-mapped array")
-    _path_lists(pack, "--tables")
+    pack.add_argument("--cohort", required=True)
     _paths(pack, "--excluded", "--volumes", "--scans")
     pack.add_argument("--size", type=int, required=True)
     pack.add_argument("--max-excluded-share", type=float, required=True)
@@ -338,7 +352,6 @@ def _add_preprocessing(verb: Verb) -> None:
     qc = verb("qc", _qc, "write the QC page of a cohort")
     qc.add_argument("--cohort", required=True)
     qc.add_argument("--simulated", action="store_true")
-    _path_lists(qc, "--tables")
     _paths(qc, "--table", "--page")
 
 
@@ -347,6 +360,10 @@ def _add_models(verb: Verb) -> None:
     pretrain.add_argument("--spec", required=True)
     _paths(pretrain, "--store", "--out", "--state")
     _path_lists(pretrain, "--hold-out")
+
+    imported = verb("import-encoder", _import_encoder, "turn weights from elsewhere into an encoder file")
+    _paths(imported, "--weights", "--out")
+    imported.add_argument("--backbone", required=True)
 
     finetune = verb("finetune", _finetune, "fine-tune cells, one after another")
     finetune.add_argument("--specs", required=True)

@@ -16,7 +16,9 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
+    Tag,
     TypeAdapter,
     ValidationError,
     field_validator,
@@ -257,7 +259,7 @@ class _Schedule(Model):
         return self
 
 
-class Pretraining(_Schedule):
+class MaskedAutoencoder(_Schedule):
     """Masked-autoencoder pretraining on a cohort (He 2022; Dhinagar 2024, section 3.2)."""
 
     cohort: Name = Field(
@@ -279,6 +281,34 @@ class Pretraining(_Schedule):
     seed: int = Field(default=0, ge=0)
     mixed_precision: bool = Field(default=True, description="bfloat16 autocast, on a GPU")
     compile: bool = Field(default=False, description="torch.compile the model")
+
+
+class ImportedWeights(Model):
+    """Weights of a ViT that was pretrained elsewhere."""
+
+    weights: str = Field(
+        description="a PyTorch checkpoint of MONAI's ViT or MaskedAutoEncoderViT, or an encoder.safetensors "
+        "of this workflow"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _not_trained(cls, value: object) -> object:
+        others = [str(key) for key in value if key != "weights"] if isinstance(value, Mapping) else []
+        if others:
+            raise ValueError(f"weights that are there are not trained: remove {', '.join(others)}")
+        return value
+
+
+def _kind_of_pretraining(value: object) -> str:
+    is_imported = isinstance(value, ImportedWeights) or (isinstance(value, Mapping) and "weights" in value)
+    return "imported" if is_imported else "mae"
+
+
+Pretraining = Annotated[
+    Annotated[MaskedAutoencoder, Tag("mae")] | Annotated[ImportedWeights, Tag("imported")],
+    Discriminator(_kind_of_pretraining),
+]
 
 
 class _Method(Model):
@@ -397,8 +427,8 @@ class Config(Model):
         for name, task in self.tasks.items():
             _known(f"tasks.{name}.train", [task.train], self.cohorts)
             _known(f"tasks.{name}.zero_shot", task.zero_shot, self.cohorts)
-        for name, pretraining in self.pretraining.items():
-            _known(f"pretraining.{name}.cohort", [pretraining.cohort], self.cohorts)
+        for name, autoencoder in self.autoencoders.items():
+            _known(f"pretraining.{name}.cohort", [autoencoder.cohort], self.cohorts)
         for index, block in enumerate(self.grid):
             for key in ("tasks", "backbones", "methods", "pretraining"):
                 _known(f"grid.{index}.{key}", getattr(block, key), getattr(self, key))
@@ -409,6 +439,18 @@ class Config(Model):
                     f"`preprocessing.size` {self.preprocessing.size}: change one of them"
                 )
         return self
+
+    @property
+    def autoencoders(self) -> dict[str, MaskedAutoencoder]:
+        """The pretrainings that the workflow does itself."""
+        return {
+            name: value for name, value in self.pretraining.items() if isinstance(value, MaskedAutoencoder)
+        }
+
+    @property
+    def imported(self) -> dict[str, ImportedWeights]:
+        """The pretrainings whose weights are there already."""
+        return {name: value for name, value in self.pretraining.items() if isinstance(value, ImportedWeights)}
 
 
 def _known(key: str, names: list[str], known: Mapping[str, object]) -> None:
@@ -450,7 +492,13 @@ def load_config(raw: Mapping[str, Any], base: Path | None, source: str = "config
     if base is None:
         return config
     cohorts = {name: _absolute(name, cohort, base, source) for name, cohort in config.cohorts.items()}
-    return config.model_copy(update={"cohorts": cohorts})
+    weights = {
+        name: ImportedWeights(
+            weights=_existing(value.weights, f"pretraining.{name}.weights", base, source, "file")
+        )
+        for name, value in config.imported.items()
+    }
+    return config.model_copy(update={"cohorts": cohorts, "pretraining": config.pretraining | weights})
 
 
 class _UniqueKeys(yaml.SafeLoader):
@@ -494,15 +542,18 @@ def _absolute(name: str, cohort: Cohort, base: Path, source: str) -> Cohort:
     value = getattr(cohort, key)
     if value is None:
         return cohort
+    kind = "folder" if key == "bids" else "file"
+    return cohort.model_copy(update={key: _existing(value, f"cohorts.{name}.{key}", base, source, kind)})
+
+
+def _existing(value: str, key: str, base: Path, source: str, kind: str) -> str:
+    """Return the absolute path of a file or folder, which must exist."""
     path = (base / Path(os.path.expandvars(value)).expanduser()).resolve()
-    exists = path.is_dir() if key == "bids" else path.is_file()
-    if not exists:
-        kind = "folder" if key == "bids" else "file"
+    if not (path.is_dir() if kind == "folder" else path.is_file()):
         raise UserError(
-            f"{source}: `cohorts.{name}.{key}` is {value!r}, but there is no {kind} {path}: "
-            "give the path of your data"
+            f"{source}: `{key}` is {value!r}, but there is no {kind} {path}: give the path of your data"
         )
-    return cohort.model_copy(update={key: str(path)})
+    return str(path)
 
 
 def _sentence(mistake: Any) -> str:
@@ -526,8 +577,8 @@ def _sentence(mistake: Any) -> str:
 def _place(location: tuple[str | int, ...]) -> list[str]:
     """Return the keys of a mistake's location, without the parts that pydantic adds for unions."""
     parts = [str(part) for part in location]
-    if parts[0:1] in (["methods"], ["backbones"]) and len(parts) > 2:
-        del parts[2]  # the `kind` that told which model to check against
+    if parts[0:1] in (["methods"], ["backbones"], ["pretraining"]) and len(parts) > 2:
+        del parts[2]  # the kind that told which model to check against
     return [part for part in parts if "[" not in part and part not in ("str", "int", "float")]
 
 

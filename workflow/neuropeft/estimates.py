@@ -4,7 +4,7 @@ Training is reckoned from its floating-point operations on a modest GPU, the res
 were measured on one core and multiplied by about four.
 """
 
-from neuropeft.config import Backbone, Pretraining, Training, ViT
+from neuropeft.config import Backbone, MaskedAutoencoder, Training, ViT
 
 START_MINUTES = 10  # queue noise, imports, reading volumes from a busy file system
 FLOP_PER_SECOND = 4e12  # what small batches leave of a GPU of 2018
@@ -33,7 +33,7 @@ def predict_minutes(backbone: Backbone, size: int, cells: int, scans: int, attem
 
 
 def pretrain_minutes(
-    backbone: Backbone, pretraining: Pretraining, size: int, scans: int, attempt: int
+    backbone: Backbone, pretraining: MaskedAutoencoder, size: int, scans: int, attempt: int
 ) -> int:
     """Return the minutes of a pretraining on one GPU; encoder and decoder together cost about one encoder."""
     seconds = pretraining.epochs * scans * 3 * _forward_flop(backbone, size) / FLOP_PER_SECOND

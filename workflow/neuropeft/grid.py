@@ -60,14 +60,14 @@ def _block_cells(config: Config, block: Block) -> Iterator[Cell]:
 
 
 def pretrained(config: Config) -> list[tuple[str, str]]:
-    """Return the (pretraining, backbone) pairs whose weights some cell starts from."""
+    """Return the (pretraining, backbone) pairs that the workflow trains, since some cell starts from them."""
     pairs = {(cell.pretraining, cell.backbone) for cell in cells(config)}
-    return sorted(pair for pair in pairs if pair[0] != NO_PRETRAINING)
+    return sorted(pair for pair in pairs if pair[0] in config.autoencoders)
 
 
 def used_cohorts(config: Config) -> list[str]:
     """Return the cohorts that the grid needs, in the order of the configuration."""
-    used = {config.pretraining[pretraining].cohort for pretraining, _ in pretrained(config)}
+    used = {config.autoencoders[pretraining].cohort for pretraining, _ in pretrained(config)}
     for name in used_tasks(config):
         used |= {config.tasks[name].train, *config.tasks[name].zero_shot}
     return [cohort for cohort in config.cohorts if cohort in used]
@@ -122,7 +122,7 @@ def pretraining_spec(config: Config, pretraining: str, backbone: str) -> str:
     """Return everything that defines a pretraining, as canonical JSON."""
     vit = config.backbones[backbone]
     assert isinstance(vit, ViT), "only ViTs are pretrained: see cells()"
-    settings = config.pretraining[pretraining].model_dump(mode="json", exclude={"cohort"})
+    settings = config.autoencoders[pretraining].model_dump(mode="json", exclude={"cohort"})
     return _canonical(
         {"backbone": backbone_spec(config, backbone), "decoder": vit.decoder.model_dump(mode="json")}
         | settings

@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(workflow.basedir, "workflow")))
 
 from neuropeft import estimates, grid
 from neuropeft.cohorts.chunks import chunk_digest
-from neuropeft.cohorts.prepare import prepare, read_chunks
+from neuropeft.cohorts import prepare
 from neuropeft.cohorts.simulate import participants, scan_name
 from neuropeft.config import load_config, read_yaml
 from neuropeft.errors import UserError
@@ -43,7 +43,7 @@ try:
         # Snakemake, which has read the files, drops a key that is given twice without a word.
         for file in CONFIG_FILES:
             read_yaml(Path(file))
-        prepare(CONFIG, Path("results"))
+        prepare.prepare(CONFIG, Path("results"))
 except UserError as error:
     raise WorkflowError(str(error))
 
@@ -60,6 +60,11 @@ wildcard_constraints:
     method="|".join(CONFIG.methods),
     fraction=r"\d+",
     seed=r"\d+",
+
+
+def one_of(names):
+    """Return the constraint of a wildcard that is one of the names, of which there may be none."""
+    return "|".join(names) or "(?!)"
 
 
 def volumes(cohort):
@@ -128,15 +133,12 @@ def encoder(wildcards):
 
 def chunk_rows(cohort, chunk):
     """Return the index rows of a chunk."""
-    return read_chunks(Path("results"), cohort)[chunk]
+    return prepare.read_chunks(Path("results"), cohort)[chunk]
 
 
 def chunk_tables(wildcards):
     """Return the last chunk table of every chunk of a cohort."""
-    chunks = sorted(read_chunks(Path("results"), wildcards.cohort))
-    return expand(
-        "results/cohorts/{cohort}/chunks/{chunk}/resample.tsv", cohort=wildcards.cohort, chunk=chunks
-    )
+    return prepare.chunk_tables(Path("results"), wildcards.cohort)
 
 
 def simulated_chunk(wildcards):
@@ -153,7 +155,7 @@ def simulated_participants(cohort, chunk):
 
 def held_out_splits(wildcards):
     """Return a split of every task trained on the cohort that is pretrained on."""
-    cohort = CONFIG.pretraining[wildcards.pretraining].cohort
+    cohort = CONFIG.autoencoders[wildcards.pretraining].cohort
     return [
         f"results/splits/{task}/seed-{seeds(task)[0]}.tsv"
         for task in TASKS

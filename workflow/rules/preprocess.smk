@@ -105,6 +105,8 @@ rule resample_to_template:
         " --derivatives {params.derivatives} --table {output.table} > {log} 2>&1"
 
 
+# The verbs below look up the chunks by the cohort's name: at the size of UK Biobank, a list of their tables is about as
+# long as one argument of a command may be.
 rule list_excluded:
     input:
         tables=chunk_tables,
@@ -118,7 +120,7 @@ rule list_excluded:
     message:
         "Listing the scans of cohort {wildcards.cohort} that could not be processed"
     shell:
-        "python -m neuropeft list-excluded --tables {input.tables} --out {output} > {log} 2>&1"
+        "python -m neuropeft list-excluded --cohort {wildcards.cohort} --out {output} > {log} 2>&1"
 
 
 rule pack_cohort:
@@ -145,7 +147,7 @@ rule pack_cohort:
     message:
         "Packing cohort {wildcards.cohort}"
     shell:
-        "python -m neuropeft pack --tables {input.tables} --excluded {input.excluded} --size {params.size}"
+        "python -m neuropeft pack --cohort {wildcards.cohort} --excluded {input.excluded} --size {params.size}"
         " --max-excluded-share {params.max_excluded_share} --volumes {output.volumes} --scans {output.scans}"
         " > {log} 2>&1"
 
@@ -169,5 +171,5 @@ rule qc:
     message:
         "Drawing the QC page of cohort {wildcards.cohort}"
     shell:
-        "python -m neuropeft qc --cohort {wildcards.cohort} --tables {input.tables} {params.simulated}"
-        " --table {output.table} --page {output.page} > {log} 2>&1"
+        "python -m neuropeft qc --cohort {wildcards.cohort} {params.simulated} --table {output.table}"
+        " --page {output.page} > {log} 2>&1"

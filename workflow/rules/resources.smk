@@ -27,7 +27,7 @@ def cohort_minutes(step):
 
 def pretrain_minutes(wildcards, attempt):
     """Return the minutes of a pretraining."""
-    pretraining = CONFIG.pretraining[wildcards.pretraining]
+    pretraining = CONFIG.autoencoders[wildcards.pretraining]
     return estimates.pretrain_minutes(
         CONFIG.backbones[wildcards.backbone],
         pretraining,

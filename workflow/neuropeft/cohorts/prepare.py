@@ -13,7 +13,7 @@ from neuropeft.cohorts.readers import label_source
 from neuropeft.config import Config
 from neuropeft.errors import UserError
 from neuropeft.files import read_tsv
-from neuropeft.grid import NO_PRETRAINING, cells, used_cohorts, used_tasks
+from neuropeft.grid import cells, used_cohorts, used_tasks
 
 SUBJECT_COLUMNS = ("scan_id", "subject", "session", "age", "sex")
 
@@ -82,6 +82,12 @@ def read_chunks(results: Path, cohort: str) -> dict[str, list[dict[str, str]]]:
     return _read_chunks(path, path.stat().st_mtime_ns if path.exists() else 0)
 
 
+def chunk_tables(results: Path, cohort: str) -> list[Path]:
+    """Return the table of every chunk of a cohort after the last preprocessing step."""
+    folder = results / "cohorts" / cohort / "chunks"
+    return [folder / chunk / "resample.tsv" for chunk in sorted(read_chunks(results, cohort))]
+
+
 @lru_cache(maxsize=64)
 def _read_chunks(path: Path, _mtime_ns: int) -> dict[str, list[dict[str, str]]]:
     chunks: dict[str, list[dict[str, str]]] = {}
@@ -118,9 +124,9 @@ def _check_cohorts_apart(config: Config, indexes: Indexes, labels: Labels) -> No
             tested = _files(indexes[cohort], labels[name, cohort])
             _check_none_shared(train, tested, f"tasks.{name}.zero_shot", task.train, cohort)
     for name, pretraining in sorted({(cell.task, cell.pretraining) for cell in cells(config)}):
-        if pretraining == NO_PRETRAINING:
+        if pretraining not in config.autoencoders:
             continue
-        task, seen = config.tasks[name], config.pretraining[pretraining].cohort
+        task, seen = config.tasks[name], config.autoencoders[pretraining].cohort
         if seen in task.zero_shot:
             raise UserError(
                 f"`pretraining.{pretraining}.cohort` is {seen}, which task {name} only tests on; pretrain on "

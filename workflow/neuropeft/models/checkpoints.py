@@ -84,7 +84,8 @@ def import_encoder(
     """Turn a PyTorch checkpoint of a MONAI transformer into an encoder file; return the report.
 
     Args:
-        source: Checkpoint of a MONAI `ViT` or `MaskedAutoEncoderViT`, bare or under `state_dict` or `model`.
+        source: Checkpoint of a MONAI `ViT` or `MaskedAutoEncoderViT`, bare or under `state_dict` or `model`;
+            or, by its suffix .safetensors, a file of `save_encoder`, which is taken over as it is.
         path: The encoder file to write.
         encoder: A network of the same architecture; it receives the weights.
         metadata: Provenance, as in `save_encoder`.
@@ -92,6 +93,9 @@ def import_encoder(
     Returns:
         The report of `import_monai`, which is also stored as metadata `import`.
     """
+    if Path(source).suffix == ".safetensors":
+        save_encoder(path, encoder, {**load_encoder(source, encoder), **metadata})
+        return []
     try:
         content = torch.load(source, map_location="cpu", weights_only=True)
         for key in ("state_dict", "model"):

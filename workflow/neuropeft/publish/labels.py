@@ -2,7 +2,7 @@
 
 from neuropeft.config import Config, Task
 from neuropeft.evaluate.scores import CONTROL, Group
-from neuropeft.grid import NO_PRETRAINING, pretrained
+from neuropeft.grid import NO_PRETRAINING, cells
 
 METRIC_LABELS = {
     "auc": "AUC",
@@ -49,8 +49,8 @@ def group_label(config: Config, group: Group, separator: str = " ") -> str:
     if group.backbone == CONTROL:
         return f"Control:{separator}{CONTROL_LABELS[group.method]}"
     label = f"{backbone_label(group.backbone)}{separator}{method_label(config, group.method)}"
-    starts = [name for name, backbone in pretrained(config) if backbone == group.backbone]
-    if group.pretraining != NO_PRETRAINING and len(starts) > 1:
+    starts = {cell.pretraining for cell in cells(config) if cell.backbone == group.backbone}
+    if group.pretraining != NO_PRETRAINING and len(starts - {NO_PRETRAINING}) > 1:
         label += f" from {group.pretraining}"
     return f"Control: {label}" if is_control(config, group) else label
 

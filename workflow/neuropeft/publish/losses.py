@@ -60,7 +60,7 @@ def draw_pretraining_losses(config: Config, histories: dict[tuple[str, str], lis
         for index, (column, label) in enumerate(SIDES.items()):
             style = look(index)
             axis.plot(*_curve(rows, column), color=style.colour, linestyle=style.dashes, label=label)
-        cohort = cohort_label(config, config.pretraining[pretraining].cohort)
+        cohort = cohort_label(config, config.autoencoders[pretraining].cohort)
         axis.set_title(f"{backbone_label(backbone)}, {pretraining} on {cohort}", loc="left")
         axis.set_ylabel("loss on hidden patches (MSE)")
         _epochs(axis)

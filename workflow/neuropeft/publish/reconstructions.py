@@ -50,7 +50,7 @@ def draw_reconstructions(config: Config, path: Path, pretraining: str, backbone:
                     head = f"{plane}\n" if stage_index == 0 else "\n"
                     axis.set_title(head + STAGES[stage_index])
         axes[row, 0].set_ylabel(f"scan {row + 1}")
-    spec = config.pretraining[pretraining]
+    spec = config.autoencoders[pretraining]
     title = (
         f"{backbone_label(backbone)}, {pretraining} on {cohort_label(config, spec.cohort)}: "
         f"reconstructions by the masked autoencoder\n{spec.mask_ratio * 100:g} % of the patches are hidden "

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from neuropeft.cohorts.prepare import index_path, read_chunks
+from neuropeft.cohorts.prepare import chunk_tables, index_path, read_chunks
 from neuropeft.config import Config
 from neuropeft.files import last_lines, read_tsv
 from neuropeft.grid import pretrained, used_cohorts
@@ -68,17 +68,15 @@ def preprocessed(config: Config, results: Path) -> Iterator[Preprocessed | str]:
         if not index_path(results, cohort).is_file():
             yield cohort
             continue
-        folder = results / "cohorts" / cohort
         chunks = read_chunks(results, cohort)
-        tables = [folder / "chunks" / chunk / "resample.tsv" for chunk in chunks]
-        done = [table for table in tables if table.is_file()]
+        done = [table for table in chunk_tables(results, cohort) if table.is_file()]
         yield Preprocessed(
             cohort,
             len(chunks),
             len(done),
             sum(map(len, chunks.values())),
             sum(row["status"] == "failed" for table in done for row in read_tsv(table)),
-            (folder / "store" / "scans.tsv").is_file(),
+            (results / "cohorts" / cohort / "store" / "scans.tsv").is_file(),
         )
 
 
@@ -87,7 +85,7 @@ def pretrainings(config: Config, results: Path) -> Iterator[Pretrained]:
     for pretraining, backbone in pretrained(config):
         place = Path("pretraining", pretraining, backbone)
         log = results / "logs" / "pretrain" / pretraining / f"{backbone}.log"
-        epochs = config.pretraining[pretraining].epochs
+        epochs = config.autoencoders[pretraining].epochs
         lines = last_lines(log)
         epoch, left = _progress(lines)
         if held(results / "_state" / place):

@@ -101,10 +101,17 @@ def test_a_launched_program_holds_its_gpus(jobs: Jobs) -> None:
     assert seen(waiting) == "0,1"
 
 
-@pytest.mark.parametrize("name", ["SLURM_JOB_ID", "LOCAL_RANK"])
-def test_who_has_been_given_gpus_takes_none(jobs: Jobs, name: str) -> None:
-    assert seen(jobs.hold(1, **{name: "0"})) == "None"
+@pytest.mark.parametrize(("name", "of"), [("SLURM_JOB_ID", "0"), ("LOCAL_RANK", "0,1")])
+def test_who_has_been_given_gpus_takes_none(jobs: Jobs, name: str, of: str) -> None:
+    assert seen(jobs.hold(1, of, **{name: "0"})) == "None"
     assert not list(jobs.folder.iterdir())
+
+
+def test_jobs_in_one_allocation_of_several_gpus_share_none(jobs: Jobs) -> None:
+    taken = [seen(jobs.hold(1, SLURM_JOB_ID="7", CUDA_VISIBLE_DEVICES="0,1")) for _ in range(2)]
+    assert sorted(taken) == ["0", "1"]
+    # the GPUs of another allocation have the same numbers and are others
+    assert seen(jobs.hold(1, SLURM_JOB_ID="8", CUDA_VISIBLE_DEVICES="0,1")) == "0"
 
 
 def test_without_gpus_nothing_happens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

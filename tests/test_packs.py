@@ -1,7 +1,9 @@
 """Cells that one process trains: the same results as alone, and one that fails leaves the others be."""
 
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -10,11 +12,14 @@ import tiny_cells
 from neuropeft.errors import UserError
 from neuropeft.files import read_tsv
 from neuropeft.grid import Cell
+from neuropeft.models.build import build_vit
+from neuropeft.models.checkpoints import save_encoder
 from neuropeft.packs import pack_of, packs
 from neuropeft.peft.adapt import read_delta
 from neuropeft.train import finetune as finetuning
 from neuropeft.train.pack import finetune_pack
-from neuropeft.train.state import FINISHED, is_finished, why_failed
+from neuropeft.train.signals import REQUEUE_EXIT_CODE
+from neuropeft.train.state import CELL_FILES, FINISHED, is_finished, take_over, why_failed
 
 FULL = {"kind": "full"}
 SPECS = {
@@ -59,6 +64,58 @@ def test_trained_cells_are_kept_and_a_changed_one_is_trained_anew(folder: Path) 
     train(folder, SPECS)
     changed = SPECS | {"full half": tiny_cells.cell(method=FULL | {"lr": 1e-4}, fraction=50)}
     assert train(folder, changed) == ["kept", "trained", "kept", "kept"]
+
+
+def test_a_pack_that_comes_back_after_another_grid_is_trained_again(folder: Path) -> None:
+    first, second = {name: SPECS[name] for name in list(SPECS)[:2]}, {"lora": SPECS["lora"]}
+    train(folder, first)
+    changed = {name: spec | {"method": FULL | {"lr": 1e-4}} for name, spec in second.items()}
+    finetune_pack(
+        changed, folder / "store", [folder / "seed-0.tsv", folder / "seed-1.tsv"], None, folder / "state",
+        folder / "other.tsv", "cpu",
+    )  # fmt: skip
+    assert not (folder / "pack.tsv").exists(), "it said that a cell is there which is not any more"
+    assert sorted(train(folder, first)) == ["kept", "trained"]
+    assert not (folder / "other.tsv").exists()
+
+
+def test_a_cell_of_other_settings_is_not_taken_over(folder: Path) -> None:
+    (name, spec), *_ = SPECS.items()
+    train(folder, {name: spec})
+    take_over(folder / "state" / name, spec, folder / "out")
+    assert {path.name for path in (folder / "out").iterdir()} == set(CELL_FILES)
+    with pytest.raises(UserError, match=r"trained with other settings.*--forcerun finetune"):
+        take_over(folder / "state" / name, spec | {"seed": 9}, folder / "out")
+    with pytest.raises(UserError, match="is not there"):
+        take_over(folder / "state" / "none", spec, folder / "out")
+
+
+def test_an_encoder_made_again_just_the_same_trains_nothing(folder: Path) -> None:
+    encoder = folder / "encoder.safetensors"
+    save_encoder(encoder, build_vit(tiny_cells.BACKBONE), {})
+    splits, table = [folder / "seed-0.tsv"], folder / "pack.tsv"
+    for outcome in ("trained", "kept"):
+        finetune_pack(
+            {"lora": SPECS["lora"]}, folder / "store", splits, encoder, folder / "state", table, "cpu"
+        )
+        assert [row["outcome"] for row in read_tsv(table)] == [outcome]
+        os.utime(encoder, (0, 0))
+
+
+def test_a_signal_while_a_cell_ends_stops_the_pack(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = finetuning.write_history
+
+    def told_to_stop(path: Path, rows: list) -> None:
+        write(path, rows)
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    monkeypatch.setattr(finetuning, "write_history", told_to_stop)
+    with pytest.raises(SystemExit) as left:
+        train(folder, SPECS)
+    assert left.value.code == REQUEUE_EXIT_CODE
+    assert [is_finished(folder / "state" / name) for name in SPECS] == [1, 0, 0, 0]
+    monkeypatch.undo()
+    assert train(folder, SPECS) == ["kept", "trained", "trained", "trained"]
 
 
 def test_changed_code_trains_anew(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import os
 import re
 import struct
 import subprocess
@@ -115,7 +116,24 @@ def test_nothing_has_run_yet(config: Config, tmp_path: Path, capsys: pytest.Capt
     assert re.search(r"^SimA +not begun$", text, flags=re.MULTILINE)
     assert re.search(r"^mae +vit_xxs +waiting$", text, flags=re.MULTILINE)
     assert "unknown, since none is done yet" in text
+    assert f"There is no folder {tmp_path / 'results'}" in text
     assert not (tmp_path / "results").exists(), "it only reads"
+
+
+@pytest.mark.parametrize(
+    "made",
+    ["pretraining/mae/vit_xxs/encoder.safetensors", "splits/ad/seed-0.tsv", "cohorts/SimA/store/volumes.npy"],
+)
+def test_a_delta_older_than_what_it_is_made_from_is_not_done(
+    config: Config, tmp_path: Path, made: str
+) -> None:
+    cell = Cell("ad", "vit_xxs", "mae", "lora", 50, 0)
+    finish_state(config, tmp_path, cell)
+    write(tmp_path / made)
+    delta = state_folder(tmp_path, cell) / FINISHED / "delta.safetensors"
+    assert standings(config, tmp_path)[cell].state == "missing"
+    os.utime(delta)
+    assert standings(config, tmp_path)[cell].state == "done"
 
 
 def test_a_job_that_ended_without_a_word(

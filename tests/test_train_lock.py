@@ -11,6 +11,7 @@ import pytest
 
 import tiny_cells
 from neuropeft.train.lock import LOCK, held, lock
+from neuropeft.train.signals import REQUEUE_EXIT_CODE
 
 HOLD = """
 import sys
@@ -59,6 +60,20 @@ def test_a_lock_is_seen_and_ends_with_its_process(tmp_path: Path) -> None:
     with lock(tmp_path):
         pass
     assert not held(tmp_path)
+
+
+def test_a_process_that_waits_leaves_when_it_is_told_to(tmp_path: Path) -> None:
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom neuropeft.train.lock import lock\n"
+        "from neuropeft.train.signals import stop_request\n"
+        "with stop_request() as stop, lock(Path(sys.argv[1]), stop):\n    pass"
+    )
+    with lock(tmp_path):
+        waiting = tiny_cells.python(code, arguments=(tmp_path,))
+        assert waiting.stderr is not None
+        assert "waiting until another training" in waiting.stderr.readline()
+        waiting.send_signal(signal.SIGUSR1)
+        assert waiting.wait(timeout=30) == REQUEUE_EXIT_CODE
 
 
 def test_looking_at_the_lock_needs_no_torch() -> None:

@@ -22,7 +22,7 @@ EXPECTED = {
     "split": CPU_RULE,
     "check_leaks": CPU_RULE,
     "controls": ("cpu", 1, 8000, 0, 120),
-    "pretrain": ("gpu", 8, 8001, 1, 1440),
+    "pretrain": ("gpu", 8, 8001, 1, 10),
     "finetune": ("gpu", 4, 8001, 1, 10),
     "predict": ("gpu", 4, 8001, 1, 10),
 }

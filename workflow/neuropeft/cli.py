@@ -6,6 +6,7 @@ fine-tune that lasts seconds must not pay for libraries it does not use.
 
 import argparse
 import csv
+import errno
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -13,18 +14,28 @@ from pathlib import Path
 
 from neuropeft.errors import UserError
 
+UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES}
 RESULTS = Path("results")  # of the workflow, whose jobs run in the folder that holds it
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one verb; a `UserError` becomes one line on stderr and exit status 1."""
+    """Run one verb; a `UserError`, or a disk that takes no more, is told in a line with exit status 1."""
     options = _parser().parse_args(arguments)
     try:
         options.run(options)
     except UserError as error:
         print(f"neuropeft {options.verb}: {error}", file=sys.stderr)
-        return 1
-    return 0
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        print(
+            f"neuropeft {options.verb}: cannot write {error.filename or 'a file'}: {error.strerror}; give it "
+            "room or permission and start again, what is finished is kept",
+            file=sys.stderr,
+        )
+    else:
+        return 0
+    return 1
 
 
 # -- cohorts ---------------------------------------------------------------------------------------
@@ -184,6 +195,12 @@ def _finetune(options: argparse.Namespace) -> None:
         options.state,
         options.table,
     )
+
+
+def _take_cell(options: argparse.Namespace) -> None:
+    from neuropeft.train.state import take_over
+
+    take_over(options.state, json.loads(options.spec), options.out)
 
 
 def _predict(options: argparse.Namespace) -> None:
@@ -370,6 +387,10 @@ def _add_models(verb: Verb) -> None:
     _paths(finetune, "--store", "--state", "--table")
     _path_lists(finetune, "--splits")
     finetune.add_argument("--encoder", type=Path)
+
+    take = verb("take-cell", _take_cell, "take over what the training of a cell has left")
+    take.add_argument("--spec", required=True)
+    _paths(take, "--state", "--out")
 
     predict = verb("predict", _predict, "predict a cohort with all cells that share a base")
     _path_lists(predict, "--deltas", "--subjects")

@@ -9,7 +9,7 @@ from neuropeft.config import Backbone, MaskedAutoencoder, Training, ViT
 START_MINUTES = 10  # queue noise, imports, reading volumes from a busy file system
 FLOP_PER_SECOND = 4e12  # what small batches leave of a GPU of 2018
 CNN_FLOP = 200e9  # DenseNet121, forward, on 80^3 voxels
-LONGEST_MINUTES = 24 * 60  # partitions refuse more; training that is stopped goes on in the next submission
+LONGEST_MINUTES = 12 * 60  # many partitions refuse more, and training that is stopped goes on by itself
 SCAN_MINUTES = {"n4": 1.0, "skull_strip": 0.5, "register": 0.5, "resample": 0.3, "pack": 0.01, "qc": 0.02}
 MODEL_MB = 8000  # Python, torch, CUDA and the weights of the largest backbone with their optimiser
 
@@ -47,7 +47,7 @@ def volumes_mb(scans: int, size: int) -> int:
 
 def training_mb(scans: int, size: int, attempt: int) -> int:
     """Return the main memory of a job that trains on or predicts a store; the GPU may have no room for it."""
-    return attempt * (MODEL_MB + volumes_mb(scans, size))
+    return attempt * MODEL_MB + volumes_mb(scans, size)
 
 
 def _forward_flop(backbone: Backbone, size: int) -> float:

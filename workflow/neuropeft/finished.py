@@ -1,14 +1,11 @@
-"""Which cells have been trained with the settings that the configuration gives them; torch is not needed."""
+"""Which cells have been trained with the settings and from the files that they have now, without torch."""
 
-import json
-import struct
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 from neuropeft.config import Config
 from neuropeft.grid import Cell, cell_spec, cells
-from neuropeft.train.state import CELL_FILES, FINISHED, is_finished
+from neuropeft.train.state import CELL_FILES, FINISHED, is_finished, trained_spec
 
 Base = tuple[str, str, str, str]  # task, backbone, pretraining, method: of cells that are predicted together
 
@@ -28,7 +25,8 @@ def finished_folder(config: Config, results: Path, cell: Cell) -> Path | None:
     """Return the folder of a cell's delta and cost; None if it has not been trained with these settings.
 
     That is where training leaves them, or, where the states have been deleted, where the workflow takes them.
-    Whether code or data have changed since is not looked at.
+    A delta that is older than its encoder, split or volumes does not count: with a new encoder it makes no
+    network, and a new split may test on whom it was trained on. Whether code has changed is not looked at.
     """
     state = state_folder(results, cell)
     places = [state / FINISHED] if is_finished(state) else []
@@ -38,18 +36,31 @@ def finished_folder(config: Config, results: Path, cell: Cell) -> Path | None:
     if not places:
         return None
     wanted = cell_spec(config, cell)
-    return next((place for place in places if _trained_spec(place / CELL_FILES[0]) == wanted), None)
+    deltas = {place: place / CELL_FILES[0] for place in places}
+    return next(
+        (
+            place
+            for place, delta in deltas.items()
+            if trained_spec(delta) == wanted and not _is_older(delta, _made_from(config, results, cell))
+        ),
+        None,
+    )
 
 
-def _trained_spec(delta: Path) -> dict[str, Any] | None:
-    """Return the settings that a delta was trained with, from the header of the safetensors file."""
+def _made_from(config: Config, results: Path, cell: Cell) -> list[Path]:
+    return [
+        results / "pretraining" / cell.pretraining / cell.backbone / "encoder.safetensors",
+        results / "splits" / cell.task / f"seed-{cell.seed}.tsv",
+        results / "cohorts" / config.tasks[cell.task].train / "store" / "volumes.npy",
+    ]
+
+
+def _is_older(file: Path, others: Iterable[Path]) -> bool:
     try:
-        with delta.open("rb") as stream:
-            (length,) = struct.unpack("<Q", stream.read(8))
-            header = json.loads(stream.read(length))
-        return json.loads(header["__metadata__"]["spec"])
-    except (OSError, ValueError, KeyError, struct.error):
-        return None  # deleted or replaced this moment, or damaged: not a cell that is done
+        made = file.stat().st_mtime_ns
+        return any(other.exists() and other.stat().st_mtime_ns > made for other in others)
+    except FileNotFoundError:
+        return True
 
 
 def deltas_by_base(finished: Mapping[Cell, Path]) -> dict[Base, dict[Cell, Path]]:

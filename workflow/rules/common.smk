@@ -43,7 +43,11 @@ try:
         # Snakemake, which has read the files, drops a key that is given twice without a word.
         for file in CONFIG_FILES:
             read_yaml(Path(file))
-        prepare.prepare(CONFIG, Path("results"))
+        # What runs beside the workflow leaves the indexes alone, which the workflow's jobs read. Snakemake tells its
+        # targets here by its command line alone.
+        indexed = all(prepare.index_path(Path("results"), cohort).exists() for cohort in COHORTS)
+        if not (indexed and {"status", "tables_partial"} & set(sys.argv)):
+            prepare.prepare(CONFIG, Path("results"))
 except UserError as error:
     raise WorkflowError(str(error))
 
@@ -166,7 +170,8 @@ def held_out_splits(wildcards):
 def launcher(resources, threads):
     """Return what starts one training process per GPU of a job, on each of its nodes."""
     gpus = gpus_per_node(resources)
-    torchrun = f"-m torch.distributed.run --nproc-per-node {max(gpus, 1)}"
+    # Told to stop, processes need time to finish a step, save, and ask SLURM: more than torchrun gives by itself.
+    torchrun = f"-m torch.distributed.run --shutdown-timeout 110 --nproc-per-node {max(gpus, 1)}"
     if "mpi" not in resources.keys():
         return f"python -m neuropeft.train.lease {gpus} {torchrun} --standalone" if gpus > 1 else "python"
     # This shell runs on the job's first node, where the processes meet. SLURM's warning before the time limit reaches
@@ -180,10 +185,11 @@ def launcher(resources, threads):
 
 def gpus_per_node(resources):
     """Return how many GPUs a job has on each of its nodes, from `gpu: 2`, `gres: gpu:2` or `gres: gpu:a100:2`."""
-    kind, *rest = str(resources.get("gres", "")).split(":")
-    if kind != "gpu":
-        return int(resources.get("gpu", 0))
-    return int(rest[-1]) if rest and rest[-1].isdigit() else 1
+    for gres in str(resources.get("gres", "")).split(","):
+        kind, *rest = gres.split(":")
+        if kind == "gpu":
+            return int(rest[-1]) if rest and rest[-1].isdigit() else 1
+    return int(resources.get("gpu", 0))
 
 
 def group_cells(wildcards):
@@ -272,7 +278,14 @@ def partial_inputs(wildcards):
     """Return what the finished cells of a group are predicted from on a cohort."""
     base = (wildcards.task, wildcards.backbone, wildcards.pretraining, wildcards.method)
     deltas = finished_deltas().get(base, {})
-    seeds = sorted({cell.seed for cell in deltas})
+    # A seed that has just begun may lack its check of this cohort.
+    checked = {
+        seed
+        for seed in {cell.seed for cell in deltas}
+        if Path(*leak_checks(wildcards.task, wildcards.cohort, [seed])).exists()
+    }
+    deltas = {cell: delta for cell, delta in deltas.items() if cell.seed in checked}
+    seeds = sorted(checked)
     splits = expand("results/splits/{task}/seed-{seed}.tsv", task=wildcards.task, seed=seeds)
     in_domain = wildcards.cohort == CONFIG.tasks[wildcards.task].train
     return {
@@ -298,7 +311,9 @@ def partial_predictions():
             )
             if predicted_from(whole, deltas.values()):
                 found += there(whole)
-            elif all(Path(path).exists() for paths in partial_inputs(group).values() for path in paths):
+                continue
+            inputs = partial_inputs(group)
+            if inputs["deltas"] and all(Path(path).exists() for paths in inputs.values() for path in paths):
                 found.append(str(Path("results/partial/predictions", *base, f"{cohort}.tsv")))
     return found
 

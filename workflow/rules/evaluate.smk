@@ -22,12 +22,12 @@ rule predict:
         runtime=predict_minutes,
         gpu=1,
     params:
-        encoder=lambda wildcards, input: f"--encoder {input.encoder}" if input.encoder else "",
+        encoder=lambda wildcards, input: f"--encoder '{input.encoder}'" if input.encoder else "",
     message:
         "Predicting {wildcards.task} on {wildcards.cohort} ({wildcards.backbone}, {wildcards.method})"
     shell:
-        "python -m neuropeft predict --deltas {input.deltas} {params.encoder} --store $(dirname {input.volumes})"
-        " --subjects {input.subjects} --out {output} > {log} 2>&1"
+        "python -m neuropeft predict --deltas {input.deltas:q} {params.encoder} --store $(dirname {input.volumes:q})"
+        " --subjects {input.subjects:q} --out {output} > {log} 2>&1"
 
 
 rule controls:

@@ -46,16 +46,15 @@ rule cell:
         cost=f"{CELL}cost.json",
     log:
         "results/logs/cell/{task}/{backbone}/{pretraining}/{method}/fraction-{fraction}/seed-{seed}.log",
-    retries: 0
     localrule: True
     conda:
         "../../envs/torch.yaml"
     params:
-        finished=lambda wildcards: f"results/_state/cells/{cell_of(wildcards).path}/finished",
+        spec=lambda wildcards: json.dumps(grid.cell_spec(CONFIG, cell_of(wildcards)), sort_keys=True),
+        state=lambda wildcards: f"results/_state/cells/{cell_of(wildcards).path}",
     message:
         "Taking over {wildcards.task}/{wildcards.backbone}/{wildcards.pretraining}/{wildcards.method}"
         " (fraction {wildcards.fraction} %, seed {wildcards.seed})"
     shell:
-        "(for file in {output}; do"
-        ' ln -f {params.finished}/$(basename "$file") "$file" || cp {params.finished}/$(basename "$file") "$file";'
-        " done; touch {output}) > {log} 2>&1"
+        "python -m neuropeft take-cell --spec {params.spec:q} --state {params.state}"
+        " --out $(dirname {output.delta}) > {log} 2>&1"

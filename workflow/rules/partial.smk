@@ -38,6 +38,7 @@ rule tables_partial:
         [table.replace("results/tables/", "results/partial/tables/") for table in TABLES],
     log:
         "results/logs/tables_partial.log",
+    localrule: True  # on another node, more cells would have finished than are predicted
     conda:
         "../../envs/report.yaml"
     params:

@@ -1,6 +1,7 @@
 """What has become of every cell of the grid, and of the packs that train them."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,16 +35,14 @@ class Standing:
 
 @dataclass(frozen=True)
 class Stopped:
-    """A pack whose job ended, without saying why, before all its cells were trained.
+    """A pack that is not trained though its job has begun, with no word of a failure: it ended, or waits.
 
     Attributes:
-        pack: the pack.
-        log: its log.
+        log: the log of its job.
         last_line: the last line of the log; empty if it has none.
         missing: how many of its cells are missing.
     """
 
-    pack: Pack
     log: Path
     last_line: str
     missing: int
@@ -66,7 +65,8 @@ def _standing(config: Config, results: Path, cell: Cell) -> Standing:
         # The settings' own name of the cell is what reasons begin with; a list of cells need not repeat it.
         return Standing(FAILED, reason=reason.removeprefix(f"{cell_spec(config, cell)['cell']}: "))
     if (folder := finished_folder(config, results, cell)) is not None:
-        return Standing(DONE, read_cost(folder / "cost.json"))
+        with suppress(FileNotFoundError):  # the workflow replaces the files this very moment
+            return Standing(DONE, read_cost(folder / "cost.json"))
     return Standing(MISSING)
 
 
@@ -85,7 +85,7 @@ def failed_by_log(config: Config, results: Path, found: Mapping[Cell, Standing])
 
 
 def stopped_packs(config: Config, results: Path, found: Mapping[Cell, Standing]) -> list[Stopped]:
-    """Return the packs whose job ended without saying why: its log is there, its table is not."""
+    """Return the packs whose log is there and whose table is not, though nothing of them trains or failed."""
     stopped = []
     for pack, members in packs(found, config.cells_per_job).items():
         states = [found[cell].state for cell in members]
@@ -98,5 +98,5 @@ def stopped_packs(config: Config, results: Path, found: Mapping[Cell, Standing])
             and not trained.exists()
         ):
             last_line = next(reversed(last_lines(log)), "")
-            stopped.append(Stopped(pack, log, last_line, states.count(MISSING)))
+            stopped.append(Stopped(log, last_line, states.count(MISSING)))
     return stopped

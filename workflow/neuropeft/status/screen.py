@@ -36,6 +36,8 @@ def print_status(config: Config, results: Path) -> None:
     Raises:
         UserError: a file of results cannot be read.
     """
+    if not results.is_dir():
+        print(f"There is no folder {results}: nothing has run, or --results must say where its results are\n")
     found = standings(config, results)
     parts = (
         _preprocessing(list(preprocessed(config, results))),
@@ -161,7 +163,8 @@ def _stopped(config: Config, results: Path, found: Mapping[Cell, Standing]) -> I
     if not packs:
         return
     missing = sum(pack.missing for pack in packs)
-    yield f"Stopped: {_number(len(packs), 'job')} ended before all cells were trained; missing {missing:,}"
+    jobs = _number(len(packs), "job")
+    yield f"Stopped: {jobs}, ended or waiting to go on, with {missing:,} cells missing; their last lines:"
     for pack in packs:
         yield f"  {pack.log}"
         yield from _last_line(pack.last_line)

@@ -24,10 +24,17 @@ def fingerprint(*parts: object) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def file_stamp(path: str | Path | None) -> list[int] | None:
-    """Return size and modification time of a file, which stand for its content in a fingerprint."""
-    if path is None:
-        return None
+def file_digest(path: str | Path) -> str:
+    """Return the SHA-256 of a file, such as an encoder that may have been made again just the same."""
+    try:
+        with open(path, "rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}; give an existing file") from error
+
+
+def file_stamp(path: str | Path) -> list[int]:
+    """Return size and modification time of a file, which stand for the content of a large one."""
     try:
         stat = os.stat(path)
     except OSError as error:

@@ -59,9 +59,14 @@ class Volumes:
         """Bytes that a volume takes in memory."""
         return self.data[:1].nbytes
 
+    @property
+    def on_device(self) -> bool:
+        """Whether they are where batches are wanted, and not in main memory for want of room."""
+        return self.data.device.type == self.device.type
+
     def batch(self, rows: Tensor) -> Tensor:
         """Return the volumes `rows` [B] as float32 [B, 1, S, S, S] on the device."""
-        if self.data.device != self.device:
+        if not self.on_device:
             # Pinned, the copy runs beside the computation of the batch before it.
             return self.data[rows.cpu()].pin_memory().to(self.device, non_blocking=True).float().unsqueeze(1)
         return self.data[rows].float().unsqueeze(1)

@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from neuropeft.peft.adapt import adapt, delta_state, load_delta, parameter_group
 from neuropeft.peft.counts import count
 from neuropeft.peft.selective import require_vit
 from neuropeft.sources import code_digest
-from neuropeft.store import open_store
+from neuropeft.store import Store, open_store
 from neuropeft.train import checkpoint
 from neuropeft.train.augment import augment, read_augmentation
 from neuropeft.train.cost import device_name, reset_peak_memory, write_cost
@@ -31,7 +31,7 @@ from neuropeft.train.loop import CHECKPOINT_SECONDS, Home, Learner, Plan, Progre
 from neuropeft.train.losses import Objective, objective, outputs_of
 from neuropeft.train.memory import in_batches
 from neuropeft.train.ranks import ALONE
-from neuropeft.train.state import FINISHED, is_finished
+from neuropeft.train.state import FINISHED, forget, is_finished
 
 Network = Callable[[Tensor], Tensor]
 OPTIMISER_KEYS = ("lr", "head_lr", "weight_decay")  # of a method; the rest are options of its adapter
@@ -45,19 +45,26 @@ class Shared:
         splits: Split of the cells' task for each seed; their test sides are not read.
         encoder_path: Pretrained encoder; None starts from random weights.
         device: Where training runs.
-        volumes: Those of the training and validation scans of all cells.
-        places: {scan_id: row of `volumes`}.
+        store: All volumes of the training cohort.
+        places: {scan_id: row of `volumes`}, of the training and validation scans of all cells.
         sessions: Session of every stored scan.
-        stamps: What tells whether encoder and volumes are the same as in an earlier run.
+        stamps: What tells whether code, encoder and volumes are the same as in an earlier run.
     """
 
     splits: Mapping[int, Path]
     encoder_path: Path | None
     device: torch.device
-    volumes: Volumes
+    store: Store
     places: Mapping[str, int]
     sessions: Mapping[str, str]
-    stamps: list[list[int] | None]
+    stamps: list[object]
+
+    @cached_property
+    def volumes(self) -> Volumes:
+        """Those of `places`; loaded when a cell is trained, which takes a while, and not if all are kept."""
+        return load_volumes(
+            self.store.volumes, [self.store.index_of(scan) for scan in self.places], self.device
+        )
 
 
 def open_shared(
@@ -72,7 +79,6 @@ def open_shared(
     Raises:
         UserError: An input is missing or wrong.
     """
-    where = pick_device(device)
     store = open_store(store_dir)
     sessions = stored_sessions(store_dir)
     of_seed = {seed_of(path): Path(path) for path in splits}
@@ -83,11 +89,15 @@ def open_shared(
     return Shared(
         of_seed,
         None if encoder_path is None else Path(encoder_path),
-        where,
-        load_volumes(store.volumes, [store.index_of(scan) for scan in used], where),
+        pick_device(device),
+        store,
         {scan: place for place, scan in enumerate(used)},
         sessions,
-        [checkpoint.file_stamp(path) for path in (encoder_path, Path(store_dir) / "volumes.npy")],
+        [
+            code_digest("train.finetune"),
+            None if encoder_path is None else checkpoint.file_digest(encoder_path),
+            checkpoint.file_stamp(Path(store_dir) / "volumes.npy"),
+        ],
     )
 
 
@@ -121,7 +131,7 @@ def finetune(
     rows = [[[row["scan_id"], row["y"]] for row in side] for side in (sides.train, sides.validation)]
     home = Home(
         Path(state_dir),
-        checkpoint.fingerprint(dict(spec), shared.stamps, rows, code_digest("train.finetune")),
+        checkpoint.fingerprint(dict(spec), shared.stamps, rows),
         spec,
         checkpoint_seconds,
     )
@@ -231,6 +241,7 @@ def _write(
     home: Home, model: Predictor, goal: Objective, sides: Sides, progress: Progress, shared: Shared
 ) -> None:
     out = home.folder / FINISHED
+    forget(out)
     metadata = {
         "spec": json.dumps(home.configuration, sort_keys=True),
         "offset": json.dumps(goal.offset),
@@ -242,13 +253,14 @@ def _write(
     write_history(out / "history.csv", progress.history)
     counts, seconds = count(model), sum(row["seconds"] for row in progress.history)
     # The volumes that only other cells of the pack use are not this cell's memory.
-    others = len(shared.volumes) - len(sides.train) - len(sides.validation)
+    volumes = shared.volumes
+    others = len(volumes) - len(sides.train) - len(sides.validation) if volumes.on_device else 0
     cost = {
         "trainable": counts.encoder,
         "head": counts.head,
         "total": counts.total,
         "delta_bytes": os.path.getsize(out / "delta.safetensors"),
-        "peak_memory_bytes": progress.peak_memory - others * shared.volumes.bytes_each,
+        "peak_memory_bytes": progress.peak_memory - others * volumes.bytes_each,
         "train_seconds": seconds,
         "start_seconds": progress.start_seconds,
         "seconds_per_epoch": seconds / len(progress.history),
@@ -258,7 +270,7 @@ def _write(
         "train_subjects": len({row["subject"] for row in sides.train}),
         "train_scans": len(sides.train),
         "device": device_name(shared.device),
-        "flops_per_sample": training_flops(model, shared.volumes.data.shape[-1], shared.device),
+        "flops_per_sample": training_flops(model, volumes.data.shape[-1], shared.device),
         "resumed": progress.resumed,
         "accumulation": progress.parts,
         "fingerprint": home.fingerprint,

@@ -1,7 +1,7 @@
 """A GPU of this machine for this process alone, so that two jobs never share one unasked.
 
-Under SLURM nothing is done: the scheduler hands out its GPUs. Elsewhere a job locks a file per GPU, and the
-kernel drops the lock when the process ends, however it ends.
+Under SLURM, a job that sees no more GPUs than it needs has been given them, and nothing is done. Elsewhere a
+job locks a file per GPU, and the kernel drops the lock when the process ends, however it ends.
 
 `python -m neuropeft.train.lease N ARGUMENTS...` holds N GPUs for `python ARGUMENTS...`.
 """
@@ -26,16 +26,16 @@ def lease(gpus: int = 1) -> None:
     """Take `gpus` GPUs until this process ends, and let CUDA see no other; wait while too few are free.
 
     To be called before CUDA starts. It chooses from CUDA_VISIBLE_DEVICES if that is set. On a machine without
-    GPUs, under SLURM, and in the processes that torchrun starts (whose parent holds the lease), it does
-    nothing.
+    GPUs, where SLURM has given just so many, and in the processes that torchrun starts (whose parent holds
+    the lease), it does nothing.
 
     Raises:
         UserError: There are fewer GPUs than that.
     """
-    if "SLURM_JOB_ID" in os.environ or "LOCAL_RANK" in os.environ:
+    if "LOCAL_RANK" in os.environ:
         return
     names = _candidates()
-    if not names:
+    if not names or ("SLURM_JOB_ID" in os.environ and len(names) <= gpus):
         return
     if len(names) < gpus:
         raise UserError(
@@ -81,7 +81,9 @@ def _take(names: Sequence[str], number: int) -> list[str] | None:
 
 def _lock(name: str) -> int | None:
     """Return the open and locked file of a GPU, which a program that replaces this one inherits."""
-    file = _open(FOLDER / f"neuropeft-gpu-{re.sub(r'[^A-Za-z0-9-]', '_', name)}.lock")
+    # Within a SLURM allocation GPUs are numbered anew, so that another allocation's 0 is another GPU.
+    place = "-".join(["neuropeft-gpu", *filter(None, [os.environ.get("SLURM_JOB_ID")]), name])
+    file = _open(FOLDER / f"{re.sub(r'[^A-Za-z0-9-]', '_', place)}.lock")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

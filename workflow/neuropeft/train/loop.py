@@ -5,6 +5,7 @@ holds. Nothing in a step waits for the device: the loss is summed there and read
 """
 
 import math
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -23,7 +24,7 @@ from neuropeft.train.data import epoch_order
 from neuropeft.train.optimizer import AdamW
 from neuropeft.train.ranks import ALONE, Ranks
 from neuropeft.train.schedule import check_warmup, lr_scale
-from neuropeft.train.signals import REQUEUE_EXIT_CODE, StopRequest, stop_request
+from neuropeft.train.signals import REQUEUE_EXIT_CODE, SIGNALS, StopRequest, stop_request
 
 CHECKPOINT_SECONDS = 120.0
 UNSAID = ("epoch", "accumulation", "seconds")  # of a row of the history, in the line that a log gets
@@ -195,12 +196,15 @@ def _train_epoch(run: _Run, saved_at: float) -> float:
             _note_start(run)
         now = time.monotonic()
         progress.epoch_seconds, clock = progress.epoch_seconds + now - clock, now
-        stop, due = run.ranks.any(run.stop.received, now - saved_at >= run.home.seconds)
-        if stop or due:
+        # A signal need not have reached all processes yet.
+        *came, due = run.ranks.any(
+            *(number in run.stop.signals for number in SIGNALS), now - saved_at >= run.home.seconds
+        )
+        if any(came) or due:
             _save(run)
             saved_at = time.monotonic()
-        if stop:
-            _leave(run)
+        if any(came):
+            _leave(run, {number for number, here in zip(SIGNALS, came, strict=True) if here})
     return saved_at
 
 
@@ -264,10 +268,10 @@ def _cut_further(run: _Run, scans: int) -> None:
     )
 
 
-def _leave(run: _Run) -> NoReturn:
+def _leave(run: _Run, signals: set[signal.Signals]) -> NoReturn:
     # Together: torchrun ends all processes when one has left, which could be before SLURM is asked.
     if run.ranks.first:
-        slurm.requeue(run.stop.signals)
+        slurm.requeue(signals)
     run.ranks.wait()
     raise SystemExit(REQUEUE_EXIT_CODE)
 

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 
 from neuropeft.errors import UserError
-from neuropeft.files import write_tsv
+from neuropeft.files import read_tsv, write_tsv
 from neuropeft.train import slurm
 from neuropeft.train.cost import seconds_since_process_start
 from neuropeft.train.finetune import Shared, finetune, open_shared
 from neuropeft.train.lock import lock
 from neuropeft.train.loop import CHECKPOINT_SECONDS
-from neuropeft.train.signals import REQUEUE_EXIT_CODE, stop_request
+from neuropeft.train.signals import REQUEUE_EXIT_CODE, StopRequest, stop_request
 from neuropeft.train.state import forget_failure, note_failure, why_failed
 
 COLUMNS = ("cell", "outcome", "seconds")
@@ -40,7 +40,7 @@ def finetune_pack(
     been trained before is kept.
 
     Args:
-        specs: {path: settings} of each cell, as `grid.pack_specs` writes them; a cell's state, finished files
+        specs: {path: settings} of each cell, as `grid.cell_specs` writes them; a cell's state, finished files
             included, is in the folder `path` of `state_root`.
         store_dir: Store of the training cohort.
         splits: Split of the cells' task for each of their seeds, called `seed-<number>.tsv`.
@@ -54,12 +54,12 @@ def finetune_pack(
         UserError: Some cells could not be trained; each has its reason in `failed.txt` of its state.
         SystemExit: With `signals.REQUEUE_EXIT_CODE`, after SIGTERM or SIGUSR1.
     """
-    root = Path(state_root)
-    shared = open_shared(specs.values(), store_dir, splits, encoder_path, device)
-    rows, failed = [], []
-    # What failed before comes last: should it take the process down, the others are done by then.
-    order = sorted(specs, key=lambda path: why_failed(root / path) is not None)
+    root, rows, failed = Path(state_root), [], []
     with stop_request() as stop:
+        shared = open_shared(specs.values(), store_dir, splits, encoder_path, device)
+        _disown(Path(table), specs)
+        # What failed before comes last: should it take the process down, the others are done by then.
+        order = sorted(specs, key=lambda path: why_failed(root / path) is not None)
         for number, path in enumerate(order, start=1):
             if stop.received:
                 slurm.requeue(stop.signals)
@@ -67,7 +67,7 @@ def finetune_pack(
             started = time.monotonic()
             # The start of the process counts as the first cell's.
             began = 0.0 if number == 1 else seconds_since_process_start() or 0.0
-            outcome = _train(specs[path], shared, root / path, checkpoint_seconds, began)
+            outcome = _train(specs[path], shared, root / path, checkpoint_seconds, began, stop)
             seconds = time.monotonic() - started
             print(
                 f"cell {number}/{len(specs)}, {path}: {outcome or 'failed'} after {seconds:.1f} s",
@@ -86,12 +86,29 @@ def finetune_pack(
     write_tsv(table, rows, COLUMNS)
 
 
+def _disown(table: Path, specs: Iterable[str]) -> None:
+    """Delete the tables of other packs that list one of these cells, which they do not hold any more.
+
+    Another grid cuts its packs otherwise. Were it to come back, its old tables would say that cells are
+    trained which have since been trained with other settings.
+    """
+    mine = set(specs)
+    for other in table.parent.glob("*.tsv"):
+        if other.name != table.name and not mine.isdisjoint(row.get("cell") for row in read_tsv(other)):
+            other.unlink(missing_ok=True)
+
+
 def _train(
-    spec: Mapping[str, Any], shared: Shared, state: Path, checkpoint_seconds: float, began: float
+    spec: Mapping[str, Any],
+    shared: Shared,
+    state: Path,
+    checkpoint_seconds: float,
+    began: float,
+    stop: StopRequest,
 ) -> str | None:
     """Train one cell; return its outcome, None if it failed."""
     try:
-        with lock(state):
+        with lock(state, stop):
             trained = finetune(spec, shared, state, checkpoint_seconds, began)
     except UserError as error:
         print(error, file=sys.stderr, flush=True)

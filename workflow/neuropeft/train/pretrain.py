@@ -29,7 +29,8 @@ from neuropeft.train.lock import lock
 from neuropeft.train.loop import CHECKPOINT_SECONDS, Home, Learner, Plan, Progress, fit
 from neuropeft.train.memory import in_batches
 from neuropeft.train.ranks import Ranks
-from neuropeft.train.state import FINISHED, is_finished
+from neuropeft.train.signals import stop_request
+from neuropeft.train.state import FINISHED, forget, is_finished
 
 FILES = (
     "encoder.safetensors",
@@ -89,21 +90,22 @@ def pretrain(
         UserError: An input is missing or wrong, or the loss is not finite.
         SystemExit: With `signals.REQUEUE_EXIT_CODE`, after SIGTERM or SIGUSR1. torchrun hides the code.
     """
-    team, gpu = ranks.join()
     out, state = Path(out_dir), Path(state_dir)
-    try:
-        with lock(state) if team.first else nullcontext():
-            team.wait()
-            _pretrain(
-                spec, Path(store_dir), held_out_splits, state,
-                pick_device(device or gpu), checkpoint_seconds, team,
-            )  # fmt: skip
-            if team.first:
-                for name in FILES:
-                    link_or_copy(state / FINISHED / name, out / name)
-            team.wait()
-    finally:
-        ranks.leave(team)
+    with stop_request() as stop:
+        team, gpu = ranks.join()
+        try:
+            with lock(state, stop) if team.first else nullcontext():
+                team.wait()
+                _pretrain(
+                    spec, Path(store_dir), held_out_splits, state,
+                    pick_device(device or gpu), checkpoint_seconds, team,
+                )  # fmt: skip
+                if team.first:
+                    for name in FILES:
+                        link_or_copy(state / FINISHED / name, out / name)
+                team.wait()
+        finally:
+            ranks.leave(team)
 
 
 def _pretrain(
@@ -265,6 +267,7 @@ def _write(
     progress: Progress,
 ) -> None:
     out, mae, device, history = home.folder / FINISHED, setting.mae, setting.volumes.device, progress.history
+    forget(out, FILES)
     numbers = {
         "epochs": str(len(history)),
         "scans": str(len(train)),

@@ -25,17 +25,22 @@ class StopRequest:
         return bool(self.signals)
 
 
+_active: StopRequest | None = None
+
+
 @contextmanager
 def stop_request() -> Iterator[StopRequest]:
     """Within the context, note SIGTERM and SIGUSR1 instead of dying of them.
 
-    The loop looks at `received` after each step. Outside the main thread, where Python allows no handlers,
-    nothing is caught.
+    The loop looks at `received` after each step. A context within another has the same request, so that a
+    signal which comes while one cell ends is not lost on the next. Outside the main thread, where Python
+    allows no handlers, nothing is caught.
     """
-    request = StopRequest()
-    if threading.current_thread() is not threading.main_thread():
-        yield request
+    global _active
+    if _active is not None or threading.current_thread() is not threading.main_thread():
+        yield _active or StopRequest()
         return
+    request = _active = StopRequest()
 
     def note(number: int, frame: FrameType | None) -> None:
         request.signals.add(signal.Signals(number))
@@ -46,5 +51,6 @@ def stop_request() -> Iterator[StopRequest]:
     try:
         yield request
     finally:
+        _active = None
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -1,11 +1,15 @@
 """The environments, the lock and the project's own requirements agree."""
 
+import ast
 import re
+import sys
 import tomllib
 from pathlib import Path
 
 import pytest
 import yaml
+
+from neuropeft.sources import source, sources
 
 ROOT = Path(__file__).parents[1]
 
@@ -51,3 +55,54 @@ def test_every_rule_names_an_environment_that_exists():
     for path in ROOT.glob("workflow/rules/*.smk"):
         named |= {(path.parent / env).resolve() for env in re.findall(r'conda:\s+"(.+?)"', path.read_text())}
     assert named == {path.resolve() for path in ROOT.glob("envs/*.yaml")}
+
+
+RULE = re.compile(r"^(?:use )?rule (\w+).*?(?=^(?:use )?rule |\Z)", re.MULTILINE | re.DOTALL)
+DISTRIBUTIONS = {"ants": "antspyx", "sklearn": "scikit-learn", "yaml": "pyyaml", "SimpleITK": "simpleitk"}
+OPTIONAL = {"HD_BET"}  # `skull_strip: hd-bet` wants it, and says how to install it
+
+
+def _imported(tree):
+    """Return the modules that some code imports, `package.module` for `from package import module` too."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield from (node.module, *(f"{node.module}.{alias.name}" for alias in node.names))
+
+
+VERBS = {
+    node.name.removeprefix("_").replace("_", "-"): [
+        name.removeprefix("neuropeft.") for name in _imported(node) if name.startswith("neuropeft.")
+    ]
+    for node in ast.parse((ROOT / "workflow/neuropeft/cli.py").read_text()).body
+    if isinstance(node, ast.FunctionDef)
+}
+
+
+def _rules():
+    """Yield each rule that calls a verb, its environment and the modules that the verb imports."""
+    for path in ROOT.glob("workflow/rules/*.smk"):
+        for rule in RULE.finditer(path.read_text()):
+            env, verb = (re.search(key, rule[0]) for key in (r'conda:\s+"(.+?)"', r"-m neuropeft ([\w-]+)"))
+            if env and verb:
+                yield rule[1], env[1], VERBS[verb[1]]
+
+
+@pytest.mark.parametrize(("rule", "env", "modules"), list(_rules()), ids=lambda value: str(value)[:30])
+def test_an_environment_has_what_its_rules_import(rule, env, modules):
+    packages = next(
+        item
+        for item in yaml.safe_load((ROOT / "envs" / Path(env).name).read_text())["dependencies"]
+        if isinstance(item, dict)
+    )
+    there = {_name(requirement) for requirement in packages["pip"]}
+    files = sources(*(name for name in modules if source(name).is_file()))
+    assert files
+    imported = {name.split(".")[0] for path in files for name in _imported(ast.parse(Path(path).read_text()))}
+    foreign = imported - set(sys.stdlib_module_names) - OPTIONAL - {"neuropeft"}
+    assert {_name(DISTRIBUTIONS.get(name, name)) for name in foreign} <= there, rule
+
+
+def test_the_rules_of_every_environment_were_looked_at():
+    assert {Path(env).name for _, env, _ in _rules()} == {path.name for path in ROOT.glob("envs/*.yaml")}

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from neuropeft.cohorts.chunks import read_chunks
 from neuropeft.cohorts.index import index_cohort, write_index
-from neuropeft.cohorts.prepare import prepare, read_chunks, read_index
+from neuropeft.cohorts.prepare import prepare
 from neuropeft.config import Cohort, load_config
 from neuropeft.errors import UserError
 from neuropeft.files import read_tsv
@@ -194,7 +195,7 @@ def test_prepare_writes_what_changed_only(tmp_path: Path) -> None:
     prepare(config, results)
     files = [results / "cohorts/sim/scans.tsv", results / "tasks/ad/sim.tsv"]
     times = [file.stat().st_mtime_ns for file in files]
-    rows = read_index(results, "sim")
+    rows = [row for rows in read_chunks(results, "sim").values() for row in rows]
     assert len(rows) == 24
     assert rows[0]["path"].startswith("results/simulated/sim/sub-")
     assert rows[0]["path"].endswith(f"/anat/{rows[0]['scan_id']}_T1w.nii.gz")

@@ -106,14 +106,14 @@ def _resample(options: argparse.Namespace) -> None:
 
 
 def _list_excluded(options: argparse.Namespace) -> None:
-    from neuropeft.cohorts.prepare import chunk_tables
+    from neuropeft.cohorts.chunks import chunk_tables
     from neuropeft.preprocess.store import list_excluded
 
     list_excluded(chunk_tables(RESULTS, options.cohort), options.out)
 
 
 def _pack(options: argparse.Namespace) -> None:
-    from neuropeft.cohorts.prepare import chunk_tables
+    from neuropeft.cohorts.chunks import chunk_tables
     from neuropeft.preprocess.store import pack
 
     pack(
@@ -127,7 +127,7 @@ def _pack(options: argparse.Namespace) -> None:
 
 
 def _qc(options: argparse.Namespace) -> None:
-    from neuropeft.cohorts.prepare import chunk_tables
+    from neuropeft.cohorts.chunks import chunk_tables
     from neuropeft.preprocess.qc import write_qc
 
     title = f"{options.cohort} (simulated)" if options.simulated else options.cohort

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 sys.path.insert(0, str(Path(workflow.basedir, "workflow")))
 
 from neuropeft import estimates, grid
-from neuropeft.cohorts.chunks import chunk_digest
-from neuropeft.cohorts import prepare
+from neuropeft.cohorts import chunks
+from neuropeft.cohorts.prepare import prepare
 from neuropeft.cohorts.simulate import participants, scan_name
 from neuropeft.config import load_config, read_yaml
 from neuropeft.errors import UserError
@@ -45,9 +45,9 @@ try:
             read_yaml(Path(file))
         # What runs beside the workflow leaves the indexes alone, which the workflow's jobs read. Snakemake tells its
         # targets here by its command line alone.
-        indexed = all(prepare.index_path(Path("results"), cohort).exists() for cohort in COHORTS)
+        indexed = all(chunks.index_path(Path("results"), cohort).exists() for cohort in COHORTS)
         if not (indexed and {"status", "tables_partial"} & set(sys.argv)):
-            prepare.prepare(CONFIG, Path("results"))
+            prepare(CONFIG, Path("results"))
 except UserError as error:
     raise WorkflowError(str(error))
 
@@ -137,12 +137,12 @@ def encoder(wildcards):
 
 def chunk_rows(cohort, chunk):
     """Return the index rows of a chunk."""
-    return prepare.read_chunks(Path("results"), cohort)[chunk]
+    return chunks.read_chunks(Path("results"), cohort)[chunk]
 
 
 def chunk_tables(wildcards):
     """Return the last chunk table of every chunk of a cohort."""
-    return prepare.chunk_tables(Path("results"), wildcards.cohort)
+    return chunks.chunk_tables(Path("results"), wildcards.cohort)
 
 
 def simulated_chunk(wildcards):

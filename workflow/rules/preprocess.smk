@@ -21,7 +21,7 @@ rule n4_bias_correction:
     params:
         index="results/cohorts/{cohort}/scans.tsv",
         # The rows of this chunk and the size and time of their files: a changed scan reruns its chunk alone.
-        chunk=lambda wildcards: chunk_digest(chunk_rows(wildcards.cohort, wildcards.chunk)),
+        chunk=lambda wildcards: chunks.chunk_digest(chunk_rows(wildcards.cohort, wildcards.chunk)),
     message:
         "N4 bias correction of cohort {wildcards.cohort} (chunk {wildcards.chunk})"
     shell:

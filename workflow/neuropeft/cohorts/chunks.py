@@ -7,9 +7,11 @@ changes the leaf that it falls into and no other, and never reshuffles a cohort 
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
-from neuropeft.files import MISSING
+from neuropeft.files import MISSING, read_tsv
 
 DIGEST_COLUMNS = ("scan_id", "path", "mask", "size", "mtime_ns")
 # Bits of the subject, then bits of the scan. Few of the subject's are taken, because a chunk's name has all
@@ -45,6 +47,31 @@ def chunk_digest(rows: Iterable[Mapping[str, Any]]) -> str:
     """Return the SHA-256 of a chunk's index rows: it changes when a raw file comes, goes or is touched."""
     lines = sorted("\t".join(_text(row[column]) for column in DIGEST_COLUMNS) for row in rows)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def index_path(results: Path, cohort: str) -> Path:
+    """Return where a cohort's index is."""
+    return results / "cohorts" / cohort / "scans.tsv"
+
+
+def read_chunks(results: Path, cohort: str) -> dict[str, list[dict[str, str]]]:
+    """Return the index rows of each chunk of a cohort; do not change them, they are read once."""
+    path = index_path(results, cohort)
+    return _read_chunks(path, path.stat().st_mtime_ns if path.exists() else 0)
+
+
+def chunk_tables(results: Path, cohort: str) -> list[Path]:
+    """Return the table of every chunk of a cohort after the last preprocessing step."""
+    folder = results / "cohorts" / cohort / "chunks"
+    return [folder / chunk / "resample.tsv" for chunk in sorted(read_chunks(results, cohort))]
+
+
+@lru_cache(maxsize=64)
+def _read_chunks(path: Path, _mtime_ns: int) -> dict[str, list[dict[str, str]]]:
+    chunks: dict[str, list[dict[str, str]]] = {}
+    for row in read_tsv(path):
+        chunks.setdefault(row["chunk"], []).append(row)
+    return chunks
 
 
 def _bits(scan_id: str, subject: str) -> str:

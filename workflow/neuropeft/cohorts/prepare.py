@@ -4,15 +4,14 @@ Jobs start the workflow's files too, but only read what this wrote.
 """
 
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path
 
+from neuropeft.cohorts.chunks import index_path
 from neuropeft.cohorts.index import Scan, index_cohort, write_if_changed, write_index
 from neuropeft.cohorts.labels import TASK_COLUMNS, Row, finite, normal_sex, task_rows
 from neuropeft.cohorts.readers import label_source
 from neuropeft.config import Config
 from neuropeft.errors import UserError
-from neuropeft.files import read_tsv
 from neuropeft.grid import cells, used_cohorts, used_tasks
 
 SUBJECT_COLUMNS = ("scan_id", "subject", "session", "age", "sex")
@@ -64,36 +63,6 @@ def _people(scans: Sequence[Scan]) -> list[dict[str, object]]:
         }
         for scan in scans
     ]
-
-
-def index_path(results: Path, cohort: str) -> Path:
-    """Return where a cohort's index is."""
-    return results / "cohorts" / cohort / "scans.tsv"
-
-
-def read_index(results: Path, cohort: str) -> list[dict[str, str]]:
-    """Return the rows of a cohort's index; one list for all callers, so do not change it."""
-    return [row for rows in read_chunks(results, cohort).values() for row in rows]
-
-
-def read_chunks(results: Path, cohort: str) -> dict[str, list[dict[str, str]]]:
-    """Return the index rows of each chunk of a cohort; do not change them, they are read once."""
-    path = index_path(results, cohort)
-    return _read_chunks(path, path.stat().st_mtime_ns if path.exists() else 0)
-
-
-def chunk_tables(results: Path, cohort: str) -> list[Path]:
-    """Return the table of every chunk of a cohort after the last preprocessing step."""
-    folder = results / "cohorts" / cohort / "chunks"
-    return [folder / chunk / "resample.tsv" for chunk in sorted(read_chunks(results, cohort))]
-
-
-@lru_cache(maxsize=64)
-def _read_chunks(path: Path, _mtime_ns: int) -> dict[str, list[dict[str, str]]]:
-    chunks: dict[str, list[dict[str, str]]] = {}
-    for row in read_tsv(path):
-        chunks.setdefault(row["chunk"], []).append(row)
-    return chunks
 
 
 # -- checks ----------------------------------------------------------------------------------------

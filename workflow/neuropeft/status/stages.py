@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from neuropeft.cohorts.prepare import chunk_tables, index_path, read_chunks
+from neuropeft.cohorts.chunks import chunk_tables, index_path, read_chunks
 from neuropeft.config import Config
 from neuropeft.files import last_lines, read_tsv
 from neuropeft.grid import pretrained, used_cohorts

@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[2]
 PROFILE = ROOT / "profiles" / "slurm"
 SIZE = 32  # voxels along an edge, as in tiny.yaml
 SCANS = 14
+RULES = ("pretrain",)
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # sums come out the same
 # Settings beside the profile's that only make waiting shorter here, or fit a SLURM without accounting.
 FASTER = [
@@ -56,31 +57,37 @@ def log(folder: Path, pretraining: str) -> str:
     return path.read_text() if path.exists() else ""
 
 
-def command(folder: Path, pretrainings: list[str], *arguments: str) -> list[str]:
-    """Return the command that pretrains, and does nothing else."""
-    targets = [str(encoder(Path(), name)) for name in pretrainings]
+def encoders(pretrainings: Sequence[str]) -> list[str]:
+    """Return the encoders of some pretrainings, as targets."""
+    return [str(encoder(Path(), name)) for name in pretrainings]
+
+
+def command(folder: Path, targets: Sequence[str], *arguments: str, rules: Sequence[str] = RULES) -> list[str]:
+    """Return the command that makes the targets by no other rules."""
     fixed = ["--snakefile", str(ROOT / "Snakefile"), "--directory", str(folder)]
-    configuration = ["--configfile", str(folder / "config.yaml"), "--allowed-rules", "pretrain"]
+    configuration = ["--configfile", str(folder / "config.yaml"), "--allowed-rules", *rules]
     snakemake = [sys.executable, "-m", "snakemake", *fixed, *configuration, *arguments]
-    return [*snakemake, "--set-threads", "pretrain=1", "--", *targets]
+    return [*snakemake, "--set-threads", "pretrain=1", "finetune=1", "--", *targets]
 
 
 def alone(folder: Path, pretraining: str) -> None:
     """Pretrain in one process of this machine, without SLURM."""
-    run = command(folder, [pretraining], "--cores", "1")
+    run = command(folder, encoders([pretraining]), "--cores", "1")
     subprocess.run(run, cwd=folder, check=True, capture_output=True, env=os.environ | ONE_THREAD)
 
 
 class Head:
     """Snakemake's head process, which submits and watches."""
 
-    def __init__(self, folder: Path, pretrainings: list[str], *arguments: str) -> None:
+    def __init__(
+        self, folder: Path, targets: Sequence[str], *arguments: str, rules: Sequence[str] = RULES
+    ) -> None:
         """Start it with the cluster's profile and, beside it, `arguments`."""
         self.output = folder / "head.log"
         options = ["--profile", str(PROFILE), *FASTER, *arguments]
         with self.output.open("w") as stream:
             self.process = subprocess.Popen(
-                command(folder, pretrainings, *options),
+                command(folder, targets, *options, rules=rules),
                 cwd=folder,
                 env=os.environ | ONE_THREAD,
                 stdout=stream,

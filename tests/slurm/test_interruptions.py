@@ -18,7 +18,7 @@ def training(folder: Path, name: str) -> bool:
 
 def test_however_it_is_stopped_the_weights_are_the_same(slurm: Cluster, tmp_path: Path) -> None:
     project.make(tmp_path, (*DISTURBED, "undisturbed"), EPOCHS)
-    head = project.Head(tmp_path, list(DISTURBED))
+    head = project.Head(tmp_path, project.encoders(DISTURBED))
     try:
         for name in DISTURBED:
             wait_for(f"{name} trains", lambda name=name: training(tmp_path, name) or _ended(head))
@@ -47,9 +47,9 @@ def test_however_it_is_stopped_the_weights_are_the_same(slurm: Cluster, tmp_path
         slurm.call("scontrol", "update", "NodeName=node[1-2]", "State=RESUME")
 
         head.kill()
-        unlock = project.command(tmp_path, list(DISTURBED), "--unlock")
+        unlock = project.command(tmp_path, project.encoders(DISTURBED), "--unlock")
         subprocess.run(unlock, cwd=tmp_path, check=True, capture_output=True)
-        head = project.Head(tmp_path, list(DISTURBED))
+        head = project.Head(tmp_path, project.encoders(DISTURBED))
         head.finish()
         assert sum(project.restarts(slurm, jobs[name]) for name in DISTURBED) > 3, "the node failed too late"
     finally:

@@ -16,7 +16,7 @@ def test_two_nodes_follow_the_curve_of_one_process(slurm: Cluster, tmp_path: Pat
     resources = [f"pretrain:{resource}" for resource in RESOURCES]
     # On the command line the profile's whole set-resources is replaced.
     resources += ["pretrain:slurm_partition=gpu", "pretrain:mem_mb=1000", "pretrain:runtime=60"]
-    head = project.Head(tmp_path, ["nodes"], "--set-resources", *resources)
+    head = project.Head(tmp_path, project.encoders(["nodes"]), "--set-resources", *resources)
     try:
         trains = lambda: "epoch 3/" in project.log(tmp_path, "nodes")  # noqa: E731
         wait_for("it trains", lambda: trains() or head.process.poll() is not None)

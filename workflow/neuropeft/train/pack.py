@@ -5,6 +5,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -94,8 +95,9 @@ def _disown(table: Path, specs: Iterable[str]) -> None:
     """
     mine = set(specs)
     for other in table.parent.glob("*.tsv"):
-        if other.name != table.name and not mine.isdisjoint(row.get("cell") for row in read_tsv(other)):
-            other.unlink(missing_ok=True)
+        with suppress(UserError):  # another pack's job has just deleted it
+            if other.name != table.name and not mine.isdisjoint(row.get("cell") for row in read_tsv(other)):
+                other.unlink(missing_ok=True)
 
 
 def _train(

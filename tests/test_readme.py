@@ -93,6 +93,12 @@ def test_one_scan_is_preprocessed_outside_the_workflow(tmp_path):
     assert list((tmp_path / "out").rglob("*_desc-brain_mask.nii.gz"))
 
 
+def test_the_verbs_are_a_command_of_their_own(tmp_path):
+    done = run(f"neuropeft status --results {tmp_path}", ROOT)
+    assert done.returncode == 0, done.stderr
+    assert "Cells: task" in done.stdout
+
+
 def test_other_commands_are_known():
     known = (
         "make ",

@@ -53,7 +53,7 @@ PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 ReturnToService=2
 SlurmdParameters=config_overrides
-MinJobAge=300
+MinJobAge=7200
 KillWait=10
 GresTypes=gpu
 NodeName=DEFAULT CPUs=16 RealMemory=256000 Gres=gpu:2 State=UNKNOWN

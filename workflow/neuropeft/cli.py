@@ -238,7 +238,7 @@ def _summary(options: argparse.Namespace) -> None:
     from neuropeft.config import read_config
     from neuropeft.publish.summary import print_summary
 
-    print_summary(read_config(options.configfile, Path.cwd()), options.results)
+    print_summary(read_config(options.configfile, None), options.results)
 
 
 def _status(options: argparse.Namespace) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from matplotlib.text import Annotation
 
 from neuropeft.config import Config, ViT
@@ -110,6 +111,7 @@ def _draw_bubbles(
         if not score.complete:
             name += f" ({len(score.values)}/{len(score.expected)} seeds)"
         label = axis.annotate(name, (x, score.mean), fontsize=FONT_SIZE, annotation_clip=False)
+        label.set_path_effects([withStroke(linewidth=2, foreground="white")])  # legible on the controls' lines
         labels.append((label, math.sqrt(area / math.pi)))
     axis.set_xscale("log")
     axis.margins(x=0.3, y=0.15)

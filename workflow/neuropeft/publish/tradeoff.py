@@ -111,7 +111,8 @@ def _draw_bubbles(
         if not score.complete:
             name += f" ({len(score.values)}/{len(score.expected)} seeds)"
         label = axis.annotate(name, (x, score.mean), fontsize=FONT_SIZE, annotation_clip=False)
-        label.set_path_effects([withStroke(linewidth=2, foreground="white")])  # legible on the controls' lines
+        # Legible on the lines of the controls.
+        label.set_path_effects([withStroke(linewidth=2, foreground="white")])
         labels.append((label, math.sqrt(area / math.pi)))
     axis.set_xscale("log")
     axis.margins(x=0.3, y=0.15)

@@ -115,6 +115,19 @@ def job_of(slurm: cluster.Cluster, pretraining: str) -> str:
     return jobs[-1] if jobs else ""
 
 
+def limit(slurm: cluster.Cluster, job: str, minutes: int) -> None:
+    """Give a job another time limit, which SLURM refuses while the job ends or is put back into the queue."""
+
+    def accepted() -> bool:
+        try:
+            slurm.call("scontrol", "update", f"JobId={job}", f"TimeLimit={minutes}")
+        except subprocess.CalledProcessError:
+            return False
+        return True
+
+    cluster.wait_for(f"SLURM takes a limit of {minutes} min for job {job}", accepted)
+
+
 def restarts(slurm: cluster.Cluster, job: str) -> int:
     """Return how often SLURM has started a job anew."""
     found = re.search(r"Restarts=(\d+)", slurm.call("scontrol", "show", "job", job))

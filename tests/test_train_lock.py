@@ -65,8 +65,7 @@ def test_a_lock_is_seen_and_ends_with_its_process(tmp_path: Path) -> None:
 def test_a_process_that_waits_leaves_when_it_is_told_to(tmp_path: Path) -> None:
     code = (
         "import sys\nfrom pathlib import Path\nfrom neuropeft.train.lock import lock\n"
-        "from neuropeft.train.signals import stop_request\n"
-        "with stop_request() as stop, lock(Path(sys.argv[1]), stop):\n    pass"
+        "with lock(Path(sys.argv[1])):\n    pass"
     )
     with lock(tmp_path):
         waiting = tiny_cells.python(code, arguments=(tmp_path,))

@@ -4,10 +4,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from neuropeft.config import Config
-from neuropeft.grid import Cell, cell_spec, cells
+from neuropeft.evaluate.costs import cell_folder
+from neuropeft.grid import Base, Cell, cell_spec, cells
 from neuropeft.train.state import CELL_FILES, FINISHED, is_finished, trained_spec
-
-Base = tuple[str, str, str, str]  # task, backbone, pretraining, method: of cells that are predicted together
 
 
 def state_folder(results: Path, cell: Cell) -> Path:
@@ -28,23 +27,17 @@ def finished_folder(config: Config, results: Path, cell: Cell) -> Path | None:
     A delta that is older than its encoder, split or volumes does not count: with a new encoder it makes no
     network, and a new split may test on whom it was trained on. Whether code has changed is not looked at.
     """
-    state = state_folder(results, cell)
-    places = [state / FINISHED] if is_finished(state) else []
-    taken = results / "cells" / cell.path
-    if all((taken / name).is_file() for name in CELL_FILES):
-        places.append(taken)
-    if not places:
-        return None
-    wanted = cell_spec(config, cell)
-    deltas = {place: place / CELL_FILES[0] for place in places}
-    return next(
-        (
-            place
-            for place, delta in deltas.items()
-            if trained_spec(delta) == wanted and not _is_older(delta, _made_from(config, results, cell))
-        ),
-        None,
-    )
+    state, taken = state_folder(results, cell), cell_folder(results, cell)
+    complete = {
+        state / FINISHED: is_finished(state),
+        taken: all((taken / name).is_file() for name in CELL_FILES),
+    }
+    for place in (place for place, is_complete in complete.items() if is_complete):
+        delta = place / CELL_FILES[0]
+        made_from = [path for path in _made_from(config, results, cell) if path.exists()]
+        if trained_spec(delta) == cell_spec(config, cell) and made_after(delta, made_from):
+            return place
+    return None
 
 
 def _made_from(config: Config, results: Path, cell: Cell) -> list[Path]:
@@ -55,27 +48,18 @@ def _made_from(config: Config, results: Path, cell: Cell) -> list[Path]:
     ]
 
 
-def _is_older(file: Path, others: Iterable[Path]) -> bool:
-    try:
-        made = file.stat().st_mtime_ns
-        return any(other.exists() and other.stat().st_mtime_ns > made for other in others)
-    except FileNotFoundError:
-        return True
-
-
 def deltas_by_base(finished: Mapping[Cell, Path]) -> dict[Base, dict[Cell, Path]]:
     """Return the deltas of the finished cells that are predicted together."""
     found: dict[Base, dict[Cell, Path]] = {}
     for cell, folder in finished.items():
-        base = (cell.task, cell.backbone, cell.pretraining, cell.method)
-        found.setdefault(base, {})[cell] = folder / CELL_FILES[0]
+        found.setdefault(cell.base, {})[cell] = folder / CELL_FILES[0]
     return found
 
 
-def predicted_from(predictions: Path, deltas: Iterable[Path]) -> bool:
-    """Whether the file of predictions is there and is not older than any of the deltas."""
+def made_after(file: Path, others: Iterable[Path]) -> bool:
+    """Whether the file is there and is not older than any of the others, which are there too."""
     try:
-        made = predictions.stat().st_mtime_ns
-        return all(delta.stat().st_mtime_ns <= made for delta in deltas)
+        made = file.stat().st_mtime_ns
+        return all(other.stat().st_mtime_ns <= made for other in others)
     except FileNotFoundError:
         return False

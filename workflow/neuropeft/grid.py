@@ -10,6 +10,8 @@ from neuropeft.errors import UserError
 
 NO_PRETRAINING = "none"
 
+Base = tuple[str, str, str, str]  # task, backbone, pretraining, method
+
 
 class Cell(NamedTuple):
     """The unit of fine-tuning. `fraction` is in percent of the training subjects."""
@@ -22,10 +24,14 @@ class Cell(NamedTuple):
     seed: int
 
     @property
+    def base(self) -> Base:
+        """What it shares with the cells that are trained and predicted together with it."""
+        return self[:4]
+
+    @property
     def path(self) -> str:
         """Where its results and its state are, below their folders."""
-        base = f"{self.task}/{self.backbone}/{self.pretraining}/{self.method}"
-        return f"{base}/fraction-{self.fraction}/seed-{self.seed}"
+        return f"{'/'.join(self.base)}/fraction-{self.fraction}/seed-{self.seed}"
 
 
 def cells(config: Config) -> list[Cell]:
@@ -97,9 +103,7 @@ def cell_spec(config: Config, cell: Cell) -> dict[str, Any]:
     task = config.tasks[cell.task]
     method = config.methods[cell.method].model_dump(mode="json")
     return {
-        "cell": "/".join(
-            map(str, (cell.task, cell.backbone, cell.pretraining, cell.method, cell.fraction, cell.seed))
-        ),
+        "cell": "/".join(map(str, cell)),
         "task": {"name": cell.task, "kind": task.kind, "classes": len(task.classes or {})},
         "backbone": backbone_spec(config, cell.backbone),
         "shuffle_labels": method.pop("shuffle_labels"),

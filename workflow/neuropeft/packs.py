@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from neuropeft.cohorts.chunks import assign_chunks
-from neuropeft.grid import Cell
+from neuropeft.grid import Base, Cell
 
 
 @dataclass(frozen=True, order=True)
@@ -30,14 +30,14 @@ class Pack:
 
 def packs(cells: Iterable[Cell], cells_per_job: int) -> dict[Pack, list[Cell]]:
     """Return the packs of a grid and their cells, sorted; none has more than `cells_per_job`."""
-    shared: dict[tuple[str, str, str, str], list[Cell]] = {}
+    shared: dict[Base, list[Cell]] = {}
     for cell in sorted(cells):
-        shared.setdefault((cell.task, cell.backbone, cell.pretraining, cell.method), []).append(cell)
+        shared.setdefault(cell.base, []).append(cell)
     found: dict[Pack, list[Cell]] = {}
-    for key, members in shared.items():
+    for base, members in shared.items():
         names = assign_chunks([(cell.path, cell.path) for cell in members], cells_per_job)
         for cell in members:
-            found.setdefault(Pack(*key, names[cell.path]), []).append(cell)
+            found.setdefault(Pack(*base, names[cell.path]), []).append(cell)
     return found
 
 

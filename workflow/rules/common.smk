@@ -14,7 +14,7 @@ from neuropeft.cohorts.prepare import prepare
 from neuropeft.cohorts.simulate import participants, scan_name
 from neuropeft.config import load_config, read_yaml
 from neuropeft.errors import UserError
-from neuropeft.finished import deltas_by_base, finished_cells, predicted_from
+from neuropeft.finished import deltas_by_base, finished_cells, made_after, state_folder
 from neuropeft.packs import Pack, pack_of, packs
 from neuropeft.sources import source, sources
 from snakemake.exceptions import WorkflowError
@@ -240,7 +240,7 @@ def compared_volumes(wildcards):
 
 
 @cache
-def result_files(wildcards=None):
+def result_files(wildcards):
     """Return everything that tables and figures derive from."""
     predictions = [
         f"results/predictions/{cell.task}/{cell.backbone}/{cell.pretraining}/{cell.method}/{cohort}.tsv"
@@ -290,7 +290,7 @@ def partial_inputs(wildcards):
     in_domain = wildcards.cohort == CONFIG.tasks[wildcards.task].train
     return {
         "deltas": there(*deltas.values()),
-        "encoder": there(*([encoder(wildcards)] if encoder(wildcards) else [])),
+        "encoder": there(*filter(None, [encoder(wildcards)])),
         "volumes": there(volumes(wildcards.cohort)),
         "subjects": there(
             *(splits if in_domain else [f"results/tasks/{wildcards.task}/{wildcards.cohort}.tsv"])
@@ -309,7 +309,7 @@ def partial_predictions():
             group = SimpleNamespace(
                 task=task, backbone=backbone, pretraining=pretraining, method=method, cohort=cohort
             )
-            if predicted_from(whole, deltas.values()):
+            if made_after(whole, deltas.values()):
                 found += there(whole)
                 continue
             inputs = partial_inputs(group)

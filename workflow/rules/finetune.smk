@@ -51,7 +51,7 @@ rule cell:
         "../../envs/torch.yaml"
     params:
         spec=lambda wildcards: json.dumps(grid.cell_spec(CONFIG, cell_of(wildcards)), sort_keys=True),
-        state=lambda wildcards: f"results/_state/cells/{cell_of(wildcards).path}",
+        state=lambda wildcards: state_folder(Path("results"), cell_of(wildcards)),
     message:
         "Taking over {wildcards.task}/{wildcards.backbone}/{wildcards.pretraining}/{wildcards.method}"
         " (fraction {wildcards.fraction} %, seed {wildcards.seed})"

@@ -5,7 +5,7 @@ from functools import cache
 from pathlib import Path
 
 from neuropeft.evaluate.scores import CONTROL, Find, Group, prediction_file
-from neuropeft.finished import deltas_by_base, predicted_from
+from neuropeft.finished import deltas_by_base, made_after
 from neuropeft.grid import Cell
 
 
@@ -23,16 +23,20 @@ def find_partial(results: Path, finished: Mapping[Cell, Path]) -> Find:
 
     @cache
     def folder(group: Group, cohort: str) -> Path:
-        base = (group.task, group.backbone, group.pretraining, group.method)
-        whole = predicted_from(prediction_file(results, group, cohort, 0), deltas.get(base, {}).values())
+        of_group = deltas.get(_cell(group, 0).base, {}).values()
+        whole = made_after(prediction_file(results, group, cohort, 0), of_group)
         return results if whole else results / "partial"
 
     def find(group: Group, cohort: str, seed: int) -> Path | None:
         if group.backbone == CONTROL:
             return prediction_file(results, group, cohort, seed)
-        base = (group.task, group.backbone, group.pretraining, group.method)
-        delta = deltas.get(base, {}).get(Cell(*base, group.fraction, seed))
+        cell = _cell(group, seed)
+        delta = deltas.get(cell.base, {}).get(cell)
         path = prediction_file(folder(group, cohort), group, cohort, seed)
-        return path if delta is not None and predicted_from(path, [delta]) else None
+        return path if delta is not None and made_after(path, [delta]) else None
 
     return find
+
+
+def _cell(group: Group, seed: int) -> Cell:
+    return Cell(group.task, group.backbone, group.pretraining, group.method, group.fraction, seed)

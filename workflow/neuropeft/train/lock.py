@@ -11,26 +11,26 @@ from pathlib import Path
 from typing import IO
 
 from neuropeft.train import slurm
-from neuropeft.train.signals import REQUEUE_EXIT_CODE, StopRequest
+from neuropeft.train.signals import stop_request
 
 LOCK = "lock"
 POLL_SECONDS = 0.5  # between looks at a lock that another holds
 
 
 @contextmanager
-def lock(state: Path, stop: StopRequest | None = None) -> Iterator[None]:
+def lock(state: Path) -> Iterator[None]:
     """Within the context, be the only training that uses the folder `state`; wait until that is so.
 
     Two meet there when a Snakemake that was killed is started again while its SLURM job still trains. On a
     file system without locks nobody waits, and one line says so.
 
     Raises:
-        SystemExit: With `signals.REQUEUE_EXIT_CODE`, if the process is told to stop (`stop`) while it waits.
+        SystemExit: With `signals.REQUEUE_EXIT_CODE`, if the process is told to stop while it waits.
     """
     state.mkdir(parents=True, exist_ok=True)
     with (state / LOCK).open("a+") as file:
         try:
-            _take(file, state, stop or StopRequest())
+            _take(file, state)
         except OSError as error:
             _say(f"{state} cannot be locked ({error.strerror}): see to it that only one training uses it")
         yield
@@ -48,15 +48,15 @@ def held(state: Path) -> bool:
     return False
 
 
-def _take(file: IO[str], state: Path, stop: StopRequest) -> None:
+def _take(file: IO[str], state: Path) -> None:
     if not _free(file):
-        file.seek(0)
-        _say(f"waiting until another training has left {state}: {file.read().strip()}")
-        while not _free(file):
-            if stop.received:
-                slurm.requeue(stop.signals)
-                raise SystemExit(REQUEUE_EXIT_CODE)
-            time.sleep(POLL_SECONDS)
+        with stop_request() as stop:
+            file.seek(0)
+            _say(f"waiting until another training has left {state}: {file.read().strip()}")
+            while not _free(file):
+                if stop.received:
+                    slurm.leave(stop.signals)
+                time.sleep(POLL_SECONDS)
     file.truncate(0)
     job = os.environ.get("SLURM_JOB_ID")
     file.write(f"process {os.getpid()} on {socket.gethostname()}{f', SLURM job {job}' if job else ''}\n")

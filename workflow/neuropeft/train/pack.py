@@ -18,7 +18,7 @@ from neuropeft.train.cost import seconds_since_process_start
 from neuropeft.train.finetune import Shared, finetune, open_shared
 from neuropeft.train.lock import lock
 from neuropeft.train.loop import CHECKPOINT_SECONDS
-from neuropeft.train.signals import REQUEUE_EXIT_CODE, StopRequest, stop_request
+from neuropeft.train.signals import stop_request
 from neuropeft.train.state import forget_failure, note_failure, why_failed
 
 COLUMNS = ("cell", "outcome", "seconds")
@@ -63,12 +63,11 @@ def finetune_pack(
         order = sorted(specs, key=lambda path: why_failed(root / path) is not None)
         for number, path in enumerate(order, start=1):
             if stop.received:
-                slurm.requeue(stop.signals)
-                raise SystemExit(REQUEUE_EXIT_CODE)
+                slurm.leave(stop.signals)
             started = time.monotonic()
             # The start of the process counts as the first cell's.
             began = 0.0 if number == 1 else seconds_since_process_start() or 0.0
-            outcome = _train(specs[path], shared, root / path, checkpoint_seconds, began, stop)
+            outcome = _train(specs[path], shared, root / path, checkpoint_seconds, began)
             seconds = time.monotonic() - started
             print(
                 f"cell {number}/{len(specs)}, {path}: {outcome or 'failed'} after {seconds:.1f} s",
@@ -101,16 +100,11 @@ def _disown(table: Path, specs: Iterable[str]) -> None:
 
 
 def _train(
-    spec: Mapping[str, Any],
-    shared: Shared,
-    state: Path,
-    checkpoint_seconds: float,
-    began: float,
-    stop: StopRequest,
+    spec: Mapping[str, Any], shared: Shared, state: Path, checkpoint_seconds: float, began: float
 ) -> str | None:
     """Train one cell; return its outcome, None if it failed."""
     try:
-        with lock(state, stop):
+        with lock(state):
             trained = finetune(spec, shared, state, checkpoint_seconds, began)
     except UserError as error:
         print(error, file=sys.stderr, flush=True)

@@ -91,10 +91,10 @@ def pretrain(
         SystemExit: With `signals.REQUEUE_EXIT_CODE`, after SIGTERM or SIGUSR1. torchrun hides the code.
     """
     out, state = Path(out_dir), Path(state_dir)
-    with stop_request() as stop:
+    with stop_request():
         team, gpu = ranks.join()
         try:
-            with lock(state, stop) if team.first else nullcontext():
+            with lock(state) if team.first else nullcontext():
                 team.wait()
                 _pretrain(
                     spec, Path(store_dir), held_out_splits, state,
@@ -197,6 +197,11 @@ def _learner(setting: _Setting) -> Learner:
 
     def batch_losses(rows: Tensor, epoch: int, step: int, parts: int) -> Iterator[Tensor]:
         noise = _mask_noise(setting, len(rows), "mask", epoch, step)
+        if parts == 1 and team.size == 1:  # nothing to weigh: counting patches costs a good tenth
+            batch = augment(setting.volumes.batch(rows), changes, setting.seed, (epoch, step))
+            with _autocast(setting):
+                yield forward(batch, noise).loss
+            return
         pieces, counted = [], []
         for place in (team.share(len(rows), part, parts) for part in range(parts)):
             held = place.stop > place.start

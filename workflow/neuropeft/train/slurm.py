@@ -6,6 +6,9 @@ import signal
 import subprocess
 import sys
 from collections.abc import Set
+from typing import NoReturn
+
+from neuropeft.train.signals import REQUEUE_EXIT_CODE
 
 SCONTROL_SECONDS = 60
 
@@ -35,6 +38,12 @@ def requeue(signals: Set[signal.Signals]) -> None:
         print(f"SLURM job {job} cannot be requeued: {reason}", file=sys.stderr, flush=True)
         return
     print(f"SLURM job {job} is requeued and will go on from its checkpoint", file=sys.stderr, flush=True)
+
+
+def leave(signals: Set[signal.Signals]) -> NoReturn:
+    """End the process with the code that asks to start it again, after `requeue`."""
+    requeue(signals)
+    raise SystemExit(REQUEUE_EXIT_CODE)
 
 
 def _is_preempted(job: str) -> bool:

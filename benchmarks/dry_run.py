@@ -19,6 +19,10 @@ from pathlib import Path
 import yaml
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "tests"))
+
+from workflow_command import snakemake  # noqa: E402
+
 # Reads the files as a job does: not the main process, so nothing is indexed.
 PARSE = """
 import sys, time
@@ -52,19 +56,10 @@ def main() -> None:
         config.write_text(
             yaml.safe_dump(_configuration(folder, options.scans, options.cells), sort_keys=False)
         )
-        command = [
-            sys.executable,
-            "-m",
-            "snakemake",
-            "--snakefile",
-            ROOT / "Snakefile",
-            "--directory",
-            folder,
-        ]
-        command += ["--configfile", config, "--cores", "2", "--dry-run", "--quiet", "rules"]
+        run = ["--configfile", config, "--cores", "2", "--dry-run", "--quiet", "rules"]
         for label in ("first dry run", "second dry run"):
             before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
-            done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+            done = subprocess.run(snakemake(folder, *run), capture_output=True, text=True, check=False)
             if done.returncode:
                 sys.exit(done.stdout + done.stderr)
             after = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -87,13 +87,9 @@ def _prepare(folder: Path, epochs: int) -> list[str]:
 
 
 def _snakemake(folder: Path, targets: list[str], slurm: cluster.Cluster | None, *options: object) -> None:
-    command = [sys.executable, "-m", "snakemake", "--snakefile", ROOT / "Snakefile", "--directory", folder]
-    command += ["--configfile", folder / "config.yaml", "--allowed-rules", "pretrain", "finetune", "cell"]
-    command += [*options, "--set-threads", "finetune=1", "pretrain=1", "--", *targets]
+    command = project.command(folder, targets, *options, rules=("pretrain", "finetune", "cell"))
     environment = {**project.os.environ, **project.ONE_THREAD, **(slurm.environment if slurm else {})}
-    done = subprocess.run(
-        list(map(str, command)), env=environment, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(done.stdout + done.stderr)
 

@@ -3,20 +3,18 @@
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+from workflow_command import ROOT, snakemake
+
 TARGET = "results/simulated/SimA/participants.tsv"
 
 
 def run(folder: Path) -> "subprocess.Popen[str]":
     """Start a run that writes a table, in a process group of its own."""
-    command = [sys.executable, "-m", "snakemake", "--snakefile", ROOT / "Snakefile", "--directory", folder]
-    command += ["--configfile", ROOT / "tests/tiny.yaml", "--cores", "1", TARGET]
     return subprocess.Popen(
-        list(map(str, command)),
+        snakemake(folder, "--configfile", ROOT / "tests/tiny.yaml", "--cores", "1", TARGET),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

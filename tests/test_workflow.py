@@ -6,12 +6,12 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
+import workflow_command
 from neuropeft import grid
 from neuropeft.config import load_config
 from neuropeft.models.build import build_vit
@@ -24,17 +24,8 @@ STEPS = ("n4_bias_correction", "skull_strip", "register_to_template", "resample_
 
 def snakemake(folder, *arguments):
     """Run Snakemake with `folder` as its working directory; return the finished process."""
-    command = [
-        sys.executable,
-        "-m",
-        "snakemake",
-        "--snakefile",
-        ROOT / "Snakefile",
-        "--directory",
-        folder,
-        *arguments,
-    ]
-    return subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True, check=False)
+    command = workflow_command.snakemake(folder, *arguments)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
 def dry_run(folder, config, *arguments):

@@ -6,7 +6,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,8 +14,8 @@ import numpy as np
 import yaml
 
 import tiny_cells
+from workflow_command import ROOT, snakemake
 
-ROOT = Path(__file__).parents[2]
 PROFILE = ROOT / "profiles" / "slurm"
 SIZE = 32  # voxels along an edge, as in tiny.yaml
 SCANS = 14
@@ -62,12 +61,13 @@ def encoders(pretrainings: Sequence[str]) -> list[str]:
     return [str(encoder(Path(), name)) for name in pretrainings]
 
 
-def command(folder: Path, targets: Sequence[str], *arguments: str, rules: Sequence[str] = RULES) -> list[str]:
+def command(
+    folder: Path, targets: Sequence[str], *arguments: object, rules: Sequence[str] = RULES
+) -> list[str]:
     """Return the command that makes the targets by no other rules."""
-    fixed = ["--snakefile", str(ROOT / "Snakefile"), "--directory", str(folder)]
-    configuration = ["--configfile", str(folder / "config.yaml"), "--allowed-rules", *rules]
-    snakemake = [sys.executable, "-m", "snakemake", *fixed, *configuration, *arguments]
-    return [*snakemake, "--set-threads", "pretrain=1", "finetune=1", "--", *targets]
+    configuration = ["--configfile", folder / "config.yaml", "--allowed-rules", *rules]
+    threads = ["--set-threads", "pretrain=1", "finetune=1"]
+    return snakemake(folder, *configuration, *arguments, *threads, "--", *targets)
 
 
 def alone(folder: Path, pretraining: str) -> None:

@@ -3,13 +3,14 @@
 import csv
 import re
 import subprocess
-import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import project
 import pytest
 from cluster import Cluster, wait_for
+
+from workflow_command import ROOT, snakemake
 
 Asked = tuple[str, int, int, int, int]
 PARTITIONS = ("cpu", "gpu")
@@ -60,9 +61,7 @@ def submitted(slurm: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 
 def _snakemake(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
-    files = ["--snakefile", str(project.ROOT / "Snakefile"), "--directory", str(folder)]
-    configuration = ["--configfile", str(project.ROOT / "tests" / "tiny.yaml")]
-    command = [sys.executable, "-m", "snakemake", *files, *configuration, *arguments]
+    command = snakemake(folder, "--configfile", ROOT / "tests" / "tiny.yaml", *arguments)
     return subprocess.Popen(command, cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from neuropeft.config import json_schema, load_config, read_config, read_yaml
+from neuropeft.configfile import json_schema, load_config, read_config, read_yaml
 from neuropeft.errors import UserError
 
 ROOT = Path(__file__).parents[1]

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from neuropeft import grid
-from neuropeft.config import load_config
+from neuropeft.configfile import load_config
 from neuropeft.errors import UserError
 
 ROOT = Path(__file__).parents[1]

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from neuropeft.config import Config, read_config
+from neuropeft.config import Config
+from neuropeft.configfile import read_config
 from neuropeft.files import write_tsv
 from neuropeft.finished import state_folder
 from neuropeft.grid import Cell, cell_spec, cells

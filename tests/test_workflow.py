@@ -13,7 +13,7 @@ import yaml
 
 import workflow_command
 from neuropeft import grid
-from neuropeft.config import load_config
+from neuropeft.configfile import load_config
 from neuropeft.models.build import build_vit
 from neuropeft.models.checkpoints import load_encoder, save_encoder
 

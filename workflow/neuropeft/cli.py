@@ -235,14 +235,15 @@ def _figures(options: argparse.Namespace) -> None:
 
 
 def _summary(options: argparse.Namespace) -> None:
-    from neuropeft.config import read_config
+    from neuropeft.configfile import read_config
     from neuropeft.publish.summary import print_summary
 
     print_summary(read_config(options.configfile, None), options.results)
 
 
 def _status(options: argparse.Namespace) -> None:
-    from neuropeft.config import Config, read_config
+    from neuropeft.config import Config
+    from neuropeft.configfile import read_config
     from neuropeft.status.screen import print_status
 
     if options.config_json is None:
@@ -253,7 +254,7 @@ def _status(options: argparse.Namespace) -> None:
 
 
 def _schema(options: argparse.Namespace) -> None:
-    from neuropeft.config import json_schema
+    from neuropeft.configfile import json_schema
 
     print(json_schema(), end="")
 

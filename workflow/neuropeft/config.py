@@ -3,7 +3,6 @@
 Every model forbids unknown keys, and what a validator says names the key and the mend.
 """
 
-import difflib
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
@@ -17,6 +16,8 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+
+from neuropeft.errors import suggest
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_]*$")]
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -447,12 +448,4 @@ class Config(Model):
 def _known(key: str, names: list[str], known: Mapping[str, object]) -> None:
     for name in names:
         if name not in known:
-            raise ValueError(f"`{key}` names {name!r}, which is not there; {suggest(name, list(known))}")
-
-
-def suggest(name: str, known: list[str]) -> str:
-    """Return what to write in place of a name that is not `known`."""
-    close = difflib.get_close_matches(name, known, n=1)
-    return (
-        f"did you mean {close[0]!r}?" if close else f"choose from: {', '.join(known) or 'none are defined'}"
-    )
+            raise ValueError(f"`{key}` names {name!r}, which is not there; {suggest(name, known)}")

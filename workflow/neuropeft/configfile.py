@@ -12,8 +12,8 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from neuropeft.config import Cohort, Config, ImportedWeights, suggest
-from neuropeft.errors import UserError
+from neuropeft.config import Cohort, Config, ImportedWeights
+from neuropeft.errors import UserError, suggest
 
 
 def load_config(raw: Mapping[str, Any], base: Path | None, source: str = "config.yaml") -> Config:

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from neuropeft.cohorts.index import Scan
-from neuropeft.cohorts.readers import is_missing, suggest
+from neuropeft.cohorts.readers import is_missing
 from neuropeft.cohorts.splits import SIDES, first_rows, session_key
 from neuropeft.config import Task
-from neuropeft.errors import UserError
+from neuropeft.errors import UserError, suggest
 
 TASK_COLUMNS = ("scan_id", "subject", "session", "y", "sex", "age")
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")

@@ -4,15 +4,14 @@ A BIDS root may hold 40,000 subjects, and it is read whenever the workflow start
 and nothing is globbed.
 """
 
-import difflib
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from neuropeft.config import Cohort, Simulated
-from neuropeft.errors import UserError
+from neuropeft.errors import UserError, suggest
 from neuropeft.files import MISSING, read_tsv
 
 T1W_SUFFIXES = ("_T1w.nii.gz", "_T1w.nii", "_T1w.mgz")
@@ -246,14 +245,3 @@ def _check_columns(name: str, columns: Mapping[str, str], seen: set[str], source
                 f"`cohorts.{name}.columns.{canonical}` names the column {actual!r}, which {source} lacks: "
                 f"{suggest(actual, seen)}"
             )
-
-
-def suggest(name: str, known: Iterable[str]) -> str:
-    """Return the mend for a wrong name: the closest known one, or all of them."""
-    known = sorted(known)
-    folded = {other.lower(): other for other in known}
-    close = difflib.get_close_matches(name.lower(), folded, n=1)
-    if close:
-        return f"did you mean {folded[close[0]]!r}?"
-    shown = ", ".join(known[:20]) + (", ..." if len(known) > 20 else "")
-    return f"choose from: {shown}" if known else "it has none"

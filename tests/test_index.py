@@ -81,6 +81,11 @@ def test_subjects_without_scan_are_told(bids: Path, capsys: pytest.CaptureFixtur
     )
 
 
+def test_scanned_subjects_without_a_row_are_told(bids: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    index(bids)
+    assert "no row for 1 subjects with a T1w scan, for example sub-03" in capsys.readouterr().out
+
+
 def test_labels_are_optional(bids: Path) -> None:
     (bids / "participants.tsv").unlink()
     assert index(bids)["sub-01"].labels == {}

@@ -32,6 +32,19 @@ def test_every_axis_order_and_format_reads_as_the_same_ras_scan(tmp_path, scan, 
     np.testing.assert_allclose(read.affine, scan.affine, atol=1e-3)
 
 
+@pytest.mark.parametrize(("low", "background"), [(-1024, -1024), (-3, 0), (-3, -3), (5, 10)])
+def test_tissue_is_above_zero_and_the_background_at_zero(tmp_path, scan, low, background):
+    """Scans with an offset, and brains standardised inside, have tissue at or below their background."""
+    data = np.asarray(scan.dataobj)
+    brain = data > 0
+    shifted = np.where(brain, data + low, background).astype(np.float32)
+    read = np.asarray(load_scan(save(tmp_path / "s.nii", nib.Nifti1Image(shifted, scan.affine))).dataobj)
+    assert (read[~brain] == 0).all()
+    assert (read[brain] > 0).mean() > 0.99
+    expected = data[brain] + low - min(0, shifted.min())
+    np.testing.assert_allclose(read[brain][read[brain] > 0], expected[read[brain] > 0], atol=1e-3)
+
+
 def test_an_oblique_scan_keeps_its_angles(tmp_path):
     c, s = 2 * np.cos(np.radians(25)), 2 * np.sin(np.radians(25))
     affine = np.array([[-c, s, 0, 9], [s, c, 0, 8], [0, 0, 2, 7], [0, 0, 0, 1]])

@@ -31,8 +31,8 @@ def load_scan(path: str | Path) -> nib.Nifti1Image:
         path: a .nii, .nii.gz or .mgz file. A 4D file with a single volume counts as 3D.
 
     Returns:
-        The scan as float32, its axes reordered and flipped to the nearest RAS order, its header bare (free
-        text of the file may name the patient).
+        The scan as float32, at least 0 everywhere, its axes reordered and flipped to the nearest RAS order,
+        its header bare (free text of the file may name the patient).
 
     Raises:
         ScanError: the file is missing, unreadable or not one 3D head; the message says which.
@@ -43,7 +43,20 @@ def load_scan(path: str | Path) -> nib.Nifti1Image:
     low, high = float(data.min()), float(data.max())
     if low == high:
         raise ScanError(f"{path} is {'all zero' if low == 0 else f'constant ({low:g} everywhere)'}")
-    return to_ras(data, affine)
+    return to_ras(_from_zero(data), affine)
+
+
+def _from_zero(data: np.ndarray) -> np.ndarray:
+    """Return a scan [X, Y, Z] moved up to 0 if it goes below, its background at 0 if that is one value.
+
+    Scans standardised inside the brain, and integers with an offset, hold tissue below 0; the steps to come
+    take what is not positive for background.
+    """
+    faces = np.concatenate([data[[0, -1]].ravel(), data[:, [0, -1]].ravel(), data[:, :, [0, -1]].ravel()])
+    values, counts = np.unique(faces, return_counts=True)
+    commonest = values[counts.argmax()]
+    moved = data - min(float(data.min()), 0.0)
+    return np.where(data == commonest, 0, moved) if counts.max() > faces.size / 2 else moved
 
 
 def load_mask(path: str | Path, image: nib.Nifti1Image) -> np.ndarray:

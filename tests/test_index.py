@@ -10,7 +10,7 @@ from neuropeft.cohorts.prepare import prepare
 from neuropeft.config import Cohort
 from neuropeft.configfile import load_config
 from neuropeft.errors import UserError
-from neuropeft.files import read_tsv
+from neuropeft.files import read_tsv, write_tsv
 
 
 def touch(root: Path, *files: str) -> None:
@@ -84,6 +84,22 @@ def test_subjects_without_scan_are_told(bids: Path, capsys: pytest.CaptureFixtur
 def test_scanned_subjects_without_a_row_are_told(bids: Path, capsys: pytest.CaptureFixture[str]) -> None:
     index(bids)
     assert "no row for 1 subjects with a T1w scan, for example sub-03" in capsys.readouterr().out
+
+
+def test_an_open_quotation_mark_is_told_and_blank_last_rows_are_not(bids: Path) -> None:
+    participants = bids / "participants.tsv"
+    participants.write_text(participants.read_text() + "\t\t\n\t\t\n")
+    assert index(bids)["sub-01"].labels["age"] == "60"
+    participants.write_text(participants.read_text().replace("60", '"60'))
+    with pytest.raises(UserError, match=r"cannot read the table .*participants\.tsv"):
+        index(bids)
+
+
+def test_a_path_keeps_its_spaces(tmp_path: Path) -> None:
+    scan = tmp_path / "My  Scans" / "a.nii"
+    rows = [{"path": str(scan)}]
+    write_tsv(tmp_path / "t.tsv", rows, ["path"])
+    assert read_tsv(tmp_path / "t.tsv") == rows
 
 
 def test_labels_are_optional(bids: Path) -> None:

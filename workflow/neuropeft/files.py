@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -40,12 +41,19 @@ def link_or_copy(source: Path, target: Path) -> None:
 
 
 def read_tsv(path: str | Path) -> list[dict[str, str]]:
-    """Read a tab-separated (or, by its .csv suffix, comma-separated) table as one dict of strings per row."""
+    """Read a tab-separated (or, by its .csv suffix, comma-separated) table as one dict of strings per row.
+
+    Rows without any value, as spreadsheets leave them at the end, are left out.
+
+    Raises:
+        UserError: It cannot be read, or a quotation mark is never closed, which would swallow rows.
+    """
     path = Path(path)
-    delimiter = "," if path.suffix == ".csv" else "\t"
+    delimiter = "," if path.suffix.lower() == ".csv" else "\t"
     try:
         with path.open(newline="", encoding="utf-8-sig") as stream:
-            return list(csv.DictReader(stream, delimiter=delimiter))
+            rows = csv.DictReader(stream, delimiter=delimiter, strict=True)
+            return [row for row in rows if any(row.values())]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"cannot read the table {path}: {error}; give a UTF-8 TSV or CSV file") from error
 
@@ -82,4 +90,4 @@ def write_tsv(path: str | Path, rows: Iterable[Mapping[str, object]], columns: S
 
 def _one_line(value: object) -> str:
     # A reason taken from an exception may hold tabs or line breaks, which would break the row.
-    return " ".join(str(value).split()) if isinstance(value, str) else str(value)
+    return re.sub(r"[\t\r\n]+", " ", value).strip() if isinstance(value, str) else str(value)

@@ -56,23 +56,22 @@ def label_source(name: str, cohort: Cohort) -> str:
 def _read_bids(name: str, root: Path, columns: Mapping[str, str]) -> list[Record]:
     participants = _participants(root / "participants.tsv", columns)
     seen: set[str] = {column for labels in participants.values() for column in labels}
-    records, without_scan, without_row = [], set(participants), set()
+    records: list[Record] = []
     for folder in _names(str(root), "sub-"):
         subject = folder.removeprefix("sub-")
         labels = participants.get(subject, {})
         for record in _subject_records(f"{root}/{folder}", subject, labels, columns):
             seen.update(record.labels)
-            without_scan.discard(subject)
-            if participants and subject not in participants:
-                without_row.add(subject)
             records.append(record)
     _check_columns(name, columns, seen, str(root / "participants.tsv"))
+    scanned = {record.subject for record in records}
+    without_scan, without_row = participants.keys() - scanned, scanned - participants.keys()
     if records and without_scan:
         print(
             f"cohort {name}: {len(without_scan)} of {len(participants)} subjects in participants.tsv have no "
             f"T1w scan, for example sub-{min(without_scan)}; they are left out"
         )
-    if without_row:
+    if participants and without_row:
         print(
             f"cohort {name}: participants.tsv has no row for {len(without_row)} subjects with a T1w scan, "
             f"for example sub-{min(without_row)}; its rows are for example sub-{min(participants)}"

@@ -52,11 +52,19 @@ def _from_zero(data: np.ndarray) -> np.ndarray:
     Scans standardised inside the brain, and integers with an offset, hold tissue below 0; the steps to come
     take what is not positive for background.
     """
+    commonest, share = commonest_on_faces(data)
+    moved = data - min(float(data.min()), 0.0)
+    return np.where(data == commonest, 0, moved) if share > 0.5 else moved
+
+
+def commonest_on_faces(data: np.ndarray) -> tuple[float, float]:
+    """Return the commonest value on the faces of a volume [X, Y, Z], and its share of them.
+
+    The background of a stripped scan is one value, and this one.
+    """
     faces = np.concatenate([data[[0, -1]].ravel(), data[:, [0, -1]].ravel(), data[:, :, [0, -1]].ravel()])
     values, counts = np.unique(faces, return_counts=True)
-    commonest = values[counts.argmax()]
-    moved = data - min(float(data.min()), 0.0)
-    return np.where(data == commonest, 0, moved) if counts.max() > faces.size / 2 else moved
+    return values[counts.argmax()], counts.max() / faces.size
 
 
 def load_mask(path: str | Path, image: nib.Nifti1Image) -> np.ndarray:

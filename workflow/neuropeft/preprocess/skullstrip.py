@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 
 from neuropeft.errors import UserError
-from neuropeft.preprocess.io import ScanError, load_mask, voxel_sizes
+from neuropeft.preprocess.io import ScanError, commonest_on_faces, load_mask, voxel_sizes
 
 METHODS = ("deepbet", "hd-bet", "given", "stripped")
 PLAUSIBLE_ML = (200.0, 4000.0)  # a newborn's brain is above, no brain is outside
@@ -103,10 +103,8 @@ def _foreground(image: nib.Nifti1Image) -> np.ndarray:
     from scipy.ndimage import binary_fill_holes, label
 
     data = np.asarray(image.dataobj)
-    # The background of a stripped scan is one value: the commonest on the faces of the volume.
-    faces = [data[[0, -1]], data[:, [0, -1]], data[:, :, [0, -1]]]
-    values, counts = np.unique(np.concatenate([face.ravel() for face in faces]), return_counts=True)
-    parts, _ = label(data != values[counts.argmax()])
+    background, _ = commonest_on_faces(data)
+    parts, _ = label(data != background)
     sizes = np.bincount(parts.ravel())
     if len(sizes) < 2:
         raise ScanError("the scan is not skull-stripped: it has no background")

@@ -12,8 +12,9 @@ from neuropeft.evaluate.compare import compare
 from neuropeft.evaluate.metrics import (
     auc,
     balanced_accuracy,
-    bootstrap_interval,
+    bootstrap_draws,
     brier,
+    decision_rule,
     macro_auc,
     mean_absolute_error,
     measure,
@@ -104,10 +105,22 @@ def test_multiclass_equals_scikit_learn():
     scores = rng.dirichlet(np.ones(3), 50)
     expected = oracle.roc_auc_score(y, scores, multi_class="ovr", average="macro")
     assert macro_auc(y, scores) == pytest.approx(expected)
-    values = measure("multiclass", y, scores, 0.5)
+    equal = np.full(3, 1 / 3)
+    values = measure("multiclass", y, scores, equal)
     assert values["balanced_accuracy"] == pytest.approx(oracle.balanced_accuracy_score(y, scores.argmax(1)))
     assert values["brier"] == pytest.approx(((scores - np.eye(3)[y.astype(int)]) ** 2).sum(1).mean())
     assert math.isnan(macro_auc(np.clip(y, 0, 1), scores))  # the third class is absent
+
+
+def test_a_rare_class_is_recognised_by_probabilities_of_the_population():
+    y = np.repeat([0.0, 1, 2], [80, 15, 5])
+    scores = np.repeat([[0.9, 0.08, 0.02], [0.6, 0.3, 0.1], [0.7, 0.1, 0.2]], [80, 15, 5], axis=0)
+    rule = decision_rule("multiclass", y, scores)
+    assert rule == pytest.approx([0.8, 0.15, 0.05])
+    assert measure("multiclass", y, scores, rule)["balanced_accuracy"] == 1
+    assert oracle.balanced_accuracy_score(y, scores.argmax(1)) == pytest.approx(1 / 3)
+    assert decision_rule("multiclass", y[:0], scores[:0]) == pytest.approx([1 / 3] * 3)  # no validation
+    assert decision_rule("binary", y[:0], scores[:0, 0]) == 0.5
 
 
 def test_regression_metrics():
@@ -131,8 +144,8 @@ def test_interval_is_seeded_covers_the_value_and_shrinks_with_n():
     for n in (40, 400):
         y = (np.arange(n) % 2).astype(float)
         runs = [(y, y + rng.normal(size=n), 0.5) for _ in range(3)]
-        draws = bootstrap_interval("binary", runs, draws=500)["auc"]
-        assert np.array_equal(draws, bootstrap_interval("binary", runs, draws=500)["auc"])
+        draws = bootstrap_draws("binary", runs, draws=500)["auc"]
+        assert np.array_equal(draws, bootstrap_draws("binary", runs, draws=500)["auc"])
         low, high = percentile_interval(draws)
         assert low < np.mean([oracle.roc_auc_score(y, score) for _, score, _ in runs]) < high
         widths.append(high - low)
@@ -144,7 +157,7 @@ def test_interval_is_near_the_analytic_one():
     y = rng.normal(size=300)
     score = y + rng.normal(size=300)
     errors = np.abs(score - y)
-    low, high = percentile_interval(bootstrap_interval("regression", [(y, score, 0.5)])["mae"])
+    low, high = percentile_interval(bootstrap_draws("regression", [(y, score, 0.5)])["mae"])
     half = 1.96 * errors.std(ddof=1) / np.sqrt(300)
     assert (low, high) == pytest.approx((errors.mean() - half, errors.mean() + half), abs=0.1 * half)
 
@@ -153,7 +166,7 @@ def test_all_seeds_see_the_same_resampled_subjects():
     # Two seeds whose errors cancel for every subject: only paired resampling gives no spread at all.
     y = np.zeros(30)
     error = np.linspace(0, 1, 30)
-    draws = bootstrap_interval("regression", [(y, error, 0.5), (y, 1 - error, 0.5)])["mae"]
+    draws = bootstrap_draws("regression", [(y, error, 0.5), (y, 1 - error, 0.5)])["mae"]
     assert draws == pytest.approx(0.5)
 
 

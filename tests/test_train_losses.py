@@ -30,6 +30,7 @@ def test_binary_classes_weigh_the_same_and_zero_is_the_best_constant() -> None:
 def test_multiclass_classes_weigh_the_same() -> None:
     targets = [0] * 6 + [1] * 2 + [2] * 1
     goal = objective(THREE, targets, "cell")
+    assert goal.offset == pytest.approx([math.log(n / 9) for n in (6, 2, 1)]), "as for two classes"
     logits = torch.zeros(9, 3, requires_grad=True)
     loss = goal.loss(logits, torch.tensor(targets, dtype=torch.float32))
     assert loss.item() == pytest.approx(math.log(3))

@@ -67,6 +67,27 @@ def youden_threshold(y: Array, score: Array) -> float:
     return float(best[np.argmin(np.abs(best - FALLBACK_THRESHOLD))])
 
 
+def class_shares(y: Array, classes: int) -> Array:
+    """Share of each class among subjects, [classes]; one that does not occur counts as one subject."""
+    counts = np.maximum(np.bincount(y.astype(int), minlength=classes), 1)
+    return counts / counts.sum()
+
+
+def decision_rule(kind: str, y: Array, score: Array) -> Array:
+    """What turns probabilities into classes, to be chosen on validation and frozen for every test.
+
+    Balanced accuracy counts classes equally however rare they are; the largest probability would hardly ever
+    name a rare one.
+
+    Returns:
+        Youden's threshold (binary), or the share of each class, by which its probability is divided before
+        the largest is taken, [classes] (multiclass). Regression needs none: NaN.
+    """
+    if kind == "multiclass":
+        return class_shares(y, score.shape[1])
+    return np.array(youden_threshold(y, score) if kind == "binary" else np.nan)
+
+
 def balanced_accuracy(y: Array, predicted: Array, classes: int, weights: Array | None = None) -> Array:
     """Mean over `classes` of the share of a class's subjects predicted as it; NaN if a class is absent."""
     weight = _weights(weights, len(y))
@@ -103,16 +124,14 @@ def pearson_r(y: Array, score: Array, weights: Array | None = None) -> Array:
     return _divide((weight * dy * ds).sum(-1), np.where(constant, 0, np.sqrt(variance_y * variance_s)))
 
 
-def measure(
-    kind: str, y: Array, score: Array, threshold: float, weights: Array | None = None
-) -> dict[str, Array]:
+def measure(kind: str, y: Array, score: Array, rule: Array, weights: Array | None = None) -> dict[str, Array]:
     """All metrics of a kind of task.
 
     Args:
         kind: binary, multiclass or regression.
         y: [n] class indices or target values, one row per subject.
         score: [n] (binary: probability of class 1; regression: value) or [n, classes].
-        threshold: binary: score from which class 1 is predicted, chosen on validation.
+        rule: as `decision_rule` chose it on validation.
         weights: [..., n] or None for ones.
 
     Returns:
@@ -124,9 +143,9 @@ def measure(
     if kind == "regression":
         return {"mae": mean_absolute_error(y, score, weights), "r": pearson_r(y, score, weights)}
     if kind == "multiclass":
-        area, predicted, classes = macro_auc(y, score, weights), score.argmax(1), score.shape[1]
+        area, predicted, classes = macro_auc(y, score, weights), (score / rule).argmax(1), score.shape[1]
     else:
-        area, predicted, classes = auc(y, score, weights), (score >= threshold).astype(int), 2
+        area, predicted, classes = auc(y, score, weights), (score >= rule).astype(int), 2
     return {
         "auc": area,
         "balanced_accuracy": balanced_accuracy(y, predicted, classes, weights),
@@ -167,14 +186,14 @@ def percentile_interval(values: Array, level: float = 0.95) -> tuple[float, floa
     return float(low), float(high)
 
 
-def bootstrap_interval(
-    kind: str, runs: Sequence[tuple[Array, Array, float]], draws: int = DRAWS, seed: int = 0
+def bootstrap_draws(
+    kind: str, runs: Sequence[tuple[Array, Array, Array]], draws: int = DRAWS, seed: int = 0
 ) -> dict[str, Array]:
     """Draws of each seed-averaged metric under resampling of subjects.
 
     Args:
         kind: binary, multiclass or regression.
-        runs: (y [n], score [n] or [n, classes], threshold) of each seed, subjects in the same order.
+        runs: (y [n], score [n] or [n, classes], decision rule) of each seed, subjects in the same order.
         draws: number of resamples; each resample takes the same subjects for all seeds.
         seed: seed of the resampling.
 
@@ -182,7 +201,7 @@ def bootstrap_interval(
         Metric name to [draws]; give it to `percentile_interval`.
     """
     weights = resamples(len(runs[0][0]), draws, seed)
-    of_seeds = [measure(kind, y, score, threshold, weights) for y, score, threshold in runs]
+    of_seeds = [measure(kind, y, score, rule, weights) for y, score, rule in runs]
     return {name: np.mean([values[name] for values in of_seeds], axis=0) for name in METRICS[kind]}
 
 

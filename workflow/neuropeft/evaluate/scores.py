@@ -12,14 +12,13 @@ from neuropeft.config import Config, Task
 from neuropeft.errors import UserError
 from neuropeft.evaluate.metrics import (
     DRAWS,
-    FALLBACK_THRESHOLD,
     METRICS,
     Array,
-    bootstrap_interval,
+    bootstrap_draws,
+    decision_rule,
     measure,
     percentile_interval,
     why_undefined,
-    youden_threshold,
 )
 from neuropeft.evaluate.predictions import Run, RunKey, read_predictions
 from neuropeft.grid import NO_PRETRAINING, cells, seeds_of, used_tasks
@@ -173,14 +172,14 @@ def _score(
     tested: dict[int, tuple[Run | None, Run | None]],
     draws: int,
 ) -> Iterator[Score]:
-    present = {seed: (run, _threshold(task, validation)) for seed, (validation, run) in tested.items() if run}
-    points = {seed: measure(task.kind, run.y, run.score, cut) for seed, (run, cut) in present.items()}
+    present = {seed: (run, _rule(task, validation, run)) for seed, (validation, run) in tested.items() if run}
+    points = {seed: measure(task.kind, run.y, run.score, rule) for seed, (run, rule) in present.items()}
     subjects = _common_subjects(group, cohort, [run for run, _ in present.values()])
     reason = _reason(task, expected, tested)
     drawn = {}
     if draws and present:
-        runs = [(run.y, run.score, cut) for run, cut in present.values()]
-        drawn = bootstrap_interval(task.kind, runs, draws)
+        runs = [(run.y, run.score, rule) for run, rule in present.values()]
+        drawn = bootstrap_draws(task.kind, runs, draws)
     for metric in METRICS[task.kind]:
         values = {seed: float(of_seed[metric]) for seed, of_seed in points.items()}
         finite = {seed: value for seed, value in values.items() if np.isfinite(value)}
@@ -202,11 +201,11 @@ def _score(
         )
 
 
-def _threshold(task: Task, validation: Run | None) -> float:
-    """Threshold chosen on validation and then frozen for test and zero-shot (0.5 without validation)."""
-    if task.kind != "binary" or validation is None:
-        return FALLBACK_THRESHOLD
-    return youden_threshold(validation.y, validation.score)
+def _rule(task: Task, validation: Run | None, tested: Run) -> Array:
+    """Decision rule of the validation subjects; without any, one that favours no class."""
+    if validation is None:
+        return decision_rule(task.kind, tested.y[:0], tested.score[:0])
+    return decision_rule(task.kind, validation.y, validation.score)
 
 
 def _common_subjects(group: Group, cohort: str, runs: Sequence[Run]) -> tuple[str, ...]:

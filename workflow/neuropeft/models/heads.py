@@ -6,24 +6,47 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 HEAD_STD = 0.01  # MAE's linear probe; small enough that training starts from the bias
+EPS = 1e-6  # added to variances
+MOMENTUM = 0.1  # weight of a batch in the running statistics
 
 
-class FeatureNorm(nn.BatchNorm1d):
+class FeatureNorm(nn.Module):
     """Standardise features [B, width] over scans, without parameters (He 2022, MAE, linear probing).
 
     Registered brains look alike: what a backbone says of all of them is some hundred times larger than what
     it says of one, and a head on such features learns next to nothing in the few steps that small data allow.
+
+    The running statistics are the mean over the batches seen until `MOMENTUM` weighs more. From mean 0 and
+    variance 1, where torch's batch norm starts, they would take some hundred steps to features whose variance
+    is 1e-3.
     """
 
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+
     def __init__(self, width: int) -> None:
-        """Start from mean 0 and variance 1."""
-        super().__init__(width, eps=1e-6, affine=False)
+        """Make the statistics of `width` features; the first batch sets them."""
+        super().__init__()
+        self.register_buffer("running_mean", torch.zeros(width))
+        self.register_buffer("running_var", torch.ones(width))
+        self.register_buffer("num_batches_tracked", torch.tensor(0))
 
     def forward(self, features: Tensor) -> Tensor:
         """Return the features, standardised by the batch in training and by running statistics otherwise."""
-        if self.training and len(features) == 1:  # one scan has no spread: an epoch's last batch may be one
-            return F.batch_norm(features, self.running_mean, self.running_var, eps=self.eps)
-        return super().forward(features)
+        if (
+            not self.training or len(features) == 1
+        ):  # one scan, as an epoch's last batch may be, has no spread
+            return F.batch_norm(features, self.running_mean, self.running_var, eps=EPS)
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            weight = self.num_batches_tracked.reciprocal().clamp_min(
+                MOMENTUM
+            )  # on the device: nothing waits for it
+            variance, mean = torch.var_mean(features, dim=0)
+            self.running_mean.lerp_(mean, weight)
+            self.running_var.lerp_(variance, weight)
+        return F.batch_norm(features, None, None, training=True, eps=EPS)
 
 
 class Predictor(nn.Module):
@@ -32,7 +55,8 @@ class Predictor(nn.Module):
     def __init__(self, backbone: nn.Module, width: int, outputs: int) -> None:
         """Put a head of `outputs` outputs on a backbone that gives `width` features.
 
-        Outputs are logits or standardised regression values; the bias starts at 0, for the trainer to set.
+        Outputs are logits or standardised regression values, of which 0 is the best constant: the bias
+        starts there.
         """
         super().__init__()
         self.backbone = backbone
@@ -42,7 +66,7 @@ class Predictor(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def forward(self, x: Tensor, parts: int = 1) -> Tensor:
-        """Return the outputs [B, outputs] of scans [B, 1, S, S, S].
+        """Return the outputs [B, outputs], in float32 under autocast too, of scans [B, 1, S, S, S].
 
         With `parts`, the backbone sees one part of the batch at a time and nothing but its features is kept:
         the backward pass computes the rest again, part by part (Gao et al. 2021, GradCache). That costs a
@@ -54,7 +78,8 @@ class Predictor(nn.Module):
         else:
             pieces = x.tensor_split(parts)
             features = torch.cat([checkpoint(self.backbone, piece, use_reentrant=False) for piece in pieces])
-        return self.head(self.feature_norm(features))
+        with torch.autocast(features.device.type, enabled=False):
+            return self.head(self.feature_norm(features.float()))
 
     def train(self, mode: bool = True) -> "Predictor":
         """Set training mode, in which a part that has parameters but none to train stays in evaluation mode.

@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from neuropeft.errors import UserError
 from neuropeft.files import atomic_path
 from neuropeft.models.checkpoints import read_tensors
-from neuropeft.models.heads import Predictor
+from neuropeft.models.heads import FeatureNorm, Predictor
 from neuropeft.peft import lora, selective
 
 
@@ -67,7 +67,7 @@ def delta_state(model: nn.Module) -> dict[str, Tensor]:
     state = {name: value.detach() for name, value in model.named_parameters() if value.requires_grad}
     for prefix, module in model.named_modules():
         frozen = [not value.requires_grad for value in module.parameters()]
-        if isinstance(module, _BatchNorm) and not (frozen and all(frozen)):
+        if isinstance(module, _BatchNorm | FeatureNorm) and not (frozen and all(frozen)):
             state |= {f"{prefix}.{name}": value for name, value in module.named_buffers()}
     return state
 

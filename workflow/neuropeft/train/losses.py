@@ -17,16 +17,15 @@ class Objective:
     """How a task is learnt.
 
     Attributes:
-        outputs: Width of the head.
         loss: Mean loss of outputs [B, outputs] against targets [B].
         metric: What a person wants to watch: AUC, balanced accuracy, or the mean absolute error in the
             target's unit.
         offset: What turns outputs into what is reported, one per output: the mean of a regression target,
-            or the log-odds of class 1, which the loss weighs away; 0 for more classes.
+            or what the loss weighs away of the classes, the log-odds of class 1 or, of more classes, the
+            logarithms of their frequencies.
         scale: SD of a regression target; 1 otherwise. Reported are outputs * scale + offset.
     """
 
-    outputs: int
     loss: Callable[[Tensor, Tensor], Tensor]
     metric: Callable[[Tensor, Tensor], float]
     offset: tuple[float, ...]
@@ -59,14 +58,13 @@ def objective(task: Mapping[str, Any], targets: Sequence[float], name: str) -> O
     counts = _class_counts(task, values, name)
     if task["kind"] == "binary":
         return _binary(float(counts[0] / counts[1]))
-    return _multiclass((counts.sum() / (len(counts) * counts)).float())
+    return _multiclass(counts / counts.sum())
 
 
 def scores(task: Mapping[str, Any], outputs: Tensor, offset: Sequence[float], scale: float) -> Tensor:
     """Return probabilities, or values in the target's unit, [n, 1] or [n, classes] as `outputs`.
 
-    The probability of a binary task is that of a population with the training set's class frequencies; those
-    of more classes take all as equally frequent, so that the largest names the class.
+    Probabilities are those of a population with the training set's class frequencies.
     """
     values = outputs * scale + torch.tensor(list(offset))
     if task["kind"] == "regression":
@@ -87,7 +85,7 @@ def _regression(values: Tensor, name: str) -> Objective:
     def metric(outputs: Tensor, targets: Tensor) -> float:
         return float((outputs[:, 0] * sd + mean - targets).abs().mean())
 
-    return Objective(1, loss, metric, (mean,), sd)
+    return Objective(loss, metric, (mean,), sd)
 
 
 def _binary(pos_weight: float) -> Objective:
@@ -95,18 +93,21 @@ def _binary(pos_weight: float) -> Objective:
         weight = torch.full((), pos_weight, device=outputs.device)
         return F.binary_cross_entropy_with_logits(outputs[:, 0], targets, pos_weight=weight)
 
-    return Objective(1, loss, lambda outputs, targets: auc(outputs[:, 0], targets), (-math.log(pos_weight),))
+    return Objective(loss, lambda outputs, targets: auc(outputs[:, 0], targets), (-math.log(pos_weight),))
 
 
-def _multiclass(weights: Tensor) -> Objective:
+def _multiclass(frequencies: Tensor) -> Objective:
+    weights = (1 / (len(frequencies) * frequencies)).tolist()
+
     def loss(outputs: Tensor, targets: Tensor) -> Tensor:
         # Divided by the size of the batch, not by its sum of weights: each scan counts the same in every
         # batch.
         classes = targets.long()
         losses = F.cross_entropy(outputs, classes, reduction="none")
-        return (losses * weights.to(outputs.device)[classes]).mean()
+        # Numbers and no tensor of weights, whose way to the GPU would make each step wait.
+        return (losses * sum(weight * (classes == index) for index, weight in enumerate(weights))).mean()
 
-    return Objective(len(weights), loss, balanced_accuracy, (0.0,) * len(weights))
+    return Objective(loss, balanced_accuracy, tuple(frequencies.log().tolist()))
 
 
 def auc(outputs: Tensor, targets: Tensor) -> float:

@@ -67,11 +67,21 @@ def test_every_t1w_is_a_scan(bids: Path) -> None:
 
 def test_session_values_override_subject_values(bids: Path) -> None:
     scans = index(bids, columns={"diagnosis": "DX"})
-    assert scans["sub-02_ses-a_run-1"].labels["age"] == "70"
     assert scans["sub-02_ses-b"].labels["age"] == "72"
-    assert scans["sub-02_ses-a_run-1"].labels["diagnosis"] == "CN"
     assert scans["sub-02_ses-b"].labels["diagnosis"] == "AD"
     assert scans["sub-03"].labels == {}
+
+
+def test_a_session_without_a_row_takes_nothing_that_changes_between_sessions(bids: Path, capsys) -> None:
+    scans = index(bids)
+    assert scans["sub-02_ses-a_run-1"].labels == {
+        "participant_id": "02", "session_id": "n/a", "age": "n/a", "DX": "n/a",
+    }  # fmt: skip
+    assert "1 sessions have no row in the sessions.tsv of their subject, for example sub-02/ses-a" in (
+        capsys.readouterr().out
+    )
+    (bids / "sub-02/sub-02_sessions.tsv").unlink()
+    assert index(bids)["sub-02_ses-a_run-1"].labels["age"] == "70"
 
 
 def test_subjects_without_scan_are_told(bids: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -254,10 +264,13 @@ def two_cohorts(tmp_path: Path, link: bool) -> dict:
     return raw
 
 
-def test_zero_shot_cohort_may_reuse_subject_names_but_no_file(tmp_path: Path) -> None:
+def test_zero_shot_cohort_may_reuse_subject_names_but_no_file(tmp_path: Path, capsys) -> None:
     raw = two_cohorts(tmp_path, link=False)
     raw["tasks"]["ad"]["zero_shot"] = ["two"]
     prepare(load_config(raw, tmp_path), tmp_path / "results")
+    assert "6 of 6 subjects of two have a name that one has too, for example sub-a" in (
+        capsys.readouterr().out
+    )
     raw = two_cohorts(tmp_path, link=True)
     raw["tasks"]["ad"]["zero_shot"] = ["two"]
     with pytest.raises(

@@ -1,116 +1,136 @@
 """Leaks between sides that names do not show: the same image under two names."""
 
+import re
+from collections import Counter
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from neuropeft.cohorts.leaks import check_leaks, find_leaks, find_shared, store_digests
+from neuropeft.cohorts.leaks import check_leaks, check_pretraining
 from neuropeft.cohorts.splits import make_split, write_split
 from neuropeft.errors import UserError
 from neuropeft.files import read_tsv, write_tsv
 
+COLUMNS = ("scan_id", "subject", "sha1")
 
-def store(results: Path, cohort: str, subjects: int) -> Path:
-    """Pack random volumes [subjects, 4, 4, 4], one scan each."""
-    folder = results / "cohorts" / cohort / "store"
-    folder.mkdir(parents=True)
-    generator = np.random.default_rng(len(cohort))
-    np.save(folder / "volumes.npy", generator.standard_normal((subjects, 4, 4, 4)).astype(np.float16))
-    write_tsv(folder / "scans.tsv", [{"scan_id": f"sub-{cohort}{i}"} for i in range(subjects)], ["scan_id"])
-    return folder / "volumes.npy"
+
+class Case:
+    """A task on cohort one (20 subjects), its zero-shot cohort zero and a third cohort, no image twice."""
+
+    def __init__(self, folder: Path) -> None:
+        self.stored = {
+            name: folder / "cohorts" / name / "store/scans.tsv" for name in ("one", "zero", "more")
+        }
+        for name, path in self.stored.items():
+            subjects = [f"{name}{i}" for i in range(20 if name == "one" else 5)]
+            scans = [{"scan_id": f"sub-{s}", "subject": s, "sha1": f"hash of {s}"} for s in subjects]
+            write_tsv(path, scans, COLUMNS)
+        self.split, self.labels, self.out = (folder / name for name in ("seed-0.tsv", "zero.tsv", "out.tsv"))
+        rows = [
+            {**scan, "session": None, "y": i % 2, "sex": None} for i, scan in enumerate(self.scans("one"))
+        ]
+        write_split(self.split, make_split(rows, 0, 0.2, 0.1, "binary", "t"))
+        write_tsv(
+            self.labels, self.scans("zero")[:4], ("scan_id", "subject")
+        )  # the task leaves sub-zero4 out
+
+    def scans(self, cohort: str) -> list[dict[str, str]]:
+        return read_tsv(self.stored[cohort])
+
+    def copy_image(self, scan: str, to: str) -> None:
+        """Give the scan `to` the image of `scan`."""
+        everything = {row["scan_id"]: row["sha1"] for name in self.stored for row in self.scans(name)}
+        for name, path in self.stored.items():
+            changed = {to: everything[scan]}
+            write_tsv(
+                path,
+                [row | {"sha1": changed.get(row["scan_id"], row["sha1"])} for row in self.scans(name)],
+                COLUMNS,
+            )
+
+    def of_side(self, side: str) -> list[str]:
+        return [row["scan_id"] for row in read_tsv(self.split) if row["side"] == side]
+
+    def check(self, zero_shot: bool = False) -> None:
+        other = (self.labels, self.stored["zero"]) if zero_shot else (None, None)
+        check_leaks(self.split, self.stored["one"], *other, self.out)
+
+    def check_pretraining(self, cohort: str, pretrained: str) -> None:
+        tested = self.split if cohort == "one" else self.labels
+        check_pretraining(tested, self.stored[cohort], self.stored[pretrained], self.out)
 
 
 @pytest.fixture
-def case(tmp_path: Path) -> dict:
-    """A task with two seeds, its training cohort and a zero-shot cohort."""
-    rows = [
-        {"scan_id": f"sub-one{i}", "subject": f"one{i}", "session": None, "y": i % 2, "sex": None}
-        for i in range(20)
-    ]
-    files = [tmp_path / f"seed-{seed}.tsv" for seed in range(2)]
-    splits = [make_split(rows, seed, 0.2, 0.1, "binary", "t") for seed in range(2)]
-    for file, made in zip(files, splits, strict=True):
-        write_split(file, made)
-    zero_shot = store(tmp_path, "zero", 5)
-    return {
-        "files": files,
-        "split": splits[0],
-        "store": store(tmp_path, "one", 20),
-        "zero_shot": [zero_shot, zero_shot.with_name("scans.tsv")],
-        "out": tmp_path / "leaks.tsv",
-    }
+def case(tmp_path: Path) -> Case:
+    return Case(tmp_path)
 
 
-def check(case: dict) -> None:
-    check_leaks(case["files"], case["store"], case["zero_shot"], case["out"])
-
-
-def copy_image(source: Path, i: int, target: Path, j: int) -> None:
-    volumes = np.load(target)
-    volumes[j] = np.load(source)[i]
-    np.save(target, volumes)
-
-
-def numbers(case: dict, *sides: str) -> list[int]:
-    """Return the number of one scan on each of `sides`, no scan twice."""
-    free = [(row["side"], int(row["scan_id"].removeprefix("sub-one"))) for row in case["split"]]
-    found = []
-    for side in sides:
-        member = next(entry for entry in free if entry[0] == side)
-        free.remove(member)
-        found.append(member[1])
-    return found
-
-
-def test_clean_task_is_reported(case: dict) -> None:
-    check(case)
-    report = read_tsv(case["out"])
-    assert [(row["compared_with"], row["scans"], row["identical"]) for row in report] == [
-        ("itself", "20", "0"),
-        ("zero", "20", "0"),
-    ] * 2
-    assert len({row["sha256"] for row in report}) == 2
+def test_clean_task_is_reported(case: Case) -> None:
+    case.check(zero_shot=True)
+    sides = Counter(row["side"] for row in read_tsv(case.split))
+    expected = {("one", side, str(sides[side])) for side in sides} | {("zero", "zero-shot", "4")}
+    assert {(row["cohort"], row["side"], row["scans"]) for row in read_tsv(case.out)} == expected
 
 
 @pytest.mark.parametrize("sides", [("train", "test"), ("val", "test"), ("train", "val")])
-def test_one_image_under_two_subjects_on_two_sides(case: dict, sides: tuple[str, str]) -> None:
-    i, j = numbers(case, *sides)
-    copy_image(case["store"], i, case["store"], j)
+def test_one_image_under_two_subjects_on_two_sides(case: Case, sides: tuple[str, str]) -> None:
+    one, other = (case.of_side(side)[0] for side in sides)
+    case.copy_image(one, to=other)
+    with pytest.raises(UserError, match=r"hold the same image; give both the same subject") as told:
+        case.check()
+    for scan, side in zip((one, other), sides, strict=True):
+        assert re.search(rf"{scan} of (cohort )?one \({side}\)", str(told.value))
+    assert not case.out.exists()
+
+
+def test_one_image_twice_on_one_side_is_no_leak(case: Case) -> None:
+    case.copy_image(case.of_side("train")[0], to=case.of_side("train")[1])
+    case.check()
+
+
+def test_image_of_a_zero_shot_cohort(case: Case) -> None:
+    scan = case.of_side("train")[0]
+    case.copy_image(scan, to="sub-zero4")
+    case.check(zero_shot=True)  # the task does not test on it
+    case.copy_image(scan, to="sub-zero3")
+    case.check()
     with pytest.raises(
-        UserError, match=r"seed-0.tsv: sub-one\d+ \(\w+\) and .* same image; give both the same"
+        UserError, match=rf"{scan} of .* \(train\) and sub-zero3 of zero \(zero-shot\).*one of the"
     ):
-        check(case)
-    leak = find_leaks(case["split"], store_digests(case["store"].parent))[0]
-    assert {leak.one, leak.other} == {f"sub-one{i}", f"sub-one{j}"}
-    assert {leak.one_side, leak.other_side} == set(sides)
-    assert not case["out"].exists()
+        case.check(zero_shot=True)
 
 
-def test_one_image_twice_on_one_side_is_no_leak(case: dict) -> None:
-    i, j = numbers(case, "train", "train")
-    copy_image(case["store"], i, case["store"], j)
-    assert find_leaks(case["split"], store_digests(case["store"].parent)) == []
-
-
-def test_image_of_a_zero_shot_cohort(case: dict) -> None:
-    (i,) = numbers(case, "train")
-    copy_image(case["store"], i, case["zero_shot"][0], 3)
-    digests = store_digests(case["store"].parent)
-    (leak,) = find_shared(case["split"], digests, store_digests(case["zero_shot"][0].parent))
-    assert leak == (f"sub-one{i}", "train", "sub-zero3", "zero-shot")
-    with pytest.raises(
-        UserError, match=rf"sub-one{i} \(train\) and sub-zero3 \(zero-shot\) hold .*being zero"
-    ):
-        check(case)
-
-
-def test_subject_on_two_sides(case: dict) -> None:
-    file = case["files"][1]
-    lines = file.read_text().splitlines()
+def test_subject_on_two_sides(case: Case) -> None:
+    lines = case.split.read_text().splitlines()
     tested = next(line for line in lines if "\ttest\t" in line).split("\t")
     changed = [line.replace("sub-one0\tone0\t", f"sub-one0\t{tested[1]}\t") for line in lines]
     assert changed != lines
-    file.write_text("\n".join(changed) + "\n")
-    with pytest.raises(UserError, match=r"seed-1.tsv: "):
-        check(case)
+    case.split.write_text("\n".join(changed) + "\n")
+    with pytest.raises(UserError, match=r"seed-0.tsv: "):
+        case.check()
+
+
+@pytest.mark.parametrize("cohort", ["one", "zero"])
+def test_tested_image_in_the_cohort_that_is_pretrained_on(case: Case, cohort: str) -> None:
+    case.copy_image(case.of_side("train")[0], to="sub-more1")  # what is trained on may be pretrained on
+    case.check_pretraining(cohort, "more")
+    scan = case.of_side("test")[0] if cohort == "one" else "sub-zero2"
+    case.copy_image(scan, to="sub-more0")
+    with pytest.raises(UserError, match=rf"{scan} of .* and sub-more0 of more \(pretraining\) hold the same"):
+        case.check_pretraining(cohort, "more")
+
+
+def test_pretraining_on_the_cohort_itself_leaves_tested_subjects_out(case: Case) -> None:
+    case.check_pretraining("one", "one")
+    tested, trained = case.of_side("test")[0], case.of_side("train")[0]
+    case.copy_image(tested, to=trained)
+    with pytest.raises(UserError, match=rf"{tested} of .* and {trained} of one \(pretraining\)"):
+        case.check_pretraining("one", "one")
+
+
+def test_zero_shot_image_in_the_training_cohort_that_is_pretrained_on(case: Case) -> None:
+    case.copy_image(case.of_side("train")[0], to="sub-zero1")
+    with pytest.raises(
+        UserError, match=r"sub-zero1 of cohort zero \(zero-shot\) and .* of one \(pretraining\)"
+    ):
+        case.check_pretraining("zero", "one")

@@ -253,6 +253,10 @@ def test_test_subjects_are_kept_from_training_and_pretraining(finished):
     assert sides[0] == sides[1] != set()
     cost = json.loads((finished / "results/pretraining/mae/vit_xxs/cost.json").read_text())
     assert cost["train_scans"] + cost["validation_scans"] <= 14 - len(sides[0])
+    for cohort, side, number in (("SimA", "test", len(sides[0])), ("SimB", "zero-shot", 6)):
+        with (splits / f"leaks/pretraining-mae/{cohort}.tsv").open() as stream:
+            rows = {row["side"]: int(row["scans"]) for row in csv.DictReader(stream, delimiter="\t")}
+        assert rows == {side: number, "pretraining": 14 - (number if side == "test" else 0)}
 
 
 def test_a_second_run_does_nothing(finished):

@@ -22,6 +22,7 @@ EXPECTED = {
     "pack_cohort": ("cpu", 1, 4000, 0, 10),
     "split": CPU_RULE,
     "check_leaks": CPU_RULE,
+    "check_pretraining": CPU_RULE,
     "controls": ("cpu", 1, 8000, 0, 120),
     "pretrain": ("gpu", 8, 8001, 1, 10),
     "finetune": ("gpu", 4, 8001, 1, 10),

@@ -75,7 +75,13 @@ def _split(options: argparse.Namespace) -> None:
 def _check_leaks(options: argparse.Namespace) -> None:
     from neuropeft.cohorts.leaks import check_leaks
 
-    check_leaks(options.splits, options.store, options.zero_shot, options.out)
+    check_leaks(options.split, options.stored, options.labels, options.zero_shot, options.out)
+
+
+def _check_pretraining(options: argparse.Namespace) -> None:
+    from neuropeft.cohorts.leaks import check_pretraining
+
+    check_pretraining(options.tested, options.stored, options.pretrained, options.out)
 
 
 # -- preprocessing ---------------------------------------------------------------------------------
@@ -338,8 +344,12 @@ def _add_cohorts(verb: Verb) -> None:
     split.add_argument("--validation", type=float, required=True)
 
     leaks = verb("check-leaks", _check_leaks, "check that no subject and no image is on two sides")
-    _paths(leaks, "--store", "--out")
-    _path_lists(leaks, "--splits", "--zero-shot")
+    _paths(leaks, "--split", "--stored", "--out")
+    leaks.add_argument("--labels", type=Path, help="of the task in a zero-shot cohort")
+    leaks.add_argument("--zero-shot", type=Path, help="scans.tsv of that cohort's store")
+
+    pretrained = verb("check-pretraining", _check_pretraining, "check that no tested image was pretrained on")
+    _paths(pretrained, "--tested", "--stored", "--pretrained", "--out")
 
 
 def _add_preprocessing(verb: Verb) -> None:

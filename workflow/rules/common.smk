@@ -217,11 +217,11 @@ def task_labels(task):
     return [f"results/tasks/{task}/{cohort}.tsv" for cohort in task_cohorts(task)]
 
 
-def evaluated_subjects(wildcards):
+def evaluated_subjects(task, cohort, seeds):
     """Return what says who is predicted: the splits in the training cohort, everybody elsewhere."""
-    if wildcards.cohort != CONFIG.tasks[wildcards.task].train:
-        return f"results/tasks/{wildcards.task}/{wildcards.cohort}.tsv"
-    return expand("results/splits/{task}/seed-{seed}.tsv", task=wildcards.task, seed=group_seeds(wildcards))
+    if cohort != CONFIG.tasks[task].train:
+        return [f"results/tasks/{task}/{cohort}.tsv"]
+    return expand("results/splits/{task}/seed-{seed}.tsv", task=task, seed=seeds)
 
 
 def group_seeds(wildcards):
@@ -234,9 +234,20 @@ def leak_checks(task, cohort, seeds):
     return [f"results/splits/{task}/leaks/{cohort}-seed-{seed}.tsv" for seed in seeds]
 
 
-def compared_volumes(wildcards):
-    """Return the volumes that a training cohort is compared with; with itself it always is."""
-    return [] if wildcards.cohort == CONFIG.tasks[wildcards.task].train else volumes(wildcards.cohort)
+def compared_cohort(wildcards):
+    """Return labels and scans that a training cohort is compared with; with itself it always is."""
+    if wildcards.cohort == CONFIG.tasks[wildcards.task].train:
+        return []
+    return [f"results/tasks/{wildcards.task}/{wildcards.cohort}.tsv", stored_scans(wildcards.cohort)]
+
+
+def test_checks(wildcards, seeds):
+    """Return the reports that nothing which a group of cells is tested on, in a cohort, was trained or pretrained on."""
+    reports = leak_checks(wildcards.task, wildcards.cohort, seeds)
+    if wildcards.pretraining in CONFIG.autoencoders:
+        folder = f"results/splits/{wildcards.task}/leaks/pretraining-{wildcards.pretraining}"
+        reports.append(f"{folder}/{wildcards.cohort}.tsv")
+    return reports
 
 
 @cache
@@ -286,16 +297,12 @@ def partial_inputs(wildcards):
     }
     deltas = {cell: delta for cell, delta in deltas.items() if cell.seed in checked}
     seeds = sorted(checked)
-    splits = expand("results/splits/{task}/seed-{seed}.tsv", task=wildcards.task, seed=seeds)
-    in_domain = wildcards.cohort == CONFIG.tasks[wildcards.task].train
     return {
         "deltas": there(*deltas.values()),
         "encoder": there(*filter(None, [encoder(wildcards)])),
         "volumes": there(volumes(wildcards.cohort)),
-        "subjects": there(
-            *(splits if in_domain else [f"results/tasks/{wildcards.task}/{wildcards.cohort}.tsv"])
-        ),
-        "leaks": there(*leak_checks(wildcards.task, wildcards.cohort, seeds)),
+        "subjects": there(*evaluated_subjects(wildcards.task, wildcards.cohort, seeds)),
+        "leaks": there(*test_checks(wildcards, seeds)),
     }
 
 

@@ -6,8 +6,10 @@ rule predict:
         deltas=group_deltas,
         encoder=encoder,
         volumes=lambda wildcards: volumes(wildcards.cohort),
-        subjects=evaluated_subjects,
-        leaks=lambda wildcards: leak_checks(wildcards.task, wildcards.cohort, group_seeds(wildcards)),
+        subjects=lambda wildcards: evaluated_subjects(
+            wildcards.task, wildcards.cohort, group_seeds(wildcards)
+        ),
+        leaks=lambda wildcards: test_checks(wildcards, group_seeds(wildcards)),
         code=sources("train.predict"),
     output:
         "results/predictions/{task}/{backbone}/{pretraining}/{method}/{cohort}.tsv",

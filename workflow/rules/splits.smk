@@ -28,8 +28,8 @@ rule split:
 rule check_leaks:
     input:
         split="results/splits/{task}/seed-{seed}.tsv",
-        volumes=lambda wildcards: volumes(CONFIG.tasks[wildcards.task].train),
-        zero_shot=compared_volumes,
+        stored=lambda wildcards: stored_scans(CONFIG.tasks[wildcards.task].train),
+        zero_shot=compared_cohort,
         code=sources("cohorts.leaks"),
     output:
         "results/splits/{task}/leaks/{cohort}-seed-{seed}.tsv",
@@ -37,11 +37,39 @@ rule check_leaks:
         "results/logs/check_leaks/{task}/{cohort}-seed-{seed}.log",
     conda:
         "../../envs/torch.yaml"
-    resources:
-        mem_mb=4000,
+    params:
+        zero_shot=lambda wildcards, input: (
+            "--labels {} --zero-shot {}".format(*input.zero_shot) if input.zero_shot else ""
+        ),
     message:
         "Checking task {wildcards.task} (seed {wildcards.seed}) for subjects and images of {wildcards.cohort}"
         " on two sides"
     shell:
-        "python -m neuropeft check-leaks --splits {input.split} --store {input.volumes}"
-        " --zero-shot {input.zero_shot} --out {output} > {log} 2>&1"
+        "python -m neuropeft check-leaks --split {input.split} --stored {input.stored} {params.zero_shot}"
+        " --out {output} > {log} 2>&1"
+
+
+# Apart from the check above, so that nothing but predictions waits for the cohort that is pretrained on. The test side
+# is the same for all seeds.
+rule check_pretraining:
+    input:
+        tested=lambda wildcards: evaluated_subjects(
+            wildcards.task, wildcards.cohort, seeds(wildcards.task)[:1]
+        ),
+        stored=lambda wildcards: stored_scans(wildcards.cohort),
+        pretrained=lambda wildcards: stored_scans(CONFIG.autoencoders[wildcards.pretraining].cohort),
+        code=sources("cohorts.leaks"),
+    output:
+        "results/splits/{task}/leaks/pretraining-{pretraining}/{cohort}.tsv",
+    log:
+        "results/logs/check_pretraining/{task}/{pretraining}/{cohort}.log",
+    wildcard_constraints:
+        pretraining=one_of(CONFIG.autoencoders),
+    conda:
+        "../../envs/torch.yaml"
+    message:
+        "Checking that pretraining {wildcards.pretraining} has seen no image that task {wildcards.task} tests on"
+        " in {wildcards.cohort}"
+    shell:
+        "python -m neuropeft check-pretraining --tested {input.tested} --stored {input.stored}"
+        " --pretrained {input.pretrained} --out {output} > {log} 2>&1"

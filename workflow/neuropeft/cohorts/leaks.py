@@ -1,117 +1,125 @@
 """Leaks: the same person or the same image on two sides, which makes every score too good.
 
 Names are checked when a split is read. Images are checked here, once they are packed: a scan that was filed
-under two names is preprocessed to the same volume, and only the volumes tell.
+under two names is preprocessed to the same volume, and only the volumes, whose hashes a store lists, tell.
 """
 
-import hashlib
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from neuropeft.cohorts.splits import read_split, split_digest
+from neuropeft.cohorts.splits import TEST, ZERO_SHOT, read_split, split_digest
 from neuropeft.errors import UserError
-from neuropeft.files import write_tsv
-from neuropeft.progress import track
+from neuropeft.files import read_tsv, write_tsv
 
-REPORT_COLUMNS = ("split", "sha256", "compared_with", "scans", "identical")
-
-
-class Leak(NamedTuple):
-    """Two scans that hold the same image."""
-
-    one: str
-    one_side: str
-    other: str
-    other_side: str
+PRETRAINING = "pretraining"
+REPORT_COLUMNS = ("split", "sha256", "cohort", "side", "scans")
 
 
-def check_leaks(splits: Sequence[Path], store: Path, zero_shot: Sequence[Path], out: Path) -> None:
-    """Check the splits of a task against the packed volumes, and write what was compared.
+class Image(NamedTuple):
+    """A packed scan, by the SHA-1 of its volume, and the side that it is on."""
+
+    sha1: str
+    scan_id: str
+    side: str
+    cohort: str
+
+
+def check_leaks(split: Path, stored: Path, labels: Path | None, zero_shot: Path | None, out: Path) -> None:
+    """Check that no subject and no image is on two sides of a split, or in a zero-shot cohort besides.
 
     Args:
-        splits: the task's splits, one per seed.
-        store: `volumes.npy` of the training cohort, beside its `scans.tsv`.
-        zero_shot: files of the zero-shot cohorts' stores.
-        out: table to write, with REPORT_COLUMNS.
+        split: a split of the task.
+        stored: scans.tsv of the training cohort's store.
+        labels: the task's labels in a zero-shot cohort; None checks the split alone.
+        zero_shot: scans.tsv of that cohort's store.
+        out: table to write: how many scans of which side were compared.
 
     Raises:
         UserError: a subject or an image is on two sides.
     """
-    digests = store_digests(store.parent)
-    others = {folder: store_digests(folder) for folder in sorted({path.parent for path in zero_shot})}
-    report = []
-    for path in splits:
-        rows = read_split(path)
-        compared: dict[str, list[Leak]] = {"itself": find_leaks(rows, digests)}
-        for folder, other in others.items():
-            compared[folder.parent.name] = find_shared(rows, digests, other)
-        for name, leaks in compared.items():
-            if leaks:
-                raise UserError(_sentence(path, name, leaks))
-            report.append(
-                {
-                    "split": path,
-                    "sha256": split_digest(path),
-                    "compared_with": name,
-                    "scans": len(rows),
-                    "identical": 0,
-                }
-            )
-    write_tsv(out, report, REPORT_COLUMNS)
+    images = _split_images(split, stored)
+    if labels is not None and zero_shot is not None:
+        images += _labelled_images(labels, zero_shot)
+    _refuse_twins(images)
+    _report(split, images, out)
 
 
-def store_digests(folder: Path) -> dict[str, str]:
-    """Return a hash of every volume's bytes, by scan_id; reads the store in `folder` once."""
-    from neuropeft.store import open_store
-
-    store = open_store(folder)
-    pairs = track(
-        zip(store.scan_ids, store.volumes, strict=True), len(store.rows), f"hashing {folder.parent.name}"
-    )
-    return {scan_id: hashlib.sha1(volume, usedforsecurity=False).hexdigest() for scan_id, volume in pairs}
-
-
-def find_leaks(rows: Sequence[Mapping[str, Any]], digests: Mapping[str, str]) -> list[Leak]:
-    """Find images that are on two sides of a split, under whatever subject.
+def check_pretraining(tested: Path, stored: Path, pretrained: Path, out: Path) -> None:
+    """Check that no image that a task tests on was pretrained on.
 
     Args:
-        rows: rows of a split.
-        digests: hash of the volume of each scan.
+        tested: a split of the task, of which the test side is tested, or its labels in a zero-shot cohort.
+        stored: scans.tsv of the store of the cohort that `tested` is about.
+        pretrained: scans.tsv of the store that was pretrained on; if it is the same, the tested subjects were
+            left out.
+        out: table to write: how many scans of which side were compared.
+
+    Raises:
+        UserError: an image is on both sides.
     """
-    first: dict[str, Mapping[str, Any]] = {}
-    leaks = []
-    for row in rows:
-        twin = first.setdefault(digests[row["scan_id"]], row)
-        if twin["side"] != row["side"]:
-            leaks.append(Leak(twin["scan_id"], twin["side"], row["scan_id"], row["side"]))
-    return leaks
+    is_split = "side" in next(iter(read_tsv(tested)), {})
+    images = _split_images(tested, stored) if is_split else _labelled_images(tested, stored)
+    images = [image for image in images if image.side in (TEST, ZERO_SHOT)]
+    left_out = {row["subject"] for row in read_tsv(tested) if is_split and row["side"] == TEST}
+    rows = read_tsv(pretrained)
+    if pretrained == stored:
+        rows = [row for row in rows if row["subject"] not in left_out]
+    images += [Image(row["sha1"], row["scan_id"], PRETRAINING, _cohort(pretrained)) for row in rows]
+    _refuse_twins(images)
+    _report(tested, images, out)
 
 
-def find_shared(
-    rows: Sequence[Mapping[str, Any]], digests: Mapping[str, str], other: Mapping[str, str]
-) -> list[Leak]:
-    """Find images of a split that are in another cohort too.
-
-    Args:
-        rows: rows of a split.
-        digests: hash of the volume of each scan of the split's cohort.
-        other: hash of the volume of each scan of a zero-shot cohort.
-    """
-    by_digest = {digest: scan_id for scan_id, digest in other.items()}
-    twins = [(row, by_digest.get(digests[row["scan_id"]])) for row in rows]
-    return [Leak(row["scan_id"], row["side"], twin, "zero-shot") for row, twin in twins if twin is not None]
+def find_twins(images: Iterable[Image]) -> list[tuple[Image, Image]]:
+    """Return the pairs of images that are one and lie on two sides, under whatever name."""
+    first: dict[str, Image] = {}
+    pairs = [(first.setdefault(image.sha1, image), image) for image in images]
+    return [(one, other) for one, other in pairs if one.side != other.side]
 
 
-def _sentence(split: Path, other: str, leaks: Sequence[Leak]) -> str:
-    leak = leaks[0]
-    more = f" ({len(leaks) - 1} more such pairs)" if len(leaks) > 1 else ""
+def _split_images(split: Path, stored: Path) -> list[Image]:
+    sha1 = _hashes(stored)
+    rows = read_split(split)
+    return [Image(sha1[row["scan_id"]], row["scan_id"], row["side"], _cohort(stored)) for row in rows]
+
+
+def _labelled_images(labels: Path, stored: Path) -> list[Image]:
+    sha1 = _hashes(stored)
+    scans = [row["scan_id"] for row in read_tsv(labels) if row["scan_id"] in sha1]
+    return [Image(sha1[scan], scan, ZERO_SHOT, _cohort(stored)) for scan in scans]
+
+
+def _hashes(stored: Path) -> dict[str, str]:
+    return {row["scan_id"]: row["sha1"] for row in read_tsv(stored)}
+
+
+def _cohort(stored: Path) -> str:
+    return stored.parents[1].name  # results/cohorts/{cohort}/store/scans.tsv
+
+
+def _refuse_twins(images: Sequence[Image]) -> None:
+    twins = find_twins(images)
+    if not twins:
+        return
+    one, other = twins[0]
+    more = f" ({len(twins) - 1} more such pairs)" if len(twins) > 1 else ""
     mend = (
         "give both the same subject or remove one of them"
-        if other == "itself"
-        else f"remove it from one of the cohorts, the other being {other}"
+        if one.cohort == other.cohort
+        else "remove it from one of the two"
     )
-    return (
-        f"{split}: {leak.one} ({leak.one_side}) and {leak.other} ({leak.other_side}) hold the same "
-        f"image{more}; {mend}"
+    raise UserError(
+        f"{one.scan_id} of cohort {one.cohort} ({one.side}) and {other.scan_id} of {other.cohort} "
+        f"({other.side}) hold the same image{more}; {mend}"
     )
+
+
+def _report(checked: Path, images: Sequence[Image], out: Path) -> None:
+    digest = split_digest(checked)
+    counts = Counter((image.cohort, image.side) for image in images)
+    rows = [
+        {"split": checked, "sha256": digest, "cohort": cohort, "side": side, "scans": scans}
+        for (cohort, side), scans in sorted(counts.items())
+    ]
+    write_tsv(out, rows, REPORT_COLUMNS)

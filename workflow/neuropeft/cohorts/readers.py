@@ -57,10 +57,11 @@ def _read_bids(name: str, root: Path, columns: Mapping[str, str]) -> list[Record
     participants = _participants(root / "participants.tsv", columns)
     seen: set[str] = {column for labels in participants.values() for column in labels}
     records: list[Record] = []
+    unlisted: list[str] = []
     for folder in _names(str(root), "sub-"):
         subject = folder.removeprefix("sub-")
         labels = participants.get(subject, {})
-        for record in _subject_records(f"{root}/{folder}", subject, labels, columns):
+        for record in _subject_records(f"{root}/{folder}", subject, labels, columns, unlisted):
             seen.update(record.labels)
             records.append(record)
     _check_columns(name, columns, seen, str(root / "participants.tsv"))
@@ -71,6 +72,11 @@ def _read_bids(name: str, root: Path, columns: Mapping[str, str]) -> list[Record
             f"cohort {name}: {len(without_scan)} of {len(participants)} subjects in participants.tsv have no "
             f"T1w scan, for example sub-{min(without_scan)}; they are left out"
         )
+    if unlisted:
+        print(
+            f"cohort {name}: {len(unlisted)} sessions have no row in the sessions.tsv of their subject, for "
+            f"example {unlisted[0]}; what that table tells of other sessions is missing for them"
+        )
     if participants and without_row:
         print(
             f"cohort {name}: participants.tsv has no row for {len(without_row)} subjects with a T1w scan, "
@@ -80,21 +86,28 @@ def _read_bids(name: str, root: Path, columns: Mapping[str, str]) -> list[Record
 
 
 def _subject_records(
-    folder: str, subject: str, labels: Labels, columns: Mapping[str, str]
+    folder: str, subject: str, labels: Labels, columns: Mapping[str, str], unlisted: list[str]
 ) -> Iterator[Record]:
+    """Yield a subject's scans; sessions that its own table of sessions lacks are added to `unlisted`."""
     entries = _names(folder)
     by_session: dict[str, Labels] = {}
+    # What changes between sessions must not be taken from the table of subjects for some of them.
+    unknown: Labels = {}
     if f"sub-{subject}_sessions.tsv" in entries:
         table = Path(folder, f"sub-{subject}_sessions.tsv")
         by_session = _rows_by_id(table, "session_id", "ses-", columns)
+        unknown = {column: MISSING for row in by_session.values() for column in row}
     for entry in entries:
         if entry == "anat":
             yield from _anat_records(f"{folder}/anat", subject, None, labels)
         elif entry.startswith("ses-"):
             session = entry.removeprefix("ses-")
             # The table of the sessions knows better than that of the subjects, also that a value is missing.
-            of_session = labels | by_session.get(session, {})
-            yield from _anat_records(f"{folder}/{entry}/anat", subject, session, of_session)
+            of_session = labels | by_session.get(session, unknown)
+            scans = list(_anat_records(f"{folder}/{entry}/anat", subject, session, of_session))
+            if scans and unknown and session not in by_session:
+                unlisted.append(f"sub-{subject}/{entry}")
+            yield from scans
 
 
 def _anat_records(folder: str, subject: str, session: str | None, labels: Labels) -> Iterator[Record]:

@@ -15,6 +15,7 @@ from neuropeft.errors import UserError
 from neuropeft.files import MISSING, read_tsv, write_tsv
 
 TRAIN, VALIDATION, TEST = SIDES = ("train", "val", "test")
+ZERO_SHOT = "zero-shot"  # the side of a cohort that is tested on and never trained on
 SPLIT_COLUMNS = ("scan_id", "subject", "side", "order", "y")
 SUBJECTS_PER_BIN = 10
 MOST_BINS = 5  # the coarser, the more do the test sides of several tasks agree

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from neuropeft.cohorts.splits import TRAIN, ZERO_SHOT
 from neuropeft.errors import UserError
 from neuropeft.evaluate.predictions import COLUMNS, CONTROL_METHOD, score_columns
 from neuropeft.files import MISSING, read_tsv, write_tsv
@@ -58,12 +59,12 @@ def write_controls(kind: str, target: str, split: Path, seed: int, cohorts: Sequ
         for cohort, store in stores.items()
     }
     home = cohorts[0]
-    train = [row for row in tables[home] if side_of.get(row["scan_id"]) == "train"]
+    train = [row for row in tables[home] if side_of.get(row["scan_id"]) == TRAIN]
     tables[home] = [
         row | {"split": side_of[row["scan_id"]]} for row in tables[home] if row["scan_id"] in side_of
     ]
     wanted = {
-        cohort: [row for row in rows if row.get("split", "zero-shot") != "train"]
+        cohort: [row for row in rows if row.get("split", ZERO_SHOT) != TRAIN]
         for cohort, rows in tables.items()
     }
     classes = _classes(kind, [row for rows in tables.values() for row in rows])
@@ -215,7 +216,7 @@ def _score_rows(method: str, kind: str, seed: int, side: Side, scores: Array) ->
             CONTROL_METHOD: method,
             "fraction": 100,
             "seed": seed,
-            "split": row.get("split", "zero-shot"),
+            "split": row.get("split", ZERO_SHOT),
             **{name: row[name] for name in ("scan_id", "subject", "session", "y")},
             **{
                 name: value if np.isfinite(value) else None for name, value in zip(names, values, strict=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from neuropeft.cohorts.splits import TEST, VALIDATION, ZERO_SHOT
 from neuropeft.config import Config, Task
 from neuropeft.errors import UserError
 from neuropeft.evaluate.metrics import (
@@ -141,9 +142,9 @@ def _seed_runs(
     method = group.method if group.backbone == CONTROL else ""
     of_train = _runs(find(group, task.train, seed), task, files)
     of_cohort = _runs(find(group, cohort, seed), task, files)
-    side = "test" if cohort == task.train else "zero-shot"
+    side = TEST if cohort == task.train else ZERO_SHOT
     return (
-        of_train.get(RunKey(method, group.fraction, seed, "val")),
+        of_train.get(RunKey(method, group.fraction, seed, VALIDATION)),
         of_cohort.get(RunKey(method, group.fraction, seed, side)),
     )
 

@@ -3,6 +3,7 @@
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from hashlib import sha1
 from pathlib import Path
 
 import nibabel as nib
@@ -15,7 +16,7 @@ from neuropeft.preprocess.resample import to_model_grid
 from neuropeft.progress import track
 
 EXCLUDED_COLUMNS = ("scan_id", "subject", "session", "path", "step", "reason")
-STORE_COLUMNS = ("row", "scan_id", "subject", "session", *NUMBERS)
+STORE_COLUMNS = ("row", "scan_id", "subject", "session", *NUMBERS, "sha1")
 
 
 def list_excluded(tables: Iterable[str | Path], out: str | Path) -> None:
@@ -48,7 +49,7 @@ def pack(
         tables: the cohort's chunk tables after the last step.
         excluded: the list that `list_excluded` wrote; errors name it.
         volumes: .npy file to write, float16 [scans, size, size, size].
-        scans: .tsv file to write, a row per volume with its QC numbers.
+        scans: .tsv file to write, a row per volume, its QC numbers and a hash of its bytes (for leaks).
         max_excluded_share: largest share of the scans that may have failed.
         size: edge of the cube in voxels.
 
@@ -60,13 +61,17 @@ def pack(
     _check_share(rows, kept, max_excluded_share, excluded)
     shape = (len(kept), size, size, size)
     _check_space(Path(volumes), 2 * int(np.prod(shape, dtype=np.int64)))
+    stored: list[dict[str, object]] = []
     # Written front to back as a plain file: running out of disk is then an error, on a memory map a crash.
     with atomic_path(volumes) as partial, partial.open("wb") as stream:
         header = {"descr": np.dtype("<f2").str, "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(stream, header)
         for row in track(kept, len(kept), "packing"):
-            stream.write(to_model_grid(_read(row["preproc"]), size).astype("<f2").tobytes())
-    write_tsv(scans, [{**row, "row": str(index)} for index, row in enumerate(kept)], STORE_COLUMNS)
+            volume = to_model_grid(_read(row["preproc"]), size).astype("<f2").tobytes()
+            stream.write(volume)
+            digest = sha1(volume, usedforsecurity=False).hexdigest()
+            stored.append({**row, "row": len(stored), "sha1": digest})
+    write_tsv(scans, stored, STORE_COLUMNS)
 
 
 def _check_share(rows: list, kept: list, max_share: float, excluded: str | Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from neuropeft.cohorts.splits import TEST, VALIDATION
+from neuropeft.cohorts.splits import TEST, VALIDATION, ZERO_SHOT
 from neuropeft.errors import UserError
 from neuropeft.files import read_tsv, write_tsv
 from neuropeft.peft.adapt import load_delta, read_delta
@@ -18,7 +18,6 @@ from neuropeft.train.finetune import all_outputs, make_model
 from neuropeft.train.labels import seed_of, stored_sessions, with_sessions
 from neuropeft.train.losses import scores
 
-ZERO_SHOT = "zero-shot"
 COLUMNS = ("fraction", "seed", "split", "scan_id", "subject", "session", "y")
 Rows = Sequence[Mapping[str, Any]]
 

@@ -1,5 +1,6 @@
 """Metrics against scikit-learn and by hand, intervals, and scores over seeds from stored predictions."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -250,7 +251,16 @@ def test_comparison_with_full_fine_tuning_is_paired(scores):
     )
     assert comparison.ci_high < 0
     assert not comparison.within_noise
-    assert comparison.better < 0.05
     # incomplete scores are not compared, nor full fine-tuning with itself
     assert id(find(scores, backbone="vit_b", method="lora", fraction=100)) not in comparisons
     assert id(full) not in comparisons
+
+
+def test_of_two_ways_of_full_fine_tuning_the_first_is_the_reference(scores):
+    config = small_config()
+    again = config.methods["full"].model_copy(update={"lr": 1e-5})
+    config = config.model_copy(update={"methods": config.methods | {"again": again}})
+    full = find(scores, cohort="OASIS", backbone="vit_b", method="full", fraction=100)
+    second = dataclasses.replace(full, group=dataclasses.replace(full.group, method="again"))
+    (comparison,) = compare(config, [full, second])
+    assert (comparison.score, comparison.reference) == (second, "vit_b/mae/full")

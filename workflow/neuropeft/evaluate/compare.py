@@ -3,10 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from neuropeft.config import Config
-from neuropeft.evaluate.metrics import HIGHER_IS_BETTER, percentile_interval
+from neuropeft.evaluate.metrics import percentile_interval
 from neuropeft.evaluate.scores import CONTROL, Score
 
 REFERENCE_KIND = "full"
@@ -22,7 +20,6 @@ class Comparison:
         difference: mean over seeds of the score minus that of the reference, in the metric's unit.
         ci_low: lower end of the paired 95 % bootstrap interval over subjects.
         ci_high: its upper end.
-        better: share of the draws in which the score beats the reference (ties half).
     """
 
     score: Score
@@ -30,7 +27,6 @@ class Comparison:
     difference: float
     ci_low: float
     ci_high: float
-    better: float
 
     @property
     def within_noise(self) -> bool:
@@ -41,6 +37,7 @@ class Comparison:
 def compare(config: Config, scores: Sequence[Score]) -> list[Comparison]:
     """Compare every score with full fine-tuning from the same weights, on the same resampled subjects.
 
+    Of several methods of kind full the first of the grid is the reference, and itself compared with nothing.
     Scratch and controls, which start from no weights, meet the first full fine-tune of their place. Only
     complete scores with the same seeds and subjects are compared. The intervals reflect the subjects that
     were drawn for testing, not the choice of seeds, and are not adjusted for their number.
@@ -54,8 +51,8 @@ def compare(config: Config, scores: Sequence[Score]) -> list[Comparison]:
     ]
     compared = []
     for score in scores:
-        reference = next((other for other in references if _comparable(score, other)), None)
-        if reference is not None:
+        reference = next((other for other in references if _comparable(score, other)), score)
+        if reference is not score:
             compared.append(_compare(score, reference))
     return compared
 
@@ -67,7 +64,6 @@ def _comparable(score: Score, reference: Score) -> bool:
         and reference.complete
         and score.draws is not None
         and reference.draws is not None
-        and one != other
         and (score.cohort, score.metric) == (reference.cohort, reference.metric)
         and (one.task, one.fraction) == (other.task, other.fraction)
         and one.backbone in (other.backbone, CONTROL)
@@ -80,8 +76,6 @@ def _compare(score: Score, reference: Score) -> Comparison:
     assert score.draws is not None
     assert reference.draws is not None
     differences = score.draws - reference.draws
-    defined = differences[np.isfinite(differences)]
-    signed = defined if HIGHER_IS_BETTER[score.metric] else -defined
     low, high = percentile_interval(differences)
     return Comparison(
         score,
@@ -89,5 +83,4 @@ def _compare(score: Score, reference: Score) -> Comparison:
         score.mean - reference.mean,
         low,
         high,
-        float(np.mean(signed > 0) + np.mean(signed == 0) / 2) if len(signed) else float("nan"),
     )

@@ -44,14 +44,20 @@ def short_method_label(config: Config, method: str) -> str:
     return method_label(config, method).removesuffix(" fine-tune")
 
 
-def group_label(config: Config, group: Group, separator: str = " ") -> str:
-    """Return backbone and method, and the pretraining where a backbone has several."""
-    if group.backbone == CONTROL:
-        return f"Control:{separator}{CONTROL_LABELS[group.method]}"
-    label = f"{backbone_label(group.backbone)}{separator}{method_label(config, group.method)}"
+def start_label(config: Config, group: Group) -> str:
+    """Return the method, and the pretraining where the backbone has several."""
+    label = method_label(config, group.method)
     starts = {cell.pretraining for cell in cells(config) if cell.backbone == group.backbone}
     if group.pretraining != NO_PRETRAINING and len(starts - {NO_PRETRAINING}) > 1:
         label += f" from {group.pretraining}"
+    return label
+
+
+def group_label(config: Config, group: Group, separator: str = " ") -> str:
+    """Return backbone, method and, where a backbone has several, pretraining."""
+    if group.backbone == CONTROL:
+        return f"Control:{separator}{CONTROL_LABELS[group.method]}"
+    label = f"{backbone_label(group.backbone)}{separator}{start_label(config, group)}"
     return f"Control: {label}" if is_control(config, group) else label
 
 

@@ -9,12 +9,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from neuropeft.config import Config
+from neuropeft.config import Config, ViT
 from neuropeft.evaluate.costs import cell_folder
+from neuropeft.evaluate.scores import Group
 from neuropeft.files import read_tsv
 from neuropeft.grid import Cell, cells, pretrained
-from neuropeft.publish.labels import backbone_label, cohort_label, method_label
-from neuropeft.publish.style import look, panels, shared_legend, words_only
+from neuropeft.publish.labels import backbone_label, cohort_label, group_label, start_label
+from neuropeft.publish.records import group_of
+from neuropeft.publish.style import group_look, look, panels, shared_legend, words_only
 
 PANEL_HEIGHT = 2.3  # inches
 LEAST_HEIGHT = 1.6
@@ -69,7 +71,7 @@ def draw_pretraining_losses(config: Config, histories: dict[tuple[str, str], lis
 
 
 def draw_finetuning_losses(config: Config, histories: dict[Cell, list[Row]]) -> Figure:
-    """Draw training and validation loss of every task and backbone at its largest fraction.
+    """Draw training and validation loss of every task and backbone at its largest fraction, side by side.
 
     A thin line is a seed; the thick one is the median over seeds, for the epochs that all of them reached.
     """
@@ -84,7 +86,7 @@ def draw_finetuning_losses(config: Config, histories: dict[Cell, list[Row]]) -> 
             for cell, rows in histories.items()
             if (cell.task, cell.backbone, cell.fraction) == (*pair, largest)
         }
-        _draw_methods(axis, config, shown, column)
+        _draw_groups(axis, config, shown, column)
         cohort = cohort_label(config, config.tasks[pair[0]].train)
         wanted = sum((c.task, c.backbone, c.fraction) == (*pair, largest) for c in cells(config))
         title = f"{pair[0]} on {cohort}, {backbone_label(pair[1])}: {SIDES[column]}"
@@ -98,16 +100,18 @@ def draw_finetuning_losses(config: Config, histories: dict[Cell, list[Row]]) -> 
     return figure
 
 
-def _draw_methods(axis: Axes, config: Config, shown: dict[Cell, list[Row]], column: str) -> None:
-    for index, method in enumerate(config.methods):
-        curves = [_curve(rows, column)[1] for cell, rows in shown.items() if cell.method == method]
-        if not curves:
-            continue
-        style = look(index)
+def _draw_groups(axis: Axes, config: Config, shown: dict[Cell, list[Row]], column: str) -> None:
+    groups: dict[Group, list[list[float]]] = {}
+    for cell, rows in shown.items():
+        groups.setdefault(group_of(cell), []).append(_curve(rows, column)[1])
+    methods = list(config.methods)
+    for group, curves in sorted(groups.items(), key=lambda pair: methods.index(pair[0].method)):
+        style = group_look(config, group)
         for losses in curves:
             axis.plot(range(1, len(losses) + 1), losses, color=style.colour, alpha=0.35, linewidth=0.5)
         median = [statistics.median(values) for values in zip(*curves, strict=False)]
-        label = method_label(config, method)
+        is_vit = isinstance(config.backbones[group.backbone], ViT)
+        label = start_label(config, group) if is_vit else group_label(config, group)
         axis.plot(range(1, len(median) + 1), median, color=style.colour, linestyle=style.dashes, label=label)
 
 

@@ -32,7 +32,10 @@ NOTES = (
     "Controls use all training subjects. Predict the mean: training mean or class frequency. Linear models: "
     "ridge or logistic regression on age and sex, or on voxels averaged to 10 x 10 x 10.",
 )
-PUBLISHED_NOTE = "published: Dhinagar et al. 2024, Tables 3 and 4, mean (SD) over three seeds."
+PUBLISHED_NOTE = (
+    "published: Dhinagar et al. 2024, Tables 3 and 4, mean (SD) over three seeds; what is not from scratch "
+    "there was pretrained as a masked autoencoder on UK Biobank."
+)
 
 Column = tuple[str, str, str]  # backbone, pretraining, method
 

@@ -12,7 +12,13 @@ from matplotlib.text import Annotation
 from neuropeft.config import Config, ViT
 from neuropeft.evaluate.scores import Group, Score, primary_metric
 from neuropeft.grid import used_tasks
-from neuropeft.publish.labels import backbone_label, group_label, is_control, short_method_label
+from neuropeft.publish.labels import (
+    backbone_label,
+    group_label,
+    is_control,
+    short_method_label,
+    start_label,
+)
 from neuropeft.publish.panel import draw_references, panel_title, references, score_axis
 from neuropeft.publish.placing import place_labels
 from neuropeft.publish.style import FONT_SIZE, group_look, panels, shared_legend, words_only
@@ -103,7 +109,7 @@ def _draw_bubbles(
             markerfacecolor=style.colour if score.complete else "white",
             markersize=4,
             elinewidth=0.8,
-            label=group_label(config, score.group).removeprefix(f"{backbone_label(panel.backbone)} "),
+            label=group_label(config, score.group) if of_cnn else start_label(config, score.group),
         )
         name = (
             backbone_label(score.group.backbone) if of_cnn else short_method_label(config, score.group.method)

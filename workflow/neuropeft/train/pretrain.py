@@ -93,19 +93,18 @@ def pretrain(
     out, state = Path(out_dir), Path(state_dir)
     with stop_request():
         team, gpu = ranks.join()
-        try:
-            with lock(state) if team.first else nullcontext():
-                team.wait()
-                _pretrain(
-                    spec, Path(store_dir), held_out_splits, state,
-                    pick_device(device or gpu), checkpoint_seconds, team,
-                )  # fmt: skip
-                if team.first:
-                    for name in FILES:
-                        link_or_copy(state / FINISHED / name, out / name)
-                team.wait()
-        finally:
-            ranks.leave(team)
+        with lock(state) if team.first else nullcontext():
+            team.wait()
+            _pretrain(
+                spec, Path(store_dir), held_out_splits, state,
+                pick_device(device or gpu), checkpoint_seconds, team,
+            )  # fmt: skip
+            if team.first:
+                for name in FILES:
+                    link_or_copy(state / FINISHED / name, out / name)
+            team.wait()
+        # Not after an error, which the others may not have had: NCCL would wait for them here forever.
+        ranks.leave(team)
 
 
 def _pretrain(

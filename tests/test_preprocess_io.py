@@ -5,6 +5,7 @@ import gzip
 import nibabel as nib
 import numpy as np
 import pytest
+from scipy.ndimage import zoom
 
 from neuropeft.errors import UserError
 from neuropeft.preprocess.io import ScanError, load_mask, load_scan, save_image
@@ -32,7 +33,7 @@ def test_every_axis_order_and_format_reads_as_the_same_ras_scan(tmp_path, scan, 
     np.testing.assert_allclose(read.affine, scan.affine, atol=1e-3)
 
 
-@pytest.mark.parametrize(("low", "background"), [(-1024, -1024), (-3, 0), (-3, -3), (5, 10)])
+@pytest.mark.parametrize(("low", "background"), [(-1024, -1024), (-300, 0), (-3, -3), (5, 10)])
 def test_tissue_is_above_zero_and_the_background_at_zero(tmp_path, scan, low, background):
     """Scans with an offset, and brains standardised inside, have tissue at or below their background."""
     data = np.asarray(scan.dataobj)
@@ -43,6 +44,18 @@ def test_tissue_is_above_zero_and_the_background_at_zero(tmp_path, scan, low, ba
     assert (read[brain] > 0).mean() > 0.99
     expected = data[brain] + low - min(0, shifted.min())
     np.testing.assert_allclose(read[brain][read[brain] > 0], expected[read[brain] > 0], atol=1e-3)
+
+
+@pytest.mark.parametrize("background", [0, -1024])
+def test_ringing_about_the_background_goes_to_zero(tmp_path, scan, background):
+    """A brain that was stripped and then resampled by splines goes a little below its background."""
+    fine = zoom(np.asarray(scan.dataobj), 1.1, order=3)
+    nearest = zoom(np.asarray(scan.dataobj), 1.1, order=0)
+    assert fine.min() < -20
+    image = nib.Nifti1Image(fine + np.float32(background), scan.affine @ np.diag([1 / 1.1] * 3 + [1]))
+    read = np.asarray(load_scan(save(tmp_path / "s.nii", image)).dataobj)
+    np.testing.assert_allclose(read, np.maximum(fine, 0), atol=1e-3)
+    assert np.quantile(read[nearest == 0], 0.9) < 1
 
 
 def test_an_oblique_scan_keeps_its_angles(tmp_path):

@@ -6,6 +6,7 @@ import types
 import nibabel as nib
 import numpy as np
 import pytest
+from scipy.ndimage import zoom
 
 from neuropeft.errors import UserError
 from neuropeft.preprocess.io import ScanError
@@ -35,7 +36,27 @@ def test_the_background_of_a_stripped_scan_need_not_be_zero(scan):
     np.testing.assert_array_equal(brain_mask(lowered, "stripped"), brain_mask(scan, "stripped"))
 
 
-def test_a_whole_head_is_not_taken_for_a_brain():
+def test_a_stripped_scan_may_ring_about_its_background(scan):
+    brain = np.asarray(scan.dataobj)
+    fine = np.maximum(zoom(brain, 1.1, order=3), 0)  # as `load_scan` gives it
+    image = nib.Nifti1Image(fine, scan.affine @ np.diag([1 / 1.1] * 3 + [1]))
+    assert np.count_nonzero(fine) > 1.4 * np.count_nonzero(zoom(brain, 1.1, order=0))
+    mask = brain_mask(image, "stripped")
+    assert mask_ml(mask, image.affine) == pytest.approx(mask_ml(brain > 0, scan.affine), rel=0.08)
+
+
+def test_a_head_is_not_taken_for_a_brain(scan):
+    """Its neck is cut by a face of the volume, and the air around it is noise."""
+    grid = np.indices(scan.shape) - np.array(scan.shape)[:, None, None, None] / 2
+    head = ((grid / (np.array(scan.shape)[:, None, None, None] * 0.4)) ** 2).sum(0) < 1
+    neck = ((grid[:2] / (np.array(scan.shape)[:2, None, None, None] * 0.3)) ** 2).sum(0) < 1
+    air = 10 * np.random.default_rng(0).random(scan.shape)
+    data = np.where(head | (neck & (grid[2] < 0)), 500 + air, air).astype(np.float32)
+    with pytest.raises(ScanError, match="not skull-stripped: the head reaches the faces"):
+        brain_mask(nib.Nifti1Image(data, scan.affine), "stripped")
+
+
+def test_noise_is_not_taken_for_a_brain():
     noise = np.random.default_rng(0).random((50, 50, 50)).astype(np.float32)
     with pytest.raises(ScanError, match="not skull-stripped"):
         brain_mask(nib.Nifti1Image(noise, np.diag([4.0, 4, 4, 1])), "stripped")

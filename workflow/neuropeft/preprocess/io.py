@@ -15,6 +15,8 @@ VOXEL_MM = (0.1, 10.0)
 EXTENT_MM = (50.0, 800.0)  # a field of view outside cannot hold a head, or its voxel sizes are not in mm
 SMALLEST_AXIS = 8  # voxels
 LARGEST_AXIS = 2048
+RINGING = 0.2  # of bright tissue above the background: how far splines undershoot beside an edge ...
+MOST_DEEP = 0.001  # ... in all but this share of the voxels
 SAME_GRID_MM = 0.01  # a mask may miss its scan's grid by this much rounding in the header
 
 
@@ -47,24 +49,39 @@ def load_scan(path: str | Path) -> nib.Nifti1Image:
 
 
 def _from_zero(data: np.ndarray) -> np.ndarray:
-    """Return a scan [X, Y, Z] moved up to 0 if it goes below, its background at 0 if that is one value.
+    """Return a scan [X, Y, Z] whose background is 0 if it is one value, and that goes nowhere below 0.
 
-    Scans standardised inside the brain, and integers with an offset, hold tissue below 0; the steps to come
-    take what is not positive for background.
+    Scans standardised inside the brain, and integers with an offset, hold tissue below 0; scans that were
+    resampled by splines ring about their background. The steps to come take what is not positive for
+    background.
     """
-    commonest, share = commonest_on_faces(data)
-    moved = data - min(float(data.min()), 0.0)
-    return np.where(data == commonest, 0, moved) if share > 0.5 else moved
+    low, faces = float(data.min()), on_faces(data)
+    background, share = commonest(faces)
+    is_one_value = share > 0.5
+    if low >= 0:
+        return np.where(data == background, 0, data) if is_one_value else data
+    if not is_one_value:
+        background = float(np.median(faces))
+    deep = data < background - RINGING * (bright(data) - background)
+    if deep.mean() <= MOST_DEEP:
+        return np.maximum(data - background, 0)
+    return np.where(data == background, 0, data - low)
 
 
-def commonest_on_faces(data: np.ndarray) -> tuple[float, float]:
-    """Return the commonest value on the faces of a volume [X, Y, Z], and its share of them.
+def on_faces(data: np.ndarray) -> np.ndarray:
+    """Return the values on the faces of a volume [X, Y, Z], where hardly anything but background is."""
+    return np.concatenate([data[[0, -1]].ravel(), data[:, [0, -1]].ravel(), data[:, :, [0, -1]].ravel()])
 
-    The background of a stripped scan is one value, and this one.
-    """
-    faces = np.concatenate([data[[0, -1]].ravel(), data[:, [0, -1]].ravel(), data[:, :, [0, -1]].ravel()])
+
+def commonest(faces: np.ndarray) -> tuple[float, float]:
+    """Return the commonest of some values and its share: of a stripped scan's faces, the background."""
     values, counts = np.unique(faces, return_counts=True)
-    return values[counts.argmax()], counts.max() / faces.size
+    return float(values[counts.argmax()]), counts.max() / faces.size
+
+
+def bright(data: np.ndarray) -> float:
+    """Return the intensity of bright tissue, of which single voxels and vessels are brighter."""
+    return float(np.quantile(data, 0.995))
 
 
 def load_mask(path: str | Path, image: nib.Nifti1Image) -> np.ndarray:

@@ -9,9 +9,12 @@ import nibabel as nib
 import numpy as np
 
 from neuropeft.errors import UserError
-from neuropeft.preprocess.io import ScanError, commonest_on_faces, load_mask, voxel_sizes
+from neuropeft.preprocess.io import ScanError, bright, commonest, load_mask, on_faces, voxel_sizes
 
 METHODS = ("deepbet", "hd-bet", "given", "stripped")
+FAINT = 0.05  # of bright tissue above the background
+MOST_FAINT = 1.2  # times the clear foreground: a stripped brain has a few voxels as dark as its background
+MOST_CUT = 0.01  # of the faces; measured are 0 for brains, 4 to 8 % for heads
 PLAUSIBLE_ML = (200.0, 4000.0)  # a newborn's brain is above, no brain is outside
 
 
@@ -99,12 +102,24 @@ def _hdbet() -> Any:
 
 
 def _foreground(image: nib.Nifti1Image) -> np.ndarray:
-    """Return the largest connected part of what differs from the background, its holes filled."""
+    """Return the largest connected part of what differs from the background, its holes filled.
+
+    Where much is nearly background, as in scans that were stripped and then resampled by splines, all of it
+    is. That also holds for the air around a head, but a head is cut by a face of its volume.
+    """
     from scipy.ndimage import binary_fill_holes, label
 
     data = np.asarray(image.dataobj)
-    background, _ = commonest_on_faces(data)
-    parts, _ = label(data != background)
+    faces = on_faces(data)
+    background, _ = commonest(faces)
+    foreground = data != background
+    faint = FAINT * (bright(data) - background)
+    clear = np.abs(data - background) > faint
+    if np.count_nonzero(foreground) > MOST_FAINT * np.count_nonzero(clear):
+        if np.mean(np.abs(faces - background) > faint) > MOST_CUT:
+            raise ScanError("the scan is not skull-stripped: the head reaches the faces of its volume")
+        foreground = clear
+    parts, _ = label(foreground)
     sizes = np.bincount(parts.ravel())
     if len(sizes) < 2:
         raise ScanError("the scan is not skull-stripped: it has no background")

@@ -38,6 +38,7 @@ def bids(tmp_path: Path) -> Path:
         root,
         "sub-01/anat/sub-01_T1w.nii.gz",
         "sub-01/anat/sub-01_T2w.nii.gz",
+        "sub-01/anat/sub-01_part-phase_T1w.nii.gz",
         "sub-01/anat/._sub-01_T1w.nii.gz",
         "sub-02/ses-a/anat/sub-02_ses-a_run-1_T1w.nii",
         "sub-02/ses-a/anat/sub-02_ses-a_run-2_T1w.nii",
@@ -110,6 +111,36 @@ def test_a_path_keeps_its_spaces(tmp_path: Path) -> None:
     rows = [{"path": str(scan)}]
     write_tsv(tmp_path / "t.tsv", rows, ["path"])
     assert read_tsv(tmp_path / "t.tsv") == rows
+
+
+def test_a_path_may_hold_variables(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("SCANS_UNDER_TEST", str(tmp_path / "elsewhere"))
+    table(tmp_path / "scans.tsv", "path subject", "$SCANS_UNDER_TEST/a.nii 1")
+    (scan,) = index_cohort("T", Cohort(table=str(tmp_path / "scans.tsv")), 2)
+    assert scan.path == str(tmp_path / "elsewhere/a.nii")
+
+
+def test_a_table_parted_by_semicolons_is_told(tmp_path: Path) -> None:
+    (tmp_path / "scans.csv").write_text("path;subject\na.nii;1\n")
+    with pytest.raises(UserError, match=r"scans.csv: its columns are parted by ';', not by ','"):
+        index_cohort("T", Cohort(table=str(tmp_path / "scans.csv")), 2)
+
+
+def test_ages_and_sexes_that_cannot_be_read_are_told(tmp_path: Path, capsys) -> None:
+    raw = two_cohorts(tmp_path, link=False)
+    lines = [f"sub-{s} {'CN' if s in 'abc' else 'AD'} {age} {sex}" for s, age, sex in zip(
+        "abcdef", ("89+", "60", "61", "62", "63", "n/a"), "12FFMM", strict=True)]  # fmt: skip
+    table(tmp_path / "one/participants.tsv", "participant_id group age sex", *lines)
+    prepare(load_config(raw, tmp_path), tmp_path / "results")
+    told = capsys.readouterr().out
+    assert (
+        "cohort one: age of 1 scans counts as unknown, for example '89+'; write a number of years, or n/a"
+        in told
+    )
+    assert (
+        "cohort one: sex of 2 scans counts as unknown, for example '1'; write F, female, M or male, or n/a"
+        in told
+    )
 
 
 def test_labels_are_optional(bids: Path) -> None:

@@ -45,9 +45,13 @@ def refuse(message: str, task: Task, scans: list[Scan], name: str = "one") -> No
 # -- what is kept ----------------------------------------------------------------------------------
 
 
-def test_classes_become_indices_and_other_values_are_left_out() -> None:
+def test_classes_become_indices_and_other_values_are_left_out(capsys) -> None:
     found = rows(binary(), cohort("CN control CN AD AD AD MCI n/a cn"))
     assert [(row["subject"], row["y"]) for row in found] == [*zip("abcdef", [0, 0, 0, 1, 1, 1], strict=True)]
+    assert (
+        "2 scans of cohort one belong to none of its classes and are left out: group is 'MCI' (1 scans), 'cn'"
+        in (capsys.readouterr().out)
+    )
 
 
 def test_order_is_by_subject_and_session() -> None:
@@ -117,7 +121,7 @@ def test_missing_columns() -> None:
         cohort(),
     )
     refuse(
-        r"tasks\.t\.where\.site`: there is no column 'site'.*columns\.site",
+        r"tasks\.t\.where\.site`: there is no column 'site' .*: choose from: group; or name it in .*\.site",
         binary(where={"site": 1}),
         cohort(),
     )

@@ -102,6 +102,10 @@ def broken(kind, path, scan):
     elif kind == "colours":
         colours = np.zeros(data.shape, [("R", "u1"), ("G", "u1"), ("B", "u1")])
         nib.Nifti1Image(colours, affine).to_filename(path)
+    elif kind == "pointer":
+        path.write_bytes(b"/annex/objects/MD5E-s1234--0123.nii.gz")
+    elif kind == "broken link":
+        path.symlink_to(path.with_name("not-fetched.nii.gz"))
     elif kind == "no orientation":
         nib.Nifti1Image(data, None).to_filename(path)
     else:
@@ -123,6 +127,8 @@ def broken(kind, path, scan):
 
 REASONS = {
     "missing": "is missing",
+    "pointer": "not compressed as its name says",
+    "broken link": "a link to a file that is not there",
     "truncated": "truncated or damaged",
     "flipped bits": "truncated or damaged",
     "empty file": "not a readable image",
@@ -151,6 +157,18 @@ def test_what_is_no_scan_is_refused_with_its_reason(tmp_path, scan, kind):
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
     assert isinstance(caught.value, UserError)
+
+
+@pytest.mark.parametrize("value", [0, np.nan])
+def test_the_qform_serves_where_the_sform_says_nothing(tmp_path, scan, value):
+    image = nib.Nifti1Image(np.asarray(scan.dataobj), scan.affine)
+    image.set_qform(scan.affine, code=1)
+    path = save(tmp_path / "scan.nii", image)
+    content = bytearray(path.read_bytes())
+    content[280:328] = np.full(12, value, "<f4").tobytes()  # srow_x, srow_y, srow_z
+    path.write_bytes(bytes(content))
+    assert nib.load(path).header["sform_code"] > 0
+    np.testing.assert_allclose(load_scan(path).affine, scan.affine, atol=1e-3)
 
 
 def test_dicom_is_refused_with_a_way_out(tmp_path):

@@ -53,6 +53,9 @@ def read_tsv(path: str | Path) -> list[dict[str, str]]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as stream:
             rows = csv.DictReader(stream, delimiter=delimiter, strict=True)
+            header = rows.fieldnames or []
+            if len(header) == 1 and (other := re.search(r"[;,\t]", header[0])):
+                raise csv.Error(f"its columns are parted by {other.group()!r}, not by {delimiter!r}")
             return [row for row in rows if any(row.values())]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"cannot read the table {path}: {error}; give a UTF-8 TSV or CSV file") from error

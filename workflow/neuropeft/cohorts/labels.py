@@ -62,6 +62,7 @@ def task_rows(task_name: str, task: Task, cohort: str, scans: Sequence[Scan], so
         seen = "; ".join(f"{column} has {_values(scans, column)}" for column in wanted)
         raise place.error("where", f"the filter leaves none of {len(scans)} scans", f"relax it; {seen}")
     read, check = (_numbers, _check_numbers) if task.kind == "regression" else (_classes, _check_classes)
+    targets = read(place, task, kept)
     rows = [
         {
             "scan_id": scan.scan_id,
@@ -71,10 +72,11 @@ def task_rows(task_name: str, task: Task, cohort: str, scans: Sequence[Scan], so
             "sex": normal_sex(scan.labels.get("sex", "")),
             "age": finite(scan.labels.get("age", "")),
         }
-        for scan, y in zip(kept, read(place, task, kept), strict=True)
+        for scan, y in zip(kept, targets, strict=True)
         if y is not None
     ]
     check(place, task, rows, kept)
+    _tell_left_out(place, task, [scan for scan, y in zip(kept, targets, strict=True) if y is None])
     return rows
 
 
@@ -104,8 +106,8 @@ def _require(place: _Place, key: str, column: str, columns: set[str]) -> None:
     if not columns:
         raise place.error(key, "there are no labels", f"add that table with a column {column!r}")
     if column not in columns:
-        mend = f"{suggest(column, columns)} Or name it in `cohorts.{place.cohort}.columns.{column}`"
-        raise place.error(key, f"there is no column {column!r}", mend.replace("? Or", "? or"))
+        mend = f"{suggest(column, columns)}; or name it in `cohorts.{place.cohort}.columns.{column}`"
+        raise place.error(key, f"there is no column {column!r}", mend.replace("?;", "?"))
 
 
 def _values(scans: Iterable[Scan], column: str) -> str:
@@ -113,6 +115,16 @@ def _values(scans: Iterable[Scan], column: str) -> str:
     counts = Counter(scan.labels.get(column, "").strip() or "(empty)" for scan in scans)
     common = [f"{value!r} ({count} scans)" for value, count in counts.most_common(8)]
     return ", ".join(common) + (", ..." if len(counts) > 8 else "")
+
+
+def _tell_left_out(place: _Place, task: Task, scans: Sequence[Scan]) -> None:
+    """Say which values of the target belong to no class: some are meant to be left out, some are misspelt."""
+    others = [scan for scan in scans if not is_missing(scan.labels.get(task.target, ""))]
+    if others:
+        print(
+            f"task {place.task}: {len(others)} scans of cohort {place.cohort} belong to none of its classes "
+            f"and are left out: {task.target} is {_values(others, task.target)}"
+        )
 
 
 # -- regression ------------------------------------------------------------------------------------

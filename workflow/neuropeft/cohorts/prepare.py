@@ -3,13 +3,13 @@
 Jobs start the workflow's files too, but only read what this wrote.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from neuropeft.cohorts.chunks import index_path
 from neuropeft.cohorts.index import Scan, index_cohort, write_if_changed, write_index
 from neuropeft.cohorts.labels import TASK_COLUMNS, Row, finite, normal_sex, task_rows
-from neuropeft.cohorts.readers import label_source
+from neuropeft.cohorts.readers import is_missing, label_source
 from neuropeft.config import Config
 from neuropeft.errors import UserError
 from neuropeft.grid import cells, used_cohorts, used_tasks
@@ -46,13 +46,17 @@ def prepare(config: Config, results: Path) -> None:
     _check_cohorts_apart(config, indexes, labels)
     for cohort, scans in indexes.items():
         write_index(index_path(results, cohort), scans)
-        write_if_changed(results / "cohorts" / cohort / "subjects.tsv", _people(scans), SUBJECT_COLUMNS)
+        write_if_changed(
+            results / "cohorts" / cohort / "subjects.tsv", _people(cohort, scans), SUBJECT_COLUMNS
+        )
     for (name, cohort), rows in labels.items():
         write_if_changed(results / "tasks" / name / f"{cohort}.tsv", rows, TASK_COLUMNS)
 
 
-def _people(scans: Sequence[Scan]) -> list[dict[str, object]]:
+def _people(cohort: str, scans: Sequence[Scan]) -> list[dict[str, object]]:
     """Return age and sex at every scan, which table 2 shows of cohorts without a task too."""
+    _tell_unread(cohort, scans, "age", finite, "a number of years")
+    _tell_unread(cohort, scans, "sex", normal_sex, "F, female, M or male")
     return [
         {
             "scan_id": scan.scan_id,
@@ -63,6 +67,18 @@ def _people(scans: Sequence[Scan]) -> list[dict[str, object]]:
         }
         for scan in scans
     ]
+
+
+def _tell_unread(
+    cohort: str, scans: Sequence[Scan], column: str, read: Callable[[str], object], wanted: str
+) -> None:
+    values = [scan.labels.get(column, "") for scan in scans]
+    unread = [value for value in values if not is_missing(value) and read(value) is None]
+    if unread:
+        print(
+            f"cohort {cohort}: {column} of {len(unread)} scans counts as unknown, for example {unread[0]!r}; "
+            f"write {wanted}, or n/a"
+        )
 
 
 # -- checks ----------------------------------------------------------------------------------------

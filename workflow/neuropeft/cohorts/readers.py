@@ -15,6 +15,7 @@ from neuropeft.errors import UserError, suggest
 from neuropeft.files import MISSING, read_tsv
 
 T1W_SUFFIXES = ("_T1w.nii.gz", "_T1w.nii", "_T1w.mgz")
+NOT_MAGNITUDE = re.compile("_part-(phase|real|imag)_")
 BIDS_PATTERN = "sub-*/[ses-*/]anat/*_T1w.nii[.gz] (or .mgz)"
 Labels = dict[str, str]
 
@@ -113,7 +114,7 @@ def _subject_records(
 def _anat_records(folder: str, subject: str, session: str | None, labels: Labels) -> Iterator[Record]:
     for file in _names(folder, "sub-"):
         suffix = next((suffix for suffix in T1W_SUFFIXES if file.endswith(suffix)), None)
-        if suffix:
+        if suffix and not NOT_MAGNITUDE.search(file):
             yield Record(file.removesuffix(suffix), subject, session, f"{folder}/{file}", labels)
 
 
@@ -171,7 +172,7 @@ def _read_table(name: str, table: Path, columns: Mapping[str, str]) -> list[Reco
             )
         session = row.get("session", MISSING)
         session_label = None if is_missing(session) else _label(session, "ses-", where)
-        path = os.path.normpath(table.parent / path)
+        path = os.path.normpath(table.parent / os.path.expandvars(path))
         if path in paths:
             raise UserError(
                 f"{where}: the scan {path} is already on line {paths[path]}; remove one of the rows"

@@ -10,6 +10,7 @@ import numpy as np
 from neuropeft.errors import UserError
 from neuropeft.files import atomic_path
 
+GZIP_MAGIC = b"\x1f\x8b"
 SUFFIXES = (".nii", ".nii.gz", ".mgz")
 VOXEL_MM = (0.1, 10.0)
 EXTENT_MM = (50.0, 800.0)  # a field of view outside cannot hold a head, or its voxel sizes are not in mm
@@ -136,7 +137,8 @@ def to_ras(data: np.ndarray, affine: np.ndarray) -> nib.Nifti1Image:
 
 def _read(path: Path) -> tuple[np.ndarray, np.ndarray]:
     if not path.is_file():
-        raise ScanError(f"{path} is missing")
+        link = "a link to a file that is not there (fetch it, for example by `datalad get`)"
+        raise ScanError(f"{path} is {link if path.is_symlink() else 'missing'}")
     if not path.name.endswith(SUFFIXES):
         raise ScanError(f"{path} is not .nii, .nii.gz or .mgz (convert DICOM first, for example by dcm2niix)")
     try:
@@ -151,18 +153,33 @@ def _read(path: Path) -> tuple[np.ndarray, np.ndarray]:
         raise ScanError(f"{path} is not a readable image: {error}") from error
     except (OSError, EOFError, zlib.error, ValueError) as error:
         raise ScanError(f"{path} is truncated or damaged: {error}") from error
-    return data.reshape(data.shape[:3]), image.affine
+    return data.reshape(data.shape[:3]), _affine(image)
 
 
 def _check_gzip(path: Path) -> None:
     """Read a compressed file to its end, where its checksum is; the image reader stops before."""
+    with path.open("rb") as raw:
+        start = raw.read(2)
+    if start and start != GZIP_MAGIC:
+        raise ScanError(f"{path} is not compressed as its name says; it may be a pointer to a file elsewhere")
     with gzip.open(path) as stream:
         while stream.read(1 << 24):
             pass
 
 
+def _affine(image: nib.spatialimages.SpatialImage) -> np.ndarray:
+    """Return where the voxels lie: the qform of a NIfTI file where its sform says nothing."""
+    if isinstance(image, nib.Nifti1Image) and image.header["qform_code"] > 0 and not _is_place(image.affine):
+        return image.get_qform()
+    return image.affine
+
+
+def _is_place(affine: np.ndarray) -> bool:
+    return bool(np.isfinite(affine).all() and abs(np.linalg.det(affine[:3, :3])) >= 1e-9)
+
+
 def _check_geometry(path: Path, image: nib.spatialimages.SpatialImage) -> None:
-    shape, affine = image.shape, image.affine
+    shape, affine = image.shape, _affine(image)
     volumes = int(np.prod(shape[3:]))
     if len(shape) < 3 or min(shape[:3], default=0) == 1:
         raise ScanError(f"{path} is a 2D image (shape {shape}); a 3D scan is needed")
@@ -174,7 +191,7 @@ def _check_geometry(path: Path, image: nib.spatialimages.SpatialImage) -> None:
         raise ScanError(
             f"{path} has shape {shape[:3]}; every axis needs {SMALLEST_AXIS} to {LARGEST_AXIS} voxels"
         )
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+    if not _is_place(affine):
         raise ScanError(f"{path} has a singular affine: its header places the voxels nowhere")
     if isinstance(image, nib.Nifti1Image) and image.header["sform_code"] == image.header["qform_code"] == 0:
         raise ScanError(

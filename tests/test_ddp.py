@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import tiny_cells
-from neuropeft.peft.adapt import read_delta
+from neuropeft.models.checkpoints import read_tensors
 from neuropeft.train.pretrain import pretrain
 from neuropeft.train.ranks import Ranks
 
@@ -45,7 +45,7 @@ def test_two_processes_follow_the_curve_of_one(tmp_path: Path) -> None:
         for key in a:
             assert float(a[key]) == pytest.approx(float(b[key]), rel=1e-5), key
     assert tiny_cells.read_cost(two)["processes"] == 2
-    weights = [read_delta(folder / "encoder.safetensors")[0] for folder in (one, two)]
+    weights = [read_tensors(folder / "encoder.safetensors")[0] for folder in (one, two)]
     for name in weights[0]:
         assert torch.allclose(weights[0][name], weights[1][name], atol=1e-4), name
 

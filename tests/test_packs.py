@@ -13,9 +13,8 @@ from neuropeft.errors import UserError
 from neuropeft.files import read_tsv
 from neuropeft.grid import Cell
 from neuropeft.models.build import build_vit
-from neuropeft.models.checkpoints import save_encoder
+from neuropeft.models.checkpoints import read_tensors, save_encoder
 from neuropeft.packs import pack_of, packs
-from neuropeft.peft.adapt import read_delta
 from neuropeft.train import finetune as finetuning
 from neuropeft.train.pack import finetune_pack
 from neuropeft.train.signals import REQUEUE_EXIT_CODE
@@ -48,7 +47,7 @@ def train(folder: Path, specs: dict, state: str = "state") -> list[str]:
 
 def results(state: Path) -> tuple[dict, list]:
     """Return what a cell's training gave: its delta as lists, and its losses."""
-    delta = read_delta(state / FINISHED / "delta.safetensors")[0]
+    delta = read_tensors(state / FINISHED / "delta.safetensors")[0]
     history = tiny_cells.read_history(state / FINISHED)
     return {name: value.tolist() for name, value in delta.items()}, history
 

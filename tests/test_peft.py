@@ -5,6 +5,7 @@ import torch
 
 from neuropeft.errors import UserError
 from neuropeft.models.build import build_predictor
+from neuropeft.models.checkpoints import read_tensors
 from neuropeft.models.heads import FeatureNorm
 from neuropeft.peft import lora
 from neuropeft.peft.adapt import (
@@ -12,7 +13,6 @@ from neuropeft.peft.adapt import (
     delta_state,
     load_delta,
     parameter_groups,
-    read_delta,
     save_delta,
 )
 
@@ -89,7 +89,7 @@ def test_a_delta_restores_the_trained_network(method, scans, tmp_path):
     model = network(method)
     train(model, scans, 3)
     save_delta(tmp_path / "delta.safetensors", model, {"cell": "c"})
-    state, metadata = read_delta(tmp_path / "delta.safetensors")
+    state, metadata = read_tensors(tmp_path / "delta.safetensors")
     assert metadata == {"cell": "c"}
     assert {"head.weight", "head.bias"} <= set(state)
     fresh = network(method)  # the same base; the head differs from the trained one
@@ -125,7 +125,7 @@ def test_a_delta_that_does_not_fit_is_refused(broken):
 def test_a_delta_that_cannot_be_read_is_named(tmp_path):
     (tmp_path / "delta.safetensors").write_bytes(b"not a delta")
     with pytest.raises(UserError, match=r"delta\.safetensors"):
-        read_delta(tmp_path / "delta.safetensors")
+        read_tensors(tmp_path / "delta.safetensors")
 
 
 def test_attention_trains_qkv_and_proj_only():

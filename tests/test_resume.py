@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import tiny_cells
-from neuropeft.peft.adapt import read_delta
+from neuropeft.models.checkpoints import read_tensors
 from neuropeft.train import checkpoint
 from neuropeft.train.pretrain import pretrain
 from neuropeft.train.signals import REQUEUE_EXIT_CODE
@@ -49,7 +49,7 @@ def store(tmp_path: Path) -> Path:
 
 
 def assert_same_delta(one: Path, other: Path) -> None:
-    first, second = (read_delta(folder / "delta.safetensors") for folder in (one, other))
+    first, second = (read_tensors(folder / "delta.safetensors") for folder in (one, other))
     assert first[1] == second[1]
     assert first[0].keys() == second[0].keys()
     assert all(torch.equal(first[0][name], second[0][name]) for name in first[0])
@@ -148,5 +148,5 @@ def test_a_killed_pretraining_goes_on_exactly(store: Path) -> None:
     pretrain(PRETRAINING, store, [], folder / "whole", folder / "other state", device="cpu")
     assert tiny_cells.read_cost(folder / "resumed")["resumed"] == 1
     assert tiny_cells.read_history(folder / "resumed") == tiny_cells.read_history(folder / "whole")
-    weights = [read_delta(folder / name / "encoder.safetensors")[0] for name in ("resumed", "whole")]
+    weights = [read_tensors(folder / name / "encoder.safetensors")[0] for name in ("resumed", "whole")]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])

@@ -7,8 +7,8 @@ import torch
 import tiny_cells
 from neuropeft.errors import UserError
 from neuropeft.models.build import build_vit
-from neuropeft.models.checkpoints import save_encoder
-from neuropeft.peft.adapt import load_delta, read_delta
+from neuropeft.models.checkpoints import read_tensors, save_encoder
+from neuropeft.peft.adapt import load_delta
 from neuropeft.train.finetune import make_model
 
 COST = {
@@ -42,7 +42,7 @@ def test_writes_delta_history_and_cost(store: Path) -> None:
     assert len(history) == 3
     cost = tiny_cells.read_cost(out)
     assert set(cost) == COST
-    state, metadata = read_delta(out / "delta.safetensors")
+    state, metadata = read_tensors(out / "delta.safetensors")
     trained = sum(value.numel() for name, value in state.items() if not name.startswith("feature_norm."))
     assert cost["total"] == trained == cost["trainable"] + cost["head"]
     assert cost["delta_bytes"] == (out / "delta.safetensors").stat().st_size
@@ -68,7 +68,7 @@ def test_the_same_cell_gives_the_same_delta_and_another_seed_another(store: Path
         train(store, tiny_cells.cell(method=dropout, seed=seed), name=f"out-{i}")
         for i, seed in enumerate((0, 0, 1))
     ]
-    first, again, other = (read_delta(out / "delta.safetensors")[0] for out in runs)
+    first, again, other = (read_tensors(out / "delta.safetensors")[0] for out in runs)
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not torch.equal(first["head.weight"], other["head.weight"])
 
@@ -83,7 +83,7 @@ def test_a_pretrained_encoder_is_the_start_and_stays_frozen(store: Path) -> None
     assert torch.equal(model.backbone.blocks[0].mlp.fc1.weight, encoder.blocks[0].mlp.fc1.weight)
     assert torch.equal(model.backbone.blocks[0].attn.qkv.weight, encoder.blocks[0].attn.qkv.weight)
     out = train(store, tiny_cells.cell(), path)
-    assert {name.split(".")[0] for name in read_delta(out / "delta.safetensors")[0]} == {
+    assert {name.split(".")[0] for name in read_tensors(out / "delta.safetensors")[0]} == {
         "backbone",
         "feature_norm",
         "head",
@@ -92,7 +92,7 @@ def test_a_pretrained_encoder_is_the_start_and_stays_frozen(store: Path) -> None
 
 def test_regression_keeps_the_training_statistics_beside_the_delta(store: Path) -> None:
     out = train(store, tiny_cells.cell("regression"), regression=True)
-    metadata = read_delta(out / "delta.safetensors")[1]
+    metadata = read_tensors(out / "delta.safetensors")[1]
     y = torch.tensor([60 + 10.5 * (i % 2) + 0.1 * i for i in range(16)], dtype=torch.float64)
     assert json.loads(metadata["offset"])[0] == pytest.approx(float(y.mean()))
     assert float(metadata["scale"]) == pytest.approx(float(y.std(correction=0)))
@@ -100,13 +100,16 @@ def test_regression_keeps_the_training_statistics_beside_the_delta(store: Path) 
 
 def test_multiclass(store: Path) -> None:
     out = train(store, tiny_cells.cell("multiclass"), classes=3)
-    assert read_delta(out / "delta.safetensors")[0]["head.weight"].shape == (3, tiny_cells.BACKBONE["width"])
+    assert read_tensors(out / "delta.safetensors")[0]["head.weight"].shape == (
+        3,
+        tiny_cells.BACKBONE["width"],
+    )
 
 
 def test_a_delta_of_the_best_epoch_fits_its_model(store: Path) -> None:
     spec = tiny_cells.cell(method=FULL)
     out = train(store, spec)
-    load_delta(make_model(spec, None), read_delta(out / "delta.safetensors")[0])
+    load_delta(make_model(spec, None), read_tensors(out / "delta.safetensors")[0])
 
 
 def test_a_class_that_a_small_fraction_lacks_is_named(store: Path) -> None:

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 import tiny_cells
 from neuropeft.errors import UserError
+from neuropeft.models.checkpoints import read_tensors
 from neuropeft.models.mae3d import MAE3D
 from neuropeft.models.vit3d import ViT3D
-from neuropeft.peft.adapt import read_delta
 from neuropeft.train import checkpoint, loop
 from neuropeft.train.lock import LOCK
 from neuropeft.train.memory import in_batches
@@ -65,7 +65,7 @@ def assert_alike(one: Path, other: Path, file: str) -> None:
     for a, b in zip(tiny_cells.read_history(one), tiny_cells.read_history(other), strict=True):
         for key in a.keys() - {"accumulation"}:
             assert float(a[key]) == pytest.approx(float(b[key]), rel=1e-4), key
-    first, second = (read_delta(folder / file)[0] for folder in (one, other))
+    first, second = (read_tensors(folder / file)[0] for folder in (one, other))
     # Softmax does not see the bias of the keys: its gradient is rounding, from which Adam makes whole steps.
     for name in (name for name in first if not name.endswith("qkv.bias")):
         torch.testing.assert_close(first[name], second[name], atol=2e-5, rtol=1e-3)

@@ -7,7 +7,8 @@ import torch
 import tiny_cells
 from neuropeft.errors import UserError
 from neuropeft.files import read_tsv, write_tsv
-from neuropeft.peft.adapt import load_delta, read_delta
+from neuropeft.models.checkpoints import read_tensors
+from neuropeft.peft.adapt import load_delta
 from neuropeft.store import open_store
 from neuropeft.train.finetune import make_model
 from neuropeft.train.predict import predict
@@ -40,7 +41,7 @@ def outputs_of(store: Path, delta: Path, kind: str, scans: list[str]) -> torch.T
     """Predict scan by scan, the plain way."""
     model = make_model(tiny_cells.cell(kind), None).eval()
     # What LoRA leaves frozen came from the cell's seed here, as no encoder was given.
-    load_delta(model, read_delta(delta)[0])
+    load_delta(model, read_tensors(delta)[0])
     opened = open_store(store)
     volumes = [torch.from_numpy(opened.volumes[opened.index_of(scan)].astype("float32")) for scan in scans]
     with torch.no_grad():
@@ -77,7 +78,7 @@ def test_scores_are_probabilities_of_the_plain_forward_pass(store: Path, monkeyp
     delta, split = trained(store)
     table = predicted(store, [delta], [split])
     outputs = outputs_of(store, delta, "binary", [row["scan_id"] for row in table])
-    outputs += json.loads(read_delta(delta)[1]["offset"])[0]
+    outputs += json.loads(read_tensors(delta)[1]["offset"])[0]
     assert [float(row["score"]) for row in table] == pytest.approx(outputs.sigmoid()[:, 0].tolist(), abs=1e-5)
 
 
@@ -86,7 +87,7 @@ def test_regression_is_in_the_targets_unit(store: Path, monkeypatch) -> None:
     delta, split = trained(store, "regression", regression=True)
     table = predicted(store, [delta], [split])
     outputs = outputs_of(store, delta, "regression", [row["scan_id"] for row in table])[:, 0]
-    metadata = read_delta(delta)[1]
+    metadata = read_tensors(delta)[1]
     values = outputs * float(metadata["scale"]) + json.loads(metadata["offset"])[0]
     assert [float(row["score"]) for row in table] == pytest.approx(values.tolist(), abs=1e-3)
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -11,6 +12,17 @@ from neuropeft.errors import UserError
 NO_PRETRAINING = "none"
 
 Base = tuple[str, str, str, str]  # task, backbone, pretraining, method
+
+
+@dataclass(frozen=True, order=True)
+class Group:
+    """The cells that differ in their seed only, or one control of a task (backbone `control`)."""
+
+    task: str
+    backbone: str
+    pretraining: str
+    method: str
+    fraction: int
 
 
 class Cell(NamedTuple):
@@ -27,6 +39,11 @@ class Cell(NamedTuple):
     def base(self) -> Base:
         """What it shares with the cells that are trained and predicted together with it."""
         return self[:4]
+
+    @property
+    def group(self) -> Group:
+        """The group of cells that differ from it in their seed only."""
+        return Group(*self[:5])
 
     @property
     def path(self) -> str:

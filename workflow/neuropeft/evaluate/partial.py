@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
-from neuropeft.evaluate.scores import CONTROL, Find, Group, prediction_file
+from neuropeft.evaluate.scores import CONTROL, Find, prediction_file
 from neuropeft.finished import deltas_by_base, made_after
-from neuropeft.grid import Cell
+from neuropeft.grid import Cell, Group
 
 
 def find_partial(results: Path, finished: Mapping[Cell, Path]) -> Find:

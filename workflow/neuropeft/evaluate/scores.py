@@ -22,23 +22,12 @@ from neuropeft.evaluate.metrics import (
     why_undefined,
 )
 from neuropeft.evaluate.predictions import Run, RunKey, read_predictions
-from neuropeft.grid import NO_PRETRAINING, cells, seeds_of, used_tasks
+from neuropeft.grid import NO_PRETRAINING, Group, cells, seeds_of, used_tasks
 from neuropeft.progress import track
 
 CONTROL = "control"  # stands for the backbone of the controls
 CONTROLS = ("mean", "age_sex", "ridge_voxels")
 CONTROL_FRACTION = 100
-
-
-@dataclass(frozen=True, order=True)
-class Group:
-    """The cells that differ in their seed only, or one control of a task (backbone `control`)."""
-
-    task: str
-    backbone: str
-    pretraining: str
-    method: str
-    fraction: int
 
 
 @dataclass(frozen=True)
@@ -99,7 +88,7 @@ def groups(config: Config) -> dict[Group, tuple[int, ...]]:
     seeds: dict[Group, list[int]] = defaultdict(list)
     all_cells = cells(config)
     for cell in all_cells:
-        seeds[Group(cell.task, cell.backbone, cell.pretraining, cell.method, cell.fraction)].append(cell.seed)
+        seeds[cell.group].append(cell.seed)
     for task in used_tasks(config):
         for control in CONTROLS:
             group = Group(task, CONTROL, NO_PRETRAINING, control, CONTROL_FRACTION)

@@ -11,7 +11,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from neuropeft.errors import UserError
 from neuropeft.files import atomic_path
-from neuropeft.models.checkpoints import read_tensors
 from neuropeft.models.heads import FeatureNorm, Predictor
 from neuropeft.peft import lora, selective
 
@@ -88,15 +87,13 @@ def load_delta(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def save_delta(path: str | Path, model: nn.Module, metadata: Mapping[str, str]) -> None:
-    """Write `delta_state(model)` and `metadata` atomically to the safetensors file `path`."""
+    """Write `delta_state(model)` and `metadata` atomically to the safetensors file `path`.
+
+    `models.checkpoints.read_tensors` reads it.
+    """
     state = {name: value.contiguous().cpu() for name, value in delta_state(model).items()}
     with atomic_path(path) as partial:
         save_file(state, partial, metadata=dict(metadata))
-
-
-def read_delta(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the tensors and the metadata of a file written by `save_delta`."""
-    return read_tensors(path)
 
 
 def parameter_groups(

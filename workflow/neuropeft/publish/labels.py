@@ -1,8 +1,8 @@
 """How things are called in tables, figures and the summary, one place for all of them."""
 
 from neuropeft.config import Config, Task
-from neuropeft.evaluate.scores import CONTROL, Group
-from neuropeft.grid import NO_PRETRAINING, cells
+from neuropeft.evaluate.scores import CONTROL
+from neuropeft.grid import NO_PRETRAINING, Group, cells
 
 METRIC_LABELS = {
     "auc": "AUC",
@@ -84,8 +84,6 @@ def metric_label(task: Task, metric: str) -> str:
     return f"{label} ({task.unit})" if metric == "mae" and task.unit else label
 
 
-def seeds_text(done: int, expected: int) -> str:
-    """Return `3 seeds`, or `2/3 seeds` where some are missing."""
-    if done != expected:
-        return f"{done}/{expected} seeds"
-    return f"{done} seed" if done == 1 else f"{done} seeds"
+def seeds_text(seeds: int) -> str:
+    """Return `1 seed` or `3 seeds`."""
+    return f"{seeds} seed" if seeds == 1 else f"{seeds} seeds"

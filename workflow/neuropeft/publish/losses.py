@@ -11,11 +11,9 @@ from matplotlib.ticker import MaxNLocator
 
 from neuropeft.config import Config, ViT
 from neuropeft.evaluate.costs import cell_folder
-from neuropeft.evaluate.scores import Group
 from neuropeft.files import read_tsv
-from neuropeft.grid import Cell, cells, pretrained
+from neuropeft.grid import Cell, Group, cells, pretrained
 from neuropeft.publish.labels import backbone_label, cohort_label, group_label, start_label
-from neuropeft.publish.records import group_of
 from neuropeft.publish.style import group_look, look, panels, shared_legend, words_only
 
 PANEL_HEIGHT = 2.3  # inches
@@ -103,7 +101,7 @@ def draw_finetuning_losses(config: Config, histories: dict[Cell, list[Row]]) -> 
 def _draw_groups(axis: Axes, config: Config, shown: dict[Cell, list[Row]], column: str) -> None:
     groups: dict[Group, list[list[float]]] = {}
     for cell, rows in shown.items():
-        groups.setdefault(group_of(cell), []).append(_curve(rows, column)[1])
+        groups.setdefault(cell.group, []).append(_curve(rows, column)[1])
     methods = list(config.methods)
     for group, curves in sorted(groups.items(), key=lambda pair: methods.index(pair[0].method)):
         style = group_look(config, group)

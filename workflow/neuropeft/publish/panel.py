@@ -19,7 +19,7 @@ def panel_title(config: Config, scores: Sequence[Score], task: str) -> str:
     cohort = cohort_label(config, config.tasks[task].train)
     n = max((score.n for score in scores if score.n is not None), default=0)
     seeds = max(len(score.expected) for score in scores)
-    return f"{task} on {cohort}\nn = {n} test subjects, {seeds_text(seeds, seeds)}"
+    return f"{task} on {cohort}\nn = {n} test subjects, {seeds_text(seeds)}"
 
 
 def score_axis(config: Config, axis: Axes, task: str) -> None:

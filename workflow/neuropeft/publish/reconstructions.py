@@ -13,7 +13,6 @@ from neuropeft.errors import UserError
 from neuropeft.publish.labels import backbone_label, cohort_label
 from neuropeft.publish.style import DOUBLE_COLUMN, FONT_SIZE, new_figure, words_only
 
-SHOWN_SCANS = 4
 PLANES = {"sagittal": 0, "coronal": 1, "axial": 2}  # axis that is cut, of volumes in RAS order
 STAGES = ("input", "masked", "rebuilt")
 HIDDEN_COLOUR = "#56B4E9"
@@ -35,7 +34,7 @@ def draw_reconstructions(config: Config, path: Path, pretraining: str, backbone:
     if not path.is_file():
         return words_only(f"No reconstructions to show: {pretraining} has not trained {backbone}.")
     volumes, hidden, predicted = _load(path)
-    scans = min(SHOWN_SCANS, len(volumes))
+    scans = len(volumes)
     figure = new_figure(DOUBLE_COLUMN, DOUBLE_COLUMN / 9 * scans + TITLE_HEIGHT)
     axes = figure.subplots(scans, 9, squeeze=False)
     for row in range(scans):

@@ -6,8 +6,8 @@ from typing import Any
 from neuropeft.config import Config
 from neuropeft.evaluate.compare import compare
 from neuropeft.evaluate.costs import COST_KEYS
-from neuropeft.evaluate.scores import Group, Score
-from neuropeft.grid import Cell
+from neuropeft.evaluate.scores import Score
+from neuropeft.grid import Cell, Group
 from neuropeft.publish.labels import is_simulated
 from neuropeft.publish.published import published_score
 
@@ -97,12 +97,7 @@ def cost_records(costs: Costs) -> list[dict[str, object]]:
 def trainable_parameters(costs: Costs) -> dict[Group, int]:
     """Return the trainable parameters of each group of cells; seeds do not change them."""
     return {
-        group_of(cell): int(cost["trainable"])
+        cell.group: int(cost["trainable"])
         for cell, cost in costs.items()
         if cost is not None and cost.get("trainable") is not None
     }
-
-
-def group_of(cell: Cell) -> Group:
-    """Return the group of cells that differ from this one in their seed only."""
-    return Group(cell.task, cell.backbone, cell.pretraining, cell.method, cell.fraction)

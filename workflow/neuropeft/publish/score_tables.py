@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 
 from neuropeft.config import Config, ViT
 from neuropeft.evaluate.metrics import DRAWS, HIGHER_IS_BETTER, METRICS
-from neuropeft.evaluate.scores import CONTROL, CONTROLS, Group, Score
+from neuropeft.evaluate.scores import CONTROL, CONTROLS, Score
 from neuropeft.files import MISSING
-from neuropeft.grid import cells, used_tasks
+from neuropeft.grid import Group, cells, used_tasks
 from neuropeft.publish.labels import (
     backbone_label,
     cohort_label,
@@ -15,6 +15,7 @@ from neuropeft.publish.labels import (
     is_control,
     is_simulated,
     metric_label,
+    seeds_text,
 )
 from neuropeft.publish.published import published_score
 from neuropeft.publish.sheet import Sheet
@@ -133,9 +134,8 @@ def _metric_rows(config: Config, line: Sequence[Score | None], cohort: str, metr
     better = "higher" if HIGHER_IS_BETTER[metric] else "lower"
     head = ["", place, f"{metric_label(task, metric)}, {better} is better"]
     seeds = max(len(score.expected) for score in present)
-    of_seeds = f"{seeds} seed" if seeds == 1 else f"{seeds} seeds"
     rows = [
-        [*head, f"mean (SD), {of_seeds}", *(_cell(score, seeds, n) for score in line)],
+        [*head, f"mean (SD), {seeds_text(seeds)}", *(_cell(score, seeds, n) for score in line)],
         [*head, "95 % interval", *(_interval(score) for score in line)],
     ]
     published = [published_score(config, score) if score else None for score in line]

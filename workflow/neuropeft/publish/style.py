@@ -12,8 +12,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from neuropeft.config import Config, ViT
-from neuropeft.evaluate.scores import Group
 from neuropeft.files import atomic_path
+from neuropeft.grid import Group
 
 SINGLE_COLUMN = 85 / 25.4  # inches
 DOUBLE_COLUMN = 178 / 25.4

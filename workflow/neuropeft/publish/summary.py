@@ -6,9 +6,9 @@ from pathlib import Path
 from neuropeft.config import Config
 from neuropeft.errors import UserError
 from neuropeft.evaluate.metrics import HIGHER_IS_BETTER
-from neuropeft.evaluate.scores import CONTROL, Group, primary_metric
+from neuropeft.evaluate.scores import CONTROL, primary_metric
 from neuropeft.files import MISSING, read_tsv
-from neuropeft.grid import used_cohorts, used_tasks
+from neuropeft.grid import Group, used_cohorts, used_tasks
 from neuropeft.publish.labels import (
     METRIC_LABELS,
     cohort_label,

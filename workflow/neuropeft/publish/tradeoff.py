@@ -10,8 +10,8 @@ from matplotlib.patheffects import withStroke
 from matplotlib.text import Annotation
 
 from neuropeft.config import Config, ViT
-from neuropeft.evaluate.scores import Group, Score, primary_metric
-from neuropeft.grid import used_tasks
+from neuropeft.evaluate.scores import Score, primary_metric
+from neuropeft.grid import Group, used_tasks
 from neuropeft.publish.labels import (
     backbone_label,
     group_label,

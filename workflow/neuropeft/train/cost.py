@@ -44,7 +44,7 @@ def peak_memory(device: torch.device) -> int:
 
 
 def write_cost(path: Path, cost: Mapping[str, Any]) -> None:
-    """Write cost.json atomically; the device and the version of torch are added."""
+    """Write cost.json atomically; the version of torch is added."""
     with atomic_path(path) as partial:
         partial.write_text(
             json.dumps({**cost, "torch": torch.__version__}, indent=2) + "\n", encoding="utf-8"

@@ -34,7 +34,6 @@ from neuropeft.train.ranks import ALONE
 from neuropeft.train.state import FINISHED, forget, is_finished
 
 Network = Callable[[Tensor], Tensor]
-OPTIMISER_KEYS = ("lr", "head_lr", "weight_decay")  # of a method; the rest are options of its adapter
 
 
 @dataclass(frozen=True)
@@ -175,7 +174,7 @@ def make_model(spec: Mapping[str, Any], encoder_path: str | Path | None) -> Pred
     model = build_predictor(spec["backbone"], outputs_of(spec["task"]))
     if encoder_path is not None:
         load_encoder(encoder_path, require_vit(model.backbone, spec["method"]["kind"]))
-    adapt(model, {key: value for key, value in spec["method"].items() if key not in OPTIMISER_KEYS})
+    adapt(model, spec["method"])
     return model
 
 

@@ -10,7 +10,8 @@ import torch
 from neuropeft.cohorts.splits import TEST, VALIDATION, ZERO_SHOT
 from neuropeft.errors import UserError
 from neuropeft.files import read_tsv, write_tsv
-from neuropeft.peft.adapt import load_delta, read_delta
+from neuropeft.models.checkpoints import read_tensors
+from neuropeft.peft.adapt import load_delta
 from neuropeft.progress import track
 from neuropeft.store import open_store
 from neuropeft.train.data import load_volumes, pick_device
@@ -55,7 +56,7 @@ def predict(
     model, base = None, None
     table: list[dict[str, Any]] = []
     for path in track(deltas, len(deltas), "predicting"):
-        state, metadata = read_delta(path)
+        state, metadata = read_tensors(path)
         spec = json.loads(metadata["spec"])
         if model is None:
             model, base = make_model(spec, encoder_path).to(where).eval(), _base(spec)

@@ -134,8 +134,7 @@ def _pretrain(
     if team.any(done)[0]:
         return
     torch.manual_seed(int(spec["seed"]))
-    mae = build_mae(spec["backbone"], spec["decoder"], spec["mask_ratio"])
-    mae.normalize_targets = bool(spec["normalize_targets"])
+    mae = build_mae(spec["backbone"], spec["decoder"], spec["mask_ratio"], spec["normalize_targets"])
     mae.to(device)
     if not team.first:
         torch.manual_seed(

@@ -1,6 +1,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -9,6 +10,7 @@ from neuropeft.errors import UserError
 from neuropeft.models.build import build_vit
 from neuropeft.models.checkpoints import read_tensors, save_encoder
 from neuropeft.peft.adapt import load_delta
+from neuropeft.store import open_store
 from neuropeft.train.finetune import make_model
 
 COST = {
@@ -96,6 +98,19 @@ def test_regression_keeps_the_training_statistics_beside_the_delta(store: Path) 
     y = torch.tensor([60 + 10.5 * (i % 2) + 0.1 * i for i in range(16)], dtype=torch.float64)
     assert json.loads(metadata["offset"])[0] == pytest.approx(float(y.mean()))
     assert float(metadata["scale"]) == pytest.approx(float(y.std(correction=0)))
+
+
+def test_what_is_evaluated_is_standardised_by_the_training_scans(store: Path) -> None:
+    """However far the backbone moved: running means over batches would lag behind."""
+    spec = tiny_cells.cell(method=FULL | {"lr": 0.01})
+    out = train(store, spec)
+    model = make_model(spec, None).eval()
+    load_delta(model, read_tensors(out / "delta.safetensors")[0])
+    scans = torch.from_numpy(open_store(store).volumes[:16].astype(np.float32))[:, None]  # those trained on
+    with torch.inference_mode():
+        standard = model.feature_norm(model.backbone(scans))
+    torch.testing.assert_close(standard.mean(0), torch.zeros(standard.shape[1]), atol=1e-3, rtol=0)
+    torch.testing.assert_close(standard.std(0), torch.ones(standard.shape[1]), atol=1e-2, rtol=0)
 
 
 def test_multiclass(store: Path) -> None:

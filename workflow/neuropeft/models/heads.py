@@ -16,9 +16,9 @@ class FeatureNorm(nn.Module):
     Registered brains look alike: what a backbone says of all of them is some hundred times larger than what
     it says of one, and a head on such features learns next to nothing in the few steps that small data allow.
 
-    The running statistics are the mean over the batches seen until `MOMENTUM` weighs more. From mean 0 and
-    variance 1, where torch's batch norm starts, they would take some hundred steps to features whose variance
-    is 1e-3.
+    The running statistics are the mean over the batches seen until `MOMENTUM` weighs more. They lag behind a
+    backbone that changes fast, by many times the little that tells scans apart, so that `measure` replaces
+    them before anything is evaluated.
     """
 
     running_mean: Tensor
@@ -47,6 +47,12 @@ class FeatureNorm(nn.Module):
             self.running_mean.lerp_(mean, weight)
             self.running_var.lerp_(variance, weight)
         return F.batch_norm(features, None, None, training=True, eps=EPS)
+
+    def measure(self, features: Tensor) -> None:
+        """Evaluate by the statistics of these features [n, width] (PreciseBN, Wu & Johnson 2021)."""
+        variance, mean = torch.var_mean(features, dim=0)
+        self.running_mean.copy_(mean)
+        self.running_var.copy_(variance)
 
 
 class Predictor(nn.Module):

@@ -33,6 +33,7 @@ from neuropeft.train.memory import in_batches
 from neuropeft.train.ranks import ALONE
 from neuropeft.train.state import FINISHED, forget, is_finished
 
+MEASURED = 512  # training scans at most that tell the statistics of features before a validation
 Network = Callable[[Tensor], Tensor]
 
 
@@ -226,7 +227,10 @@ def _learner(
         network, batch = (forward, changed[0]) if whole else (partial(model, parts=parts), torch.cat(changed))
         yield goal.loss(forward_outputs(network, batch, training["mixed_precision"]), train_targets[rows])
 
+    measured = places[: len(sides.train)][:: -(-len(sides.train) // MEASURED)]
+
     def validate() -> dict[str, float]:
+        model.feature_norm.measure(all_outputs(model.backbone, volumes, measured, training))
         outputs = all_outputs(forward, volumes, validation_places, training)
         loss = float(goal.loss(outputs, validation_targets))
         return {"val_loss": loss, "val_metric": goal.metric(outputs, validation_targets)}

@@ -22,12 +22,12 @@ from neuropeft.sources import code_digest
 from neuropeft.store import Store, open_store
 from neuropeft.train import checkpoint
 from neuropeft.train.augment import augment, read_augmentation
-from neuropeft.train.cost import device_name, reset_peak_memory, write_cost
+from neuropeft.train.cost import reset_peak_memory, write_cost
 from neuropeft.train.data import Volumes, load_volumes, pick_device
 from neuropeft.train.flops import training_flops
 from neuropeft.train.history import write_history
 from neuropeft.train.labels import Sides, read_sides, seed_of, shuffled, stored_sessions
-from neuropeft.train.loop import CHECKPOINT_SECONDS, Home, Learner, Plan, Progress, fit
+from neuropeft.train.loop import CHECKPOINT_SECONDS, Home, Learner, Plan, Progress, fit, run_cost
 from neuropeft.train.losses import Objective, objective, outputs_of
 from neuropeft.train.memory import in_batches
 from neuropeft.train.ranks import ALONE
@@ -254,7 +254,7 @@ def _write(
     }
     save_delta(out / "delta.safetensors", model, metadata)
     write_history(out / "history.csv", progress.history)
-    counts, seconds = count(model), sum(row["seconds"] for row in progress.history)
+    counts = count(model)
     # The volumes that only other cells of the pack use are not this cell's memory.
     volumes = shared.volumes
     others = len(volumes) - len(sides.train) - len(sides.validation) if volumes.on_device else 0
@@ -264,18 +264,10 @@ def _write(
         "total": counts.total,
         "delta_bytes": os.path.getsize(out / "delta.safetensors"),
         "peak_memory_bytes": progress.peak_memory - others * volumes.bytes_each,
-        "train_seconds": seconds,
-        "start_seconds": progress.start_seconds,
-        "seconds_per_epoch": seconds / len(progress.history),
-        "epochs": len(progress.history),
         "best_epoch": progress.best_epoch,
         "best_val_loss": progress.best_loss,
         "train_subjects": len({row["subject"] for row in sides.train}),
         "train_scans": len(sides.train),
-        "device": device_name(shared.device),
         "flops_per_sample": training_flops(model, volumes.data.shape[-1], shared.device),
-        "resumed": progress.resumed,
-        "accumulation": progress.parts,
-        "fingerprint": home.fingerprint,
     }
-    write_cost(out / "cost.json", cost)
+    write_cost(out / "cost.json", cost | run_cost(progress, home, shared.device))

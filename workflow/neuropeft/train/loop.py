@@ -172,6 +172,21 @@ def fit(
     return progress
 
 
+def run_cost(progress: Progress, home: Home, device: torch.device) -> dict[str, Any]:
+    """Return what the cost.json of every finished run holds."""
+    seconds, epochs = sum(row["seconds"] for row in progress.history), len(progress.history)
+    return {
+        "train_seconds": seconds,
+        "start_seconds": progress.start_seconds,
+        "seconds_per_epoch": seconds / epochs,
+        "epochs": epochs,
+        "device": device_name(device),
+        "resumed": progress.resumed,
+        "accumulation": progress.parts,
+        "fingerprint": home.fingerprint,
+    }
+
+
 def _finished(run: _Run) -> bool:
     epoch, patience = run.progress.epoch, run.plan.patience
     tired = patience is not None and epoch - 1 - run.progress.best_epoch >= patience

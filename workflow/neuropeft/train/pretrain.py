@@ -22,11 +22,11 @@ from neuropeft.sources import code_digest
 from neuropeft.store import open_store
 from neuropeft.train import checkpoint, ranks
 from neuropeft.train.augment import augment, read_augmentation
-from neuropeft.train.cost import device_name, write_cost
+from neuropeft.train.cost import write_cost
 from neuropeft.train.data import Volumes, derive_seed, generator, load_volumes, pick_device
 from neuropeft.train.history import write_history
 from neuropeft.train.lock import lock
-from neuropeft.train.loop import CHECKPOINT_SECONDS, Home, Learner, Plan, Progress, fit
+from neuropeft.train.loop import CHECKPOINT_SECONDS, Home, Learner, Plan, Progress, fit, run_cost
 from neuropeft.train.memory import in_batches
 from neuropeft.train.ranks import Ranks
 from neuropeft.train.signals import stop_request
@@ -269,7 +269,7 @@ def _write(
     validation: Sequence[Mapping[str, str]],
     progress: Progress,
 ) -> None:
-    out, mae, device, history = home.folder / FINISHED, setting.mae, setting.volumes.device, progress.history
+    out, mae, history = home.folder / FINISHED, setting.mae, progress.history
     forget(out, FILES)
     numbers = {
         "epochs": str(len(history)),
@@ -279,25 +279,16 @@ def _write(
     save_encoder(out / "encoder.safetensors", mae.encoder, {"pretraining": "mae", **numbers})
     write_history(out / "history.csv", history)
     _write_reconstructions(out / "reconstructions.npz", setting, [row["scan_id"] for row in validation])
-    seconds = sum(row["seconds"] for row in history)
     cost = {
         "encoder": sum(value.numel() for value in mae.encoder.parameters()),
         "total": sum(value.numel() for value in mae.parameters()),
         "peak_memory_bytes": progress.peak_memory,
-        "train_seconds": seconds,
-        "start_seconds": progress.start_seconds,
-        "seconds_per_epoch": seconds / len(history),
-        "epochs": len(history),
         "train_subjects": len({row["subject"] for row in train}),
         "train_scans": len(train),
         "validation_scans": len(validation),
         "processes": setting.ranks.size,
-        "device": device_name(device),
-        "resumed": progress.resumed,
-        "accumulation": progress.parts,
-        "fingerprint": home.fingerprint,
     }
-    write_cost(out / "cost.json", cost)
+    write_cost(out / "cost.json", cost | run_cost(progress, home, setting.volumes.device))
 
 
 @torch.inference_mode()

@@ -134,6 +134,8 @@ def test_multiclass_controls_give_a_probability_per_class(tmp_path):
     voxels = runs["away"][RunKey("ridge_voxels", 100, 3, "zero-shot")]
     assert voxels.score.sum(1) == pytest.approx(1, abs=1e-6)
     assert (voxels.score.argmax(1) == voxels.y).mean() > 0.6  # chance is a third
+    mean = runs["away"][RunKey("mean", 100, 3, "zero-shot")]
+    assert mean.prior == pytest.approx(mean.score[0])
 
 
 def test_one_class_in_training_is_an_error(tmp_path):

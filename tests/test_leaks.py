@@ -57,7 +57,8 @@ class Case:
 
     def check_pretraining(self, cohort: str, pretrained: str) -> None:
         tested = self.split if cohort == "one" else self.labels
-        check_pretraining(tested, self.stored[cohort], self.stored[pretrained], self.out)
+        held_out = [self.split] if pretrained == "one" else []
+        check_pretraining(tested, self.stored[cohort], self.stored[pretrained], held_out, self.out)
 
 
 @pytest.fixture
@@ -129,6 +130,8 @@ def test_pretraining_on_the_cohort_itself_leaves_tested_subjects_out(case: Case)
 
 
 def test_zero_shot_image_in_the_training_cohort_that_is_pretrained_on(case: Case) -> None:
+    case.copy_image(case.of_side("test")[0], to="sub-zero1")
+    case.check_pretraining("zero", "one")  # pretraining has left that one out
     case.copy_image(case.of_side("train")[0], to="sub-zero1")
     with pytest.raises(
         UserError, match=r"sub-zero1 of cohort zero \(zero-shot\) and .* of one \(pretraining\)"

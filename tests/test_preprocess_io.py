@@ -46,6 +46,15 @@ def test_tissue_is_above_zero_and_the_background_at_zero(tmp_path, scan, low, ba
     np.testing.assert_allclose(read[brain][read[brain] > 0], expected[read[brain] > 0], atol=1e-3)
 
 
+def test_tissue_that_fills_the_faces_is_no_background(tmp_path, scan):
+    """A tight field of view, with noise about 0 where there is no tissue."""
+    generator = np.random.default_rng(0)
+    data = np.rint(generator.normal(200, 40, scan.shape)).astype(np.float32)
+    data[20:40, 20:40, 20:30] = np.rint(generator.normal(0, 60, (20, 20, 10)))
+    read = np.asarray(load_scan(save(tmp_path / "s.nii", nib.Nifti1Image(data, scan.affine))).dataobj)
+    np.testing.assert_allclose(read, data - data.min())
+
+
 @pytest.mark.parametrize("background", [0, -1024])
 def test_ringing_about_the_background_goes_to_zero(tmp_path, scan, background):
     """A brain that was stripped and then resampled by splines goes a little below its background."""

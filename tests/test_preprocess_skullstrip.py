@@ -45,6 +45,15 @@ def test_a_stripped_scan_may_ring_about_its_background(scan):
     assert mask_ml(mask, image.affine) == pytest.approx(mask_ml(brain > 0, scan.affine), rel=0.08)
 
 
+def test_a_brain_may_touch_the_faces_of_its_volume(scan):
+    brain = np.asarray(scan.dataobj)
+    low, high = np.argwhere(brain > 0).min(0), np.argwhere(brain > 0).max(0) + 1
+    cropped = brain[tuple(slice(a, b) for a, b in zip(low, high, strict=True))]
+    fine = np.maximum(zoom(cropped, 1.1, order=3), 0)
+    image = nib.Nifti1Image(fine, scan.affine @ np.diag([1 / 1.1] * 3 + [1]))
+    assert mask_ml(brain_mask(image, "stripped"), image.affine) > 1500
+
+
 def test_a_head_is_not_taken_for_a_brain(scan):
     """Its neck is cut by a face of the volume, and the air around it is noise."""
     grid = np.indices(scan.shape) - np.array(scan.shape)[:, None, None, None] / 2

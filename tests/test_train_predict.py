@@ -1,4 +1,5 @@
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -96,7 +97,11 @@ def test_multiclass_has_a_score_per_class(store: Path, monkeypatch) -> None:
     full(monkeypatch)
     delta, split = trained(store, "multiclass", classes=3)
     table = predicted(store, [delta], [split])
-    assert list(table[0])[len(HEAD) :] == ["score_0", "score_1", "score_2"]
+    names = [f"{name}_{k}" for name in ("score", "prior") for k in range(3)]
+    assert list(table[0])[len(HEAD) :] == names
+    trained_on = Counter(row["y"] for row in read_tsv(split) if row["side"] == "train")
+    prior = [float(table[0][f"prior_{k}"]) for k in range(3)]
+    assert prior == pytest.approx([trained_on[str(k)] / trained_on.total() for k in range(3)])
     assert sum(float(table[0][f"score_{i}"]) for i in range(3)) == pytest.approx(1, abs=1e-5)
 
 

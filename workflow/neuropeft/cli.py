@@ -81,7 +81,7 @@ def _check_leaks(options: argparse.Namespace) -> None:
 def _check_pretraining(options: argparse.Namespace) -> None:
     from neuropeft.cohorts.leaks import check_pretraining
 
-    check_pretraining(options.tested, options.stored, options.pretrained, options.out)
+    check_pretraining(options.tested, options.stored, options.pretrained, options.hold_out, options.out)
 
 
 # -- preprocessing ---------------------------------------------------------------------------------
@@ -350,6 +350,7 @@ def _add_cohorts(verb: Verb) -> None:
 
     pretrained = verb("check-pretraining", _check_pretraining, "check that no tested image was pretrained on")
     _paths(pretrained, "--tested", "--stored", "--pretrained", "--out")
+    _path_lists(pretrained, "--hold-out")
 
 
 def _add_preprocessing(verb: Verb) -> None:

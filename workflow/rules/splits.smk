@@ -58,6 +58,7 @@ rule check_pretraining:
         ),
         stored=lambda wildcards: stored_scans(wildcards.cohort),
         pretrained=lambda wildcards: stored_scans(CONFIG.autoencoders[wildcards.pretraining].cohort),
+        held_out=held_out_splits,
         code=sources("cohorts.leaks"),
     output:
         "results/splits/{task}/leaks/pretraining-{pretraining}/{cohort}.tsv",
@@ -72,4 +73,4 @@ rule check_pretraining:
         " in {wildcards.cohort}"
     shell:
         "python -m neuropeft check-pretraining --tested {input.tested} --stored {input.stored}"
-        " --pretrained {input.pretrained} --out {output} > {log} 2>&1"
+        " --pretrained {input.pretrained} --hold-out {input.held_out} --out {output} > {log} 2>&1"

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from neuropeft.cohorts.splits import TEST, ZERO_SHOT, read_split, split_digest
+from neuropeft.cohorts.splits import TEST, ZERO_SHOT, held_out_subjects, read_split, split_digest
 from neuropeft.errors import UserError
 from neuropeft.files import read_tsv, write_tsv
 
@@ -46,14 +46,16 @@ def check_leaks(split: Path, stored: Path, labels: Path | None, zero_shot: Path 
     _report(split, images, out)
 
 
-def check_pretraining(tested: Path, stored: Path, pretrained: Path, out: Path) -> None:
+def check_pretraining(
+    tested: Path, stored: Path, pretrained: Path, held_out: Sequence[Path], out: Path
+) -> None:
     """Check that no image that a task tests on was pretrained on.
 
     Args:
         tested: a split of the task, of which the test side is tested, or its labels in a zero-shot cohort.
         stored: scans.tsv of the store of the cohort that `tested` is about.
-        pretrained: scans.tsv of the store that was pretrained on; if it is the same, the tested subjects were
-            left out.
+        pretrained: scans.tsv of the store that is pretrained on.
+        held_out: splits whose test subjects that pretraining leaves out.
         out: table to write: how many scans of which side were compared.
 
     Raises:
@@ -62,10 +64,8 @@ def check_pretraining(tested: Path, stored: Path, pretrained: Path, out: Path) -
     is_split = "side" in next(iter(read_tsv(tested)), {})
     images = _split_images(tested, stored) if is_split else _labelled_images(tested, stored)
     images = [image for image in images if image.side in (TEST, ZERO_SHOT)]
-    left_out = {row["subject"] for row in read_tsv(tested) if is_split and row["side"] == TEST}
-    rows = read_tsv(pretrained)
-    if pretrained == stored:
-        rows = [row for row in rows if row["subject"] not in left_out]
+    left_out = held_out_subjects(map(read_split, held_out))
+    rows = [row for row in read_tsv(pretrained) if row["subject"] not in left_out]
     images += [Image(row["sha1"], row["scan_id"], PRETRAINING, _cohort(pretrained)) for row in rows]
     _refuse_twins(images)
     _report(tested, images, out)

@@ -94,7 +94,7 @@ def _subject_records(
     by_session: dict[str, Labels] = {}
     # What changes between sessions must not be taken from the table of subjects for some of them.
     unknown: Labels = {}
-    if f"sub-{subject}_sessions.tsv" in entries:
+    if has_table := f"sub-{subject}_sessions.tsv" in entries:
         table = Path(folder, f"sub-{subject}_sessions.tsv")
         by_session = _rows_by_id(table, "session_id", "ses-", columns)
         unknown = {column: MISSING for row in by_session.values() for column in row}
@@ -106,7 +106,7 @@ def _subject_records(
             # The table of the sessions knows better than that of the subjects, also that a value is missing.
             of_session = labels | by_session.get(session, unknown)
             scans = list(_anat_records(f"{folder}/{entry}/anat", subject, session, of_session))
-            if scans and unknown and session not in by_session:
+            if scans and has_table and session not in by_session:
                 unlisted.append(f"sub-{subject}/{entry}")
             yield from scans
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from neuropeft.config import Config
 from neuropeft.evaluate.metrics import percentile_interval
 from neuropeft.evaluate.scores import CONTROL, Score
+from neuropeft.grid import NO_PRETRAINING
 
 REFERENCE_KIND = "full"
 
@@ -37,7 +38,7 @@ class Comparison:
 def compare(config: Config, scores: Sequence[Score]) -> list[Comparison]:
     """Compare every score with full fine-tuning from the same weights, on the same resampled subjects.
 
-    Of several methods of kind full the first of the grid is the reference, and itself compared with nothing.
+    Of several methods of kind full the first is the reference, and itself compared with nothing.
     Scratch and controls, which start from no weights, meet the first full fine-tune of their place. Only
     complete scores with the same seeds and subjects are compared. The intervals reflect the subjects that
     were drawn for testing, not the choice of seeds, and are not adjusted for their number.
@@ -51,23 +52,28 @@ def compare(config: Config, scores: Sequence[Score]) -> list[Comparison]:
     ]
     compared = []
     for score in scores:
-        reference = next((other for other in references if _comparable(score, other)), score)
-        if reference is not score:
+        reference = next((other for other in references if _same_place(score, other)), score)
+        if reference is not score and _comparable(score, reference):
             compared.append(_compare(score, reference))
     return compared
 
 
-def _comparable(score: Score, reference: Score) -> bool:
+def _same_place(score: Score, reference: Score) -> bool:
     one, other = score.group, reference.group
+    return (
+        (score.cohort, score.metric) == (reference.cohort, reference.metric)
+        and (one.task, one.fraction) == (other.task, other.fraction)
+        and one.backbone in (other.backbone, CONTROL)
+        and one.pretraining in (other.pretraining, NO_PRETRAINING)
+    )
+
+
+def _comparable(score: Score, reference: Score) -> bool:
     return (
         score.complete
         and reference.complete
         and score.draws is not None
         and reference.draws is not None
-        and (score.cohort, score.metric) == (reference.cohort, reference.metric)
-        and (one.task, one.fraction) == (other.task, other.fraction)
-        and one.backbone in (other.backbone, CONTROL)
-        and one.pretraining in (other.pretraining, "none")
         and (score.expected, score.subjects) == (reference.expected, reference.subjects)
     )
 

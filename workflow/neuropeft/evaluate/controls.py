@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from neuropeft.cohorts.splits import TRAIN, ZERO_SHOT
 from neuropeft.errors import UserError
-from neuropeft.evaluate.predictions import COLUMNS, CONTROL_METHOD, score_columns
+from neuropeft.evaluate.predictions import COLUMNS, CONTROL_METHOD, prior_columns, score_columns
 from neuropeft.files import MISSING, read_tsv, write_tsv
 from neuropeft.store import Store, open_store
 
@@ -84,9 +84,12 @@ def write_controls(kind: str, target: str, split: Path, seed: int, cohorts: Sequ
         for cohort in cohorts:
             side = _side(wanted[cohort], cohort, features)
             scores[cohort] += _score_rows(method, kind, seed, side, predict(side.features))
-    columns = [CONTROL_METHOD, *COLUMNS, *score_columns(kind, classes)]
+    priors = prior_columns(kind, classes)
+    columns = [CONTROL_METHOD, *COLUMNS, *score_columns(kind, classes), *priors]
+    targets = np.array([float(row["y"]) for row in train])
+    prior = dict(zip(priors, _mean_scores(kind, classes, targets), strict=True)) if priors else {}
     for cohort in cohorts:
-        write_tsv(out / f"{cohort}.tsv", scores[cohort], columns)
+        write_tsv(out / f"{cohort}.tsv", [row | prior for row in scores[cohort]], columns)
 
 
 # -- data ------------------------------------------------------------------------------------------

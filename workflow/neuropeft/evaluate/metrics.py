@@ -67,27 +67,6 @@ def youden_threshold(y: Array, score: Array) -> float:
     return float(best[np.argmin(np.abs(best - FALLBACK_THRESHOLD))])
 
 
-def class_shares(y: Array, classes: int) -> Array:
-    """Share of each class among subjects, [classes]; one that does not occur counts as one subject."""
-    counts = np.maximum(np.bincount(y.astype(int), minlength=classes), 1)
-    return counts / counts.sum()
-
-
-def decision_rule(kind: str, y: Array, score: Array) -> Array:
-    """What turns probabilities into classes, to be chosen on validation and frozen for every test.
-
-    Balanced accuracy counts classes equally however rare they are; the largest probability would hardly ever
-    name a rare one.
-
-    Returns:
-        Youden's threshold (binary), or the share of each class, by which its probability is divided before
-        the largest is taken, [classes] (multiclass). Regression needs none: NaN.
-    """
-    if kind == "multiclass":
-        return class_shares(y, score.shape[1])
-    return np.array(youden_threshold(y, score) if kind == "binary" else np.nan)
-
-
 def balanced_accuracy(y: Array, predicted: Array, classes: int, weights: Array | None = None) -> Array:
     """Mean over `classes` of the share of a class's subjects predicted as it; NaN if a class is absent."""
     weight = _weights(weights, len(y))
@@ -131,7 +110,9 @@ def measure(kind: str, y: Array, score: Array, rule: Array, weights: Array | Non
         kind: binary, multiclass or regression.
         y: [n] class indices or target values, one row per subject.
         score: [n] (binary: probability of class 1; regression: value) or [n, classes].
-        rule: as `decision_rule` chose it on validation.
+        rule: binary: score from which class 1 is predicted, chosen on validation. Multiclass: how frequent
+            the scores take each class to be, [classes]; predicted is the class whose score exceeds that most,
+            since balanced accuracy counts rare classes as much as others. Regression has none.
         weights: [..., n] or None for ones.
 
     Returns:

@@ -33,16 +33,24 @@ class Run:
         subjects: names, [n].
         y: class indices or target values, [n].
         score: [n] (binary: probability of class 1; regression: value) or [n, classes].
+        prior: multiclass: frequency of each class among the training scans, which the scores suppose,
+            [classes]; empty otherwise.
     """
 
     subjects: tuple[str, ...]
     y: NDArray[np.float64]
     score: NDArray[np.float64]
+    prior: NDArray[np.float64]
 
 
 def score_columns(kind: str, classes: int) -> list[str]:
     """Return the names of the score columns of a prediction file."""
     return [f"score_{k}" for k in range(classes)] if kind == "multiclass" else ["score"]
+
+
+def prior_columns(kind: str, classes: int) -> list[str]:
+    """Return the names of the columns that hold `Run.prior`, the same in all rows of a run."""
+    return [f"prior_{k}" for k in range(classes)] if kind == "multiclass" else []
 
 
 def read_predictions(path: Path, kind: str, classes: int) -> dict[RunKey, Run]:
@@ -56,8 +64,8 @@ def read_predictions(path: Path, kind: str, classes: int) -> dict[RunKey, Run]:
         UserError: a column is missing or a value is no number.
     """
     rows = read_tsv(path)
-    names = score_columns(kind, classes)
-    if rows and (absent := [name for name in (*COLUMNS, *names) if name not in rows[0]]):
+    names, priors = score_columns(kind, classes), prior_columns(kind, classes)
+    if rows and (absent := [name for name in (*COLUMNS, *names, *priors) if name not in rows[0]]):
         raise UserError(f"{path} lacks the column {absent[0]!r}: delete it and run the workflow again")
     runs: dict[RunKey, list[dict[str, str]]] = defaultdict(list)
     for number, row in enumerate(rows, start=2):
@@ -67,13 +75,13 @@ def read_predictions(path: Path, kind: str, classes: int) -> dict[RunKey, Run]:
             raise UserError(f"{path} row {number}: {error}; delete the file and run again") from error
         runs[RunKey(row.get(CONTROL_METHOD, ""), fraction, seed, row["split"])].append(row)
     try:
-        read = {key: _run(of_run, names) for key, of_run in runs.items()}
+        read = {key: _run(of_run, names, priors) for key, of_run in runs.items()}
     except ValueError as error:
         raise UserError(f"{path}: {error}; delete the file and run the workflow again") from error
     return {key: run for key, run in read.items() if run.subjects}
 
 
-def _run(rows: list[dict[str, str]], names: list[str]) -> Run:
+def _run(rows: list[dict[str, str]], names: list[str], priors: list[str]) -> Run:
     first = first_rows(rows)
     kept = [first[subject] for subject in sorted(first) if first[subject][names[0]] != MISSING]
     score = np.array([[float(row[name]) for name in names] for row in kept]).reshape(len(kept), len(names))
@@ -81,4 +89,5 @@ def _run(rows: list[dict[str, str]], names: list[str]) -> Run:
         subjects=tuple(row["subject"] for row in kept),
         y=np.array([float(row["y"]) for row in kept]),
         score=score if len(names) > 1 else score[:, 0],
+        prior=np.array([float(rows[0][name]) for name in priors]),
     )

@@ -13,13 +13,14 @@ from neuropeft.config import Config, Task
 from neuropeft.errors import UserError
 from neuropeft.evaluate.metrics import (
     DRAWS,
+    FALLBACK_THRESHOLD,
     METRICS,
     Array,
     bootstrap_draws,
-    decision_rule,
     measure,
     percentile_interval,
     why_undefined,
+    youden_threshold,
 )
 from neuropeft.evaluate.predictions import Run, RunKey, read_predictions
 from neuropeft.grid import NO_PRETRAINING, Group, cells, seeds_of, used_tasks
@@ -192,10 +193,10 @@ def _score(
 
 
 def _rule(task: Task, validation: Run | None, tested: Run) -> Array:
-    """Decision rule of the validation subjects; without any, one that favours no class."""
-    if validation is None:
-        return decision_rule(task.kind, tested.y[:0], tested.score[:0])
-    return decision_rule(task.kind, validation.y, validation.score)
+    """Return what `measure` predicts classes by: of two, a threshold chosen on validation and then frozen."""
+    if task.kind != "binary" or validation is None:
+        return tested.prior if task.kind == "multiclass" else np.array(FALLBACK_THRESHOLD)
+    return np.array(youden_threshold(validation.y, validation.score))
 
 
 def _common_subjects(group: Group, cohort: str, runs: Sequence[Run]) -> tuple[str, ...]:

@@ -7,7 +7,6 @@ from torch.utils.checkpoint import checkpoint
 
 HEAD_STD = 0.01  # MAE's linear probe; small enough that training starts from the bias
 EPS = 1e-6  # added to variances
-MOMENTUM = 0.1  # weight of a batch in the running statistics
 
 
 class FeatureNorm(nn.Module):
@@ -16,43 +15,30 @@ class FeatureNorm(nn.Module):
     Registered brains look alike: what a backbone says of all of them is some hundred times larger than what
     it says of one, and a head on such features learns next to nothing in the few steps that small data allow.
 
-    The running statistics are the mean over the batches seen until `MOMENTUM` weighs more. They lag behind a
-    backbone that changes fast, by many times the little that tells scans apart, so that `measure` replaces
-    them before anything is evaluated.
+    Training standardises by the batch, evaluation by statistics that `measure` takes. Running means, as of a
+    batch norm, lag behind a backbone that is trained, by many times the little that tells scans apart.
     """
 
-    running_mean: Tensor
-    running_var: Tensor
-    num_batches_tracked: Tensor
+    mean: Tensor
+    variance: Tensor
 
     def __init__(self, width: int) -> None:
-        """Make the statistics of `width` features; the first batch sets them."""
+        """Make the statistics of `width` features, mean 0 and variance 1 until they are measured."""
         super().__init__()
-        self.register_buffer("running_mean", torch.zeros(width))
-        self.register_buffer("running_var", torch.ones(width))
-        self.register_buffer("num_batches_tracked", torch.tensor(0))
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("variance", torch.ones(width))
 
     def forward(self, features: Tensor) -> Tensor:
-        """Return the features, standardised by the batch in training and by running statistics otherwise."""
-        if (
-            not self.training or len(features) == 1
-        ):  # one scan, as an epoch's last batch may be, has no spread
-            return F.batch_norm(features, self.running_mean, self.running_var, eps=EPS)
-        with torch.no_grad():
-            self.num_batches_tracked += 1
-            weight = self.num_batches_tracked.reciprocal().clamp_min(
-                MOMENTUM
-            )  # on the device: nothing waits for it
-            variance, mean = torch.var_mean(features, dim=0)
-            self.running_mean.lerp_(mean, weight)
-            self.running_var.lerp_(variance, weight)
-        return F.batch_norm(features, None, None, training=True, eps=EPS)
+        """Return the features, standardised by the batch in training and as measured otherwise."""
+        if self.training and len(features) > 1:  # one scan, as an epoch's last batch may be, has no spread
+            return F.batch_norm(features, None, None, training=True, eps=EPS)
+        return F.batch_norm(features, self.mean, self.variance, eps=EPS)
 
     def measure(self, features: Tensor) -> None:
-        """Evaluate by the statistics of these features [n, width] (PreciseBN, Wu & Johnson 2021)."""
+        """Take the statistics of these features [n, width] (PreciseBN, Wu & Johnson 2021)."""
         variance, mean = torch.var_mean(features, dim=0)
-        self.running_mean.copy_(mean)
-        self.running_var.copy_(variance)
+        self.mean.copy_(mean)
+        self.variance.copy_(variance)
 
 
 class Predictor(nn.Module):

@@ -59,7 +59,7 @@ def adapt(model: Predictor, method: Mapping[str, Any]) -> None:
 
 
 def delta_state(model: nn.Module) -> dict[str, Tensor]:
-    """Return all that training changes: trainable parameters, statistics of batch norms not frozen.
+    """Return all that training changes: trainable parameters, statistics of norms not frozen.
 
     The tensors are the model's own, detached and not copied.
     """

@@ -66,7 +66,7 @@ def _from_zero(data: np.ndarray) -> np.ndarray:
     deep = data < background - RINGING * (bright(data) - background)
     if deep.mean() <= MOST_DEEP:
         return np.maximum(data - background, 0)
-    return np.where(data == background, 0, data - low)
+    return np.where(data == background, 0, data - low) if is_one_value else data - low
 
 
 def on_faces(data: np.ndarray) -> np.ndarray:

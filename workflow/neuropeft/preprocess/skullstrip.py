@@ -14,7 +14,7 @@ from neuropeft.preprocess.io import ScanError, bright, commonest, load_mask, on_
 METHODS = ("deepbet", "hd-bet", "given", "stripped")
 FAINT = 0.05  # of bright tissue above the background
 MOST_FAINT = 1.2  # times the clear foreground: a stripped brain has a few voxels as dark as its background
-MOST_CUT = 0.01  # of the faces; measured are 0 for brains, 4 to 8 % for heads
+MOST_CUT = 0.03  # of the faces; heads cover 4 to 8 %, brains 0, or 1 % where the volume ends at the brain
 PLAUSIBLE_ML = (200.0, 4000.0)  # a newborn's brain is above, no brain is outside
 
 

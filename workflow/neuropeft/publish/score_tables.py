@@ -29,7 +29,7 @@ NOTES = (
     f"95 % interval: percentile bootstrap over test subjects ({DRAWS:,} draws) of the mean over seeds; it "
     "does not tell how another training set would have done.",
     "Balanced accuracy: threshold chosen on validation (Youden), frozen for test and zero-shot cohorts. Of "
-    "more than two classes, that whose probability is largest relative to its share of validation subjects.",
+    "more than two classes, that whose probability exceeds its frequency in training most.",
     "Controls use all training subjects. Predict the mean: training mean or class frequency. Linear models: "
     "ridge or logistic regression on age and sex, or on voxels averaged to 10 x 10 x 10.",
 )

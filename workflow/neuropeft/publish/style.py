@@ -67,8 +67,8 @@ def group_look(config: Config, group: Group) -> Look:
     index = list(config.methods).index(group.method)
     if not isinstance(config.backbones[group.backbone], ViT):
         cnns = [name for name, spec in config.backbones.items() if not isinstance(spec, ViT)]
-        style = look(cnns.index(group.backbone), len(MARKERS) - 1)
-        return Look(BLACK, style.marker, style.dashes)
+        marker = look(cnns.index(group.backbone), len(MARKERS) - 1).marker
+        return Look(BLACK, marker, look(index, len(MARKERS) - 1).dashes)
     starts = list(config.pretraining)
     return look(index, starts.index(group.pretraining) if group.pretraining in starts else 0)
 

@@ -23,7 +23,7 @@ from neuropeft.store import Store, open_store
 from neuropeft.train import checkpoint
 from neuropeft.train.augment import augment, read_augmentation
 from neuropeft.train.cost import reset_peak_memory, write_cost
-from neuropeft.train.data import Volumes, load_volumes, pick_device
+from neuropeft.train.data import Volumes, epoch_order, load_volumes, pick_device
 from neuropeft.train.flops import training_flops
 from neuropeft.train.history import write_history
 from neuropeft.train.labels import Sides, read_sides, seed_of, shuffled, stored_sessions
@@ -227,11 +227,12 @@ def _learner(
         network, batch = (forward, changed[0]) if whole else (partial(model, parts=parts), torch.cat(changed))
         yield goal.loss(forward_outputs(network, batch, training["mixed_precision"]), train_targets[rows])
 
-    measured = places[: len(sides.train)][:: -(-len(sides.train) // MEASURED)]
+    measured = places[epoch_order(len(sides.train), seed, 0)[:MEASURED].to(device)]
 
     def validate() -> dict[str, float]:
         model.feature_norm.measure(all_outputs(model.backbone, volumes, measured, training))
-        outputs = all_outputs(forward, volumes, validation_places, training)
+        # By the network as predictions use it, not as it is compiled.
+        outputs = all_outputs(model, volumes, validation_places, training)
         loss = float(goal.loss(outputs, validation_targets))
         return {"val_loss": loss, "val_metric": goal.metric(outputs, validation_targets)}
 

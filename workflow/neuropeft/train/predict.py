@@ -1,6 +1,7 @@
 """Predict one cohort with all cells that share a base: the network and the volumes are loaded once."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,8 +41,8 @@ def predict(
         subjects: Who is predicted: the split of each seed (`seed-<seed>.tsv`), of which validation and test
             sides are; or one table of labels of a zero-shot cohort, of which everybody is.
         out_tsv: The table to write: fraction, seed, split, scan_id, subject, session, y and score (a
-            probability, or a value in the target's unit), or score_0, score_1, ... with more than two
-            classes.
+            probability, or a value in the target's unit); with more than two classes score_0, score_1, ...
+            and prior_0, prior_1, ..., how frequent a class was in training.
         device: As torch names it; the GPU if there is one.
 
     Raises:
@@ -72,8 +73,14 @@ def predict(
         offset, scale = json.loads(metadata["offset"]), float(metadata["scale"])
         numbers = scores(spec["task"], outputs, offset, scale)
         cell = {"fraction": spec["fraction"], "seed": spec["seed"]}
-        table += [{**row, **cell, **_named(score)} for row, score in zip(rows, numbers.tolist(), strict=True)]
-    write_tsv(out_tsv, table, [*COLUMNS, *(name for name in table[0] if name.startswith("score"))])
+        is_multiclass = spec["task"]["kind"] == "multiclass"
+        prior = _named("prior", [math.exp(value) for value in offset]) if is_multiclass else {}
+        table += [
+            {**row, **cell, **_named("score", score), **prior}
+            for row, score in zip(rows, numbers.tolist(), strict=True)
+        ]
+    own = [name for name in table[0] if name.startswith(("score", "prior_"))]
+    write_tsv(out_tsv, table, [*COLUMNS, *own])
 
 
 def _wanted(paths: Sequence[str | Path], store_dir: str | Path) -> dict[int | None, Rows]:
@@ -108,6 +115,6 @@ def _base(spec: Mapping[str, Any]) -> dict[str, Any]:
     return {key: spec[key] for key in ("task", "backbone", "method")}
 
 
-def _named(score: Sequence[float]) -> dict[str, str]:
-    names = ["score"] if len(score) == 1 else [f"score_{index}" for index in range(len(score))]
-    return {name: f"{value:.7g}" for name, value in zip(names, score, strict=True)}
+def _named(name: str, values: Sequence[float]) -> dict[str, str]:
+    names = [name] if len(values) == 1 else [f"{name}_{index}" for index in range(len(values))]
+    return {name: f"{value:.7g}" for name, value in zip(names, values, strict=True)}

@@ -81,6 +81,9 @@ def test_a_session_without_a_row_takes_nothing_that_changes_between_sessions(bid
     assert "1 sessions have no row in the sessions.tsv of their subject, for example sub-02/ses-a" in (
         capsys.readouterr().out
     )
+    table(bids / "sub-02/sub-02_sessions.tsv", "session_id age DX")
+    index(bids)
+    assert "2 sessions have no row" in capsys.readouterr().out
     (bids / "sub-02/sub-02_sessions.tsv").unlink()
     assert index(bids)["sub-02_ses-a_run-1"].labels["age"] == "70"
 

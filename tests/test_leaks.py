@@ -77,7 +77,9 @@ def test_clean_task_is_reported(case: Case) -> None:
 def test_one_image_under_two_subjects_on_two_sides(case: Case, sides: tuple[str, str]) -> None:
     one, other = (case.of_side(side)[0] for side in sides)
     case.copy_image(one, to=other)
-    with pytest.raises(UserError, match=r"hold the same image; give both the same subject") as told:
+    with pytest.raises(
+        UserError, match=r"seed-0.tsv: sub-one.* hold the same image; give both the same"
+    ) as told:
         case.check()
     for scan, side in zip((one, other), sides, strict=True):
         assert re.search(rf"{scan} of (cohort )?one \({side}\)", str(told.value))
@@ -87,6 +89,7 @@ def test_one_image_under_two_subjects_on_two_sides(case: Case, sides: tuple[str,
 def test_one_image_twice_on_one_side_is_no_leak(case: Case) -> None:
     case.copy_image(case.of_side("train")[0], to=case.of_side("train")[1])
     case.check()
+    assert case.out.exists()
 
 
 def test_image_of_a_zero_shot_cohort(case: Case) -> None:

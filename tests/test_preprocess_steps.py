@@ -1,6 +1,7 @@
 """The steps over chunks, from an index to the store and the QC page: one bad scan is a row, not the end."""
 
 import errno
+import hashlib
 import re
 
 import nibabel as nib
@@ -124,6 +125,8 @@ def test_the_store_holds_the_good_scans_in_order(cohort):
     assert isinstance(store.volumes, np.memmap)
     assert store.index_of("sub-good_ses-2") == 1
     assert [row["row"] for row in store.rows] == ["0", "1"]
+    hashes = [hashlib.sha1(volume.tobytes()).hexdigest() for volume in store.volumes]
+    assert [row["sha1"] for row in store.rows] == hashes
     assert float(store.rows[1]["template_correlation"]) > 0.85
     for volume in store.volumes:
         assert volume.astype(np.float32).mean() == pytest.approx(0, abs=1e-3)

@@ -42,7 +42,7 @@ def check_leaks(split: Path, stored: Path, labels: Path | None, zero_shot: Path 
     images = _split_images(split, stored)
     if labels is not None and zero_shot is not None:
         images += _labelled_images(labels, zero_shot)
-    _refuse_twins(images)
+    _refuse_twins(split, images)
     _report(split, images, out)
 
 
@@ -67,7 +67,7 @@ def check_pretraining(
     left_out = held_out_subjects(map(read_split, held_out))
     rows = [row for row in read_tsv(pretrained) if row["subject"] not in left_out]
     images += [Image(row["sha1"], row["scan_id"], PRETRAINING, _cohort(pretrained)) for row in rows]
-    _refuse_twins(images)
+    _refuse_twins(tested, images)
     _report(tested, images, out)
 
 
@@ -98,7 +98,7 @@ def _cohort(stored: Path) -> str:
     return stored.parents[1].name  # results/cohorts/{cohort}/store/scans.tsv
 
 
-def _refuse_twins(images: Sequence[Image]) -> None:
+def _refuse_twins(checked: Path, images: Sequence[Image]) -> None:
     twins = find_twins(images)
     if not twins:
         return
@@ -110,7 +110,7 @@ def _refuse_twins(images: Sequence[Image]) -> None:
         else "remove it from one of the two"
     )
     raise UserError(
-        f"{one.scan_id} of cohort {one.cohort} ({one.side}) and {other.scan_id} of {other.cohort} "
+        f"{checked}: {one.scan_id} of cohort {one.cohort} ({one.side}) and {other.scan_id} of {other.cohort} "
         f"({other.side}) hold the same image{more}; {mend}"
     )
 

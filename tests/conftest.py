@@ -1,6 +1,14 @@
-"""The order of the tests."""
+"""How the tests share the machine, and their order."""
+
+import os
+
+# Threads that wait for one another spin: where those of several workers share a core, that takes many times
+# as long. Set before a test imports torch, antspyx or NumPy.
+WORKERS = os.environ.get("PYTEST_XDIST_WORKER_COUNT")
+if WORKERS:  # in a worker, not in the process that starts it and whose environment it inherits
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(WORKERS))))
 
 
 def pytest_collection_modifyitems(items):
-    """Start the longest file, which holds the end-to-end run, first: the others fill the time beside it."""
-    items.sort(key=lambda item: item.path.name != "test_workflow.py")
+    """Start the longest file first: the others fill the time beside it."""
+    items.sort(key=lambda item: item.path.name != "test_end_to_end.py")

@@ -9,9 +9,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from neuropeft.cohorts.simulate import participants, write_scan
+from neuropeft.cohorts.simulate import mask_path, participants, write_scan
+from neuropeft.preprocess.io import load_mask, load_scan
+from neuropeft.preprocess.ninedof import decompose, load_itk
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -81,16 +84,35 @@ def test_the_status_is_printed(tmp_path):
     assert "Cells: task" in done.stdout
 
 
-def test_one_scan_is_preprocessed_outside_the_workflow(tmp_path):
+def test_a_whole_head_becomes_a_model_volume(tmp_path):
     (command,) = (command for command in commands() if " preprocess " in command)
-    person = participants(4, seed=3, site="A", groups={"CN": 1.0}, age=(60, 70), scans_per_subject=1)[0]
-    write_scan(person, tmp_path, effect=1.0).rename(tmp_path / "sub-01_T1w.nii.gz")
+    person = participants(1, seed=3, site="A", groups={"CN": 1.0}, age=(40, 60), scans_per_subject=1)[0]
+    scan = write_scan(person, tmp_path, effect=1.0).rename(tmp_path / "sub-01_T1w.nii.gz")
     done = run(command, tmp_path)
     assert done.returncode == 0, done.stderr
+
     printed = dict(line.split("\t") for line in done.stdout.splitlines())
+    assert float(printed["template_correlation"]) > 0.5
     assert float(printed["template_overlap"]) > 0.9
     assert abs(float(printed["shear"])) < 1e-9
-    assert list((tmp_path / "out").rglob("*_desc-brain_mask.nii.gz"))
+    out = tmp_path / "out"
+    assert sorted(path.name for path in out.iterdir()) == [
+        "sub-01_desc-brain_mask.nii.gz",
+        "sub-01_desc-qc_T1w.png",
+        "sub-01_from-T1w_to-MNI152_mode-image_xfm.txt",
+        "sub-01_space-MNI152_desc-model_T1w.npy",
+        "sub-01_space-MNI152_desc-preproc_T1w.nii.gz",
+    ]
+    image = load_scan(scan)
+    found = load_mask(out / "sub-01_desc-brain_mask.nii.gz", image) > 0
+    truth = load_mask(mask_path(person, tmp_path), image) > 0
+    assert 2 * (found & truth).sum() / (found.sum() + truth.sum()) > 0.93
+    volume = np.load(out / "sub-01_space-MNI152_desc-model_T1w.npy")
+    assert volume.shape == (80, 80, 80)
+    assert volume.dtype == np.float16
+    assert load_scan(out / "sub-01_space-MNI152_desc-preproc_T1w.nii.gz").shape == (91, 109, 91)
+    shear = decompose(load_itk(out / "sub-01_from-T1w_to-MNI152_mode-image_xfm.txt").matrix)["shear"]
+    np.testing.assert_allclose(shear, 0, atol=1e-6)
 
 
 def test_the_verbs_are_a_command_of_their_own(tmp_path):

@@ -6,7 +6,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from workflow_command import ROOT, snakemake
+from workflow_command import ROOT, command
 
 TARGET = "results/simulated/SimA/participants.tsv"
 
@@ -14,7 +14,7 @@ TARGET = "results/simulated/SimA/participants.tsv"
 def run(folder: Path) -> "subprocess.Popen[str]":
     """Start a run that writes a table, in a process group of its own."""
     return subprocess.Popen(
-        snakemake(folder, "--configfile", ROOT / "tests/tiny.yaml", "--cores", "1", TARGET),
+        command(folder, "--configfile", ROOT / "tests/tiny.yaml", "--cores", "1", TARGET),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

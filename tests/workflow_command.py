@@ -1,12 +1,45 @@
-"""The command that runs the workflow of this checkout."""
+"""The command that runs the workflow of this checkout, and what a run of it has said."""
 
+import re
+import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 ROOT = Path(__file__).parents[1]
+TINY = yaml.safe_load((ROOT / "tests/tiny.yaml").read_text())
+STEPS = ("n4_bias_correction", "skull_strip", "register_to_template", "resample_to_template")
 
 
-def snakemake(folder: Path, *arguments: object) -> list[str]:
+def command(folder: Path, *arguments: object) -> list[str]:
     """Return the command that runs it, by this Python, with `folder` as its working directory."""
-    command = [sys.executable, "-m", "snakemake", "--snakefile", ROOT / "Snakefile", "--directory", folder]
-    return list(map(str, [*command, *arguments]))
+    words = [sys.executable, "-m", "snakemake", "--snakefile", ROOT / "Snakefile", "--directory", folder]
+    return list(map(str, [*words, *arguments]))
+
+
+def snakemake(folder: Path, *arguments: object) -> "subprocess.CompletedProcess[str]":
+    """Run it with `folder` as its working directory; return the finished process."""
+    return subprocess.run(command(folder, *arguments), cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def write_config(folder: Path, config: dict[str, Any]) -> Path:
+    """Write a configuration into `folder`; return its path."""
+    path = folder / "config-under-test.yaml"
+    path.write_text(yaml.safe_dump(config, sort_keys=False))
+    return path
+
+
+def jobs_in(said: str) -> dict[str, int]:
+    """Return the number of jobs of each rule that Snakemake has announced."""
+    table = re.findall(r"^(\w+) +(\d+)$", said, flags=re.MULTILINE)
+    return {rule: int(count) for rule, count in table if rule != "total"}
+
+
+def dry_run(folder: Path, config: dict[str, Any], *arguments: object) -> dict[str, int]:
+    """Dry-run `config`; return the number of jobs of each rule, empty when there is nothing to do."""
+    path = write_config(folder, config)
+    done = snakemake(folder, "--configfile", path, "--cores", "2", "--dry-run", *arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return jobs_in(done.stdout)

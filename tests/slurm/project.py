@@ -14,9 +14,9 @@ import numpy as np
 import yaml
 
 import tiny_cells
-from workflow_command import ROOT, snakemake
+import workflow_command
 
-PROFILE = ROOT / "profiles" / "slurm"
+PROFILE = workflow_command.ROOT / "profiles" / "slurm"
 SIZE = 32  # voxels along an edge, as in tiny.yaml
 SCANS = 14
 RULES = ("pretrain",)
@@ -31,7 +31,7 @@ FASTER = [
 
 def make(folder: Path, pretrainings: Sequence[str], epochs: int) -> None:
     """Write a configuration of pretrainings that differ in their names alone, and what they need."""
-    config = yaml.safe_load((ROOT / "tests" / "tiny.yaml").read_text())
+    config = yaml.safe_load((workflow_command.ROOT / "tests" / "tiny.yaml").read_text())
     template = config["pretraining"].pop("mae")
     config["pretraining"] = {name: template | {"epochs": epochs} for name in pretrainings}
     config["tasks"] = {"ad": config["tasks"]["ad"]}
@@ -67,7 +67,7 @@ def command(
     """Return the command that makes the targets by no other rules."""
     configuration = ["--configfile", folder / "config.yaml", "--allowed-rules", *rules]
     threads = ["--set-threads", "pretrain=1", "finetune=1"]
-    return snakemake(folder, *configuration, *arguments, *threads, "--", *targets)
+    return workflow_command.command(folder, *configuration, *arguments, *threads, "--", *targets)
 
 
 def alone(folder: Path, pretraining: str) -> None:

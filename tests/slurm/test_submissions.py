@@ -10,7 +10,7 @@ import project
 import pytest
 from cluster import Cluster, wait_for
 
-from workflow_command import ROOT, snakemake
+from workflow_command import ROOT, command
 
 Asked = tuple[str, int, int, int, int]
 PARTITIONS = ("cpu", "gpu")
@@ -18,7 +18,7 @@ PARTITIONS = ("cpu", "gpu")
 CPU_RULE = ("cpu", 1, 4000, 0, 60)
 EXPECTED = {
     "simulate_scans": CPU_RULE,
-    "preprocess_n4_bias_correction": ("cpu", 1, 4000, 0, 18),  # group and, of its rules, the one submitted
+    "preprocess_n4_bias_correction": ("cpu", 1, 4000, 0, 16),  # group and, of its rules, the one submitted
     "pack_cohort": ("cpu", 1, 4000, 0, 10),
     "split": CPU_RULE,
     "check_leaks": CPU_RULE,
@@ -62,8 +62,8 @@ def submitted(slurm: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 
 def _snakemake(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
-    command = snakemake(folder, "--configfile", ROOT / "tests" / "tiny.yaml", *arguments)
-    return subprocess.Popen(command, cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    words = command(folder, "--configfile", ROOT / "tests" / "tiny.yaml", *arguments)
+    return subprocess.Popen(words, cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
 
 
 def _any_ended(heads: Iterable["subprocess.Popen[str]"]) -> bool:

@@ -1,0 +1,175 @@
+"""What the workflow would do, in many configurations: linted and dry-run, nothing computed."""
+
+import copy
+
+import pytest
+import yaml
+
+from neuropeft import grid
+from neuropeft.configfile import load_config
+from neuropeft.models.build import build_vit
+from neuropeft.models.checkpoints import load_encoder, save_encoder
+from workflow_command import ROOT, STEPS, TINY, dry_run, snakemake, write_config
+
+
+def failure(folder, config):
+    """Dry-run a `config` that must be refused; return what is said."""
+    path = write_config(folder, config)
+    done = snakemake(folder, "--configfile", path, "--cores", "2", "--dry-run")
+    assert done.returncode != 0
+    said = done.stdout + done.stderr
+    assert "Traceback" not in said
+    return said
+
+
+def bids_cohort(root, subjects, columns=("participant_id", "age", "sex", "diagnosis")):
+    """Make a BIDS tree of empty scans whose diagnoses alternate and whose ages grow."""
+    root.mkdir(parents=True)
+    lines = ["\t".join(columns)]
+    for number in range(subjects):
+        name = f"sub-{number:03}"
+        (root / name / "anat").mkdir(parents=True)
+        (root / name / "anat" / f"{name}_T1w.nii.gz").touch()
+        values = {
+            "participant_id": name,
+            "age": str(50 + number),
+            "sex": "FM"[number % 2],
+            "diagnosis": ("CN", "AD", "PD")[number // 2 % 3],
+        }
+        lines.append("\t".join(values[column] for column in columns))
+    (root / "participants.tsv").write_text("\n".join(lines) + "\n")
+    return str(root)
+
+
+@pytest.fixture
+def paper(tmp_path):
+    """The paper's configuration over cohorts of empty scans."""
+    config = yaml.safe_load((ROOT / "config.yaml").read_text())
+    for name, cohort in config["cohorts"].items():
+        cohort["bids"] = bids_cohort(tmp_path / "data" / name, 60)
+    return config
+
+
+def test_lint_is_clean(tmp_path):
+    done = snakemake(tmp_path, "--lint", "--configfile", ROOT / "workflow/configs/demo.yaml")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_papers_benchmark_dry_runs(tmp_path, paper):
+    jobs = dry_run(tmp_path, paper)
+    assert jobs["cell"] == 3 * 6 * 3 + 4 * 6 * 3 + 5 * 5 * 3
+    assert jobs["finetune"] == 3 * 6 + 5  # no method has more cells of a task and a backbone than a job takes
+    assert jobs["pretrain"] == 2
+    assert jobs["pack_cohort"] == 5
+    assert jobs["controls"] == 9
+    # one prediction per (task, backbone, method) and cohort, whatever the fractions and seeds
+    assert jobs["predict"] == (3 * 6 + 5) * 2
+
+
+def test_the_demo_dry_runs(tmp_path):
+    jobs = dry_run(tmp_path, yaml.safe_load((ROOT / "workflow/configs/demo.yaml").read_text()))
+    assert jobs["simulate_scans"] == jobs["n4_bias_correction"] > 2
+
+
+def test_the_ixi_run_dry_runs(tmp_path, monkeypatch):
+    monkeypatch.setenv("IXI_ROOT", bids_cohort(tmp_path / "ixi", 40))
+    monkeypatch.setenv("DS002748_ROOT", bids_cohort(tmp_path / "ds", 12))
+    jobs = dry_run(tmp_path, yaml.safe_load((ROOT / "workflow/configs/ixi.yaml").read_text()))
+    assert jobs["pretrain"] == 1
+
+
+def test_a_configfile_replaces_config_yaml_whole(tmp_path):
+    jobs = dry_run(tmp_path, TINY)  # merged with config.yaml it would ask for UKB
+    assert jobs["cell"] == 10
+    assert jobs["finetune"] == 4  # ad and age by scratch and lora
+    assert jobs["qc"] == 2
+
+
+@pytest.mark.parametrize("profile", ["local", "slurm"])
+def test_profiles_dry_run(tmp_path, profile):
+    jobs = dry_run(tmp_path, TINY, "--profile", ROOT / "profiles" / profile)
+    assert jobs["cell"] == 10
+
+
+def test_one_scan_per_job(tmp_path):
+    config = copy.deepcopy(TINY)
+    config["preprocessing"]["scans_per_job"] = 1
+    jobs = dry_run(tmp_path, config)
+    assert [jobs[step] for step in STEPS] == [16] * 4
+
+
+def test_weights_from_elsewhere_are_imported_instead_of_trained(tmp_path):
+    encoder = build_vit(grid.backbone_spec(load_config(TINY, ROOT), "vit_xxs"))
+    save_encoder(tmp_path / "theirs.safetensors", encoder, {})
+    config = copy.deepcopy(TINY)
+    config["pretraining"] = {"mae": {"weights": str(tmp_path / "theirs.safetensors")}}
+    jobs = dry_run(tmp_path, config)
+    assert jobs["import_encoder"] == 1
+    assert jobs["cell"] == 10
+    assert "pretrain" not in jobs
+    path, imported = write_config(tmp_path, config), "results/pretraining/mae/vit_xxs/encoder.safetensors"
+    done = snakemake(tmp_path, "--configfile", path, "--cores", "1", imported)
+    assert done.returncode == 0, done.stdout + done.stderr
+    load_encoder(tmp_path / imported, encoder)
+
+
+def test_only_cohorts_and_pretraining_in_use_are_processed(tmp_path):
+    config = copy.deepcopy(TINY)
+    config["grid"] = [
+        {"tasks": ["age"], "backbones": ["vit_xxs"], "methods": ["scratch"], "seeds": [0]},
+    ]
+    config["tasks"]["age"]["zero_shot"] = []
+    jobs = dry_run(tmp_path, config)
+    assert "pretrain" not in jobs
+    assert (jobs["pack_cohort"], jobs["finetune"], jobs["predict"]) == (1, 1, 1)
+
+
+def test_a_table_and_a_multiclass_task(tmp_path):
+    rows = ["path,subject,session,label"]
+    for number in range(30):
+        scan = tmp_path / "scans" / f"{number}.nii"
+        scan.parent.mkdir(exist_ok=True)
+        scan.touch()
+        rows.append(f"{scan},P{number // 2},{number % 2},{'abc'[number // 2 % 3]}")
+    (tmp_path / "scans.csv").write_text("\n".join(rows) + "\n")
+    config = copy.deepcopy(TINY)
+    config["cohorts"] = {"Local": {"table": str(tmp_path / "scans.csv")}}
+    config["tasks"] = {
+        "abc": {
+            "kind": "multiclass",
+            "target": "label",
+            "classes": {"first": "a", "second": "b", "third": "c"},
+            "train": "Local",
+        }
+    }
+    config["pretraining"]["mae"]["cohort"] = "Local"
+    config["grid"] = [
+        {
+            "tasks": ["abc"],
+            "backbones": ["vit_xxs"],
+            "methods": ["lora"],
+            "pretraining": ["mae"],
+            "seeds": [0],
+        }
+    ]
+    assert dry_run(tmp_path, config)["finetune"] == 1
+
+
+def test_mistakes_stop_the_dry_run_in_a_sentence(tmp_path, paper):
+    absent = copy.deepcopy(paper)
+    absent["tasks"]["ad"]["target"] = "diagnosys"
+    assert "tasks.ad.target" in failure(tmp_path, absent)
+
+    wrong_class = copy.deepcopy(paper)
+    wrong_class["tasks"]["pd"]["classes"] = {"CN": "CN", "PD": "Parkinson"}
+    said = failure(tmp_path, wrong_class)
+    assert "tasks.pd.classes" in said
+    assert "Parkinson" in said
+
+    no_path = copy.deepcopy(paper)
+    no_path["cohorts"]["OASIS"]["bids"] = "no/such/folder"
+    assert "cohorts.OASIS.bids" in failure(tmp_path, no_path)
+
+    unknown = copy.deepcopy(paper)
+    unknown["trainning"] = {}
+    assert "unknown key `trainning`: did you mean 'training'?" in failure(tmp_path, unknown)

@@ -1,0 +1,215 @@
+"""One run of the workflow from simulated scans to tables, and what it does again when something changes."""
+
+import copy
+import csv
+import json
+import re
+import shutil
+
+import pytest
+
+from workflow_command import STEPS, TINY, dry_run, jobs_in, snakemake, write_config
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder of a finished run of tiny.yaml."""
+    folder = tmp_path_factory.mktemp("finished")
+    path = write_config(folder, TINY)
+    done = snakemake(folder, "--configfile", path, "--cores", "2", "--show-failed-logs")
+    assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
+    return folder
+
+
+def test_a_run_ends_with_tables_figures_and_qc(finished):
+    with (finished / "results/tables/scores.csv").open() as stream:
+        scores = list(csv.DictReader(stream))
+    tasks = {row["task"] for row in scores}
+    methods = {row["method"] for row in scores}
+    assert tasks == {"ad", "age"}
+    assert {"scratch", "lora"} <= methods
+    for name in ("table1", "table2", "table3", "table4"):
+        for kind in ("csv", "md", "tex"):
+            assert (finished / f"results/tables/{name}.{kind}").stat().st_size > 0
+    for name in ("figure1", "figure2", "figure3", "losses_pretraining", "losses_finetuning"):
+        for kind in ("png", "svg", "pdf"):
+            assert (finished / f"results/figures/{name}.{kind}").stat().st_size > 0
+    assert (finished / "results/qc/SimA/index.html").exists()
+    assert "simulated" in (finished / "results/tables/table3.md").read_text()
+    cost = json.loads(
+        (finished / "results/cells/ad/vit_xxs/mae/lora/fraction-50/seed-1/cost.json").read_text()
+    )
+    assert cost["trainable"] > 0
+
+
+def test_test_subjects_are_kept_from_training_and_pretraining(finished):
+    splits = finished / "results/splits/ad"
+    sides = []
+    for seed in (0, 1):
+        with (splits / f"seed-{seed}.tsv").open() as stream:
+            rows = list(csv.DictReader(stream, delimiter="\t"))
+        sides.append({row["subject"] for row in rows if row["side"] == "test"})
+    assert sides[0] == sides[1] != set()
+    cost = json.loads((finished / "results/pretraining/mae/vit_xxs/cost.json").read_text())
+    assert cost["train_scans"] + cost["validation_scans"] <= 12 - len(sides[0])
+    for cohort, side, number in (("SimA", "test", len(sides[0])), ("SimB", "zero-shot", 4)):
+        with (splits / f"leaks/pretraining-mae/{cohort}.tsv").open() as stream:
+            rows = {row["side"]: int(row["scans"]) for row in csv.DictReader(stream, delimiter="\t")}
+        assert rows == {side: number, "pretraining": cost["train_scans"] + cost["validation_scans"]}
+
+
+def test_a_second_run_does_nothing(finished):
+    assert dry_run(finished, TINY) == {}
+
+
+def test_a_longer_seed_list_runs_its_new_cells_only(finished):
+    config = copy.deepcopy(TINY)
+    config["grid"][1]["seeds"] = [0, 1, 2]
+    jobs = dry_run(finished, config)
+    # fractions 50 and 100 of seed 2 join the pack of ad by lora, which is predicted anew
+    assert (jobs["finetune"], jobs["cell"], jobs["predict"]) == (1, 6, 2)
+    assert jobs["split"] == 1
+    assert not {"pretrain", "pack_cohort", *STEPS} & jobs.keys()
+
+
+def test_a_changed_method_runs_its_own_cells_only(finished):
+    config = copy.deepcopy(TINY)
+    config["methods"]["lora"]["r"] = 2
+    jobs = dry_run(finished, config)
+    assert (jobs["finetune"], jobs["cell"]) == (2, 6)
+    assert not {"pretrain", "split", "pack_cohort"} & jobs.keys()
+
+
+def test_another_figure_fraction_trains_nothing(finished):
+    config = copy.deepcopy(TINY)
+    config["figures"]["tradeoff_fraction"] = 50
+    assert set(dry_run(finished, config)) == {"all", "tables", "figures"}
+
+
+def test_another_task_preprocesses_and_retrains_nothing(finished):
+    config = copy.deepcopy(TINY)
+    config["tasks"]["other"] = {"kind": "regression", "target": "age", "train": "SimB"}
+    config["grid"].append(
+        {"tasks": ["other"], "backbones": ["vit_xxs"], "methods": ["scratch"], "seeds": [0]}
+    )
+    jobs = dry_run(finished, config)
+    assert (jobs["finetune"], jobs["split"]) == (1, 1)
+    assert not {"pretrain", "pack_cohort", *STEPS} & jobs.keys()
+
+
+def test_a_new_subject_reruns_one_chunk_of_its_cohort(finished):
+    config = copy.deepcopy(TINY)
+    config["cohorts"]["SimB"]["simulated"]["subjects"] = 5
+    jobs = dry_run(finished, config)
+    assert jobs["n4_bias_correction"] == 1
+    assert "pretrain" not in jobs
+    assert "finetune" not in jobs, "a zero-shot cohort that grows retrains nothing"
+
+
+# -- while it runs ---------------------------------------------------------------------------------
+
+LORA = "ad/vit_xxs/mae/lora"
+
+
+def partial_tables(folder, *arguments):
+    """Ask for the tables of what is finished, as one does beside a running workflow."""
+    path = write_config(folder, TINY)
+    done = snakemake(folder, "--configfile", path, "--cores", "2", "--nolock", *arguments, "tables_partial")
+    assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
+    return done.stdout + done.stderr
+
+
+def rows_of(path, **wanted):
+    """Return the rows of a CSV file that have the wanted values."""
+    with path.open() as stream:
+        return [row for row in csv.DictReader(stream) if wanted.items() <= row.items()]
+
+
+@pytest.fixture
+def unfinished(finished, tmp_path):
+    """A copy of the finished run in which ad by scratch, and half of ad by lora, have not been trained."""
+    folder = tmp_path / "unfinished"
+    shutil.copytree(finished, folder)
+    for cell in (f"{LORA}/fraction-50/seed-1", f"{LORA}/fraction-100/seed-1"):
+        shutil.rmtree(folder / "results/cells" / cell)
+        shutil.rmtree(folder / "results/_state/cells" / cell)
+    for group in (LORA, "ad/vit_xxs/none/scratch"):
+        shutil.rmtree(folder / "results/predictions" / group)
+    for root in ("cells", "_state/cells"):
+        shutil.rmtree(folder / "results" / root / "ad/vit_xxs/none/scratch")
+    # All of this the workflow itself would do again, and must not do now.
+    shutil.rmtree(folder / "results/packs")
+    (folder / "results/cohorts/SimA/chunks/x0/resample.tsv").touch()
+    return folder
+
+
+def test_partial_tables_are_of_what_is_finished(unfinished):
+    jobs = {"parameter_counts_partial": 1, "predict_partial": 2, "tables_partial": 1}
+    assert jobs_in(partial_tables(unfinished, "--dry-run")) == jobs
+
+    partial_tables(unfinished)
+    tables = unfinished / "results/partial/tables"
+    for kind in ("md", "tex"):
+        for table in (1, 2, 3, 4):
+            assert "PARTIAL: 6 of 10 cells" in (tables / f"table{table}.{kind}").read_text()
+    assert {row["partial"] for path in tables.glob("*.csv") for row in rows_of(path)} == {"6 of 10 cells"}
+    assert len(list(tables.glob("*.csv"))) == 6
+    wanted = {"task": "ad", "cohort": "SimA", "metric": "auc"}
+    (half,) = rows_of(tables / "scores.csv", **wanted, method="lora", fraction="50")
+    assert (half["seeds"], half["seeds_expected"], half["reason"]) == ("1", "2", "no predictions of seed 1")
+    (scratch,) = rows_of(tables / "scores.csv", **wanted, method="scratch")
+    assert (scratch["mean"], scratch["seeds"]) == ("n/a", "0")
+    (ridge,) = rows_of(tables / "scores.csv", **wanted, method="ridge_voxels")
+    assert ridge["seeds"] == "2"
+    # what is complete has the same scores as in the full tables
+    for row in rows_of(unfinished / "results/tables/scores.csv", task="age", method="lora"):
+        key = {column: row[column] for column in ("cohort", "metric", "mean", "seed_values")}
+        assert rows_of(tables / "scores.csv", task="age", method="lora", **key)
+    states = [row["status"] for row in rows_of(tables / "costs.csv")]
+    assert (states.count("done"), states.count("missing")) == (6, 4)
+    assert not (unfinished / "results/predictions" / LORA).exists()
+
+    assert "Nothing to be done" in partial_tables(unfinished)
+
+
+def test_partial_tables_are_renewed_when_more_is_finished(unfinished, finished):
+    partial_tables(unfinished)
+    cell = f"_state/cells/{LORA}/fraction-50/seed-1"
+    shutil.copytree(finished / "results" / cell, unfinished / "results" / cell)
+    partial_tables(unfinished)
+    tables = unfinished / "results/partial/tables"
+    assert "PARTIAL: 7 of 10 cells" in (tables / "table3.md").read_text()
+    wanted = {"task": "ad", "cohort": "SimA", "metric": "auc", "method": "lora", "fraction": "50"}
+    (partial,), (full,) = (
+        rows_of(path, **wanted) for path in (tables / "scores.csv", finished / "results/tables/scores.csv")
+    )
+    assert partial["seeds"] == "2"
+    assert partial["mean"] == full["mean"]
+
+
+def test_partial_tables_of_a_run_that_has_not_begun(tmp_path):
+    partial_tables(tmp_path)
+    assert "PARTIAL: 0 of 10 cells" in (tmp_path / "results/partial/tables/table3.md").read_text()
+
+
+def test_status_is_a_rule_too(finished):
+    path = write_config(finished, TINY)
+    done = snakemake(finished, "--configfile", path, "--cores", "1", "--nolock", "status")
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^all +10 +0 +0 +0 +10 ", done.stdout, flags=re.MULTILINE)
+
+
+def test_status_and_partial_tables_leave_the_index_of_a_running_workflow_alone(finished, tmp_path):
+    folder = tmp_path / "running"
+    shutil.copytree(finished, folder)
+    index = folder / "results/cohorts/SimB/scans.tsv"
+    before = index.read_text()
+    config = copy.deepcopy(TINY)
+    config["cohorts"]["SimB"]["simulated"]["subjects"] = 6
+    path = write_config(folder, config)
+    for target in ("status", "tables_partial"):
+        done = snakemake(folder, "--configfile", path, "--cores", "1", "--nolock", "--dry-run", target)
+        assert done.returncode == 0, done.stderr
+        assert index.read_text() == before
+    assert snakemake(folder, "--configfile", path, "--cores", "1", "--dry-run").returncode == 0
+    assert index.read_text() != before

@@ -95,7 +95,7 @@ def test_one_scan_per_job(tmp_path):
     config = copy.deepcopy(TINY)
     config["preprocessing"]["scans_per_job"] = 1
     jobs = dry_run(tmp_path, config)
-    assert [jobs[step] for step in STEPS] == [16] * 4
+    assert [jobs[step] for step in STEPS] == [14] * 4
 
 
 def test_weights_from_elsewhere_are_imported_instead_of_trained(tmp_path):

@@ -18,7 +18,7 @@ PARTITIONS = ("cpu", "gpu")
 CPU_RULE = ("cpu", 1, 4000, 0, 60)
 EXPECTED = {
     "simulate_scans": CPU_RULE,
-    "preprocess_n4_bias_correction": ("cpu", 1, 4000, 0, 16),  # group and, of its rules, the one submitted
+    "preprocess_n4_bias_correction": ("cpu", 1, 4000, 0, 15),  # group and, of its rules, the one submitted
     "pack_cohort": ("cpu", 1, 4000, 0, 10),
     "split": CPU_RULE,
     "check_leaks": CPU_RULE,

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from neuropeft.cohorts.splits import TRAIN, ZERO_SHOT
 from neuropeft.errors import UserError
-from neuropeft.evaluate.predictions import COLUMNS, CONTROL_METHOD, prior_columns, score_columns
 from neuropeft.files import MISSING, read_tsv, write_tsv
+from neuropeft.prediction_columns import COLUMNS, CONTROL_METHOD, prior_columns, score_columns
 from neuropeft.store import Store, open_store
 
 Array = NDArray[np.float64]

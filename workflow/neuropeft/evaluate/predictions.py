@@ -10,9 +10,7 @@ from numpy.typing import NDArray
 from neuropeft.cohorts.splits import first_rows
 from neuropeft.errors import UserError
 from neuropeft.files import MISSING, read_tsv
-
-COLUMNS = ("fraction", "seed", "split", "scan_id", "subject", "session", "y")
-CONTROL_METHOD = "method"  # the column that control files have beyond COLUMNS
+from neuropeft.prediction_columns import COLUMNS, CONTROL_METHOD, prior_columns, score_columns
 
 
 @dataclass(frozen=True)
@@ -41,16 +39,6 @@ class Run:
     y: NDArray[np.float64]
     score: NDArray[np.float64]
     prior: NDArray[np.float64]
-
-
-def score_columns(kind: str, classes: int) -> list[str]:
-    """Return the names of the score columns of a prediction file."""
-    return [f"score_{k}" for k in range(classes)] if kind == "multiclass" else ["score"]
-
-
-def prior_columns(kind: str, classes: int) -> list[str]:
-    """Return the names of the columns that hold `Run.prior`, the same in all rows of a run."""
-    return [f"prior_{k}" for k in range(classes)] if kind == "multiclass" else []
 
 
 def read_predictions(path: Path, kind: str, classes: int) -> dict[RunKey, Run]:

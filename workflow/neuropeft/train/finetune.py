@@ -29,7 +29,7 @@ from neuropeft.train.history import write_history
 from neuropeft.train.labels import Sides, read_sides, seed_of, shuffled, stored_sessions
 from neuropeft.train.loop import CHECKPOINT_SECONDS, Home, Learner, Plan, Progress, fit, run_cost
 from neuropeft.train.losses import Objective, objective, outputs_of
-from neuropeft.train.memory import in_batches
+from neuropeft.train.memory import BatchSize, in_batches
 from neuropeft.train.ranks import ALONE
 from neuropeft.train.state import FINISHED, forget, is_finished
 
@@ -187,7 +187,9 @@ def forward_outputs(model: Network, volumes: Tensor, mixed_precision: bool) -> T
     return outputs.float()
 
 
-def all_outputs(model: Network, volumes: Volumes, rows: Tensor, training: Mapping[str, Any]) -> Tensor:
+def all_outputs(
+    model: Network, volumes: Volumes, rows: Tensor, mixed_precision: bool, size: BatchSize
+) -> Tensor:
     """Return the outputs [n, outputs] for the volumes `rows` [n], unchanged by augmentation, on the CPU.
 
     Raises:
@@ -195,9 +197,9 @@ def all_outputs(model: Network, volumes: Volumes, rows: Tensor, training: Mappin
     """
 
     def outputs(batch: Tensor) -> Tensor:
-        return forward_outputs(model, volumes.batch(batch), training["mixed_precision"])
+        return forward_outputs(model, volumes.batch(batch), mixed_precision)
 
-    return torch.cat(in_batches(outputs, rows, int(training["batch_size"]))).cpu()
+    return torch.cat(in_batches(outputs, rows, size)).cpu()
 
 
 def _learner(
@@ -216,6 +218,7 @@ def _learner(
     validation_places = places[len(sides.train) :]
     changes = read_augmentation(training["augment"])
     forward = torch.compile(model) if training["compile"] else model
+    mixed_precision, at_once = training["mixed_precision"], BatchSize(int(training["batch_size"]))
 
     def batch_losses(rows: Tensor, epoch: int, step: int, parts: int) -> Iterator[Tensor]:
         changed = []
@@ -225,14 +228,14 @@ def _learner(
         # One loss of all parts, and not one each, because the features are standardised over the whole batch.
         whole = parts == 1
         network, batch = (forward, changed[0]) if whole else (partial(model, parts=parts), torch.cat(changed))
-        yield goal.loss(forward_outputs(network, batch, training["mixed_precision"]), train_targets[rows])
+        yield goal.loss(forward_outputs(network, batch, mixed_precision), train_targets[rows])
 
     measured = places[epoch_order(len(sides.train), seed, 0)[:MEASURED].to(device)]
 
     def validate() -> dict[str, float]:
-        model.feature_norm.measure(all_outputs(model.backbone, volumes, measured, training))
+        model.feature_norm.measure(all_outputs(model.backbone, volumes, measured, mixed_precision, at_once))
         # By the network as predictions use it, not as it is compiled.
-        outputs = all_outputs(model, volumes, validation_places, training)
+        outputs = all_outputs(model, volumes, validation_places, mixed_precision, at_once)
         loss = float(goal.loss(outputs, validation_targets))
         return {"val_loss": loss, "val_metric": goal.metric(outputs, validation_targets)}
 

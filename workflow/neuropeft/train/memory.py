@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -9,10 +10,17 @@ from torch import Tensor
 from neuropeft.errors import UserError
 
 
-def in_batches(compute: Callable[[Tensor], Tensor], rows: Tensor, size: int) -> list[Tensor]:
+@dataclass
+class BatchSize:
+    """How many scans passes without gradients take at once; what did not fit is not tried again."""
+
+    scans: int
+
+
+def in_batches(compute: Callable[[Tensor], Tensor], rows: Tensor, size: BatchSize) -> list[Tensor]:
     """Return `compute(batch)` for the batches of `rows` [n], of `size` scans or, out of memory, of fewer.
 
-    What is computed for a scan must not depend on the other scans of its batch.
+    What is computed for a scan must not depend on the other scans of its batch. `size` shrinks to what fits.
 
     Raises:
         UserError: The memory does not suffice for one scan.
@@ -20,10 +28,10 @@ def in_batches(compute: Callable[[Tensor], Tensor], rows: Tensor, size: int) -> 
     results: list[Tensor] = []
     done = 0
     while done < len(rows):
-        batch = rows[done : done + size]
+        batch = rows[done : done + size.scans]
         result = _attempt(compute, batch)
         if result is None:
-            size = _smaller(len(batch))
+            size.scans = _smaller(len(batch))
         else:
             results.append(result)
             done += len(batch)

@@ -13,14 +13,15 @@ from neuropeft.errors import UserError
 from neuropeft.files import read_tsv, write_tsv
 from neuropeft.models.checkpoints import read_tensors
 from neuropeft.peft.adapt import load_delta
+from neuropeft.prediction_columns import COLUMNS, prior_columns, score_columns
 from neuropeft.progress import track
 from neuropeft.store import open_store
 from neuropeft.train.data import load_volumes, pick_device
 from neuropeft.train.finetune import all_outputs, make_model
 from neuropeft.train.labels import seed_of, stored_sessions, with_sessions
 from neuropeft.train.losses import scores
+from neuropeft.train.memory import BatchSize
 
-COLUMNS = ("fraction", "seed", "split", "scan_id", "subject", "session", "y")
 Rows = Sequence[Mapping[str, Any]]
 
 
@@ -55,6 +56,7 @@ def predict(
     volumes = load_volumes(store.volumes, [store.index_of(scan) for scan in scans], where)
     places = {scan: place for place, scan in enumerate(scans)}
     model, base = None, None
+    at_once: BatchSize | None = None
     table: list[dict[str, Any]] = []
     for path in track(deltas, len(deltas), "predicting"):
         state, metadata = read_tensors(path)
@@ -66,21 +68,23 @@ def predict(
                 f"{path} has another task, backbone or method than {deltas[0]}; predict them apart"
             )
         load_delta(model, state)
+        training = spec["training"]
+        at_once = at_once or BatchSize(int(training["batch_size"]))
         rows = _rows_of(wanted, spec["seed"], path)
         index = torch.tensor([places[row["scan_id"]] for row in rows], device=where)
         with torch.inference_mode():
-            outputs = all_outputs(model, volumes, index, spec["training"])
+            outputs = all_outputs(model, volumes, index, training["mixed_precision"], at_once)
         offset, scale = json.loads(metadata["offset"]), float(metadata["scale"])
         numbers = scores(spec["task"], outputs, offset, scale)
         cell = {"fraction": spec["fraction"], "seed": spec["seed"]}
-        is_multiclass = spec["task"]["kind"] == "multiclass"
-        prior = _named("prior", [math.exp(value) for value in offset]) if is_multiclass else {}
+        kind, classes = spec["task"]["kind"], numbers.shape[1]
+        names, priors = score_columns(kind, classes), prior_columns(kind, classes)
+        prior = _texts(priors, [math.exp(value) for value in offset] if priors else [])
         table += [
-            {**row, **cell, **_named("score", score), **prior}
+            {**row, **cell, **_texts(names, score), **prior}
             for row, score in zip(rows, numbers.tolist(), strict=True)
         ]
-    own = [name for name in table[0] if name.startswith(("score", "prior_"))]
-    write_tsv(out_tsv, table, [*COLUMNS, *own])
+    write_tsv(out_tsv, table, [*COLUMNS, *names, *priors])
 
 
 def _wanted(paths: Sequence[str | Path], store_dir: str | Path) -> dict[int | None, Rows]:
@@ -115,6 +119,5 @@ def _base(spec: Mapping[str, Any]) -> dict[str, Any]:
     return {key: spec[key] for key in ("task", "backbone", "method")}
 
 
-def _named(name: str, values: Sequence[float]) -> dict[str, str]:
-    names = [name] if len(values) == 1 else [f"{name}_{index}" for index in range(len(values))]
+def _texts(names: Sequence[str], values: Sequence[float]) -> dict[str, str]:
     return {name: f"{value:.7g}" for name, value in zip(names, values, strict=True)}

@@ -27,7 +27,7 @@ from neuropeft.train.data import Volumes, derive_seed, generator, load_volumes, 
 from neuropeft.train.history import write_history
 from neuropeft.train.lock import lock
 from neuropeft.train.loop import CHECKPOINT_SECONDS, Home, Learner, Plan, Progress, fit, run_cost
-from neuropeft.train.memory import in_batches
+from neuropeft.train.memory import BatchSize, in_batches
 from neuropeft.train.ranks import Ranks
 from neuropeft.train.signals import stop_request
 from neuropeft.train.state import FINISHED, forget, is_finished
@@ -216,13 +216,15 @@ def _learner(setting: _Setting) -> Learner:
                 output = forward(*piece)
             yield output.loss * (number / patches * team.size)
 
+    at_once = BatchSize(int(setting.spec["batch_size"]))
+
     def validate() -> dict[str, float]:
-        return {"val_loss": _validation_loss(setting)}
+        return {"val_loss": _validation_loss(setting, at_once)}
 
     return Learner(mae, batch_losses, validate, lambda: dict(mae.state_dict()), mae.load_state_dict)
 
 
-def _validation_loss(setting: _Setting) -> float:
+def _validation_loss(setting: _Setting, size: BatchSize) -> float:
     """Return the loss over all validation scans, whose masks are the same in every epoch."""
     part = setting.ranks.share(setting.validation)
     rows = torch.arange(part.start, part.stop, device=setting.volumes.device)
@@ -236,7 +238,7 @@ def _validation_loss(setting: _Setting) -> float:
         return torch.stack([output.loss * counted, counted])  # summed error, scored patches
 
     none = torch.zeros(2, device=setting.volumes.device)  # a process may have no scan
-    total = torch.stack([none, *in_batches(summed, rows, int(setting.spec["batch_size"]))]).sum(dim=0)
+    total = torch.stack([none, *in_batches(summed, rows, size)]).sum(dim=0)
     error, patches = setting.ranks.sum(total).tolist()
     return error / max(patches, 1)
 

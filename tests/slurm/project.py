@@ -31,11 +31,11 @@ FASTER = [
 
 def make(folder: Path, pretrainings: Sequence[str], epochs: int) -> None:
     """Write a configuration of pretrainings that differ in their names alone, and what they need."""
-    config = yaml.safe_load((workflow_command.ROOT / "tests" / "tiny.yaml").read_text())
+    config = copy.deepcopy(workflow_command.TINY)
     template = config["pretraining"].pop("mae")
     config["pretraining"] = {name: template | {"epochs": epochs} for name in pretrainings}
     config["tasks"] = {"ad": config["tasks"]["ad"]}
-    grid = copy.deepcopy(config["grid"][0])
+    grid = config["grid"][0]
     config["grid"] = [grid | {"tasks": ["ad"], "pretraining": list(pretrainings), "seeds": [0]}]
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     store = folder / "results" / "cohorts" / "SimA" / "store"

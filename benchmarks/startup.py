@@ -89,17 +89,15 @@ def measure(folder: Path) -> list[tuple[float, float]]:
     run("-c", "import torch")
     imported = time.perf_counter() - wall, child_seconds() - cpu
     paths = {
-        "--store": "store",
-        "--split": "seed-0.tsv",
-        "--encoder": "encoder.safetensors",
-        "--out": "out",
-        "--state": "state",
+        "--store": folder / "store",
+        "--splits": folder / "seed-0.tsv",
+        "--encoder": folder / "encoder.safetensors",
+        "--table": folder / "pack.tsv",
+        "--state": tempfile.mkdtemp(dir=folder),  # of a cell that has not been trained
     }
-    options = [text for option, name in paths.items() for text in (option, str(folder / name))]
-    forward, started = (
-        run("-c", FORWARD),
-        run("-c", FINETUNE, "finetune", "--spec", json.dumps(SPEC), *options),
-    )
+    options = [text for option, path in paths.items() for text in (option, str(path))]
+    forward = run("-c", FORWARD)
+    started = run("-c", FINETUNE, "finetune", "--specs", json.dumps({"cell": SPEC}), *options)
     return [imported, numbers(forward), numbers(started)]
 
 

@@ -39,8 +39,8 @@ def run(folder: Path, validation: list[float], loss=None, **plan) -> tuple[Progr
 
 def test_stops_early_and_returns_to_the_best_epoch(tmp_path: Path) -> None:
     progress, weight, seen = run(tmp_path / "a", [3.0, 2.0, 1.0, 1.5, 1.0, 0.5, 0.4])
-    assert (progress.best_epoch, progress.best_loss) == (2, 1.0)
-    assert [row["epoch"] for row in progress.history] == [0, 1, 2, 3, 4]
+    assert (progress.best_epoch, progress.best_loss) == (3, 1.0)
+    assert [row["epoch"] for row in progress.history] == [1, 2, 3, 4, 5]
     assert len(seen) == 5 * 3
     # Adam's step on a constant gradient is the learning rate: three epochs of three steps, at their rates.
     scales = [0.5 * (1 + math.cos(math.pi * step / 21)) for step in range(9)]

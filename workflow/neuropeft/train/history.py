@@ -1,4 +1,4 @@
-"""The loss curve of a run as history.csv, one row an epoch."""
+"""The loss curve of a run as history.csv, one row an epoch, counted from 1."""
 
 import csv
 from collections.abc import Mapping, Sequence

@@ -106,6 +106,7 @@ class Home:
 class Progress:
     """How far a run has come; a checkpoint holds it beside weights, optimiser and generators.
 
+    `epoch` and `step` are those that come next, from 0; `best_epoch` counts from 1, as the history does.
     `parts` is into how many parts a batch is cut so that it fits into the memory.
     """
 
@@ -113,7 +114,7 @@ class Progress:
     step: int = 0
     loss_sum: Tensor = field(default_factory=lambda: torch.zeros(()))
     epoch_seconds: float = 0.0
-    best_epoch: int = -1
+    best_epoch: int = 0
     best_loss: float = math.inf
     best_state: dict[str, Tensor] = field(default_factory=dict)
     history: list[dict[str, float]] = field(default_factory=list)
@@ -189,7 +190,7 @@ def run_cost(progress: Progress, home: Home, device: torch.device) -> dict[str, 
 
 def _finished(run: _Run) -> bool:
     epoch, patience = run.progress.epoch, run.plan.patience
-    tired = patience is not None and epoch - 1 - run.progress.best_epoch >= patience
+    tired = patience is not None and epoch - run.progress.best_epoch >= patience
     return epoch >= run.plan.epochs or tired
 
 
@@ -324,10 +325,10 @@ def _close_epoch(run: _Run) -> None:
     lr = run.optimizer.groups[0]["lr"] * _scale(plan, progress.epoch, plan.steps - 1)
     losses = {"train_loss": train_loss, **validation}
     progress.history.append(
-        {"epoch": progress.epoch, "lr": lr, **losses, "accumulation": progress.parts, "seconds": seconds}
+        {"epoch": progress.epoch + 1, "lr": lr, **losses, "accumulation": progress.parts, "seconds": seconds}
     )
     if plan.patience is not None and validation["val_loss"] < progress.best_loss:
-        progress.best_epoch, progress.best_loss = progress.epoch, validation["val_loss"]
+        progress.best_epoch, progress.best_loss = progress.epoch + 1, validation["val_loss"]
         # On the CPU, so that the copy does not count as the method's memory.
         progress.best_state = {k: v.to("cpu", copy=True) for k, v in run.learner.state().items()}
     progress.epoch, progress.step, progress.epoch_seconds = progress.epoch + 1, 0, 0.0

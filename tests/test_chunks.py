@@ -49,13 +49,16 @@ def test_one_scan_a_job() -> None:
 
 
 def test_digest_follows_the_raw_files() -> None:
-    row = {"scan_id": "a", "path": "p", "mask": None, "size": 1, "mtime_ns": 2, "chunk": "x", "session": "1"}
+    row = {"scan_id": "a", "path": "p", "size": 1, "mtime_ns": 2, "chunk": "x", "session": "1"}
+    row |= {"mask": None, "mask_size": None, "mask_mtime_ns": None}
     other = row | {"scan_id": "b"}
     digest = chunk_digest([row, other])
     assert chunk_digest([other, row]) == digest
     assert chunk_digest([{**row, "mask": "n/a", "size": "1", "mtime_ns": "2"}, other]) == digest, (
         "as read back"
     )
-    for column, value in {"scan_id": "c", "path": "q", "mask": "m", "size": 2, "mtime_ns": 3}.items():
+    changes = {"scan_id": "c", "path": "q", "size": 2, "mtime_ns": 3}
+    changes |= {"mask": "m", "mask_size": 4, "mask_mtime_ns": 5}
+    for column, value in changes.items():
         assert chunk_digest([row | {column: value}, other]) != digest
     assert chunk_digest([row | {"session": "2", "chunk": "x0"}, other]) == digest

@@ -1,5 +1,6 @@
 """The scan index: BIDS roots, tables, simulated cohorts, and what prepare writes."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -118,9 +119,10 @@ def test_a_path_keeps_its_spaces(tmp_path: Path) -> None:
 
 def test_a_path_may_hold_variables(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("SCANS_UNDER_TEST", str(tmp_path / "elsewhere"))
-    table(tmp_path / "scans.tsv", "path subject", "$SCANS_UNDER_TEST/a.nii 1")
-    (scan,) = index_cohort("T", Cohort(table=str(tmp_path / "scans.tsv")), 2)
-    assert scan.path == str(tmp_path / "elsewhere/a.nii")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    table(tmp_path / "scans.tsv", "path subject", "$SCANS_UNDER_TEST/a.nii 1", "~/b.nii 2")
+    scans = index_cohort("T", Cohort(table=str(tmp_path / "scans.tsv")), 2)
+    assert [scan.path for scan in scans] == [str(tmp_path / "elsewhere/a.nii"), str(tmp_path / "b.nii")]
 
 
 def test_a_table_parted_by_semicolons_is_told(tmp_path: Path) -> None:
@@ -158,10 +160,17 @@ def test_missing_file_keeps_its_row(bids: Path) -> None:
     assert (scan.size, scan.mtime_ns, scan.file) == (-1, 0, None)
 
 
-def test_mask_template(bids: Path) -> None:
-    scans = index(bids, skull_strip="given", brain_masks="masks/{subject}/{session}/{scan_id}.nii.gz")
+def test_mask_template(bids: Path, monkeypatch) -> None:
+    monkeypatch.setenv("MASKS_UNDER_TEST", "masks")
+    given = {"skull_strip": "given", "brain_masks": "$MASKS_UNDER_TEST/{subject}/{session}/{scan_id}.nii.gz"}
+    with pytest.raises(UserError, match=r"no brain mask: .*masks/01/sub-01\.nii\.gz; mend `cohorts\.C"):
+        index(bids, **given)
+    touch(bids, "masks/01/sub-01.nii.gz")
+    scans = index(bids, **given)
     assert scans["sub-01"].mask == str(bids / "masks/01/sub-01.nii.gz")
+    assert scans["sub-01"].mask_size > 0
     assert scans["sub-02_ses-b"].mask == str(bids / "masks/02/b/sub-02_ses-b.nii.gz")
+    assert scans["sub-02_ses-b"].mask_size == -1
     with pytest.raises(UserError, match=r"cohorts\.C\.brain_masks.*\{subject\}, \{session\} and \{scan_id\}"):
         index(bids, skull_strip="given", brain_masks="masks/{sub}.nii.gz")
 
@@ -281,6 +290,13 @@ def test_index_follows_the_files(bids: Path, tmp_path: Path) -> None:
     assert not write_index(path, list(index(bids).values()))
     (bids / "sub-01/anat/sub-01_T1w.nii.gz").write_bytes(b"another scan")
     assert write_index(path, list(index(bids).values()))
+
+
+def test_a_scan_that_may_be_read_again_is_a_changed_one(bids: Path, monkeypatch) -> None:
+    before = index(bids)["sub-01"]
+    monkeypatch.setattr(os, "access", lambda path, mode: "sub-01" not in path)  # root may read everything
+    locked = index(bids)["sub-01"]
+    assert (locked.size, locked.file) == (-1, before.file)
 
 
 def two_cohorts(tmp_path: Path, link: bool) -> dict:

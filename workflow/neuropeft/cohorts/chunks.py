@@ -13,7 +13,7 @@ from typing import Any
 
 from neuropeft.files import MISSING, read_tsv
 
-DIGEST_COLUMNS = ("scan_id", "path", "mask", "size", "mtime_ns")
+DIGEST_COLUMNS = ("scan_id", "path", "mask", "size", "mtime_ns", "mask_size", "mask_mtime_ns")
 # Bits of the subject, then bits of the scan. Few of the subject's are taken, because a chunk's name has all
 # bits down to where the scans of one subject part, and file systems end names at 255 characters.
 SUBJECT_BYTES = 4
@@ -44,7 +44,7 @@ def assign_chunks(keys: Sequence[tuple[str, str]], scans_per_job: int) -> dict[s
 
 
 def chunk_digest(rows: Iterable[Mapping[str, Any]]) -> str:
-    """Return the SHA-256 of a chunk's index rows: it changes when a raw file comes, goes or is touched."""
+    """Return the SHA-256 of a chunk's rows: any scan or mask that comes, goes or is touched changes it."""
     lines = sorted("\t".join(_text(row[column]) for column in DIGEST_COLUMNS) for row in rows)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 

@@ -12,25 +12,30 @@ from neuropeft.config import Cohort
 from neuropeft.errors import UserError
 from neuropeft.files import atomic_path, format_tsv
 
-INDEX_COLUMNS = ("scan_id", "subject", "session", "path", "mask", "size", "mtime_ns", "chunk")
+INDEX_COLUMNS = (
+    *("scan_id", "subject", "session", "path", "size", "mtime_ns"),
+    *("mask", "mask_size", "mask_mtime_ns", "chunk"),
+)
 
 
 @dataclass(frozen=True)
 class Scan:
     """A scan of a cohort.
 
-    `subject` and `session` are without `sub-` and `ses-`. `size` is in bytes, -1 when the file is not there;
-    `mtime_ns` in nanoseconds. `labels` holds the tables' text by column; `file` tells one file on disk from
-    another whatever it is called, None when the file is not there.
+    `subject` and `session` are without `sub-` and `ses-`. `size` is in bytes, -1 when the file is not there
+    or may not be read; `mtime_ns` in nanoseconds. A given mask has both, too. `labels` holds the tables' text
+    by column; `file` tells one file on disk from another whatever it is called, None when it is not there.
     """
 
     scan_id: str
     subject: str
     session: str | None
     path: str
-    mask: str | None
     size: int
     mtime_ns: int
+    mask: str | None
+    mask_size: int | None
+    mask_mtime_ns: int | None
     chunk: str
     labels: Labels
     file: tuple[int, int] | None
@@ -62,16 +67,20 @@ def index_cohort(name: str, cohort: Cohort, scans_per_job: int) -> list[Scan]:
             )
     chunks = assign_chunks([(record.scan_id, record.subject) for record in records], scans_per_job)
     base = cohort.bids or (os.path.dirname(cohort.table) if cohort.table else simulated_root(name))
-    return [
-        Scan(
-            *record[:4],
-            mask=_mask(name, cohort.brain_masks, base, record),
-            chunk=chunks[record.scan_id],
-            labels=record.labels,
-            **_file_state(record.path, made_here=cohort.simulated is not None),
+    state = _state_to_be if cohort.simulated else _file_state
+    scans: list[Scan] = []
+    for record in records:
+        size, mtime_ns, file = state(record.path)
+        mask = _mask(name, cohort.brain_masks, base, record)
+        mask_size, mask_mtime_ns, _ = state(mask) if mask else (None, None, None)
+        of_mask, chunk = (mask, mask_size, mask_mtime_ns), chunks[record.scan_id]
+        scans.append(Scan(*record[:4], size, mtime_ns, *of_mask, chunk, record.labels, file))
+    if cohort.brain_masks and all(scan.mask_size == -1 for scan in scans):
+        raise UserError(
+            f"cohort {name!r} has no brain mask: of its {len(scans)} scans the first would have "
+            f"{scans[0].mask}; mend `cohorts.{name}.brain_masks`"
         )
-        for record in records
-    ]
+    return scans
 
 
 def write_index(path: Path, scans: Sequence[Scan]) -> bool:
@@ -96,19 +105,24 @@ def write_if_changed(path: Path, rows: Sequence[Mapping[str, object]], columns: 
     return True
 
 
-def _file_state(path: str, made_here: bool) -> dict:
-    if made_here:
-        return {"size": 0, "mtime_ns": 0, "file": None}
+def _file_state(path: str) -> tuple[int, int, tuple[int, int] | None]:
+    """Return size, time and identity of a file, as `Scan` has them."""
     try:
         state = os.stat(path)
     except OSError:
-        return {"size": -1, "mtime_ns": 0, "file": None}
-    return {"size": state.st_size, "mtime_ns": state.st_mtime_ns, "file": (state.st_dev, state.st_ino)}
+        return -1, 0, None
+    readable = os.access(path, os.R_OK)  # or a file that is made readable later would not count as changed
+    return state.st_size if readable else -1, state.st_mtime_ns, (state.st_dev, state.st_ino)
+
+
+def _state_to_be(_path: str) -> tuple[int, int, None]:
+    return 0, 0, None
 
 
 def _mask(name: str, template: str | None, base: str, record: Record) -> str | None:
     if template is None:
         return None
+    template = os.path.expanduser(os.path.expandvars(template))
     try:
         path = template.format(subject=record.subject, session=record.session or "", scan_id=record.scan_id)
     except (KeyError, IndexError, ValueError, AttributeError) as error:

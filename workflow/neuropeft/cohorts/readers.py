@@ -172,7 +172,7 @@ def _read_table(name: str, table: Path, columns: Mapping[str, str]) -> list[Reco
             )
         session = row.get("session", MISSING)
         session_label = None if is_missing(session) else _label(session, "ses-", where)
-        path = os.path.normpath(table.parent / os.path.expandvars(path))
+        path = os.path.normpath(table.parent / os.path.expanduser(os.path.expandvars(path)))
         if path in paths:
             raise UserError(
                 f"{where}: the scan {path} is already on line {paths[path]}; remove one of the rows"

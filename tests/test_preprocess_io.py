@@ -1,5 +1,6 @@
 """Reading scans: every order of axes comes out in RAS, and what is no scan is refused with its reason."""
 
+import errno
 import gzip
 
 import nibabel as nib
@@ -166,6 +167,28 @@ def test_what_is_no_scan_is_refused_with_its_reason(tmp_path, scan, kind):
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
     assert isinstance(caught.value, UserError)
+
+
+def test_a_scan_whose_permissions_are_wrong_is_excluded(tmp_path, scan, monkeypatch):
+    nib.save(scan, tmp_path / "scan.nii")
+    monkeypatch.setattr(nib, "load", _failing(PermissionError(errno.EACCES, "Permission denied")))
+    with pytest.raises(ScanError, match=r"scan\.nii may not be read: Permission denied; make it readable"):
+        load_scan(tmp_path / "scan.nii")
+
+
+def test_a_disk_that_fails_is_no_scans_fault(tmp_path, scan, monkeypatch):
+    nib.save(scan, tmp_path / "scan.nii")
+    monkeypatch.setattr(nib, "load", _failing(OSError(errno.ESTALE, "Stale file handle")))
+    with pytest.raises(UserError, match=r"cannot read .*scan\.nii: Stale file handle; run again") as caught:
+        load_scan(tmp_path / "scan.nii")
+    assert not isinstance(caught.value, ScanError)
+
+
+def _failing(error):
+    def load(path):
+        raise error
+
+    return load
 
 
 @pytest.mark.parametrize("value", [0, np.nan])

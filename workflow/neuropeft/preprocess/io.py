@@ -136,12 +136,12 @@ def to_ras(data: np.ndarray, affine: np.ndarray) -> nib.Nifti1Image:
 
 
 def _read(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    if not path.is_file():
-        link = "a link to a file that is not there (fetch it, for example by `datalad get`)"
-        raise ScanError(f"{path} is {link if path.is_symlink() else 'missing'}")
     if not path.name.endswith(SUFFIXES):
         raise ScanError(f"{path} is not .nii, .nii.gz or .mgz (convert DICOM first, for example by dcm2niix)")
     try:
+        if not path.is_file():
+            link = "a link to a file that is not there (fetch it, for example by `datalad get`)"
+            raise ScanError(f"{path} is {link if path.is_symlink() else 'missing'}")
         if path.suffix != ".nii":
             _check_gzip(path)
         image = nib.load(path)
@@ -151,7 +151,12 @@ def _read(path: Path) -> tuple[np.ndarray, np.ndarray]:
         data = image.get_fdata(dtype=np.float32, caching="unchanged")
     except (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError) as error:
         raise ScanError(f"{path} is not a readable image: {error}") from error
+    except PermissionError as error:
+        raise ScanError(f"{path} may not be read: {error.strerror}; make it readable") from error
     except (OSError, EOFError, zlib.error, ValueError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            # The disk or the network failed, not the scan: excluded, it would stay so when they are back.
+            raise UserError(f"cannot read {path}: {error.strerror}; run again when its disk works") from error
         raise ScanError(f"{path} is truncated or damaged: {error}") from error
     return data.reshape(data.shape[:3]), _affine(image)
 

@@ -41,6 +41,11 @@ MISTAKES = [
         24,
         "`backbones.vit_xs.patch_size` 24 does not divide",
     ),
+    (
+        "cohorts.IXI-HH",
+        {"bids": "."},
+        "`cohorts.IXI-HH`: 'IXI-HH' is no name; a name has letters, digits and",
+    ),
     ("cohorts.X", {"bids": "no/such/place"}, "`cohorts.X.bids` is 'no/such/place', but there is no folder"),
     ("cohorts.X", {"table": "none.tsv"}, "`cohorts.X.table` is 'none.tsv', but there is no file"),
     ("cohorts.X", {}, "`cohorts.X`: a cohort needs exactly one of `bids`, `table` and `simulated`"),
@@ -70,6 +75,14 @@ def test_mistake_names_key_and_mend(raw, key, value, sentence):
     assert text.startswith("demo.yaml: ")
     assert sentence in text
     assert "\n" not in text, "one mistake is one sentence"
+
+
+def test_a_volume_too_small_for_a_densenet_is_told(raw):
+    raw["backbones"]["cnn"] = {"kind": "densenet121"}
+    load_config(raw, ROOT)
+    _set(raw, "preprocessing", {"size": 48})
+    with pytest.raises(UserError, match=r"`backbones\.cnn` .* needs a `preprocessing\.size` of at least 64"):
+        load_config(raw, ROOT)
 
 
 def test_every_mistake_is_told_at_once(raw):

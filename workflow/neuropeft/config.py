@@ -21,6 +21,8 @@ from neuropeft.errors import suggest
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_]*$")]
 Share = Annotated[float, Field(gt=0, lt=1)]
+# Of `preprocessing.size`: below, its last maps are single values, and those of a lone scan have no variance.
+SMALLEST_OF_DENSENET = 64
 
 
 def _no_yes(value: object) -> object:
@@ -429,6 +431,11 @@ class Config(Model):
                 raise ValueError(
                     f"`backbones.{name}.patch_size` {backbone.patch_size} does not divide "
                     f"`preprocessing.size` {self.preprocessing.size}: change one of them"
+                )
+            if isinstance(backbone, DenseNet121) and self.preprocessing.size < SMALLEST_OF_DENSENET:
+                raise ValueError(
+                    f"`backbones.{name}` halves a volume five times and needs a `preprocessing.size` of at "
+                    f"least {SMALLEST_OF_DENSENET}, not {self.preprocessing.size}"
                 )
         return self
 

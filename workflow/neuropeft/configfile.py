@@ -115,6 +115,8 @@ def _sentence(mistake: Any) -> str:
         return f"`{key}.kind` is missing: add it"
     if kind == "union_tag_invalid":
         return f"`{key}.kind` is {mistake['ctx']['tag']!r}: choose from {mistake['ctx']['expected_tags']}"
+    if kind == "string_pattern_mismatch":
+        return f"`{key}`: {mistake['input']!r} is no name; a name has letters, digits and underscores only"
     if kind == "value_error":
         message = message.removeprefix("Value error, ")
         return f"`{key}`: {message}" if key else message

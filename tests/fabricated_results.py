@@ -46,7 +46,7 @@ def small_config(**changes: object) -> Config:
             "SimA": {"simulated": {"subjects": 50}},
             "SimB": {"simulated": {"subjects": 30}},
         },
-        "preprocessing": {"size": 32},
+        "preprocessing": {"size": 64},
         "tasks": {
             "ad": {
                 "kind": "binary",

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from matplotlib import colors
 from matplotlib.collections import PathCollection
+from matplotlib.figure import Figure
 
 from fabricated_results import fabricate, small_config
 from neuropeft.errors import UserError
@@ -15,6 +16,7 @@ from neuropeft.evaluate.scores import collect
 from neuropeft.publish.curves import curve_backbones, draw_curves
 from neuropeft.publish.figures import write_figures
 from neuropeft.publish.losses import draw_finetuning_losses, finetuning_histories
+from neuropeft.publish.placing import place_labels
 from neuropeft.publish.reconstructions import draw_reconstructions
 from neuropeft.publish.records import trainable_parameters
 from neuropeft.publish.style import COLOURS, print_style
@@ -124,6 +126,21 @@ def test_tradeoff_labels_neither_overlap_nor_leave_their_panel(scores, costs):
                 assert axis.get_window_extent().padded(2).contains(*box.max)
 
 
+def test_a_label_stands_nearest_to_the_mark_that_it_names():
+    figure = Figure()
+    axis = figure.add_subplot(xlim=(0, 10), ylim=(0, 10))
+    marks = {"left": (4.1, 4.2), "upper": (5.3, 5.3), "lower": (5.2, 4.8)}
+    place_labels(axis, [(axis.annotate(name, place), 10.0) for name, place in marks.items()])
+    places = dict(zip(marks, axis.transData.transform(list(marks.values())), strict=True))
+    for text in axis.texts:
+        if text.get_text():
+            box = text.get_window_extent()
+            away = {
+                name: np.hypot(*(place - np.clip(place, box.min, box.max))) for name, place in places.items()
+            }
+            assert min(away, key=away.__getitem__) == text.get_text()
+
+
 def test_curves_hold_means_over_seeds_at_each_fraction(scores, costs):
     config = small_config()
     assert curve_backbones(config) == {"figure2": "vit_s", "figure3": "vit_b"}
@@ -191,9 +208,9 @@ def test_reconstructions_show_input_mask_and_rebuilt_patches(results, tmp_path):
     figure = draw_reconstructions(small_config(), path, "mae", "vit_b")
     assert len(figure.axes) == 3 * 9
     with np.load(path) as arrays:
-        middle = np.rot90(arrays["input"][0][16].astype(np.float32))
-        hidden = np.rot90(arrays["mask"][0][16])
-        rebuilt = np.rot90(arrays["reconstruction"][0][16].astype(np.float32))
+        middle, hidden, rebuilt = (
+            np.rot90(arrays[name][0][32]) for name in ("input", "mask", "reconstruction")
+        )
     shown = [axis.images[0].get_array() for axis in figure.axes[:3]]
     assert np.array_equal(shown[0], middle)
     assert np.array_equal(np.ma.getmaskarray(shown[1]), hidden)

@@ -83,10 +83,13 @@ def test_bad_scans_become_rows_with_their_reasons(cohort):
 
 
 def test_every_step_carries_all_scans_of_its_chunk_forward(cohort):
+    failed = [row for row in read_tsv(cohort / "chunks/x0/n4.tsv") if row["status"] == "failed"]
     for step in ("n4", "skull_strip", "register", "resample"):
         rows = read_tsv(cohort / "chunks" / "x0" / f"{step}.tsv")
         assert {row["subject"] for row in rows} == {"good", *BAD}
         assert [row["subject"] for row in rows if row["status"] == "ok"] == ["good"]
+        kept = [{column: row[column] for column in steps.SCAN_COLUMNS} for row in rows]
+        assert all(row in kept for row in failed), "with the step and the reason of their failure"
         assert tuple(rows[0]) == getattr(steps, f"{step.upper()}_COLUMNS", steps.SCAN_COLUMNS)
 
 

@@ -63,10 +63,10 @@ def test_every_scan_is_seen_once_an_epoch_in_another_order(tmp_path: Path) -> No
 
 
 def test_train_loss_is_the_mean_over_scans(tmp_path: Path) -> None:
-    # The loss is 4 in batches of 4 scans and 0 in the last one, of 2 scans.
-    values = iter([4.0, 4.0, 0.0])
+    # The loss is 4 in batches of 4 scans and 1 in the last one, of 2 scans.
+    values = iter([4.0, 4.0, 1.0])
     progress, _, _ = run(tmp_path, [1.0], loss=lambda weight, epoch: weight.sum() * 0 + next(values))
-    assert progress.history[0]["train_loss"] == pytest.approx(4 * 8 / 10)
+    assert progress.history[0]["train_loss"] == pytest.approx((4 * 8 + 1 * 2) / 10)
 
 
 def test_gradients_are_clipped(tmp_path: Path) -> None:

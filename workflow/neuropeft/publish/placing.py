@@ -1,11 +1,13 @@
 """Places labels beside the marks that they name, so that they cover neither marks nor each other."""
 
+import math
 from collections.abc import Iterator, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.text import Annotation
 from matplotlib.transforms import Bbox
+from numpy.typing import NDArray
 
 GAP = 2.0  # points between a mark and its label
 MARK_RADIUS = 4.0  # points
@@ -15,6 +17,9 @@ DIRECTIONS = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -
 BESIDE = 4  # the first directions, nearest, need no line from the label to its mark
 OUTSIDE_COST = 10.0  # leaving the panel is worse than covering something
 DISTANCE_COST = 0.3  # a label nearby may touch something rather than stand far away
+ASTRAY_COST = 0.5  # of its own area, for a label that is nearer to another mark than to its own
+
+Point = NDArray  # [2], pixels
 
 
 def place_labels(axis: Axes, labels: Sequence[tuple[Annotation, float]]) -> None:
@@ -33,15 +38,17 @@ def place_labels(axis: Axes, labels: Sequence[tuple[Annotation, float]]) -> None
     ]
     for bars in axis.collections:
         if isinstance(bars, LineCollection):
-            taken += [Bbox(axis.transData.transform(bar)).padded(points) for bar in bars.get_segments()]
+            taken += [Bbox(axis.transData.transform(bar)).padded(GAP * points) for bar in bars.get_segments()]
     inside = axis.get_window_extent()
-    for (label, radius), (x, y) in zip(labels, centres, strict=True):
+    for (label, radius), centre in zip(labels, centres, strict=True):
         away = (max(radius, MARK_RADIUS) + GAP) * points
         size = label.get_window_extent()
-        places = list(_places(x, y, size.width, size.height, away))
+        places = list(_places(centre, size.width, size.height, away))
         near = len(DIRECTIONS)
         costs = [
-            _cost(box, taken, inside) + DISTANCE_COST * size.height * size.height * (index // near)
+            _cost(box, taken, inside)
+            + DISTANCE_COST * size.height * size.height * (index // near)
+            + ASTRAY_COST * size.width * size.height * _is_astray(box, centre, centres)
             for index, box in enumerate(places)
         ]
         best = min(range(len(places)), key=costs.__getitem__)
@@ -59,7 +66,8 @@ def _move(axis: Axes, label: Annotation, box: Bbox, with_line: bool) -> None:
         axis.annotate("", label.xy, (middle[0], middle[1]), arrowprops=line).set_in_layout(False)
 
 
-def _places(x: float, y: float, width: float, height: float, away: float) -> Iterator[Bbox]:
+def _places(centre: Point, width: float, height: float, away: float) -> Iterator[Bbox]:
+    x, y = centre
     for step in STEPS:
         reach = away + step * height
         for across, up in DIRECTIONS:
@@ -71,6 +79,15 @@ def _places(x: float, y: float, width: float, height: float, away: float) -> Ite
 def _cost(box: Bbox, taken: Sequence[Bbox], inside: Bbox) -> float:
     covered = sum(_common_area(box, other) for other in taken)
     return covered + OUTSIDE_COST * (box.width * box.height - _common_area(box, inside))
+
+
+def _is_astray(box: Bbox, own: Point, centres: Sequence[Point]) -> bool:
+    return min(_distance(box, centre) for centre in centres) < _distance(box, own)
+
+
+def _distance(box: Bbox, point: Point) -> float:
+    across = max(box.x0 - point[0], 0.0, point[0] - box.x1)
+    return math.hypot(across, max(box.y0 - point[1], 0.0, point[1] - box.y1))
 
 
 def _common_area(one: Bbox, other: Bbox) -> float:

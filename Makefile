@@ -18,7 +18,7 @@ lint: install
 	ruff check .
 	ruff format --check .
 	snakefmt --check Snakefile workflow/rules
-	mypy
+	mypy && mypy benchmarks
 	snakemake --lint --configfile workflow/configs/demo.yaml
 
 install: $(VENV)/installed

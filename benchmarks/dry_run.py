@@ -68,7 +68,7 @@ def main() -> None:
                 f"{label}: {time.monotonic() - started:.1f} s, {processor:.1f} s of processor time, "
                 f"at most {after.ru_maxrss / 2**20:.2f} GB"
             )
-        print(re.search(r"Job stats:.*?total +\d+", done.stdout, re.DOTALL).group())
+        print(*re.findall(r"Job stats:.*?total +\d+", done.stdout, re.DOTALL))
         parse = [sys.executable, "-c", PARSE, config, ROOT / "Snakefile", folder]
         done = subprocess.run(list(map(str, parse)), capture_output=True, text=True, check=True)
         print(f"a job reads the workflow's files in {float(done.stdout.split()[-1]):.2f} s")

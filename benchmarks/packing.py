@@ -5,8 +5,8 @@
 It starts a SLURM of its own (root, slurm-wlm and munge; see tests/slurm), whose GPUs are pretended: cells
 train on one CPU core each, two at a time, so leave two cores idle. Printed for each mode: the makespan from
 Snakemake's start to its end; the pure training time, which is the sum of all epochs over the two GPUs; their
-ratio; the share of the makespan in which a GPU does not train; and, of a job, the seconds from its start to
-the first step and from the last cell's end to its own.
+ratio; the share of the makespan in which a GPU does not train; and, of a job, the seconds from submission to
+start where nothing is waited for, from its start to the first step, and from the last cell's end to its own.
 """
 
 import argparse
@@ -99,7 +99,7 @@ def _report(mode: str, slurm: cluster.Cluster, folder: Path, before: set[str], m
     costs = {path.parts[-5:-2]: json.loads(path.read_text()) for path in paths}  # method, fraction, seed
     training = sum(cost["train_seconds"] for cost in costs.values()) / GPUS
     records = slurm.call("scontrol", "--oneliner", "show", "jobs").splitlines()
-    jobs = [record for record in records if re.search(r"JobId=(\d+)", record)[1] not in before]
+    jobs = [record for record in records if _value(record, "JobId") not in before]
     lasted = sum(_time(job, "EndTime") - _time(job, "StartTime") for job in jobs)
     print(
         f"{mode}: {len(costs)} cells in {len(jobs)} jobs, makespan {makespan:.0f} s, "
@@ -112,14 +112,16 @@ def _report(mode: str, slurm: cluster.Cluster, folder: Path, before: set[str], m
         log = _log(folder, job)
         if log is None:
             continue  # a group's name does not tell its members
-        cell = re.search(r"cell 1/\d+, (\S+):", log.read_text())[1].split("/")
+        (cell,) = re.findall(r"cell 1/\d+, (\S+):", log.read_text())
         born = float(subprocess.check_output(["stat", "-c", "%.W", log], text=True))
-        firsts.append(born + costs[tuple(cell[3:6])]["start_seconds"] - _time(job, "StartTime"))
+        firsts.append(born + costs[tuple(cell.split("/")[3:6])]["start_seconds"] - _time(job, "StartTime"))
         lasts.append(_time(job, "EndTime") - log.stat().st_mtime)
+    queued = min(_time(job, "StartTime") - _time(job, "SubmitTime") for job in jobs)
+    print(f"  submission to start {queued:.0f} s where a GPU is free (SLURM tells whole seconds)", flush=True)
     if firsts:
         print(
             f"  medians over the jobs: start to first step {np.median(firsts):.1f} s, last cell to end "
-            f"{np.median(lasts):.1f} s (SLURM tells whole seconds)",
+            f"{np.median(lasts):.1f} s",
             flush=True,
         )
 
@@ -133,7 +135,12 @@ def _log(folder: Path, job: str) -> Path | None:
 
 
 def _time(record: str, key: str) -> float:
-    return datetime.fromisoformat(re.search(rf"{key}=(\S+)", record)[1]).timestamp()
+    return datetime.fromisoformat(_value(record, key)).timestamp()
+
+
+def _value(record: str, key: str) -> str:
+    """Return a value of a job as scontrol shows it."""
+    return next(iter(re.findall(rf"\b{key}=(\S+)", record)))
 
 
 if __name__ == "__main__":

@@ -38,7 +38,8 @@ def test_main_memory_has_room_for_the_volumes():
     assert estimates.training_mb(100, 80, 2) == estimates.training_mb(100, 80, 1) + estimates.MODEL_MB
 
 
-def test_operations_of_a_vit_are_those_of_its_matrices():
-    # 12 blocks of 12 width^2 weights and the patch embedding, at 125 tokens, and attention
-    weights = 12 * 12 * 768**2 + 768 * 16**3
-    assert estimates._forward_flop(VIT_B, 80) == 2 * 125 * weights + 4 * 12 * 768 * 125**2
+@pytest.mark.parametrize(("vit", "depth", "width"), [(VIT_B, 12, 768), (VIT_S, 6, 384)])
+def test_operations_of_a_vit_are_those_of_its_matrices(vit, depth, width):
+    # blocks of 12 width^2 weights and the patch embedding, at 125 tokens, and attention
+    weights = depth * 12 * width**2 + width * 16**3
+    assert estimates._forward_flop(vit, 80) == 2 * 125 * weights + 4 * depth * width * 125**2

@@ -1,6 +1,7 @@
 """Two jobs on one machine never get the same GPU; the GPUs here are names that nothing looks behind."""
 
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -65,6 +66,7 @@ def jobs(tmp_path: Path) -> Iterator[Jobs]:
 
 def seen(job: "subprocess.Popen[str]") -> str:
     """Wait until a job has its GPUs; return which."""
+    assert select.select([job.stdout], [], [], 30)[0], "it waits for GPUs that it should have"
     return job.stdout.readline().strip()
 
 

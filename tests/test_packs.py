@@ -40,7 +40,8 @@ def folder(tmp_path: Path) -> Path:
 
 def train(folder: Path, specs: dict, state: str = "state") -> list[str]:
     """Train a pack; return the outcome of each cell."""
-    table, splits = folder / "pack.tsv", [folder / f"seed-{seed}.tsv" for seed in (0, 1)]
+    table, seeds = folder / "pack.tsv", sorted({spec["seed"] for spec in specs.values()})
+    splits = [folder / f"seed-{seed}.tsv" for seed in seeds]
     finetune_pack(specs, folder / "store", splits, None, folder / state, table, "cpu")
     return [row["outcome"] for row in read_tsv(table)]
 
@@ -164,11 +165,11 @@ def test_each_cell_is_charged_its_own_memory_and_start(folder: Path) -> None:
         return json.loads((folder / state / "shuffled" / FINISHED / "cost.json").read_text())
 
     big = tiny_cells.cell(method=FULL, fraction=50, training={"batch_size": 8})
-    big["backbone"] = big["backbone"] | {"width": 384, "depth": 8}
+    big["backbone"] = big["backbone"] | {"width": 384, "depth": 12}
+    train(folder, {"shuffled": SPECS["shuffled"]}, state="alone")
     train(folder, {"a big one": big, **SPECS})
     with_big = costs("state")
-    train(folder, {"shuffled": SPECS["shuffled"]}, state="alone")
-    assert with_big["peak_memory_bytes"] < costs("alone")["peak_memory_bytes"] + 100e6
+    assert with_big["peak_memory_bytes"] < costs("alone")["peak_memory_bytes"] + 150e6
     assert with_big["start_seconds"] < with_big["train_seconds"] + 5, "not the age of the process"
 
 

@@ -93,7 +93,7 @@ def test_table3_shows_mean_sd_interval_and_seeds(results):
     shown = wide(results, "table3.md", "ad", "AUC", "ADNI", "mean (SD), 3 seeds")
     value = f"{float(row['mean']):.4f} ({float(row['sd']):.4f})"
     assert shown["ViT-B Full fine-tune"] == value
-    assert shown["Cohort"] == "ADNI, n = 20"
+    assert (shown["Cohort"], shown["Metric"]) == ("ADNI, n = 20", "AUC, higher is better")
     interval = wide(results, "table3.md", "ad", "AUC", "ADNI", "95 % interval")["ViT-B Full fine-tune"]
     assert interval == f"{float(row['ci_low']):.3f} to {float(row['ci_high']):.3f}"
     assert value in text(results, "table3.tex")
@@ -116,7 +116,7 @@ def test_incomplete_and_missing_cells_are_shown_as_such(results, tmp_path):
 
 
 def test_controls_stand_beside_the_methods(results):
-    shown = wide(results, "table3.md", "age", "MAE (years)", "SimA", "mean")
+    shown = wide(results, "table3.md", "age", "MAE (years), lower is better", "SimA", "mean")
     controls = [name for name in shown if name.startswith("Control: ")]
     assert controls == [
         "Control: ViT-B full on shuffled labels",

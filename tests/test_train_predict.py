@@ -76,11 +76,14 @@ def test_every_scan_of_validation_and_test_subjects_per_delta(store: Path, monke
 
 def test_scores_are_probabilities_of_the_plain_forward_pass(store: Path, monkeypatch) -> None:
     full(monkeypatch)
-    delta, split = trained(store)
-    table = predicted(store, [delta], [split])
-    outputs = outputs_of(store, delta, "binary", [row["scan_id"] for row in table])
-    outputs += json.loads(read_tensors(delta)[1]["offset"])[0]
-    assert [float(row["score"]) for row in table] == pytest.approx(outputs.sigmoid()[:, 0].tolist(), abs=1e-5)
+    cells = {fraction: trained(store, fraction=fraction) for fraction in (50, 100)}
+    table = predicted(store, [delta for delta, _ in cells.values()], [cells[100][1]])
+    for fraction, (delta, _) in cells.items():
+        rows = [row for row in table if row["fraction"] == str(fraction)]
+        outputs = outputs_of(store, delta, "binary", [row["scan_id"] for row in rows])
+        outputs += json.loads(read_tensors(delta)[1]["offset"])[0]
+        scores = [float(row["score"]) for row in rows]
+        assert scores == pytest.approx(outputs.sigmoid()[:, 0].tolist(), abs=1e-5)
 
 
 def test_regression_is_in_the_targets_unit(store: Path, monkeypatch) -> None:

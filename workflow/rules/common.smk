@@ -33,6 +33,10 @@ shell.prefix(PREFIX)
 
 try:
     CONFIG_FILES = workflow.overwrite_configfiles or [Path(workflow.basedir, "config.yaml")]
+    if workflow.is_main_process:
+        # Snakemake, which has read the files, drops a key that is given twice without a word.
+        for file in CONFIG_FILES:
+            read_yaml(Path(file))
     CONFIG = load_config(config, base=Path(workflow.basedir), source=Path(CONFIG_FILES[-1]).name)
     CELLS = grid.cells(CONFIG)
     PACKS = packs(CELLS, CONFIG.cells_per_job)
@@ -40,9 +44,6 @@ try:
     COHORTS = grid.used_cohorts(CONFIG)
     TASKS = grid.used_tasks(CONFIG)
     if workflow.is_main_process:
-        # Snakemake, which has read the files, drops a key that is given twice without a word.
-        for file in CONFIG_FILES:
-            read_yaml(Path(file))
         # What runs beside the workflow leaves the indexes alone, which the workflow's jobs read. Snakemake tells its
         # targets here by its command line alone.
         indexed = all(chunks.index_path(Path("results"), cohort).exists() for cohort in COHORTS)

@@ -1,13 +1,16 @@
 """The configuration refuses every mistake in one sentence that names the key and the mend."""
 
 import copy
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 
-from neuropeft.configfile import json_schema, load_config, read_config, read_yaml
+from neuropeft.cli import main
+from neuropeft.configfile import load_config, read_config, read_yaml
 from neuropeft.errors import UserError
+from neuropeft.peft.counts import BACKBONES, METHODS
 
 ROOT = Path(__file__).parents[1]
 
@@ -28,14 +31,31 @@ MISTAKES = [
     ("tasks.ad.tarrget", "group", "unknown key `tasks.ad.tarrget`: did you mean 'target'?"),
     ("methods.lora.alfa", 3, "unknown key `methods.lora.alfa`: did you mean 'alpha'?"),
     ("tasks.ad.train", "SimC", "`tasks.ad.train` names 'SimC', which is not there; did you mean 'Sim"),
+    ("tasks.ad.zero_shot", ["SimC"], "`tasks.ad.zero_shot` names 'SimC', which is not there"),
     ("tasks.ad.zero_shot", ["SimA"], "`tasks.ad`: `zero_shot` names the training cohort 'SimA'"),
     ("tasks.ad.kind", "regresion", "`tasks.ad.kind`: input should be 'binary'"),
     ("tasks.ad.classes", {"CN": "CN"}, "`tasks.ad`: a binary task has two `classes`, not 1"),
+    ("tasks.ad.classes", None, "`tasks.ad`: a classification task needs `classes`"),
+    (
+        "tasks.ad.kind",
+        "multiclass",
+        "`tasks.ad`: a multiclass task has three or more `classes`; use `kind: b",
+    ),
     ("tasks.ad.classes", {"CN": False, "AD": "AD"}, "`tasks.ad.classes.CN`: YAML reads this as true/false"),
     ("tasks.age.classes", {"a": 1, "b": 2}, "`tasks.age`: a regression task has no `classes`"),
     ("methods.lora.r", "x", "`methods.lora.r`: input should be a valid integer"),
     ("methods.lora.kind", "lorra", "`methods.lora.kind` is 'lorra': choose from"),
     ("backbones.vit_xs.heads", 5, "`backbones.vit_xs`: `width` 96 is not divisible by `heads` 5"),
+    (
+        "backbones.vit_xs.decoder.heads",
+        5,
+        "`backbones.vit_xs`: `decoder.width` 96 is not divisible by `decoder.heads` 5",
+    ),
+    (
+        "backbones.vit_xs.width",
+        100,
+        "`backbones.vit_xs`: `width` 100 is not divisible by 6, which 3D sin-cos",
+    ),
     (
         "backbones.vit_xs.patch_size",
         24,
@@ -50,11 +70,18 @@ MISTAKES = [
     ("cohorts.X", {"table": "none.tsv"}, "`cohorts.X.table` is 'none.tsv', but there is no file"),
     ("cohorts.X", {}, "`cohorts.X`: a cohort needs exactly one of `bids`, `table` and `simulated`"),
     ("cohorts.SimA.skull_strip", "given", "`skull_strip: given` and `brain_masks` go together"),
+    ("cohorts.SimA.brain_masks", "{scan_id}.nii", "`skull_strip: given` and `brain_masks` go together"),
+    ("cohorts.SimA.simulated.groups", {"CN": 0.5, "AD": 0.4}, "the shares of `groups` must sum to 1"),
+    ("cohorts.SimA.simulated.age", [85, 45], "`age` must be [youngest, oldest]"),
     ("training.epochs", 0, "`training.epochs`: input should be greater than or equal to 1, but it is 0"),
     ("training.warmup_epochs", 30, "`training`: `warmup_epochs` 30 must be fewer than `epochs` 30"),
     ("training.epochs", float("nan"), "`training.epochs`: "),
     ("splits.test", 0.9, "`splits`: `test` and `validation` together must leave subjects for training"),
     ("grid.0.methods", ["lorra"], "`grid.0.methods` names 'lorra', which is not there; did you mean 'lora'?"),
+    ("grid.0.tasks", ["adx"], "`grid.0.tasks` names 'adx', which is not there; did you mean 'ad'?"),
+    ("grid.0.backbones", ["vit_x"], "`grid.0.backbones` names 'vit_x', which is not there"),
+    ("grid.0.pretraining", ["mae_x"], "`grid.0.pretraining` names 'mae_x', which is not there"),
+    ("pretraining.mae_sim.cohort", "SimC", "`pretraining.mae_sim.cohort` names 'SimC', which is not there"),
     ("pretraining.none", {"cohort": "SimA"}, "`none` stands for no pretraining"),
     ("pretraining.mae_sim.epoch", 3, "unknown key `pretraining.mae_sim.epoch`: did you mean 'epochs'?"),
     (
@@ -93,9 +120,11 @@ def test_every_mistake_is_told_at_once(raw):
     assert len(str(error.value).splitlines()) == 2
 
 
-def test_missing_key_is_named(raw):
-    del raw["tasks"]["ad"]["target"]
-    with pytest.raises(UserError, match=r"`tasks\.ad\.target` is missing: add it"):
+@pytest.mark.parametrize("key", ["tasks.ad.target", "methods.lora.kind", "backbones.vit_xs.kind"])
+def test_missing_key_is_named(raw, key):
+    part, name, last = key.split(".")
+    del raw[part][name][last]
+    with pytest.raises(UserError, match=f"`{re.escape(key)}` is missing: add it"):
         load_config(raw, ROOT)
 
 
@@ -116,9 +145,10 @@ def test_paths_expand_variables_and_start_at_the_project(raw, tmp_path, monkeypa
     assert cohorts["X"].bids == cohorts["Y"].bids == str(tmp_path / "cohort")
 
 
-def test_exported_schema_is_current():
+def test_exported_schema_is_current(capsys):
     exported = (ROOT / "workflow/schemas/config.schema.json").read_text()
-    assert exported == json_schema(), "run `make schema`"
+    assert main(["schema"]) == 0
+    assert exported == capsys.readouterr().out, "run `make schema`"
 
 
 def test_a_key_that_is_given_twice_is_named(tmp_path):
@@ -129,5 +159,29 @@ def test_a_key_that_is_given_twice_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "workflow/configs/demo.yaml", "workflow/configs/ixi.yaml"])
-def test_our_own_configurations_give_each_key_once(name):
-    assert read_yaml(ROOT / name)
+def test_our_own_configurations_give_each_key_once_and_lead_editors_to_the_schema(name):
+    path = ROOT / name
+    assert read_yaml(path)
+    first, _ = path.read_text().split("\n", 1)
+    _, schema = first.split("$schema=")
+    assert (path.parent / schema).resolve() == ROOT / "workflow/schemas/config.schema.json"
+
+
+def test_config_yaml_is_the_papers_benchmark():
+    config = read_config(ROOT / "config.yaml", None)
+    tasks = {
+        name: (task.target, task.train, task.zero_shot, task.where) for name, task in config.tasks.items()
+    }
+    assert tasks == {
+        "ad": ("diagnosis", "ADNI", ["OASIS"], {}),
+        "age": ("age", "ADNI", ["OASIS"], {"diagnosis": "CN"}),  # of controls only
+        "pd": ("diagnosis", "Taiwan", ["UPenn"], {}),
+    }
+    for name in ("ad", "pd"):  # the second class is the positive one
+        assert [*config.tasks[name].class_values().values()] == [["CN"], [name.upper()]]
+    assert {name: mae.cohort for name, mae in config.autoencoders.items()} == {"mae_ukb": "UKB"}
+    # Table 1 counts the parameters of these networks and methods.
+    for ours, counted in ((config.backbones, BACKBONES), (config.methods, METHODS)):
+        assert ours.keys() == counted.keys()
+        for name, settings in counted.items():
+            assert settings.items() <= ours[name].model_dump().items()

@@ -1,6 +1,8 @@
 """What the workflow would do, in many configurations: linted and dry-run, nothing computed."""
 
 import copy
+import os
+import re
 
 import pytest
 import yaml
@@ -9,17 +11,36 @@ from neuropeft import grid
 from neuropeft.configfile import load_config
 from neuropeft.models.build import build_vit
 from neuropeft.models.checkpoints import load_encoder, save_encoder
-from workflow_command import ROOT, STEPS, TINY, dry_run, snakemake, write_config
+from workflow_command import ROOT, STEPS, TINY, dry_run, jobs_in, snakemake, write_config
 
 
 def failure(folder, config):
     """Dry-run a `config` that must be refused; return what is said."""
-    path = write_config(folder, config)
+    return refusal(folder, write_config(folder, config))
+
+
+def refusal(folder, path):
+    """Dry-run the configuration in a file, which must be refused; return what is said."""
     done = snakemake(folder, "--configfile", path, "--cores", "2", "--dry-run")
     assert done.returncode != 0
     said = done.stdout + done.stderr
     assert "Traceback" not in said
+    assert "UserError" not in said, "the mistake is the user's, not one of a file of ours"
     return said
+
+
+def shown(folder, config):
+    """Dry-run a `config`; return what is said, with the command of every job."""
+    path = write_config(folder, config)
+    done = snakemake(folder, "--configfile", path, "--cores", "2", "--dry-run", "--printshellcmds")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def skull_stripping(said):
+    """Return the methods that the commands name, by cohort."""
+    words = r"neuropeft skull-strip .*--method (\S+) --derivatives results/derivatives/(\S+)"
+    return {cohort: method for method, cohort in re.findall(words, said)}
 
 
 def bids_cohort(root, subjects, columns=("participant_id", "age", "sex", "diagnosis")):
@@ -74,8 +95,9 @@ def test_the_demo_dry_runs(tmp_path):
 def test_the_ixi_run_dry_runs(tmp_path, monkeypatch):
     monkeypatch.setenv("IXI_ROOT", bids_cohort(tmp_path / "ixi", 40))
     monkeypatch.setenv("DS002748_ROOT", bids_cohort(tmp_path / "ds", 12))
-    jobs = dry_run(tmp_path, yaml.safe_load((ROOT / "workflow/configs/ixi.yaml").read_text()))
-    assert jobs["pretrain"] == 1
+    said = shown(tmp_path, yaml.safe_load((ROOT / "workflow/configs/ixi.yaml").read_text()))
+    assert jobs_in(said)["pretrain"] == 1
+    assert skull_stripping(said) == {"IXI": "deepbet", "ds002748": "stripped"}
 
 
 def test_a_configfile_replaces_config_yaml_whole(tmp_path):
@@ -83,6 +105,37 @@ def test_a_configfile_replaces_config_yaml_whole(tmp_path):
     assert jobs["cell"] == 10
     assert jobs["finetune"] == 4  # ad and age by scratch and lora
     assert jobs["qc"] == 2
+
+
+def test_every_zero_shot_cohort_is_predicted_and_settings_reach_the_commands(tmp_path):
+    config = copy.deepcopy(TINY)
+    # a relative path starts at the Snakefile's folder, wherever the results go
+    root = os.path.relpath(bids_cohort(tmp_path / "C", 6), ROOT)
+    config["cohorts"]["C"] = {"bids": root, "columns": {"group": "diagnosis"}, "skull_strip": "stripped"}
+    config["tasks"]["ad"]["zero_shot"] = ["SimB", "C"]
+    config["preprocessing"]["max_excluded_share"] = 0.37
+    said = shown(tmp_path, config)
+    jobs = jobs_in(said)
+    assert jobs["pack_cohort"] == jobs["qc"] == 3
+    # ad and age by scratch and lora on their own cohort and SimB, and ad on C too
+    assert jobs["predict"] == 4 * 2 + 2
+    assert skull_stripping(said) == {"SimA": "deepbet", "SimB": "given", "C": "stripped"}
+    assert said.count("--size 32 --max-excluded-share 0.37 ") == 3
+
+
+def test_a_changed_raw_scan_is_preprocessed_again_with_its_chunk_only(tmp_path):
+    config = copy.deepcopy(TINY)
+    root = tmp_path / "C"
+    config["cohorts"]["C"] = {"bids": bids_cohort(root, 12), "columns": {"group": "diagnosis"}}
+    config["tasks"]["ad"]["zero_shot"] = ["C"]
+    path = write_config(tmp_path, config)
+    wanted = [f"results/cohorts/C/chunks/{chunk}/n4.tsv" for chunk in ("x0", "x1")]
+    common = ("--configfile", path, "--cores", "2", "--notemp")
+    done = snakemake(tmp_path, *common, *wanted)  # empty scans fail at once, and are rows of the tables
+    assert done.returncode == 0, done.stdout + done.stderr
+    (root / "sub-003/anat/sub-003_T1w.nii.gz").write_text("another scan")
+    done = snakemake(tmp_path, *common, "--dry-run", *wanted)
+    assert jobs_in(done.stdout) == {"n4_bias_correction": 1}
 
 
 @pytest.mark.parametrize("profile", ["local", "slurm"])
@@ -173,3 +226,7 @@ def test_mistakes_stop_the_dry_run_in_a_sentence(tmp_path, paper):
     unknown = copy.deepcopy(paper)
     unknown["trainning"] = {}
     assert "unknown key `trainning`: did you mean 'training'?" in failure(tmp_path, unknown)
+
+    twice = write_config(tmp_path, TINY)
+    twice.write_text(twice.read_text() + "\ntraining: {epochs: 30}\n")
+    assert "the key 'training' is given twice" in refusal(tmp_path, twice)

@@ -132,7 +132,7 @@ def test_a_table_parted_by_semicolons_is_told(tmp_path: Path) -> None:
 
 
 def test_ages_and_sexes_that_cannot_be_read_are_told(tmp_path: Path, capsys) -> None:
-    raw = two_cohorts(tmp_path, link=False)
+    raw = three_cohorts(tmp_path, link=False)
     lines = [f"sub-{s} {'CN' if s in 'abc' else 'AD'} {age} {sex}" for s, age, sex in zip(
         "abcdef", ("89+", "60", "61", "62", "63", "n/a"), "12FFMM", strict=True)]  # fmt: skip
     table(tmp_path / "one/participants.tsv", "participant_id group age sex", *lines)
@@ -299,8 +299,8 @@ def test_a_scan_that_may_be_read_again_is_a_changed_one(bids: Path, monkeypatch)
     assert (locked.size, locked.file) == (-1, before.file)
 
 
-def two_cohorts(tmp_path: Path, link: bool) -> dict:
-    for cohort in ("one", "two"):
+def three_cohorts(tmp_path: Path, link: bool) -> dict:
+    for cohort in ("one", "two", "three"):
         touch(tmp_path / cohort, *(f"sub-{s}/anat/sub-{s}_T1w.nii.gz" for s in "abcdef"))
         lines = [f"sub-{subject} {'CN' if subject in 'abc' else 'AD'}" for subject in "abcdef"]
         table(tmp_path / cohort / "participants.tsv", "participant_id group", *lines)
@@ -309,20 +309,23 @@ def two_cohorts(tmp_path: Path, link: bool) -> dict:
         scan.unlink()
         scan.symlink_to(tmp_path / "one/sub-a/anat/sub-a_T1w.nii.gz")
     raw = simulated_config(tmp_path / "one")
-    raw["cohorts"] = {cohort: {"bids": str(tmp_path / cohort)} for cohort in ("one", "two")}
+    raw["cohorts"] = {cohort: {"bids": str(tmp_path / cohort)} for cohort in ("one", "two", "three")}
     raw["tasks"]["ad"] |= {"train": "one"}
     return raw
 
 
 def test_zero_shot_cohort_may_reuse_subject_names_but_no_file(tmp_path: Path, capsys) -> None:
-    raw = two_cohorts(tmp_path, link=False)
-    raw["tasks"]["ad"]["zero_shot"] = ["two"]
+    raw = three_cohorts(tmp_path, link=False)
+    raw["tasks"]["ad"]["zero_shot"] = ["three", "two"]
     prepare(load_config(raw, tmp_path), tmp_path / "results")
+    for cohort in ("one", "two", "three"):
+        assert len(read_tsv(tmp_path / "results/cohorts" / cohort / "scans.tsv")) == 6
+        assert len(read_tsv(tmp_path / "results/tasks/ad" / f"{cohort}.tsv")) == 6
     assert "6 of 6 subjects of two have a name that one has too, for example sub-a" in (
         capsys.readouterr().out
     )
-    raw = two_cohorts(tmp_path, link=True)
-    raw["tasks"]["ad"]["zero_shot"] = ["two"]
+    raw = three_cohorts(tmp_path, link=True)
+    raw["tasks"]["ad"]["zero_shot"] = ["three", "two"]
     with pytest.raises(
         UserError, match=r"tasks\.ad\.zero_shot`: 1 scans of subjects on both sides.*one and in two"
     ):
@@ -333,7 +336,7 @@ def test_zero_shot_cohort_may_reuse_subject_names_but_no_file(tmp_path: Path, ca
     ("zero_shot", "message"), [(True, "which task ad only tests on"), (False, "both sides")]
 )
 def test_pretraining_must_not_see_what_is_tested(tmp_path: Path, zero_shot: bool, message: str) -> None:
-    raw = two_cohorts(tmp_path, link=not zero_shot)
+    raw = three_cohorts(tmp_path, link=not zero_shot)
     raw["tasks"]["ad"]["zero_shot"] = ["two"] if zero_shot else []
     decoder = {"depth": 1, "heads": 1, "width": 6}
     raw["backbones"] = {"vit": {"kind": "vit", "width": 6, "depth": 1, "heads": 1, "decoder": decoder}}
@@ -345,7 +348,7 @@ def test_pretraining_must_not_see_what_is_tested(tmp_path: Path, zero_shot: bool
 
 
 def test_one_file_under_two_subjects(tmp_path: Path) -> None:
-    raw = two_cohorts(tmp_path, link=False)
+    raw = three_cohorts(tmp_path, link=False)
     scan = tmp_path / "one/sub-f/anat/sub-f_T1w.nii.gz"
     scan.unlink()
     scan.hardlink_to(tmp_path / "one/sub-a/anat/sub-a_T1w.nii.gz")

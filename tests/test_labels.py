@@ -86,6 +86,12 @@ def test_filter() -> None:
     assert [row["subject"] for row in found] == ["a", "b", "e", "g"]
 
 
+def test_the_filter_holds_in_a_zero_shot_cohort_too() -> None:
+    task = regression(where={"group": "CN"}, zero_shot=["two"])
+    found = rows(task, cohort("CN AD CN AD", age="60 61 62 63"), "two")
+    assert [row["subject"] for row in found] == ["a", "c"]
+
+
 @pytest.mark.parametrize(
     ("one", "other"), [(1, "1"), (1, "1.0"), (0.5, ".50"), ("1", " 1 "), (1000, "1e3"), ("a", "a")]
 )
@@ -106,7 +112,7 @@ def test_sexes_are_compared_by_meaning() -> None:
     assert [row["y"] for row in rows(task, cohort(sex="f F female M m male"))] == [0, 0, 0, 1, 1, 1]
 
 
-@pytest.mark.parametrize("text", ["", "n/a", "nan", "inf", "-inf", "1_0", "0x1", "1,5", "90+"])
+@pytest.mark.parametrize("text", ["", "n/a", "nan", "inf", "-inf", "1e999", "1_0", "0x1", "1,5", "90+"])
 def test_no_number(text: str) -> None:
     assert finite(text) is None
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from neuropeft.cli import main
 from neuropeft.cohorts.leaks import check_leaks, check_pretraining
 from neuropeft.cohorts.splits import make_split, write_split
 from neuropeft.errors import UserError
@@ -64,6 +65,18 @@ class Case:
 @pytest.fixture
 def case(tmp_path: Path) -> Case:
     return Case(tmp_path)
+
+
+def test_a_scan_that_was_left_out_of_the_store_is_on_no_side(tmp_path: Path) -> None:
+    people = [{"scan_id": f"sub-{i}", "subject": str(i), "y": i % 2, "sha1": f"hash {i}"} for i in range(13)]
+    columns = ("scan_id", "subject", "session", "y", "sex")
+    files = {name: tmp_path / f"{name}.tsv" for name in ("labels", "store-scans", "out")}
+    write_tsv(files["labels"], [{"session": None, "sex": None} | person for person in people], columns)
+    write_tsv(files["store-scans"], people[1:], COLUMNS)
+    options = {"task": "t", "kind": "binary", "seed": 0, "test": 0.2, "validation": 0.1} | files
+    assert main(["split", *(f"--{name}={value}" for name, value in options.items())]) == 0
+    assert {row["scan_id"] for row in read_tsv(files["out"])} == {f"sub-{i}" for i in range(1, 13)}
+    check_leaks(files["out"], files["store-scans"], None, None, tmp_path / "leaks.tsv")
 
 
 def test_clean_task_is_reported(case: Case) -> None:

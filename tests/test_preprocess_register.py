@@ -1,10 +1,15 @@
 """Registration: planted transforms come back, without shear, and left stays left."""
 
+import socket
+from types import SimpleNamespace
+
 import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from neuropeft.errors import UserError
+from neuropeft.preprocess import template
 from neuropeft.preprocess.io import ScanError, load_scan
 from neuropeft.preprocess.measures import template_numbers, transform_numbers
 from neuropeft.preprocess.ninedof import NineDof, decompose, load_itk, rotation_matrix, save_itk
@@ -16,7 +21,7 @@ from preprocess_scans import LEFT_SPOT, MOVED, STILL, brain_of, brain_scan, dist
 
 @pytest.fixture(scope="module")
 def scan():
-    return brain_scan(MOVED)
+    return brain_scan(MOVED, (2.0, 2.0, 0.9))  # slices thin enough to be averaged in pairs
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +43,12 @@ def test_the_scan_then_lies_on_the_template(scan, found):
     assert numbers["template_overlap"] > 0.95  # the scan's mask holds every voxel the brain touches
 
 
+def test_what_lies_outside_the_templates_brain_does_not_count_for_the_correlation():
+    volume = np.asarray(mni152_brain().dataobj).copy()
+    volume[:8, :8, :8] = 50
+    assert template_numbers(volume)["template_correlation"] == pytest.approx(1)
+
+
 def test_there_is_no_shear(found, tmp_path):
     save_itk(found, tmp_path / "xfm.txt")
     for matrix in (found.matrix, itk_matrix(tmp_path / "xfm.txt")):
@@ -45,6 +56,9 @@ def test_there_is_no_shear(found, tmp_path):
         np.testing.assert_allclose(columns, np.diag(np.square(found.scales)), atol=1e-12)
         np.testing.assert_allclose(decompose(matrix)["shear"], 0, atol=1e-12)
     assert transform_numbers(found)["shear"] < 1e-12
+    sheared = SimpleNamespace(matrix=np.eye(4), scales=(1, 1, 1), rotation_deg=0)
+    sheared.matrix[0, 1] = 0.2
+    assert transform_numbers(sheared)["shear"] == pytest.approx(0.2)
 
 
 @pytest.mark.parametrize(
@@ -140,6 +154,20 @@ def test_the_template_is_the_mni152_grid():
     assert 1700 < mni152_mask().sum() * 8 / 1000 < 2000  # ml
     centre = nib.affines.apply_affine(AFFINE, np.argwhere(mni152_mask())).mean(axis=0)
     np.testing.assert_allclose(centre, [0, -20, 10], atol=5)
+    np.testing.assert_array_equal(mni152_mask(), mni152_mask()[::-1])  # MNI152's midline is that of the grid
+
+
+def test_the_template_comes_from_the_installed_package_alone(monkeypatch):
+    def refuse(*arguments):
+        raise AssertionError("the network was asked")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    again = mni152_brain.__wrapped__()  # not the one that this process has read before
+    np.testing.assert_array_equal(again.dataobj, mni152_brain().dataobj)
+    monkeypatch.setattr(template, "FILE_IN_NILEARN", "datasets/data/none.nii.gz")
+    with pytest.raises(UserError, match=r"none\.nii\.gz; install a version below"):
+        mni152_brain.__wrapped__()
 
 
 def itk_matrix(path):

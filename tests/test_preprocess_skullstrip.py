@@ -9,6 +9,7 @@ import pytest
 from scipy.ndimage import zoom
 
 from neuropeft.errors import UserError
+from neuropeft.preprocess import skullstrip
 from neuropeft.preprocess.io import ScanError
 from neuropeft.preprocess.skullstrip import brain_mask, mask_ml
 from preprocess_scans import brain_of, brain_scan, save
@@ -118,6 +119,16 @@ def test_hd_bet_gets_the_scan_and_its_mask_comes_back(monkeypatch, scan):
 
     np.testing.assert_array_equal(brain_mask(scan, "hd-bet"), brain_of(scan))
     assert downloads
+
+
+@pytest.mark.parametrize("error", [AssertionError("no foreground"), ValueError("empty")])
+def test_a_scan_in_which_deepbet_sees_no_brain_is_refused(monkeypatch, scan, error):
+    def run(image):
+        raise error
+
+    monkeypatch.setattr(skullstrip, "_deepbet", lambda: types.SimpleNamespace(run=run))
+    with pytest.raises(ScanError, match=f"deepbet found no brain: {error}"):
+        brain_mask(scan, "deepbet")
 
 
 def test_an_unknown_method_is_a_users_error(scan):

@@ -12,7 +12,7 @@ CLASSES = {"CN": ["CN", "control"], "AD": "AD"}
 
 def scan(subject: str, session: str | None = None, **labels: str) -> Scan:
     scan_id = f"sub-{subject}_ses-{session}" if session else f"sub-{subject}"
-    return Scan(scan_id, subject, session, f"{scan_id}_T1w.nii.gz", None, 1, 1, "x", labels, None)
+    return Scan(scan_id, subject, session, f"{scan_id}_T1w.nii.gz", 1, 1, None, None, None, "x", labels, None)
 
 
 def cohort(group: str = "CN CN CN AD AD AD", **labels: str) -> list[Scan]:

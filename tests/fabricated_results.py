@@ -281,7 +281,7 @@ def _write_cohort(folder: Path, subjects: int) -> None:
             "scan_id": f"{folder.name}{s:03d}_{scan + 1}",
             "subject": f"{folder.name}{s:03d}",
             "session": ("M6", "M12")[scan],
-            "age": 50.5 + s % 30,
+            "age": 50.5 + s % 30 if (s, scan) != (0, 1) else 99.0,  # that of the excluded scan
             "sex": "FM"[s % 2],
         }
         for s in range(subjects)

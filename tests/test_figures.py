@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 from matplotlib import colors
-from matplotlib.collections import PathCollection
+from matplotlib.collections import LineCollection, PathCollection
 from matplotlib.figure import Figure
 
 from fabricated_results import fabricate, small_config
@@ -101,6 +101,11 @@ def test_tradeoff_bubbles_lie_at_parameters_and_scores_with_proportional_area(sc
     (x, small), (_, large) = (bubbles[round(score.mean, 6)] for score in (lora, attention))
     assert x == trainable[lora.group]
     assert large / small == pytest.approx(trainable[attention.group] / trainable[lora.group])
+    bars = [
+        bar for lines in axis.collections if isinstance(lines, LineCollection) for bar in lines.get_segments()
+    ]
+    low, high = lora.mean - lora.sd, lora.mean + lora.sd
+    assert any(bar == pytest.approx(np.array([[x, low], [x, high]])) for bar in bars)
     assert axis.get_xscale() == "log"
     assert axis.get_xlabel().startswith("trainable parameters")
     assert axis.get_ylabel() == "test AUC\nhigher is better"
@@ -147,14 +152,16 @@ def test_curves_hold_means_over_seeds_at_each_fraction(scores, costs):
     figure = draw_curves(config, scores, costs, "figure3", "vit_b")
     axis = panel(figure, "ad on ADNI\nn = 20 test subjects, 3 seeds, 53/54 cells")
     lines = {line.get_label(): line for line in axis.get_lines()}
-    means = [
-        score.mean
+    full = [
+        score
         for fraction in (10, 50, 100)
         for score in scores
         if (score.group.task, score.group.backbone, score.group.method) == ("ad", "vit_b", "full")
         and (score.group.fraction, score.metric, score.cohort) == (fraction, "auc", "ADNI")
     ]
-    assert list(lines["ViT-B Full fine-tune"].get_ydata()) == pytest.approx(means)
+    assert list(lines["ViT-B Full fine-tune"].get_ydata()) == pytest.approx([score.mean for score in full])
+    edges = {round(float(y), 6) for band in axis.collections for y in band.get_paths()[0].vertices[:, 1]}
+    assert {round(score.mean + sign * score.sd, 6) for score in full for sign in (-1, 1)} <= edges
     assert [tick.get_text() for tick in axis.get_xticklabels()] == [
         "10 %\n258",
         "50 %\n1,290",

@@ -101,9 +101,8 @@ def test_tradeoff_bubbles_lie_at_parameters_and_scores_with_proportional_area(sc
     (x, small), (_, large) = (bubbles[round(score.mean, 6)] for score in (lora, attention))
     assert x == trainable[lora.group]
     assert large / small == pytest.approx(trainable[attention.group] / trainable[lora.group])
-    bars = [
-        bar for lines in axis.collections if isinstance(lines, LineCollection) for bar in lines.get_segments()
-    ]
+    groups = [lines for lines in axis.collections if isinstance(lines, LineCollection)]
+    bars = [bar for lines in groups for bar in lines.get_segments()]
     low, high = lora.mean - lora.sd, lora.mean + lora.sd
     assert any(bar == pytest.approx(np.array([[x, low], [x, high]])) for bar in bars)
     assert axis.get_xscale() == "log"
@@ -116,6 +115,12 @@ def test_tradeoff_says_when_it_shows_another_fraction(scores, costs):
     axis = panel(figure, "ViT-B: age on SimA (simulated)")
     assert "25 % of the training subjects (nearest to 10 %)" in axis.get_title(loc="left")
     assert axis.get_ylabel() == "test MAE (years)\nlower is better"
+
+
+def test_tradeoff_says_which_method_lacks_seeds(scores, costs):
+    config = small_config(figures={"tradeoff_fraction": 100})
+    axis = panel(draw_tradeoff(config, scores, trainable_parameters(costs)), "ViT-B: ad on ADNI")
+    assert [text.get_text() for text in axis.texts if "seeds" in text.get_text()] == ["LoRA (2/3 seeds)"]
 
 
 def test_tradeoff_labels_neither_overlap_nor_leave_their_panel(scores, costs):

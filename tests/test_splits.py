@@ -80,7 +80,8 @@ def test_test_side_is_the_same_for_all_seeds_and_nearly_for_all_tasks() -> None:
         {row["subject"]: row["order"] for row in rows if row["side"] == "train"} for rows in (first, other)
     ]
     both = orders[0].keys() & orders[1].keys()
-    assert sorted(both, key=orders[0].__getitem__) != sorted(both, key=orders[1].__getitem__)
+    soonest = [set(sorted(both, key=order.__getitem__)[:16]) for order in orders]
+    assert len(soonest[0] & soonest[1]) <= 10, "the smallest fractions have subjects of their own"
     ages = [row | {"y": 50.0 + (7 * i) % 40} for i, row in enumerate(rows)]
     assert len(side(first, "test") & side(split(ages, kind="regression"), "test")) >= 14  # of 20; 4 by chance
 

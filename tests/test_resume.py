@@ -116,21 +116,19 @@ def test_a_checkpoint_of_another_cell_is_discarded(
     assert tiny_cells.read_cost(folder / "out")["resumed"] == 0
 
 
-def test_the_fingerprint_sees_the_data(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder, seen = store.parent, []
-    monkeypatch.setattr(
-        "neuropeft.train.finetune.fit", lambda learner, groups, plan, home, device: seen.append(home) or 1 / 0
-    )
+def test_the_fingerprint_sees_the_data(store: Path) -> None:
+    folder = store.parent
 
     def fingerprint(spec: dict) -> str:
-        with pytest.raises(ZeroDivisionError):
-            tiny_cells.finetune(spec, store, folder / "seed-0.tsv", None, folder / "out", folder / "state")
-        return seen[-1].fingerprint
+        paths = (store, folder / "seed-0.tsv", None, folder / "out", folder / "state")
+        return tiny_cells.given_to_fit("finetune", tiny_cells.finetune, spec, *paths)["home"].fingerprint
 
     plain = fingerprint(SPEC)
     assert plain == fingerprint(SPEC)
     assert plain != fingerprint(SPEC | {"fraction": 50})
     tiny_cells.make_split(folder / "seed-0.tsv", store, validation=5)
+    assert plain != fingerprint(SPEC)
+    tiny_cells.make_split(folder / "seed-0.tsv", store, classes=3)  # the same scans with other targets
     assert plain != fingerprint(SPEC)
     tiny_cells.make_split(folder / "seed-0.tsv", store)
     assert plain == fingerprint(SPEC)

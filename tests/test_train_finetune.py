@@ -1,5 +1,7 @@
 import json
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +13,12 @@ from neuropeft.models.build import build_vit
 from neuropeft.models.checkpoints import read_tensors, save_encoder
 from neuropeft.peft.adapt import load_delta
 from neuropeft.store import open_store
-from neuropeft.train.finetune import make_model
+from neuropeft.train import finetune as finetuning
+from neuropeft.train.augment import Augmentation
+from neuropeft.train.finetune import forward_outputs, make_model
+from neuropeft.train.loop import Plan
+from neuropeft.train.losses import objective
+from neuropeft.train.pretrain import _autocast
 
 COST = {
     "trainable", "head", "total", "delta_bytes", "peak_memory_bytes", "train_seconds", "start_seconds",
@@ -56,6 +63,67 @@ def test_writes_delta_history_and_cost(store: Path) -> None:
     assert not list((store.parent / "state").iterdir()), "the checkpoint is done with"
 
 
+def test_the_settings_of_a_cell_reach_its_training(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each with a value that no other setting and no default has."""
+    compiled, changed, calls = [], [], []
+
+    def compiling(model):
+        compiled.append(model)
+        return lambda scans: calls.append("compiled") or model(scans)
+
+    def changing(scans, changes, *place):
+        changed.append((changes, *place))
+        return scans
+
+    monkeypatch.setattr(torch, "compile", compiling)
+    monkeypatch.setattr(finetuning, "augment", changing)
+    method = FULL | {"lr": 1e-4, "head_lr": 1e-2, "weight_decay": 0.05}
+    training = {"epochs": 9, "batch_size": 4, "warmup_epochs": 2, "patience": 3, "clip": 0.5, "compile": True}
+    spec = tiny_cells.cell(method=method, training=training, seed=6)
+    split = tiny_cells.make_split(store.parent / "seed-6.tsv", store)
+    paths = (store, split, None, store.parent / "out", store.parent / "state")
+    given = tiny_cells.given_to_fit("finetune", tiny_cells.finetune, spec, *paths)
+    assert given["plan"] == Plan(
+        name=spec["cell"], samples=16, epochs=9, batch_size=4, warmup_epochs=2, clip=0.5, seed=6, patience=3
+    )
+    assert {(group["name"], group["lr"], group["weight_decay"]) for group in given["groups"]} == {
+        ("backbone", 1e-4, 0.05),
+        ("backbone_no_decay", 1e-4, 0.0),
+        ("head", 1e-2, 0.05),
+        ("head_no_decay", 1e-2, 0.0),
+    }
+    learner = given["learner"]
+    next(learner.batch_losses(torch.arange(4), 1, 2, 1))
+    with torch.inference_mode():
+        learner.validate()  # on the scans as they are, by the network as predictions use it
+    augmentation = Augmentation(flip=True, rotate_deg=5, translate_voxels=1, intensity=0.1)
+    assert changed == [(augmentation, 6, (1, 2), 0, 4)]
+    assert (compiled, calls) == ([learner.module], ["compiled"])
+    spec["training"]["compile"] = False
+    tiny_cells.given_to_fit("finetune", tiny_cells.finetune, spec, *paths)
+    assert len(compiled) == 1
+
+
+@pytest.mark.parametrize(
+    ("device", "wanted", "enabled"), [("cuda", True, True), ("cuda", False, False), ("cpu", True, False)]
+)
+def test_a_gpu_computes_in_bfloat16_where_that_is_wanted(
+    monkeypatch: pytest.MonkeyPatch, device: str, wanted: bool, enabled: bool
+) -> None:
+    entered = []
+
+    def entering(kind: str, **options: object) -> nullcontext[None]:
+        entered.append((kind, options))
+        return nullcontext()
+
+    monkeypatch.setattr(torch, "autocast", entering)
+    there = SimpleNamespace(device=torch.device(device))  # scans as a GPU would hold them
+    outputs = forward_outputs(lambda scans: torch.ones(2, 1, dtype=torch.bfloat16), there, wanted)
+    assert outputs.dtype == torch.float32
+    _autocast(SimpleNamespace(volumes=there, spec={"mixed_precision": wanted}))
+    assert entered == 2 * [(device, {"dtype": torch.bfloat16, "enabled": enabled})]
+
+
 def test_learns_what_the_simulation_plants(store: Path) -> None:
     settings = {"epochs": 15, "augment": {}}
     out = train(store, tiny_cells.cell(method=SCRATCH, training=settings))
@@ -80,10 +148,10 @@ def test_a_pretrained_encoder_is_the_start_and_stays_frozen(store: Path) -> None
     encoder = build_vit(tiny_cells.BACKBONE)
     path = store.parent / "encoder.safetensors"
     save_encoder(path, encoder, {})
-    model = make_model(tiny_cells.cell(), path)
-    assert torch.equal(model.backbone.norm.weight, encoder.norm.weight)
-    assert torch.equal(model.backbone.blocks[0].mlp.fc1.weight, encoder.blocks[0].mlp.fc1.weight)
-    assert torch.equal(model.backbone.blocks[0].attn.qkv.weight, encoder.blocks[0].attn.qkv.weight)
+    for method in (FULL, {"kind": "attention"}, {"kind": "layernorm"}, tiny_cells.LORA):
+        start = make_model(tiny_cells.cell(method=method), path).backbone.state_dict()
+        for name, value in encoder.state_dict().items():
+            assert torch.equal(start[name], value), (method["kind"], name)
     out = train(store, tiny_cells.cell(), path)
     assert {name.split(".")[0] for name in read_tensors(out / "delta.safetensors")[0]} == {
         "backbone",
@@ -111,6 +179,20 @@ def test_what_is_evaluated_is_standardised_by_the_training_scans(store: Path) ->
         standard = model.feature_norm(model.backbone(scans))
     torch.testing.assert_close(standard.mean(0), torch.zeros(standard.shape[1]), atol=1e-3, rtol=0)
     torch.testing.assert_close(standard.std(0), torch.ones(standard.shape[1]), atol=1e-2, rtol=0)
+
+
+def test_a_cnn_is_stored_as_it_was_validated(tmp_path: Path) -> None:
+    """Its batch norms too, which move with whatever passes through in training mode."""
+    store = tiny_cells.make_store(tmp_path / "store", scans=5, edge=32)
+    short = {"epochs": 1, "warmup_epochs": 0}
+    spec = tiny_cells.cell(method=SCRATCH, backbone={"kind": "densenet121"}, training=short)
+    out = train(store, spec, validation=2, test=1)
+    model = make_model(spec, None).eval()
+    load_delta(model, read_tensors(out / "delta.safetensors")[0])
+    scans = torch.from_numpy(open_store(store).volumes[2:4].astype(np.float32))[:, None]
+    with torch.inference_mode():
+        loss = objective(spec["task"], [0, 1], "cell").loss(model(scans), torch.tensor([0.0, 1]))
+    assert float(loss) == pytest.approx(tiny_cells.read_cost(out)["best_val_loss"], rel=1e-4)
 
 
 def test_multiclass(store: Path) -> None:

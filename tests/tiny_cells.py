@@ -1,16 +1,19 @@
 """Tiny simulated stores, splits and settings for the tests of training."""
 
 import csv
+import inspect
 import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from neuropeft.files import write_tsv
 
@@ -30,13 +33,13 @@ LORA = {"kind": "lora", "r": 2, "alpha": 2.0, "targets": ["q", "v"], "dropout": 
 WORKFLOW = Path(__file__).parents[1] / "workflow"
 
 
-def make_store(folder: Path, scans: int = 24, sessions: int = 1) -> Path:
+def make_store(folder: Path, scans: int = 24, sessions: int = 1, edge: int = EDGE) -> Path:
     """Write simulated volumes whose mean brightness in the left half follows the subject's number."""
     rng = np.random.default_rng(0)
-    volumes = rng.normal(size=(scans, EDGE, EDGE, EDGE))
+    volumes = rng.normal(size=(scans, edge, edge, edge))
     subjects = np.arange(scans) // sessions
-    volumes[:, : EDGE // 2] += 2 * ((subjects % 2) - 0.5)[:, None, None, None]
-    volumes[::3, :, :, EDGE // 2 :] = -1  # background, of which some scans have more than others
+    volumes[:, : edge // 2] += 2 * ((subjects % 2) - 0.5)[:, None, None, None]
+    volumes[::3, :, :, edge // 2 :] = -1  # background, of which some scans have more than others
     folder.mkdir(parents=True, exist_ok=True)
     np.save(folder / "volumes.npy", volumes.astype(np.float16))
     rows = [
@@ -136,6 +139,18 @@ def finetune(
     train(spec, open_shared([spec], store, [split], encoder, "cpu"), state, checkpoint_seconds)
     shutil.rmtree(out, ignore_errors=True)
     shutil.move(Path(state) / FINISHED, out)
+
+
+def given_to_fit(trainer: str, train: Callable[..., None], *arguments: Any) -> dict[str, Any]:
+    """Return what `train` of neuropeft.train.`trainer` hands to the loop, by name; nothing is trained."""
+    module = import_module(f"neuropeft.train.{trainer}")
+    signature, seen = inspect.signature(module.fit), []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "fit", lambda *a, **k: seen.append(signature.bind(*a, **k)) or 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train(*arguments)
+    seen[0].apply_defaults()
+    return dict(seen[0].arguments)
 
 
 def read_history(folder: Path) -> list[dict[str, str]]:

@@ -34,6 +34,8 @@ def test_volumes_are_read_in_the_asked_order(monkeypatch: pytest.MonkeyPatch) ->
     volumes = load_volumes(source, [4, 0, 5, 0, 2], CPU)
     assert len(volumes) == 5
     assert volumes.data.dtype == torch.float16
+    # Where it computes: of the devices, only this one is not the CPU everywhere.
+    assert load_volumes(source, [4], torch.device("meta")).data.is_meta
     batch = volumes.batch(torch.tensor([2, 1]))
     assert batch.shape == (2, 1, 2, 2, 2)
     assert batch.dtype == torch.float32
@@ -41,11 +43,16 @@ def test_volumes_are_read_in_the_asked_order(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_volumes_that_do_not_fit_stay_in_main_memory(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (100, 200))
-    source = np.ones((40, 2, 2, 2), dtype=np.float16)
-    volumes = load_volumes(source, range(40), torch.device("cuda", 0))
+    gpu, free = torch.device("cuda", 0), [100]
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free[0], 2000))
+    source = np.ones((40, 2, 2, 2), dtype=np.float16)  # 640 bytes
+    volumes = load_volumes(source, range(40), gpu)
     assert volumes.data.device == CPU
     assert "stay in main memory" in capsys.readouterr().err
+    free[0] = 1100  # of which volumes may take 660
+    assert data._fits(source.shape, gpu)
+    free[0] = 1000
+    assert not data._fits(source.shape, gpu)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -1,5 +1,6 @@
 """The run table holds the valid cells of the grid, each once."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import yaml
 from neuropeft import grid
 from neuropeft.configfile import load_config
 from neuropeft.errors import UserError
+from neuropeft.peft import counts
 
 ROOT = Path(__file__).parents[1]
 
@@ -46,6 +48,36 @@ def test_a_cells_specification_names_what_defines_it_and_nothing_else(paper):
     }
     assert (spec["fraction"], spec["seed"], spec["shuffle_labels"]) == (10, 2, False)
     assert "decoder" not in spec["backbone"], "a changed decoder must not retrain cells by their parameters"
+
+
+def test_the_papers_backbones_and_autoencoders(paper):
+    """As Table 1 counts them; the decoder's width is that of He et al.'s small one."""
+    for name, spec in counts.BACKBONES.items():
+        assert spec.items() <= grid.backbone_spec(paper, name).items(), name
+    for name, depth, heads in (("vit_b", 8, 12), ("vit_s", 4, 8)):
+        spec = json.loads(grid.pretraining_spec(paper, "mae_ukb", name))
+        assert spec["decoder"] == {"width": 384, "depth": depth, "heads": heads}
+        assert (spec["mask_ratio"], spec["epochs"]) == (0.75, 1000)
+
+
+# Peak learning rates that are in use for each method: few trained parameters want a high one.
+RATES = {
+    "scratch": (1e-5, 3e-4),
+    "full": (1e-5, 3e-4),
+    "attention": (1e-5, 3e-4),
+    "lora": (3e-4, 3e-3),
+    "layernorm": (1e-3, 1e-2),
+}
+
+
+def test_the_papers_training(paper):
+    for name, (low, high) in RATES.items():
+        method = grid.cell_spec(paper, grid.Cell("ad", "vit_b", "mae_ukb", name, 10, 0))["method"]
+        assert counts.METHODS[name].items() <= method.items()
+        assert low <= method["lr"] <= high, name
+        assert (method["head_lr"] or method["lr"]) == 1e-3
+    assert paper.training.patience == 10
+    assert 30 <= paper.training.epochs <= 50
 
 
 def test_a_changed_method_changes_its_own_cells_only(paper):

@@ -125,6 +125,8 @@ def test_regression_metrics():
     assert pearson_r(y, score) == pytest.approx(np.corrcoef(y, score)[0, 1])
     assert math.isnan(pearson_r(y, np.full(3, 61.3)))
     assert why_undefined("regression", y, np.full(3, 61.3)) == "predictions are constant"
+    reverse = 100 - score
+    assert measure("regression", y, reverse, 0.5)["r"] == pytest.approx(np.corrcoef(y, reverse)[0, 1])
 
 
 def test_youden_threshold_maximises_balanced_accuracy():
@@ -185,12 +187,17 @@ def test_damaged_predictions_are_named(tmp_path):
 def test_score_is_the_mean_over_seeds_of_the_test_subjects(results, scores):
     runs = read_predictions(results / "predictions/ad/vit_b/mae/full/OASIS.tsv", "binary", 2)
     of_seeds = [runs[RunKey("", 50, seed, "zero-shot")] for seed in (0, 1, 2)]
-    values = [oracle.roc_auc_score(run.y, run.score) for run in of_seeds]
-    score = find(scores, cohort="OASIS", backbone="vit_b", method="full", fraction=50)
-    assert score.mean == pytest.approx(np.mean(values))
-    assert score.sd == pytest.approx(np.std(values, ddof=1))
-    assert (score.n, score.zero_shot, score.complete) == (40, True, True)
-    assert score.ci_low < score.mean < score.ci_high
+    for metric, theirs in (("auc", oracle.roc_auc_score), ("brier", oracle.brier_score_loss)):
+        values = [theirs(run.y, run.score) for run in of_seeds]
+        score = find(scores, metric, "OASIS", backbone="vit_b", method="full", fraction=50)
+        assert score.mean == pytest.approx(np.mean(values))
+        assert score.sd == pytest.approx(np.std(values, ddof=1))
+        assert (score.n, score.zero_shot, score.complete) == (40, True, True)
+        assert score.ci_low < score.mean < score.ci_high
+    assert {(score.group.task, score.metric) for score in scores} == {
+        *(("ad", metric) for metric in ("auc", "balanced_accuracy", "brier")),
+        *(("age", metric) for metric in ("mae", "r")),
+    }
 
 
 def test_threshold_comes_from_validation_and_is_frozen(results, scores):

@@ -7,6 +7,7 @@ import signal
 from pathlib import Path
 
 import pytest
+import torch
 
 import tiny_cells
 from neuropeft.errors import UserError
@@ -90,16 +91,17 @@ def test_a_cell_of_other_settings_is_not_taken_over(folder: Path) -> None:
         take_over(folder / "state" / "none", spec, folder / "out")
 
 
-def test_an_encoder_made_again_just_the_same_trains_nothing(folder: Path) -> None:
+def test_an_encoder_made_again_just_the_same_trains_nothing_and_another_one_all(folder: Path) -> None:
     encoder = folder / "encoder.safetensors"
-    save_encoder(encoder, build_vit(tiny_cells.BACKBONE), {})
     splits, table = [folder / "seed-0.tsv"], folder / "pack.tsv"
-    for outcome in ("trained", "kept"):
+    for seed, outcome in ((0, "trained"), (0, "kept"), (1, "trained")):
+        torch.manual_seed(seed)
+        save_encoder(encoder, build_vit(tiny_cells.BACKBONE), {})
+        os.utime(encoder, (0, 0))
         finetune_pack(
             {"lora": SPECS["lora"]}, folder / "store", splits, encoder, folder / "state", table, "cpu"
         )
         assert [row["outcome"] for row in read_tsv(table)] == [outcome]
-        os.utime(encoder, (0, 0))
 
 
 def test_a_signal_while_a_cell_ends_stops_the_pack(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,7 +33,11 @@ def test_the_published_count_is_reproduced_exactly(rows, key):
     assert row["published"] == PUBLISHED[key]
     assert row["as_published"] == PUBLISHED[key]
     assert row["total"] == row["encoder"] + row["head"]
-    assert row["contains"]
+    method, said = key[1], row["contains"]
+    assert ("+ 2-class head" in said) == (row["as_published"] >= row["total"]), "as it is counted"
+    assert ("unused" in said) == (row["as_published"] > row["total"])
+    parts = {"attention": "qkv and out projection", "lora": "r=32 on q and v", "layernorm": "every LayerNorm"}
+    assert said.removeprefix("LoRA ").startswith(parts.get(method, "encoder"))
 
 
 def test_only_lora_needs_the_unused_layer(rows):

@@ -97,9 +97,16 @@ def test_a_delta_restores_the_trained_network(method, scans, tmp_path):
     assert torch.equal(fresh.eval()(scans), model.eval()(scans))
 
 
-def test_a_delta_holds_nothing_but_what_was_trained():
-    assert set(delta_state(network(LORA))) == {
-        *(f"backbone.blocks.{i}.attn.qkv.lora_{m}.{t}" for i in (0, 1) for m in "ab" for t in "qv"),
+LAYERS = {
+    "q": "attn.qkv", "k": "attn.qkv", "v": "attn.qkv",
+    "proj": "attn.proj", "fc1": "mlp.fc1", "fc2": "mlp.fc2",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("targets", [["q", "v"], *([target] for target in LAYERS)], ids="-".join)
+def test_a_delta_holds_nothing_but_what_was_trained(targets):
+    assert set(delta_state(network({**LORA, "targets": targets}))) == {
+        *(f"backbone.blocks.{i}.{LAYERS[t]}.lora_{m}.{t}" for i in (0, 1) for m in "ab" for t in targets),
         *(f"feature_norm.{name}" for name in ("mean", "variance")),
         "head.weight",
         "head.bias",
@@ -145,6 +152,7 @@ def test_lora_scale_is_a_true_division():
 
 def test_lora_starts_with_random_a_and_zero_b():
     layer = network(LORA).backbone.blocks[0].attn.qkv
+    assert layer.scale == 2, "alpha / r as configured"
     assert not any(b.any() for b in layer.lora_b.values())
     bound = 48**-0.5  # Kaiming-uniform with a = sqrt(5): 1 / sqrt(inputs)
     assert all(0.9 * bound < a.abs().max() <= bound for a in layer.lora_a.values())

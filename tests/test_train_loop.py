@@ -8,6 +8,7 @@ from torch import nn
 
 from neuropeft.errors import UserError
 from neuropeft.train.loop import Home, Learner, Plan, Progress, fit
+from neuropeft.train.schedule import lr_scale
 
 CPU = torch.device("cpu")
 
@@ -45,6 +46,13 @@ def test_stops_early_and_returns_to_the_best_epoch(tmp_path: Path) -> None:
     # Adam's step on a constant gradient is the learning rate: three epochs of three steps, at their rates.
     scales = [0.5 * (1 + math.cos(math.pi * step / 21)) for step in range(9)]
     assert weight.item() == pytest.approx(1 - 0.01 * sum(scales), abs=1e-5)
+
+
+def test_the_warm_up_lasts_its_epochs(tmp_path: Path) -> None:
+    progress, weight, _ = run(tmp_path, [1.0] * 4, warmup_epochs=2, patience=None)
+    rates = [0.01 * lr_scale(step, 6, 12) for step in range(12)]  # three steps an epoch
+    assert [row["lr"] for row in progress.history] == pytest.approx(rates[2::3]), "at the end of each epoch"
+    assert weight.item() == pytest.approx(1 - sum(rates), abs=1e-5)
 
 
 def test_without_patience_it_trains_to_the_end_and_keeps_the_last(tmp_path: Path) -> None:

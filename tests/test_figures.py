@@ -11,11 +11,17 @@ from matplotlib.figure import Figure
 
 from fabricated_results import fabricate, small_config
 from neuropeft.errors import UserError
-from neuropeft.evaluate.costs import read_costs
+from neuropeft.evaluate.costs import cell_folder, read_costs
 from neuropeft.evaluate.scores import collect
+from neuropeft.grid import Cell
 from neuropeft.publish.curves import curve_backbones, draw_curves
 from neuropeft.publish.figures import write_figures
-from neuropeft.publish.losses import draw_finetuning_losses, finetuning_histories
+from neuropeft.publish.losses import (
+    draw_finetuning_losses,
+    draw_pretraining_losses,
+    finetuning_histories,
+    pretraining_histories,
+)
 from neuropeft.publish.placing import place_labels
 from neuropeft.publish.reconstructions import draw_reconstructions
 from neuropeft.publish.records import trainable_parameters
@@ -56,6 +62,11 @@ def panel(figure, title):
     return found[0]
 
 
+def read_csv(path):
+    with path.open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
 def words(figure):
     return " ".join(text.get_text() for text in figure.texts)
 
@@ -73,11 +84,16 @@ def test_figures_of_results_are_written_with_their_data(results, tmp_path):
     svg = (tmp_path / "figure1.svg").read_text()
     for text in ("ad on ADNI", "age on SimA (simulated)", "trainable parameters", "LoRA"):
         assert text in svg
-    with (tmp_path / "losses_finetuning.csv").open(newline="") as stream:
-        rows = list(csv.DictReader(stream))
+    rows = read_csv(tmp_path / "losses_finetuning.csv")
     assert len(rows) == 20 * (3 * 3 * (5 + 5 + 1) + 3 * 2 * 4 - 4)
-    with (tmp_path / "losses_pretraining.csv").open(newline="") as stream:
-        assert len(list(csv.DictReader(stream))) == 2 * 40
+    cell = Cell("age", "vit_b", "mae", "lora", 25, 2)
+    key = dict(zip(Cell._fields, map(str, cell), strict=True))
+    of_cell = [row for row in rows if key.items() <= row.items()]
+    assert of_cell == [key | row for row in read_csv(cell_folder(results, cell) / "history.csv")]
+    rows = read_csv(tmp_path / "losses_pretraining.csv")
+    assert len(rows) == 2 * 40
+    key = {"pretraining": "mae", "backbone": "vit_b"}
+    assert rows[:40] == [key | row for row in read_csv(results / "pretraining/mae/vit_b/history.csv")]
 
 
 def test_tradeoff_bubbles_lie_at_parameters_and_scores_with_proportional_area(scores, costs):
@@ -211,8 +227,26 @@ def test_loss_panels_count_cells_and_draw_every_seed(results):
     figure = draw_finetuning_losses(config, finetuning_histories(config, results))
     axis = panel(figure, "ad on ADNI, ViT-B: validation\n100 % of the training subjects, 14/15 cells")
     assert len(axis.get_lines()) == 14 + 5  # a thin line per cell, a thick one per method
+    thick = next(i for i, line in enumerate(axis.get_lines()) if line.get_label() == "Full fine-tune")
+    *seeds, median = (list(line.get_ydata()) for line in axis.get_lines()[thick - 3 : thick + 1])
+    folders = [cell_folder(results, Cell("ad", "vit_b", "mae", "full", 100, seed)) for seed in (0, 1, 2)]
+    losses = [[float(row["val_loss"]) for row in read_csv(folder / "history.csv")] for folder in folders]
+    assert seeds == losses
+    assert median == list(np.median(losses, axis=0))
     assert (axis.get_xlabel(), axis.get_ylabel()) == ("epoch", "loss (cross-entropy)")
     assert panel(figure, "age on SimA (simulated), ViT-B: training").get_ylabel() == "loss (L1, standardised)"
+
+
+def test_pretraining_losses_are_those_of_training_and_validation(results):
+    figure = draw_pretraining_losses(small_config(), pretraining_histories(small_config(), results))
+    axis = panel(figure, "ViT-B, mae on SimA (simulated)")
+    history = read_csv(results / "pretraining/mae/vit_b/history.csv")
+    lines = {line.get_label(): list(line.get_ydata()) for line in axis.get_lines()}
+    assert lines == {
+        "training": [float(row["train_loss"]) for row in history],
+        "validation": [float(row["val_loss"]) for row in history],
+    }
+    assert (axis.get_xlabel(), axis.get_ylabel()) == ("epoch", "loss on hidden patches (MSE)")
 
 
 def test_reconstructions_show_input_mask_and_rebuilt_patches(results, tmp_path):

@@ -9,7 +9,6 @@ import yaml
 from neuropeft import grid
 from neuropeft.configfile import load_config
 from neuropeft.errors import UserError
-from neuropeft.peft import counts
 
 ROOT = Path(__file__).parents[1]
 
@@ -50,10 +49,7 @@ def test_a_cells_specification_names_what_defines_it_and_nothing_else(paper):
     assert "decoder" not in spec["backbone"], "a changed decoder must not retrain cells by their parameters"
 
 
-def test_the_papers_backbones_and_autoencoders(paper):
-    """As Table 1 counts them; the decoder's width is that of He et al.'s small one."""
-    for name, spec in counts.BACKBONES.items():
-        assert spec.items() <= grid.backbone_spec(paper, name).items(), name
+def test_the_papers_autoencoders(paper):
     for name, depth, heads in (("vit_b", 8, 12), ("vit_s", 4, 8)):
         spec = json.loads(grid.pretraining_spec(paper, "mae_ukb", name))
         assert spec["decoder"] == {"width": 384, "depth": depth, "heads": heads}
@@ -73,7 +69,6 @@ RATES = {
 def test_the_papers_training(paper):
     for name, (low, high) in RATES.items():
         method = grid.cell_spec(paper, grid.Cell("ad", "vit_b", "mae_ukb", name, 10, 0))["method"]
-        assert counts.METHODS[name].items() <= method.items()
         assert low <= method["lr"] <= high, name
         assert (method["head_lr"] or method["lr"]) == 1e-3
     assert paper.training.patience == 10

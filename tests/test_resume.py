@@ -17,6 +17,10 @@ from neuropeft.train.signals import REQUEUE_EXIT_CODE
 METHOD = tiny_cells.LORA | {"dropout": 0.2}
 BACKBONE = tiny_cells.BACKBONE | {"drop_path": 0.2}
 SPEC = tiny_cells.cell(method=METHOD, backbone=BACKBONE, training={"epochs": 4})
+# Nothing to learn: the first epoch stays the best one, and patience runs over the kill and ends it.
+HOPELESS = tiny_cells.cell(
+    method=METHOD | {"lr": 0.01}, shuffle_labels=True, training={"epochs": 4, "patience": 2}
+)
 PRETRAINING = tiny_cells.pretraining(backbone=BACKBONE)
 KILLED_AT = 6  # the second step of the second epoch, of four and three steps
 
@@ -57,27 +61,30 @@ def assert_same_delta(one: Path, other: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "status"),
+    ("number", "status", "spec", "best"),
     [
-        (signal.SIGKILL, -signal.SIGKILL),
-        (signal.SIGTERM, REQUEUE_EXIT_CODE),
-        (signal.SIGUSR1, REQUEUE_EXIT_CODE),
+        (signal.SIGKILL, -signal.SIGKILL, SPEC, 4),
+        (signal.SIGTERM, REQUEUE_EXIT_CODE, SPEC, 4),
+        (signal.SIGUSR1, REQUEUE_EXIT_CODE, HOPELESS, 1),
     ],
 )
-def test_a_killed_fine_tune_goes_on_exactly(store: Path, number: int, status: int, capsys) -> None:
+def test_a_killed_fine_tune_goes_on_exactly(
+    store: Path, number: int, status: int, spec: dict, best: int, capsys
+) -> None:
     folder = store.parent
     seconds = 0 if number == signal.SIGKILL else 1e9  # a signal saves even where no checkpoint is due
-    arguments = f"{SPEC!r}, {str(store)!r}, {str(folder / 'seed-0.tsv')!r}, None, {str(folder / 'resumed')!r}"
+    arguments = f"{spec!r}, {str(store)!r}, {str(folder / 'seed-0.tsv')!r}, None, {str(folder / 'resumed')!r}"
     run = f"import tiny_cells\ntiny_cells.finetune({arguments}, {str(folder / 'state')!r}, {seconds})"
     assert killed(run, number) == status
     assert (folder / "state" / checkpoint.NEWEST).exists()
     assert not (folder / "resumed").exists()
     split = folder / "seed-0.tsv"
-    tiny_cells.finetune(SPEC, store, split, None, folder / "resumed", folder / "state")
+    tiny_cells.finetune(spec, store, split, None, folder / "resumed", folder / "state")
     assert "going on from epoch 2, step" in capsys.readouterr().err
-    tiny_cells.finetune(SPEC, store, split, None, folder / "whole", folder / "other state")
+    tiny_cells.finetune(spec, store, split, None, folder / "whole", folder / "other state")
     assert_same_delta(folder / "resumed", folder / "whole")
-    assert tiny_cells.read_cost(folder / "resumed")["resumed"] == 1
+    cost = tiny_cells.read_cost(folder / "resumed")
+    assert (cost["resumed"], cost["best_epoch"]) == (1, best)
 
 
 def test_a_damaged_checkpoint_costs_time_but_not_exactness(store: Path, capsys) -> None:

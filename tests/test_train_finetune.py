@@ -1,9 +1,11 @@
 import json
+import time
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -15,6 +17,7 @@ from neuropeft.peft.adapt import load_delta
 from neuropeft.store import open_store
 from neuropeft.train import finetune as finetuning
 from neuropeft.train.augment import Augmentation
+from neuropeft.train.cost import seconds_since_process_start
 from neuropeft.train.finetune import forward_outputs, make_model
 from neuropeft.train.loop import Plan
 from neuropeft.train.losses import objective
@@ -243,11 +246,22 @@ def test_a_fine_tune_imports_nothing_slow(store: Path) -> None:
     encoder = store.parent / "encoder.safetensors"
     save_encoder(encoder, build_vit(tiny_cells.BACKBONE), {})
     process = tiny_cells.python(
-        "import sys, tiny_cells\n"
-        "from neuropeft.train.pack import finetune_pack\n"
-        f"finetune_pack({{'cell': tiny_cells.cell()}}, {str(store)!r}, [{str(split)!r}], {str(encoder)!r}, "
-        f"{str(store.parent / 'state')!r}, {str(store.parent / 'pack.tsv')!r})\n"
-        f"print([name for name in {slow!r} if name in sys.modules])"
-    )
+        "import sys\n"
+        "from neuropeft.cli import main\n"
+        "status = main(sys.argv[1:])\n"
+        f"print(status, [name for name in {slow!r} if name in sys.modules])",
+        arguments=(
+            "finetune", "--specs", json.dumps({"cell": tiny_cells.cell()}), "--store", store, "--splits",
+            split, "--encoder", encoder, "--state", store.parent / "state", "--table", store.parent / "t.tsv",
+        ),
+    )  # fmt: skip
     output, errors = process.communicate(timeout=120)
-    assert output.strip() == "[]", errors
+    assert output.strip() == "0 []", errors
+
+
+def test_a_process_ages_while_it_waits() -> None:
+    """The time to the first step is one on the wall: what reading files takes belongs to it."""
+    age, began = seconds_since_process_start(), time.time()
+    assert age == pytest.approx(began - psutil.Process().create_time(), abs=2)
+    time.sleep(0.3)
+    assert seconds_since_process_start() - age == pytest.approx(time.time() - began, abs=0.1)

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 
 from neuropeft.files import write_tsv
 
@@ -143,6 +142,8 @@ def finetune(
 
 def given_to_fit(trainer: str, train: Callable[..., None], *arguments: Any) -> dict[str, Any]:
     """Return what `train` of neuropeft.train.`trainer` hands to the loop, by name; nothing is trained."""
+    import pytest
+
     module = import_module(f"neuropeft.train.{trainer}")
     signature, seen = inspect.signature(module.fit), []
     with pytest.MonkeyPatch.context() as patch:

@@ -27,6 +27,18 @@ def test_newest_is_loaded(tmp_path: Path) -> None:
     assert not list(tmp_path.glob(".partial*"))
 
 
+def test_what_is_written_is_on_the_disk_before_it_takes_a_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    for name in ("fsync", "replace"):
+        call = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda *given, name=name, call=call: (done.append(name), call(*given)))
+    checkpoint.save(tmp_path, state(1))
+    checkpoint.save(tmp_path, state(2))
+    assert done == ["fsync", "replace", "fsync", "replace", "replace"]
+
+
 @pytest.mark.parametrize("damage", ["cut", "empty", "noise"])
 def test_damaged_newest_falls_back_to_the_one_before(tmp_path: Path, damage: str, capsys) -> None:
     checkpoint.save(tmp_path, state(1))

@@ -37,7 +37,9 @@ def test_a_run_goes_on_after_failures_and_keeps_others_out(profile: str) -> None
 def test_a_cluster_is_waited_for_and_spared() -> None:
     _, given = planned.options("--profile", PROFILES / "slurm")
     assert given.executor == "slurm"
-    assert given.slurm_requeue, "where SLURM's own setting is another, a preempted job would not come back"
+    assert given.slurm_requeue is True, (
+        "where SLURM's own setting is another, a preempted job would not come back"
+    )
     assert given.retries >= 1
     assert given.latency_wait >= 30
     assert given.scheduler_subsample

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import signal
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterable
 from contextlib import chdir
@@ -31,9 +32,11 @@ def read(folder: Path, *arguments: object, plan: bool = False) -> Workflow:
         return execute(self, *settings, **named) if plan else True
 
     parser, given = options("--directory", folder, "--cores", "16", "--dry-run", "--quiet", "all", *arguments)
+    before = signal.getsignal(signal.SIGTERM)
     with chdir(folder), pytest.MonkeyPatch.context() as patch:
         patch.setattr(Workflow, "execute", spy)
         assert args_to_api(given, parser)
+    signal.signal(signal.SIGTERM, before)  # or Snakemake's scheduler would go on handling it
     return found[0]
 
 

@@ -16,6 +16,7 @@ PAIRS = """
 import json, os, signal, socket, sys
 from pathlib import Path
 import tiny_cells
+import torch._dynamo, torch.nn.parallel  # once, and not in each fork
 from neuropeft.errors import UserError
 from neuropeft.train import optimizer
 from neuropeft.train.pretrain import pretrain

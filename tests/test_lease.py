@@ -143,8 +143,16 @@ def test_the_verbs_that_train_take_a_gpu_before_torch_is_imported(
 
 
 @pytest.mark.parametrize(
-    ("visible", "granted"), [("", 0), ("-1", 0), ("3", 1), ("0,1,2", 3), ("0,1,2,3,4,5", 4)]
+    ("visible", "gpus"), [("", 0), ("-1", 0), ("3", 1), ("0,1,2", 3), ("0,1,2,3,4,5", 6)]
 )
+def test_the_local_profile_counts_the_gpus_that_are_listed(
+    visible: str, gpus: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert planned.options("--profile", LOCAL)[1].resources["gpu"] == gpus
+
+
+@pytest.mark.parametrize(("visible", "granted"), [("", 0), ("0,1,2", 3)])
 def test_the_local_profile_lets_jobs_have_the_gpus_there_are(
     tmp_path: Path, visible: str, granted: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -152,7 +152,7 @@ def test_the_local_profile_counts_the_gpus_that_are_listed(
     assert planned.options("--profile", LOCAL)[1].resources["gpu"] == gpus
 
 
-@pytest.mark.parametrize(("visible", "granted"), [("", 0), ("0,1,2", 3)])
+@pytest.mark.parametrize(("visible", "granted"), [("-1", 0), ("0,1,2", 3)])
 def test_the_local_profile_lets_jobs_have_the_gpus_there_are(
     tmp_path: Path, visible: str, granted: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+import planned
 from neuropeft.sources import source, sources
 
 ROOT = Path(__file__).parents[1]
+PYTHON = "3.11"  # of the environments and the images
 
 
 def _name(requirement):
@@ -28,9 +30,9 @@ def lock():
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("envs/*.yaml")), ids=lambda path: path.stem)
 def test_environment_pins_agree_with_the_lock(path, lock):
-    packages = next(
-        item for item in yaml.safe_load(path.read_text())["dependencies"] if isinstance(item, dict)
-    )
+    dependencies = yaml.safe_load(path.read_text())["dependencies"]
+    assert f"python={PYTHON}" in dependencies
+    packages = next(item for item in dependencies if isinstance(item, dict))
     for requirement in packages["pip"]:
         name, version = requirement.split("==")
         assert lock[_name(name)] == version
@@ -41,7 +43,15 @@ def test_images_are_built_from_the_lock_and_nothing_else(recipe):
     text = (ROOT / "envs" / recipe).read_text()
     assert re.findall(r"pip install (.*)", text) == ["--no-cache-dir --requirement /opt/requirements.lock"]
     assert "requirements.lock /opt/requirements.lock" in text
-    assert "python:3.11" in text
+    assert f"python:{PYTHON}" in text
+
+
+def test_every_command_has_an_environment_and_the_image_that_the_recipe_tells_how_to_build(tmp_path):
+    built = re.search(r"apptainer build (\S+)", (ROOT / "envs/neuropeft.def").read_text())[1]
+    workflow = planned.read(tmp_path, "--configfile", ROOT / "tests/tiny.yaml", "--mode", "subprocess")
+    commands = [rule for rule in workflow.rules if rule.shellcmd]
+    assert [rule.name for rule in commands if not rule.conda_env] == []
+    assert {rule.container_img for rule in commands} == {str(ROOT / built)}
 
 
 def test_the_lock_holds_every_requirement(lock):

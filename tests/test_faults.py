@@ -8,8 +8,13 @@ from pathlib import Path
 import pytest
 
 import tiny_cells
+from neuropeft.cli import main
+from neuropeft.config import Simulated
+from neuropeft.models.checkpoints import read_tensors
 from neuropeft.train import checkpoint
-from test_resume import SPEC, assert_same_delta
+from neuropeft.train import pretrain as pretraining
+from neuropeft.train.state import is_finished
+from test_resume import PRETRAINING, SPEC, assert_same_delta
 
 KILLS = 20
 EVERY = 3  # steps from one checkpoint to the next
@@ -22,6 +27,7 @@ from pathlib import Path
 import tiny_cells
 from neuropeft.errors import UserError
 from neuropeft.train import checkpoint, loop, optimizer
+from neuropeft.train.pretrain import pretrain
 spec, folder = json.loads(sys.argv[1]), Path(sys.argv[2])
 now = [0.0]
 loop.time = types.SimpleNamespace(monotonic=lambda: now[0])
@@ -43,9 +49,13 @@ def run(name, before=None):
             if before:
                 before(done[0], "save")
         optimizer.AdamW.step, os.replace = counted, replaced
-        split, state = folder / "seed-0.tsv", folder / f"state-{name}"
+        split, out, state = folder / "seed-0.tsv", folder / name, folder / f"state-{name}"
+        seconds = float(sys.argv[3])
         try:
-            tiny_cells.finetune(spec, folder / "store", split, None, folder / name, state, float(sys.argv[3]))
+            if "decoder" in spec:
+                pretrain(spec, folder / "store", [split], out, state, "cpu", seconds)
+            else:
+                tiny_cells.finetune(spec, folder / "store", split, None, out, state, seconds)
         except UserError as error:
             print(error, file=sys.stderr, flush=True)
             os._exit(1)
@@ -71,10 +81,12 @@ print(json.dumps(report))
 )
 
 
-def forked(code: str, folder: Path, *arguments: object, around: Sequence[str] = ()) -> dict:
+def forked(
+    code: str, folder: Path, *arguments: object, around: Sequence[str] = (), spec: dict = SPEC
+) -> dict:
     """Run `code`, as an argument of `around`, on a store in `folder`; return what it reports of its forks."""
     tiny_cells.make_split(folder / "seed-0.tsv", tiny_cells.make_store(folder / "store"))
-    process = tiny_cells.python(code, arguments=(json.dumps(SPEC), folder, *arguments), around=around)
+    process = tiny_cells.python(code, arguments=(json.dumps(spec), folder, *arguments), around=around)
     said, errors = process.communicate(timeout=240)
     assert process.returncode == 0, errors
     return json.loads(said) | {"said": errors}
@@ -152,9 +164,45 @@ print(json.dumps(report | {"resumed": run("run")}))
 )
 
 
-def test_another_clock_and_host_name_change_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("spec", [SPEC, PRETRAINING], ids=["fine-tune", "pretraining"])
+def test_another_clock_and_host_name_change_nothing(tmp_path: Path, spec: dict) -> None:
     around = ("unshare", "--uts") if os.geteuid() == 0 else ()
-    report = forked(ELSEWHERE, tmp_path, EVERY, around=around)
+    report = forked(ELSEWHERE, tmp_path, EVERY, around=around, spec=spec)
     assert report["killed"] == [-9, 7]
     assert report["resumed"] == [0, report["whole"][1] - 6]
-    assert_same_delta(tmp_path / "run", tmp_path / "whole")
+    if spec is SPEC:
+        assert_same_delta(tmp_path / "run", tmp_path / "whole")
+        return
+    resumed, whole = (read_tensors(tmp_path / run / "encoder.safetensors")[0] for run in ("run", "whole"))
+    assert all(resumed[name].equal(whole[name]) for name in whole)
+
+
+def test_an_encoder_that_was_being_replaced_does_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, state = tiny_cells.make_store(tmp_path / "store"), tmp_path / "state"
+
+    def train(seed: int) -> None:
+        spec = tiny_cells.pretraining(epochs=2, seed=seed)
+        pretraining.pretrain(spec, store, [], tmp_path / "out", state, device="cpu")
+
+    def die(path: Path, rows: list) -> None:
+        raise KeyboardInterrupt  # the new encoder is there, the old cost is too
+
+    train(seed=0)
+    assert is_finished(state, files=pretraining.FILES)
+    monkeypatch.setattr(pretraining, "write_history", die)
+    with pytest.raises(KeyboardInterrupt):
+        train(seed=1)
+    assert not is_finished(state, files=pretraining.FILES)
+
+
+def test_a_verb_that_finds_the_disk_full_says_so_in_a_line(tmp_path: Path, capsys) -> None:
+    # What is to become the table is a device that is always full.
+    (tmp_path / f".partial-{os.getpid()}-participants.tsv").symlink_to("/dev/full")
+    spec = Simulated(subjects=4).model_dump_json()
+    assert main(["simulate-tables", "--spec", spec, "--root", str(tmp_path)]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("neuropeft simulate-tables: cannot write ")
+    assert "No space left on device; give it room" in said
+    assert said.count("\n") == 1

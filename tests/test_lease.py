@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
+import planned
 import tiny_cells
 from neuropeft.errors import UserError
 from neuropeft.train import lease
 
+LOCAL = Path(__file__).parents[1] / "profiles/local"
 HOLD = """
 import os, sys, time
 from pathlib import Path
@@ -143,8 +145,16 @@ def test_the_verbs_that_train_take_a_gpu_before_torch_is_imported(
 
 
 @pytest.mark.parametrize(
-    ("visible", "granted"), [("", 0), ("-1", 0), ("3", 1), ("0,1,2", 3), ("0,1,2,3,4,5", 4)]
+    ("visible", "gpus"), [("", 0), ("-1", 0), ("3", 1), ("0,1,2", 3), ("0,1,2,3,4,5", 6)]
 )
+def test_the_local_profile_counts_the_gpus_that_are_listed(
+    visible: str, gpus: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert planned.options("--profile", LOCAL)[1].resources["gpu"] == gpus
+
+
+@pytest.mark.parametrize(("visible", "granted"), [("-1", 0), ("0,1,2", 3)])
 def test_the_local_profile_lets_jobs_have_the_gpus_there_are(
     tmp_path: Path, visible: str, granted: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -152,7 +162,21 @@ def test_the_local_profile_lets_jobs_have_the_gpus_there_are(
     (tmp_path / "Snakefile").write_text(
         "rule job:\n    output: 'out'\n    resources: gpu=4\n    shell: 'echo {resources.gpu} > out'\n"
     )
-    profile = Path(__file__).parents[1] / "profiles/local"
-    command = [sys.executable, "-m", "snakemake", "--profile", str(profile), "--cores", "1"]
+    command = [sys.executable, "-m", "snakemake", "--profile", str(LOCAL), "--cores", "1"]
     subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
     assert (tmp_path / "out").read_text() == f"{granted}\n"
+
+
+def test_jobs_have_all_gpus_of_the_machine_where_none_are_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("nvidia0", "nvidia1", "nvidia2", "nvidiactl", "nvidia-uvm", "nvidia-caps"):
+        (tmp_path / name).touch()
+    glob = Path.glob
+    monkeypatch.setattr(
+        Path, "glob", lambda self, pattern: glob(tmp_path if self == Path("/dev") else self, pattern)
+    )
+    assert lease.local_gpus() == ["0", "1", "2"]
+    assert planned.options("--profile", LOCAL)[1].resources["gpu"] == 3
+    (tmp_path / "nvidia0").unlink()
+    assert planned.options("--profile", LOCAL)[1].resources["gpu"] == 2

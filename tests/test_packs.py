@@ -17,9 +17,18 @@ from neuropeft.models.build import build_vit
 from neuropeft.models.checkpoints import read_tensors, save_encoder
 from neuropeft.packs import pack_of, packs
 from neuropeft.train import finetune as finetuning
+from neuropeft.train.lock import held
 from neuropeft.train.pack import finetune_pack
 from neuropeft.train.signals import REQUEUE_EXIT_CODE
-from neuropeft.train.state import CELL_FILES, FINISHED, is_finished, take_over, why_failed
+from neuropeft.train.state import (
+    CELL_FILES,
+    FAILED,
+    FINISHED,
+    is_finished,
+    note_failure,
+    take_over,
+    why_failed,
+)
 
 FULL = {"kind": "full"}
 SPECS = {
@@ -61,10 +70,53 @@ def test_a_packed_cell_gives_what_it_gives_alone(folder: Path) -> None:
         assert results(folder / "state" / name) == results(folder / "alone" / name)
 
 
-def test_trained_cells_are_kept_and_a_changed_one_is_trained_anew(folder: Path) -> None:
+CHANGED = SPECS | {"full half": tiny_cells.cell(method=FULL | {"lr": 1e-4}, fraction=50)}
+
+
+def test_trained_cells_are_kept_and_a_changed_one_is_trained_anew(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load, loads = finetuning.load_volumes, []
+    monkeypatch.setattr(finetuning, "load_volumes", lambda *given: loads.append(given) or load(*given))
     train(folder, SPECS)
-    changed = SPECS | {"full half": tiny_cells.cell(method=FULL | {"lr": 1e-4}, fraction=50)}
-    assert train(folder, changed) == ["kept", "trained", "kept", "kept"]
+    assert len(loads) == 1, "for all cells"
+    assert train(folder, CHANGED) == ["kept", "trained", "kept", "kept"]
+    assert train(folder, CHANGED) == ["kept"] * 4
+    assert len(loads) == 2, "where all are kept, nothing is loaded"
+
+
+def test_a_cell_whose_outcome_was_being_replaced_does_not_count(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(folder, {"full half": SPECS["full half"]})
+
+    def die(path: Path, rows: list) -> None:
+        raise KeyboardInterrupt  # the new delta is there, the old cost is too
+
+    monkeypatch.setattr(finetuning, "write_history", die)
+    with pytest.raises(KeyboardInterrupt):
+        train(folder, {"full half": CHANGED["full half"]})
+    assert not is_finished(folder / "state" / "full half")
+
+
+def test_others_see_which_cell_is_trained(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make, seen, pair = finetuning.make_model, [], ("lora", "full half")
+
+    def look(spec: dict, encoder: Path | None) -> object:
+        seen.append([held(folder / "state" / name) for name in pair])
+        return make(spec, encoder)
+
+    monkeypatch.setattr(finetuning, "make_model", look)
+    train(folder, {name: SPECS[name] for name in pair})
+    assert seen == [[True, False], [False, True]], "and wait for it"
+
+
+def test_a_failure_that_cannot_be_noted_is_told(tmp_path: Path) -> None:
+    (tmp_path / FAILED).mkdir()
+    with pytest.raises(
+        UserError, match=r"the loss is odd \(and .*failed\.txt cannot be written: Is a directory\)"
+    ):
+        note_failure(tmp_path, "the loss is odd")
 
 
 def test_a_pack_that_comes_back_after_another_grid_is_trained_again(folder: Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from neuropeft.cli import main
 from neuropeft.config import Config
 from neuropeft.configfile import read_config
 from neuropeft.files import write_tsv
@@ -29,7 +30,7 @@ TINY = ROOT / "tests/tiny.yaml"
 
 @pytest.fixture
 def config() -> Config:
-    return read_config(TINY, None)
+    return read_config(TINY, None).model_copy(update={"cells_per_job": 2})
 
 
 def finish(config: Config, folder: Path, cell: Cell, spec: dict | None = None, **cost: object) -> None:
@@ -106,9 +107,40 @@ def test_every_cell_is_counted_once(
         "all": [2, 1, 2, 5, 10],
     }
     assert "fraction 50 %, seed 1: the loss is not finite" in text
-    assert str(log_of(tmp_path, pack_of(packs(cells(config), 16))[failed])) in text
+    assert str(log_of(tmp_path, pack_of(packs(cells(config), config.cells_per_job))[failed])) in text
     assert "an earlier failure" not in text
     assert "Stopped" not in text
+    left = (
+        "About 12 GPU-hours (NVIDIA H200) left for 8 cells, running ones counted whole; judged by 2 finished"
+    )
+    assert left in " ".join(text.split()), "of ad an hour for half of the scans"
+
+
+@pytest.mark.parametrize(
+    ("devices", "named"),
+    [(("cpu", "cpu"), "CPU-hours (cpu)"), (("cpu", "NVIDIA H200"), "device-hours (NVIDIA H200, cpu)")],
+)
+def test_hours_are_those_of_the_devices_that_trained(
+    config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str], devices: tuple[str, ...], named: str
+) -> None:
+    for cell, device in zip(cells(config), devices, strict=False):
+        finish_state(config, tmp_path, cell, device=device)
+    assert named in printed(config, tmp_path, capsys)
+
+
+def test_a_single_method_is_named(config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    raw = json.loads(config.model_dump_json())
+    raw["grid"] = [raw["grid"][1]]
+    text = printed(Config.model_validate(raw), tmp_path, capsys)
+    assert counted(text) == {"ad lora": [0, 0, 0, 4, 4], "all": [0, 0, 0, 4, 4]}
+
+
+def test_the_verb_looks_where_it_is_told_to(
+    config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finish_state(config, tmp_path, cells(config)[0])
+    assert main(["status", "--configfile", str(TINY), "--results", str(tmp_path)]) == 0
+    assert counted(capsys.readouterr().out)["all"] == [1, 0, 0, 9, 10]
 
 
 def test_nothing_has_run_yet(config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -141,7 +173,7 @@ def test_a_job_that_ended_without_a_word(
     config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     of_pack = pack_of(packs(cells(config), config.cells_per_job))
-    stopped, trained, failed, waiting = sorted(set(of_pack.values()))
+    stopped, trained, failed, waiting, *_ = sorted(set(of_pack.values()))
     write(log_of(tmp_path, stopped), "epoch 1\nslurmstepd: error: Detected 1 oom_kill event\n\n")
     write(log_of(tmp_path, trained), "cell 2/2\n")
     write(tmp_path / f"packs/{trained.path}.tsv")  # its cells are missing since their settings changed
@@ -197,6 +229,7 @@ def test_time_left_follows_from_the_nearest_finished_cells(config: Config, tmp_p
     finish_state(config, tmp_path, half, train_seconds=60.0, train_scans=20)
     assert seconds(cell("ad", "lora", 50, 1)) == 60
     assert seconds(whole) == 120
+    assert seconds(whole, cell("ad", "lora", 100, 0)) == 2 * 120
     # of another task nothing is known, so it is taken to be as large; then that it has three times the scans
     assert seconds(cell("age", "lora", 100, 0)) == 120
     finish_state(config, tmp_path, cell("age", "scratch", 100, 0), train_seconds=1.0, train_scans=120)

@@ -156,6 +156,7 @@ def test_costs_are_listed_for_every_cell(results):
     )
     assert (row["trainable"], row["delta_bytes"], row["epochs"]) == ("1181186", str(4 * 1181186), "20")
     assert (row["peak_memory_bytes"], row["train_seconds"]) == (str(3 * 2**30), "61.5")
+    assert (row["resumed"], row["accumulation"]) == ("0", "1")
     shown = wide(results, "table3.md", "ad", "trainable parameters", "", "")
     assert shown["ViT-B LoRA"] == "1,181,186"
 

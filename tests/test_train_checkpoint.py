@@ -1,13 +1,18 @@
+import math
 import os
 import random
 import resource
+from functools import partial
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from neuropeft.errors import UserError
-from neuropeft.train import checkpoint
+from neuropeft.train import checkpoint, loop
+from test_train_loop import run
 
 
 def state(value: float, fingerprint: str = "run") -> dict:
@@ -25,6 +30,18 @@ def test_newest_is_loaded(tmp_path: Path) -> None:
     checkpoint.save(tmp_path, state(2))
     assert loaded_value(tmp_path) == 2
     assert not list(tmp_path.glob(".partial*"))
+
+
+def test_what_is_written_is_on_the_disk_before_it_takes_a_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    for name in ("fsync", "replace"):
+        call = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda *given, name=name, call=call: (done.append(name), call(*given)))
+    checkpoint.save(tmp_path, state(1))
+    checkpoint.save(tmp_path, state(2))
+    assert done == ["fsync", "replace", "fsync", "replace", "replace"]
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "noise"])
@@ -113,3 +130,50 @@ def test_generators_go_on_where_they_were(tmp_path: Path) -> None:
     checkpoint.set_rng_state(found["generators"])
     assert torch.equal(torch.rand(3), expected[0])
     assert random.random() == expected[1]
+
+
+# -- what the loop saves -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def save_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("test_train_loop.Home", partial(loop.Home, seconds=0))
+
+
+@pytest.mark.usefixtures("save_every_step")
+def test_a_run_goes_on_with_its_best_epoch_and_tells_how_long_it_took_to_start_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ages = iter([10.0, 3.0])  # of the two processes, at their first step
+    monkeypatch.setattr(loop, "seconds_since_process_start", lambda: next(ages))
+    steps = count()
+
+    def die(weight: torch.Tensor, epoch: int) -> torch.Tensor:
+        if next(steps) == 7:
+            raise KeyboardInterrupt  # in the third epoch, of three steps each
+        return weight.sum()
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, [3.0, 1.0], die, epochs=4)
+    progress, *_ = run(tmp_path, [2.0, 2.5], epochs=4)
+    assert [row["val_loss"] for row in progress.history] == [3.0, 1.0, 2.0, 2.5]
+    assert (progress.best_epoch, progress.best_loss, progress.resumed) == (1, 1.0, 1)
+    assert progress.start_seconds == 3.0
+
+
+@pytest.mark.usefixtures("save_every_step")
+def test_a_run_that_has_broken_does_not_replace_its_last_good_checkpoint(tmp_path: Path) -> None:
+    steps = count()
+    with pytest.raises(UserError, match="the training loss is not finite"):
+        run(tmp_path, [1.0], lambda weight, epoch: weight.sum() * (1 if next(steps) == 0 else math.nan))
+    found = checkpoint.load(tmp_path, "f")
+    assert found is not None
+    assert found["progress"]["step"] == 1
+    assert torch.isfinite(found["model"]["weight"]).all()
+
+
+def test_checkpoints_come_every_few_minutes_unasked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    minutes = count()
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: 60.0 * next(minutes)))
+    run(tmp_path, [1.0] * 4)  # in twelve steps of a minute and more
+    assert checkpoint.load(tmp_path, "f") is not None

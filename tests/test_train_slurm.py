@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from neuropeft.train import slurm
+from neuropeft.train.signals import REQUEUE_EXIT_CODE
 
 SCONTROL = """#!/bin/sh
 echo "$@" >> {folder}/asked
@@ -31,6 +32,10 @@ def scontrol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def requeued(scontrol: Path, *signals: signal.Signals) -> bool:
     slurm.requeue(set(signals))
+    return was_requeued(scontrol)
+
+
+def was_requeued(scontrol: Path) -> bool:
     asked = scontrol / "asked"
     return asked.exists() and "requeue 7" in asked.read_text().splitlines()
 
@@ -48,6 +53,13 @@ def test_cancelling_does_not_requeue(scontrol: Path) -> None:
 def test_preemption_requeues(scontrol: Path) -> None:
     (scontrol / "job").write_text(PREEMPTED)
     assert requeued(scontrol, signal.SIGTERM)
+
+
+def test_who_leaves_between_two_trainings_is_requeued_too(scontrol: Path) -> None:
+    with pytest.raises(SystemExit) as left:
+        slurm.leave({signal.SIGUSR1})
+    assert left.value.code == REQUEUE_EXIT_CODE
+    assert was_requeued(scontrol)
 
 
 def test_outside_of_slurm_nothing_is_asked(scontrol: Path, monkeypatch: pytest.MonkeyPatch) -> None:

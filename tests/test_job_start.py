@@ -1,0 +1,150 @@
+"""How a job starts on its node: what it reads, which Python it runs, and how many processes train."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from snakemake.shell import shell
+
+import planned
+import tiny_cells
+from neuropeft.files import write_tsv
+from workflow_command import ROOT
+
+AS_A_JOB = ("--mode", "subprocess", "--configfile", ROOT / "tests/tiny.yaml")
+# Loaded by nothing that Snakemake itself needs.
+IMPORTS = """
+import sys
+from pathlib import Path
+import planned
+before = set(sys.modules)
+planned.read(Path(sys.argv[1]), *sys.argv[2:])
+heavy = {"torch", "numpy", "pandas", "matplotlib", "sklearn", "scipy", "nibabel", "ants"}
+print(sorted(heavy & (sys.modules.keys() - before)))
+"""
+
+
+def test_it_indexes_no_cohort(tmp_path: Path) -> None:
+    planned.read(tmp_path, *AS_A_JOB)
+    assert not (tmp_path / "results").exists()
+
+
+def test_it_imports_nothing_heavy(tmp_path: Path) -> None:
+    said, errors = tiny_cells.python(IMPORTS, arguments=(tmp_path, *AS_A_JOB)).communicate()
+    assert said == "[]\n", errors
+
+
+def test_it_reads_a_cohorts_index_once_however_many_ask(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = tmp_path / "results/cohorts/SimA/scans.tsv"
+    write_tsv(index, [{"scan_id": f"s{i}", "chunk": f"x{i % 2}"} for i in range(6)], ("scan_id", "chunk"))
+    names = planned.read(tmp_path, *AS_A_JOB).globals
+    opened, open_file = [], open
+
+    def noting(path: object, *arguments: object, **named: object) -> object:
+        opened.append(Path(str(path)).name)
+        return open_file(path, *arguments, **named)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("builtins.open", noting)
+    monkeypatch.setattr("io.open", noting)
+    for chunk in ("x0", "x1", "x0"):
+        assert len(names["chunk_rows"]("SimA", chunk)) == 3
+        assert names["cohort_scans"]("SimA") == 6
+    monkeypatch.undo()
+    assert opened.count(index.name) == 2, "for its chunks, and for their number"
+
+
+@pytest.mark.parametrize(
+    ("deployment", "provided"), [((), False), (("conda",), True), (("apptainer",), True)]
+)
+def test_it_runs_this_checkout_by_the_python_that_is_to_run_it(
+    tmp_path: Path, deployment: tuple[str, ...], provided: bool
+) -> None:
+    given = ("--software-deployment-method", *deployment) if deployment else ()
+    planned.read(tmp_path, *AS_A_JOB, *given)
+    stand_in(tmp_path, "python", "echo an environment")
+    shown = in_shell(tmp_path, 'echo "$PYTHONPATH"; python -c "import neuropeft; print(neuropeft.__file__)"')
+    package, python = shown.splitlines()
+    assert package == str(ROOT / "workflow")
+    assert (python == "an environment") == provided
+    assert provided or python == str(ROOT / "workflow/neuropeft/__init__.py")
+
+
+def stand_in(folder: Path, name: str, script: str) -> None:
+    """Put a program into `folder` that takes the place of another."""
+    program = folder / name
+    program.write_text(f"#!/bin/bash\n{script}\n")
+    program.chmod(0o755)
+
+
+def in_shell(folder: Path, command: str, **environment: str) -> str:
+    """Return what a command of a job prints, where the programs in `folder` come before others."""
+    path = f"{folder}:{os.environ['PATH']}"
+    variables = {**os.environ, "PATH": path, "PYTHONPATH": "", **environment}
+    run = ["bash", "-c", shell._process_prefix + command]
+    return subprocess.run(run, env=variables, capture_output=True, text=True, check=True).stdout
+
+
+class Resources(dict):
+    """Resources of a job, as Snakemake gives them to functions."""
+
+    __getattr__ = dict.__getitem__
+
+
+@pytest.fixture
+def launched(tmp_path: Path):
+    """Return what gives the commands by which a job with these resources starts its training."""
+    # A Python that an environment provides is not hidden by the one that runs Snakemake.
+    start = planned.read(tmp_path, *AS_A_JOB, "--software-deployment-method", "conda").globals["launcher"]
+    stand_in(tmp_path, "python", 'echo "$*"')
+    stand_in(tmp_path, "hostname", "echo first-node")
+    # What srun starts on each node: the arguments after its own options.
+    stand_in(tmp_path, "srun", 'while [[ $1 = --* ]]; do echo "$1"; shift; done; exec "$@"')
+
+    def launch(job: int = 7, **resources: object) -> list[str]:
+        command = f"{start(Resources(resources), 8)} -m neuropeft pretrain"
+        return in_shell(tmp_path, command, SLURM_JOB_ID=str(job)).splitlines()
+
+    return launch
+
+
+@pytest.mark.parametrize(
+    ("resources", "gpus"),
+    [
+        ({}, 1),
+        ({"gpu": 1}, 1),
+        ({"gpu": 2}, 2),
+        ({"gres": "gpu:2"}, 2),
+        ({"gres": "gpu:a100:2"}, 2),
+        ({"gres": "gpu"}, 1),
+        ({"gres": "gpu:a100"}, 1),
+        ({"gres": "shard:1,gpu:3", "gpu": 0}, 3),
+    ],
+)
+def test_a_process_for_each_gpu_under_a_lease_of_them_all(launched, resources: dict, gpus: int) -> None:
+    (line,) = launched(**resources)
+    if gpus == 1:
+        assert line == "-m neuropeft pretrain"
+        return
+    assert line.startswith(f"-m neuropeft.train.lease {gpus} -m torch.distributed.run ")
+    assert f" --nproc-per-node {gpus} --standalone -m neuropeft pretrain" in line
+    assert time_to_stop(line) > 60, "to finish a step, save, and ask SLURM"
+
+
+def test_processes_of_several_nodes_meet_on_the_first_and_those_of_other_jobs_do_not(launched) -> None:
+    asked = {"mpi": "srun", "nodes": 2, "gpu": 0, "gres": "gpu:4"}
+    *options, line = launched(job=20_007, **asked)
+    assert options == ["--nodes=2", "--ntasks=2", "--cpus-per-task=8"]
+    assert " --nproc-per-node 4 --nnodes 2 " in line
+    assert " --rdzv-id 20007 --rdzv-endpoint first-node:20007 -m neuropeft pretrain" in line
+    assert " --rdzv-endpoint first-node:20008 " in launched(job=8, **asked)[-1]
+    assert time_to_stop(line) > 60
+    assert " --nproc-per-node 1 " in launched(mpi="srun", nodes=2)[-1], "on a CPU too"
+
+
+def time_to_stop(line: str) -> int:
+    words = line.split()
+    return int(words[words.index("--shutdown-timeout") + 1])

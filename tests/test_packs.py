@@ -17,6 +17,8 @@ from neuropeft.models.build import build_vit
 from neuropeft.models.checkpoints import read_tensors, save_encoder
 from neuropeft.packs import pack_of, packs
 from neuropeft.train import finetune as finetuning
+from neuropeft.train import loop
+from neuropeft.train.history import write_history
 from neuropeft.train.lock import held
 from neuropeft.train.pack import finetune_pack
 from neuropeft.train.signals import REQUEUE_EXIT_CODE
@@ -156,14 +158,22 @@ def test_an_encoder_made_again_just_the_same_trains_nothing_and_another_one_all(
         assert [row["outcome"] for row in read_tsv(table)] == [outcome]
 
 
-def test_a_signal_while_a_cell_ends_stops_the_pack(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write = finetuning.write_history
+@pytest.mark.parametrize("last", ["epoch", "file"])
+def test_a_signal_while_a_cell_ends_stops_the_pack(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, last: str
+) -> None:
+    def told_to_stop(run: loop._Run) -> None:
+        if len(run.progress.history) == run.plan.epochs:
+            os.kill(os.getpid(), signal.SIGUSR1)
 
-    def told_to_stop(path: Path, rows: list) -> None:
-        write(path, rows)
+    def write(path: Path, rows: list) -> None:
+        write_history(path, rows)
         os.kill(os.getpid(), signal.SIGUSR1)
 
-    monkeypatch.setattr(finetuning, "write_history", told_to_stop)
+    if last == "epoch":
+        monkeypatch.setattr(loop, "_report", told_to_stop)
+    else:
+        monkeypatch.setattr(finetuning, "write_history", write)
     with pytest.raises(SystemExit) as left:
         train(folder, SPECS)
     assert left.value.code == REQUEUE_EXIT_CODE

@@ -72,6 +72,15 @@ def test_a_longer_seed_list_runs_its_new_cells_only(finished):
     assert not {"pretrain", "pack_cohort", *STEPS} & jobs.keys()
 
 
+def test_other_seeds_pretrain_nothing_anew(finished):
+    config = copy.deepcopy(TINY)
+    for block in config["grid"]:
+        block["seeds"] = [1, 2]
+    jobs = dry_run(finished, config)
+    assert (jobs["finetune"], jobs["split"]) == (4, 2)
+    assert not {"pretrain", "pack_cohort", *STEPS} & jobs.keys()
+
+
 def test_a_changed_method_runs_its_own_cells_only(finished):
     config = copy.deepcopy(TINY)
     config["methods"]["lora"]["r"] = 2

@@ -51,10 +51,6 @@ CELLS_OF_A_BASE = 2 * 6
 Reckoned = Callable[[Job, int], int]  # from a job and its attempt
 
 
-def fixed(number: int) -> Reckoned:
-    return lambda job, attempt: number
-
-
 def scaled(number: int) -> Reckoned:
     return lambda job, attempt: number * attempt
 
@@ -97,7 +93,7 @@ def volumes(job: Job, attempt: int) -> int:
 
 
 # rule: partition, CPU cores, GPUs, MB, minutes
-DEFAULT = ("cpu", 1, 0, fixed(4000), fixed(60))
+DEFAULT = ("cpu", 1, 0, scaled(4000), scaled(60))
 ASKED = {
     **dict.fromkeys(("simulate_scans", "simulate_tables", "list_excluded", "split", "check_leaks"), DEFAULT),
     **dict.fromkeys(("check_pretraining", "parameter_counts", "tables", "figures"), DEFAULT),

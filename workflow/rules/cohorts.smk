@@ -12,9 +12,6 @@ rule simulate_scans:
         "results/benchmarks/simulate_scans/{cohort}/{chunk}.tsv"
     conda:
         "../../envs/preprocessing.yaml"
-    resources:
-        mem_mb=4000,
-        runtime=60,
     params:
         root="results/simulated/{cohort}",
         # Who is in this chunk, so that a cohort that grows simulates its new scans' chunk alone.

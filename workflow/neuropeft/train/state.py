@@ -71,6 +71,8 @@ def why_failed(state: Path) -> str | None:
         return (state / FAILED).read_text(encoding="utf-8").strip()
     except FileNotFoundError:
         return None
+    except OSError as error:
+        return f"{state / FAILED} cannot be read: {error.strerror}"
 
 
 def note_failure(state: Path, reason: str) -> None:

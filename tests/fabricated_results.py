@@ -33,6 +33,7 @@ SEPARATION = {"scratch": 0.7, "full": 1.4, "attention": 1.5, "lora": 1.2, "layer
 MISSING_CELL = Cell("ad", "vit_b", "mae", "lora", 100, 2)
 MISSING_GROUP = ("ad", "vit_s", "mae", "layernorm", 10)
 PREDICTION_COLUMNS = ("fraction", "seed", "split", "scan_id", "subject", "session", "y", "score")
+UNKNOWN = {"age": None, "sex": None}
 SUBJECTS = {"ADNI": 60, "OASIS": 40, "SimA": 50, "SimB": 30}
 
 
@@ -282,8 +283,9 @@ def _write_cohort(folder: Path, subjects: int) -> None:
             "subject": f"{folder.name}{s:03d}",
             "session": ("M6", "M12")[scan],
             "age": 50.5 + s % 30 if (s, scan) != (0, 1) else 99.0,  # that of the excluded scan
-            "sex": "FM"[s % 2],
+            "sex": "FMM"[s % 3],
         }
+        | (UNKNOWN if (folder.name, s) == ("OASIS", 1) else {})
         for s in range(subjects)
         for scan in range(2)
     ]

@@ -120,6 +120,14 @@ def test_regression_controls(tmp_path):
     assert len(np.unique(runs["home"][RunKey("age_sex", 100, 3, "test")].score)) == 2
 
 
+def test_sex_does_not_predict_itself(tmp_path):
+    split = write_inputs(tmp_path, "sex", "binary")  # of which sex is the class
+    runs = run(tmp_path, "binary", "sex", split)
+    by_age = runs["home"][RunKey("age_sex", 100, 3, "val")]
+    assert auc(by_age.y, by_age.score) < 0.9
+    assert len(np.unique(by_age.score)) == len(by_age.score)
+
+
 def test_unknown_age_and_sex_are_said_to_be_unknown(tmp_path):
     split = write_inputs(tmp_path, "ad", "binary", ages_known=False)
     runs = run(tmp_path, "binary", "diagnosis", split)

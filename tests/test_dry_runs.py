@@ -121,6 +121,19 @@ def test_every_zero_shot_cohort_is_predicted_and_settings_reach_the_commands(tmp
     assert jobs["predict"] == 4 * 2 + 2
     assert skull_stripping(said) == {"SimA": "deepbet", "SimB": "given", "C": "stripped"}
     assert said.count("--size 32 --max-excluded-share 0.37 ") == 3
+    # each of two seeds: ad on SimA, SimB and C, and age on SimA and SimB; pretraining knows no seed
+    assert (jobs["check_leaks"], jobs["check_pretraining"]) == (2 * 5, 5)
+    stores = [f"results/cohorts/{cohort}/store/scans.tsv" for cohort in ("SimA", "C")]
+    for seed in (0, 1):
+        split = f"results/splits/ad/seed-{seed}.tsv"
+        assert f"--seed {seed} --test 0.3 --validation 0.15 --out {split}" in said
+        compared = f"--stored {stores[0]} --labels results/tasks/ad/C.tsv --zero-shot {stores[1]}"
+        assert f"check-leaks --split {split} {compared}" in said
+        assert f"controls --kind regression --target age --split results/splits/age/seed-{seed}.tsv" in said
+    trained = re.findall(r"^Reason: Missing output files: results/packs/.*", said, re.MULTILINE)
+    assert len(trained) == jobs["finetune"]
+    for reason in trained:
+        assert set(re.findall(r"leaks/(\S+)-seed-(\d)\.tsv", reason)) == {("SimA", "0"), ("SimA", "1")}
 
 
 def test_a_changed_raw_scan_is_preprocessed_again_with_its_chunk_only(tmp_path):

@@ -2,10 +2,12 @@
 
 import csv
 import json
+import re
+from itertools import combinations
 
 import numpy as np
 import pytest
-from matplotlib import colors
+from matplotlib import colors, image
 from matplotlib.collections import LineCollection, PathCollection
 from matplotlib.figure import Figure
 
@@ -67,6 +69,11 @@ def read_csv(path):
         return list(csv.DictReader(stream))
 
 
+def legend(figure):
+    (found,) = figure.legends
+    return [text.get_text() for text in found.get_texts()]
+
+
 def words(figure):
     return " ".join(text.get_text() for text in figure.texts)
 
@@ -84,6 +91,14 @@ def test_figures_of_results_are_written_with_their_data(results, tmp_path):
     svg = (tmp_path / "figure1.svg").read_text()
     for text in ("ad on ADNI", "age on SimA (simulated)", "trainable parameters", "LoRA"):
         assert text in svg
+    # as wide as two columns of a page, and legible there
+    assert image.imread(tmp_path / "figure1.png").shape[1] == pytest.approx(178 / 25.4 * 300, abs=1)
+    sizes = [float(size) for size in re.findall(r'<text style="font-size: ([\d.]+)px', svg)]
+    assert len(sizes) > 20
+    assert set(sizes) <= {7, 8, 9}
+    # loss curves have no marks: without colours, dashes tell six methods and a solid line apart
+    dashes = re.findall(r"stroke-dasharray: ([\d.,]+)", (tmp_path / "losses_finetuning.svg").read_text())
+    assert len(set(dashes)) == 6
     rows = read_csv(tmp_path / "losses_finetuning.csv")
     assert len(rows) == 20 * (3 * 3 * (5 + 5 + 1) + 3 * 2 * 4 - 4)
     cell = Cell("age", "vit_b", "mae", "lora", 25, 2)
@@ -121,6 +136,9 @@ def test_tradeoff_bubbles_lie_at_parameters_and_scores_with_proportional_area(sc
     bars = [bar for lines in groups for bar in lines.get_segments()]
     low, high = lora.mean - lora.sd, lora.mean + lora.sd
     assert any(bar == pytest.approx(np.array([[x, low], [x, high]])) for bar in bars)
+    assert {"chance", "Full fine-tune", "DenseNet121 Scratch", "control: predict the mean"} <= {
+        *legend(figure)
+    }
     assert axis.get_xscale() == "log"
     assert axis.get_xlabel().startswith("trainable parameters")
     assert axis.get_ylabel() == "test AUC\nhigher is better"
@@ -130,6 +148,17 @@ def test_tradeoff_says_when_it_shows_another_fraction(scores, costs):
     figure = draw_tradeoff(small_config(), scores, trainable_parameters(costs))
     axis = panel(figure, "ViT-B: age on SimA (simulated)")
     assert "25 % of the training subjects (nearest to 10 %)" in axis.get_title(loc="left")
+    (constant,) = {
+        score.mean
+        for score in scores
+        if (score.group.backbone, score.group.method) == ("control", "mean")
+        and (score.cohort, score.metric) == ("SimA", "mae")
+    }
+    controls = {line.get_label(): line for line in axis.get_lines() if "control" in line.get_label()}
+    # the linear model was fitted on all training subjects
+    assert {name: list(line.get_ydata()) for name, line in controls.items()} == {
+        "control: predict the mean": [constant, constant]
+    }
     assert axis.get_ylabel() == "test MAE (years)\nlower is better"
 
 
@@ -183,12 +212,15 @@ def test_curves_hold_means_over_seeds_at_each_fraction(scores, costs):
     assert list(lines["ViT-B Full fine-tune"].get_ydata()) == pytest.approx([score.mean for score in full])
     edges = {round(float(y), 6) for band in axis.collections for y in band.get_paths()[0].vertices[:, 1]}
     assert {round(score.mean + sign * score.sd, 6) for score in full for sign in (-1, 1)} <= edges
+    dots = [sorted(line.get_ydata()) for line in axis.get_lines() if line.get_marker() == "."]
+    assert all(sorted(score.values.values()) in dots for score in full)
     assert [tick.get_text() for tick in axis.get_xticklabels()] == [
         "10 %\n258",
         "50 %\n1,290",
         "100 %\n2,580",
     ]
-    assert {"chance", "control: linear model on voxels", "DenseNet121 Scratch"} <= set(lines)
+    named = {"chance", "control: linear model on voxels", "DenseNet121 Scratch"}
+    assert named <= lines.keys() & {*legend(figure)}
     hollow = [line for line in axis.get_lines() if line.get_markerfacecolor() == "white"]
     assert len(hollow) == 1  # LoRA at 100 %: one of three seeds is missing
 
@@ -209,6 +241,22 @@ def test_curves_tell_methods_apart_without_colour(scores, costs):
     assert len({line.get_marker() for line in curves}) == len(curves) == 6
     assert len({colors.to_hex(line.get_color()) for line in curves}) == 6
     assert len(set(COLOURS)) == 6
+
+
+# What linear RGB becomes for readers who lack red-sensitive or green-sensitive cones (Machado et al. 2009).
+SEEN_WITHOUT = {
+    "red": ((0.152, 1.053, -0.205), (0.115, 0.786, 0.099), (-0.004, -0.048, 1.052)),
+    "green": ((0.367, 0.861, -0.228), (0.280, 0.673, 0.047), (-0.012, 0.043, 0.969)),
+}
+
+
+@pytest.mark.parametrize("cones", SEEN_WITHOUT)
+def test_colours_differ_for_colour_blind_readers(cones):
+    linear = np.array([colors.to_rgb(colour) for colour in COLOURS]) ** 2.2
+    seen = np.clip(linear @ np.transpose(SEEN_WITHOUT[cones]), 0, 1) ** (1 / 2.2)
+    for one, other in combinations(range(len(COLOURS)), 2):
+        # the nearest two of Matplotlib's own colours are half as far apart
+        assert np.linalg.norm(seen[one] - seen[other]) > 0.18, (COLOURS[one], COLOURS[other])
 
 
 def test_a_figure_without_content_says_so(scores, costs):
@@ -261,6 +309,11 @@ def test_reconstructions_show_input_mask_and_rebuilt_patches(results, tmp_path):
     assert np.array_equal(shown[0], middle)
     assert np.array_equal(np.ma.getmaskarray(shown[1]), hidden)
     assert np.array_equal(shown[2], np.where(hidden, rebuilt, middle))
+    with np.load(path) as arrays:
+        for place, (scan, plane) in {3: (0, 1), 6: (0, 2), 9: (1, 0)}.items():
+            expected = np.rot90(np.take(arrays["input"][scan], 32, axis=plane))
+            assert np.array_equal(figure.axes[place].images[0].get_array(), expected)
+            assert not np.array_equal(shown[0], expected)
     assert "SimA (simulated)" in figure.get_suptitle()
     np.savez(tmp_path / "damaged.npz", input=np.zeros((1, 4, 4, 4)))
     with pytest.raises(UserError, match=r"damaged\.npz"):

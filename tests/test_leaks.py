@@ -8,7 +8,7 @@ import pytest
 
 from neuropeft.cli import main
 from neuropeft.cohorts.leaks import check_leaks, check_pretraining
-from neuropeft.cohorts.splits import make_split, write_split
+from neuropeft.cohorts.splits import make_split, read_split, write_split
 from neuropeft.errors import UserError
 from neuropeft.files import read_tsv, write_tsv
 
@@ -62,6 +62,11 @@ class Case:
         check_pretraining(tested, self.stored[cohort], self.stored[pretrained], held_out, self.out)
 
 
+def verb(name: str, **options: object) -> int:
+    """Call a verb as the workflow does; return its exit status."""
+    return main([name, *(f"--{option.replace('_', '-')}={value}" for option, value in options.items())])
+
+
 @pytest.fixture
 def case(tmp_path: Path) -> Case:
     return Case(tmp_path)
@@ -73,9 +78,11 @@ def test_a_scan_that_was_left_out_of_the_store_is_on_no_side(tmp_path: Path) -> 
     files = {name: tmp_path / f"{name}.tsv" for name in ("labels", "store-scans", "out")}
     write_tsv(files["labels"], [{"session": None, "sex": None} | person for person in people], columns)
     write_tsv(files["store-scans"], people[1:], COLUMNS)
-    options = {"task": "t", "kind": "binary", "seed": 0, "test": 0.2, "validation": 0.1} | files
-    assert main(["split", *(f"--{name}={value}" for name, value in options.items())]) == 0
-    assert {row["scan_id"] for row in read_tsv(files["out"])} == {f"sub-{i}" for i in range(1, 13)}
+    options = {"task": "t", "kind": "binary", "seed": 1, "test": 0.3, "validation": 0.1} | files
+    assert verb("split", **options) == 0
+    kept = [{"session": None, "sex": None} | person for person in people[1:]]
+    assert read_split(files["out"]) == make_split(kept, 1, 0.3, 0.1, "binary", "t")
+    assert read_split(files["out"]) != make_split(kept, 0, 0.3, 0.1, "binary", "t")
     check_leaks(files["out"], files["store-scans"], None, None, tmp_path / "leaks.tsv")
 
 
@@ -115,6 +122,9 @@ def test_image_of_a_zero_shot_cohort(case: Case) -> None:
         UserError, match=rf"{scan} of .* \(train\) and sub-zero3 of zero \(zero-shot\).*one of the"
     ):
         case.check(zero_shot=True)
+    files = {"split": case.split, "stored": case.stored["one"], "out": case.out}
+    assert verb("check-leaks", **files) == 0
+    assert verb("check-leaks", **files, labels=case.labels, zero_shot=case.stored["zero"]) == 1
 
 
 def test_subject_on_two_sides(case: Case) -> None:

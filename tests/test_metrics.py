@@ -258,6 +258,12 @@ def test_comparison_with_full_fine_tuning_is_paired(scores):
     assert id(full) not in comparisons
 
 
+def test_full_fine_tuning_on_shuffled_labels_is_no_reference(scores):
+    place = {"backbone": "vit_b", "fraction": 100}
+    compared = [find(scores, "mae", "SimA", method=method, **place) for method in ("shuffled", "lora")]
+    assert compare(small_config(), compared) == []
+
+
 def test_of_two_ways_of_full_fine_tuning_the_first_is_the_reference(scores):
     config = small_config()
     again = config.methods["full"].model_copy(update={"lr": 1e-5})

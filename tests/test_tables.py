@@ -8,7 +8,10 @@ import pytest
 from fabricated_results import fabricate, small_config
 from neuropeft.config import Config
 from neuropeft.errors import UserError
-from neuropeft.evaluate.scores import collect
+from neuropeft.evaluate.compare import compare
+from neuropeft.evaluate.scores import Score, collect
+from neuropeft.grid import Group
+from neuropeft.publish.published import published_score
 from neuropeft.publish.sheet import Sheet, escape_latex, latex, markdown
 from neuropeft.publish.summary import print_summary
 from neuropeft.publish.tables import write_tables
@@ -74,6 +77,7 @@ def test_all_tables_exist_in_three_formats(results):
 
 def test_scores_csv_holds_the_collected_numbers(results):
     scores = collect(small_config(), results)
+    comparisons = {id(comparison.score): comparison for comparison in compare(small_config(), scores)}
     rows = rows_of(results, "scores.csv")
     assert len(rows) == len(scores)
     for score, row in zip(scores, rows, strict=True):
@@ -82,8 +86,22 @@ def test_scores_csv_holds_the_collected_numbers(results):
         if score.values:
             assert float(row["mean"]) == pytest.approx(score.mean, rel=1e-5)
             assert float(row["sd"]) == pytest.approx(score.sd, rel=1e-5, abs=1e-12)
+            of_seeds = dict(pair.split("=") for pair in row["seed_values"].split())
+            assert {int(seed): float(value) for seed, value in of_seeds.items()} == pytest.approx(
+                score.values, rel=1e-5
+            )
         else:
             assert row["mean"] == row["ci_low"] == "n/a"
+        told = [row[name] for name in ("reference", "difference", "difference_ci_low", "difference_ci_high")]
+        if (one := comparisons.get(id(score))) is None:
+            assert {*told, row["within_noise"]} == {"n/a"}
+        else:
+            numbers = (one.difference, one.ci_low, one.ci_high)
+            assert told == [one.reference, *(f"{number:.6g}" for number in numbers)]
+            assert row["within_noise"] == str(int(numbers[1] <= 0 <= numbers[2]))
+    assert {row["within_noise"] for row in rows} == {"0", "1", "n/a"}
+    assert {row["trainable"] for row in rows if row["method"] == "lora"} == {"1181186", "295682"}
+    assert {row["trainable"] for row in rows if row["backbone"] == "control"} == {"n/a"}
 
 
 def test_table3_shows_mean_sd_interval_and_seeds(results):
@@ -99,6 +117,11 @@ def test_table3_shows_mean_sd_interval_and_seeds(results):
     assert value in text(results, "table3.tex")
     assert interval in text(results, "table3.tex")
     assert wide(results, "table3.md", "ad", "AUC", "OASIS", "mean")["Cohort"] == "OASIS, zero-shot, n = 40"
+    metrics = {(row["Task"], row["Metric"].split(",")[0]) for row in wide_rows(results, "table3.md")}
+    assert metrics == {
+        *(("ad", name) for name in ("trainable parameters", "AUC", "balanced accuracy", "Brier score")),
+        *(("age", name) for name in ("trainable parameters", "MAE (years)", "Pearson r")),
+    }
 
 
 def test_incomplete_and_missing_cells_are_shown_as_such(results, tmp_path):
@@ -133,6 +156,11 @@ def test_published_figures_only_beside_real_cohorts_of_the_papers_names(results,
     assert wide(results, "table3.md", "ad", "AUC", "ADNI", "published")["ViT-B LoRA"] == "0.8153 (0.0500)"
     oasis = wide(results, "table4.md", "ad", "AUC", "OASIS", "published")
     assert oasis["ViT-S Attention fine-tune"] == "0.8306 (0.0163)"
+    lora = rows_of(results, "table3.csv", cohort="ADNI", backbone="vit_b", method="lora")
+    assert {row["metric"]: (row["published_mean"], row["published_sd"]) for row in lora} == {
+        "auc": ("0.8153", "0.05"),
+        **dict.fromkeys(("balanced_accuracy", "brier"), ("n/a", "n/a")),
+    }
     assert not [
         row
         for row in wide_rows(results, "table3.md")
@@ -145,6 +173,29 @@ def test_published_figures_only_beside_real_cohorts_of_the_papers_names(results,
     for name in ("table2", "table3", "table4"):
         assert "published:" not in (tmp_path / f"{name}.md").read_text()
         assert "ADNI (simulated)" in (tmp_path / f"{name}.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("task", "metric", "cohort", "zero_shot", "published"),
+    [
+        ("ad", "auc", "ADNI", False, (0.8619, 0.0241)),
+        ("ad", "auc", "OASIS", True, (0.8353, 0.0103)),
+        ("ad", "auc", "OASIS", False, None),  # trained on here, zero-shot in the paper
+        ("ad", "auc", "Ours", False, None),
+        ("ad", "balanced_accuracy", "ADNI", False, None),
+        ("age", "mae", "ADNI", False, (4.5076, 0.153)),
+        ("months", "mae", "ADNI", False, None),
+    ],
+)
+def test_published_figures_only_of_the_same_cohort_role_metric_and_unit(
+    task, metric, cohort, zero_shot, published
+):
+    raw = json.loads(small_config().model_dump_json())
+    raw["cohorts"]["Ours"] = {"bids": "ours"}
+    if task == "months":
+        task, raw["tasks"]["age"]["unit"] = "age", "months"
+    score = Score(Group(task, "vit_b", "mae", "full", 100), cohort, zero_shot, metric, {}, ())
+    assert published_score(Config.model_validate(raw), score) == published
 
 
 def test_costs_are_listed_for_every_cell(results):
@@ -173,15 +224,27 @@ def test_simulated_data_is_called_simulated(results):
 def test_table1_compares_counts(results):
     rows = rows_of(results, "table1.csv")
     assert [row["difference"] for row in rows] == ["4", "n/a"]
-    assert "88,204,034" in text(results, "table1.md")
+    shown = [list(row.values()) for row in wide_rows(results, "table1.md")]
+    contains = "encoder + 2-class head"
+    assert shown == [
+        ["ViT-B", "Full fine-tune", "88,202,496", "1,538", *2 * ["88,204,034"], "88,204,030", "4", contains],
+        ["DenseNet121", "Scratch", "11,242,625", "2,049", *2 * ["11,244,674"], "11 million", "n/a", contains],
+    ]
 
 
 def test_table2_counts_stored_scans_beside_the_papers(results):
     ours, paper = rows_of(results, "table2.csv", cohort="ADNI")
     assert (ours["scans"], ours["excluded"], ours["subjects"]) == ("119", "1", "60")
-    assert (ours["female"], ours["male"]) == ("30", "30")
+    assert (ours["female"], ours["male"]) == ("20", "40")
     assert (float(ours["age_min"]), float(ours["age_max"])) == (50.5, 79.5)
     assert (paper["source"], paper["scans"], paper["subjects"]) == ("published", "4098", "1188")
+    shown = {
+        (row["Cohort"], row["Source"]): list(row.values())[3:] for row in wide_rows(results, "table2.md")
+    }
+    assert shown["ADNI", "ours"] == ["119", "1", "60", "50.5-79.5", "20F/40M"]
+    assert shown["ADNI", "published"] == ["4,098", "n/a", "1,188", "55.7-92.8", "556F/632M"]
+    part = "(of 39 subjects)"
+    assert shown["OASIS", "ours"] == ["79", "1", "40", f"50.5-79.5 {part}", f"14F/25M {part}"]
     assert "inconsistent" in text(results, "table2.md")  # OASIS: 341 + 359 is not 600
     assert "pretraining mae, age" in text(results, "table2.md")
     assert rows_of(results, "table2.csv", cohort="OASIS", source="ours")[0]["use"] == "zero-shot ad"

@@ -11,6 +11,7 @@ from neuropeft.errors import UserError
 from neuropeft.evaluate.compare import compare
 from neuropeft.evaluate.scores import Score, collect
 from neuropeft.grid import Group
+from neuropeft.publish.labels import group_label
 from neuropeft.publish.published import published_score
 from neuropeft.publish.sheet import Sheet, escape_latex, latex, markdown
 from neuropeft.publish.summary import print_summary
@@ -136,6 +137,16 @@ def test_incomplete_and_missing_cells_are_shown_as_such(results, tmp_path):
     assert "0 of 30 cells have scores" in text(nothing, "table3.md")
     assert {row["status"] for row in rows_of(nothing, "costs.csv")} == {"missing"}
     assert rows_of(nothing, "table2.csv", cohort="ADNI", source="ours")[0]["scans"] == "n/a"
+
+
+def test_columns_tell_pretrainings_apart_where_there_are_several():
+    raw = json.loads(small_config().model_dump_json())
+    raw["pretraining"]["other"] = raw["pretraining"]["mae"]
+    raw["grid"][0]["pretraining"] = ["mae", "other"]
+    lora, scratch = (Group("ad", "vit_b", *start, 100) for start in (("other", "lora"), ("none", "scratch")))
+    assert group_label(Config.model_validate(raw), lora) == "ViT-B LoRA from other"
+    assert group_label(Config.model_validate(raw), scratch) == "ViT-B Scratch"
+    assert group_label(small_config(), lora) == "ViT-B LoRA"
 
 
 def test_controls_stand_beside_the_methods(results):

@@ -205,7 +205,7 @@ def test_every_scan_has_a_pose_of_its_own() -> None:
         assert np.abs(turn - np.eye(3)).max() > 0.03
         assert not np.allclose(one.image.affine, other.image.affine)
         middles = [np.array(ndimage.center_of_mass(np.asarray(each.mask.dataobj))) for each in (one, other)]
-        assert np.abs(middles[0] - middles[1]).max() > 1, "in the field of view"
+        assert np.abs(middles[0] - middles[1]).max() > 3, "voxels: more than turns alone move it"
 
 
 def test_women_have_smaller_heads() -> None:

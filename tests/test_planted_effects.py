@@ -1,11 +1,11 @@
 """The check of a finished demo fails if planted effects are missed or shuffled labels teach something."""
 
 import csv
+import runpy
+import sys
 from pathlib import Path
 
 import pytest
-
-from check_planted_effects import main
 
 # The lower ends of the intervals that hold by a narrow margin: only these are in-domain and of all the data.
 SOUND = {
@@ -21,8 +21,8 @@ SOUND = {
 COLUMNS = ("task", "method", "cohort", "fraction", "metric", "ci_low")
 
 
-def failures(folder: Path, **low: float) -> int:
-    """Return the failures where the interval of a `task_method` begins elsewhere than in SOUND."""
+def exit_status(folder: Path, **low: float) -> int:
+    """Return the exit status where the interval of a `task_method` begins elsewhere than in SOUND."""
     scores = folder / "scores.csv"
     with scores.open("w", newline="") as stream:
         writer = csv.writer(stream)
@@ -35,11 +35,15 @@ def failures(folder: Path, **low: float) -> int:
             for others in (("SimB", "100", metric), ("SimA", "25", metric), ("SimA", "100", "bacc")):
                 writer.writerow((task, method, *others, opposite))
             writer.writerow((task, method, "SimA", "100", metric, "n/a"))
-    return main(scores)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["check", str(scores)])
+        with pytest.raises(SystemExit) as left:
+            runpy.run_module("check_planted_effects", run_name="__main__")
+    return left.value.code
 
 
 def test_a_sound_demo_passes(tmp_path: Path) -> None:
-    assert failures(tmp_path) == 0
+    assert exit_status(tmp_path) == 0
 
 
 @pytest.mark.parametrize(
@@ -53,5 +57,5 @@ def test_a_sound_demo_passes(tmp_path: Path) -> None:
     ],
 )
 def test_what_does_not_hold_fails(tmp_path: Path, low: dict, capsys: pytest.CaptureFixture[str]) -> None:
-    assert failures(tmp_path, **low) == 1
+    assert exit_status(tmp_path, **low) == 1
     assert capsys.readouterr().out.count("FAILS: simulated ") == 1

@@ -1,5 +1,6 @@
 """The run table holds the valid cells of the grid, each once."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 import yaml
 
 from neuropeft import grid
-from neuropeft.configfile import load_config
+from neuropeft.configfile import load_config, read_config
 from neuropeft.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -47,6 +48,25 @@ def test_a_cells_specification_names_what_defines_it_and_nothing_else(paper):
     }
     assert (spec["fraction"], spec["seed"], spec["shuffle_labels"]) == (10, 2, False)
     assert "decoder" not in spec["backbone"], "a changed decoder must not retrain cells by their parameters"
+    assert spec["training"].keys() == type(paper.training).model_fields.keys(), "or a changed one is ignored"
+
+
+def test_the_demo_trains_on_shuffled_labels_too_and_is_tested_at_another_site():
+    demo = read_config(ROOT / "workflow/configs/demo.yaml", ROOT)
+    shuffled = {cell for cell in grid.cells(demo) if grid.cell_spec(demo, cell)["shuffle_labels"]}
+    assert {cell.method for cell in shuffled} == {"shuffled"}
+    assert {cell.task for cell in shuffled} == set(demo.tasks) == {"ad", "age"}
+    for task in demo.tasks.values():
+        sites = [demo.cohorts[cohort].simulated.site for cohort in (task.train, *task.zero_shot)]
+        assert sites == ["A", "B"]
+
+
+def test_the_real_run_is_brain_age_and_sex_by_every_method_zero_shot_on_a_second_cohort():
+    ixi = read_config(ROOT / "workflow/configs/ixi.yaml", None)
+    assert {(cell.task, cell.method) for cell in grid.cells(ixi)} == set(
+        itertools.product(("age", "sex"), ixi.methods)
+    )
+    assert all((task.train, task.zero_shot) == ("IXI", ["ds002748"]) for task in ixi.tasks.values())
 
 
 def test_the_papers_autoencoders(paper):

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import planned
 import tiny_cells
 from neuropeft.errors import UserError
 from neuropeft.files import read_tsv
@@ -31,6 +32,7 @@ from neuropeft.train.state import (
     take_over,
     why_failed,
 )
+from workflow_command import TINY, write_config
 
 FULL = {"kind": "full"}
 SPECS = {
@@ -268,3 +270,21 @@ def test_another_method_leaves_the_packs_of_others_as_they_are() -> None:
     before, after = packs(GRID, 4), packs(more, 4)
     assert before.items() <= after.items()
     assert {pack.method for pack in after.keys() - before.keys()} == {"attention"}
+
+
+def test_another_seed_leaves_cells_in_their_packs_or_splits_these() -> None:
+    before = packs(GRID, 4)
+    after = packs([*GRID, *{cell._replace(seed=2) for cell in GRID}], 4)
+    now_in = pack_of(after)
+    for pack, members in before.items():
+        assert all(now_in[cell].name.startswith(pack.name) for cell in members)
+    assert any(after.get(pack) == members for pack, members in before.items()), "and is trained no more"
+
+
+def test_a_pack_waits_for_the_splits_of_its_own_seeds_alone(tmp_path: Path) -> None:
+    config = write_config(tmp_path, TINY | {"cells_per_job": 1})
+    jobs = [job for job in planned.jobs(tmp_path, "--configfile", config) if job.rule.name == "finetune"]
+    assert len(jobs) == 10
+    for job in jobs:
+        (cell,) = json.loads(job.params.specs)
+        assert [Path(split).stem for split in job.input.splits] == [Path(cell).name]

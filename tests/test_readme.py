@@ -1,6 +1,7 @@
-"""Every command that the README shows is run, here or by CI, as it stands there."""
+"""What the README shows is there, and every command is run as it stands, here or by CI."""
 
 import csv
+import fnmatch
 import io
 import os
 import re
@@ -11,21 +12,30 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
+import planned
 from neuropeft.cohorts.simulate import mask_path, participants, write_scan
+from neuropeft.configfile import load_config, read_yaml
 from neuropeft.preprocess.io import load_mask, load_scan
 from neuropeft.preprocess.ninedof import decompose, load_itk
+from workflow_command import ROOT
 
-ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 BY_CI = ("make demo", "make test", "make lint")
 
 
+def blocks(language):
+    """Return the README's blocks of a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+
+
 def commands():
     """Return the commands of the README's shell blocks, without their comments."""
-    blocks = re.findall(r"^```sh\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
     lines = [
-        line.split("  #")[0].strip() for block in blocks for line in block.replace("\\\n", "").splitlines()
+        line.split("  #")[0].strip()
+        for block in blocks("sh")
+        for line in block.replace("\\\n", "").splitlines()
     ]
     return [line for line in lines if line]
 
@@ -63,6 +73,39 @@ def test_snakemake_commands_are_understood(command, tmp_path):
         assert done.returncode == 0, said
     else:  # config.yaml waits for the paths of the paper's cohorts
         assert "`cohorts.UKB.bids` is 'data/UKB', but there is no folder" in said
+
+
+def test_targets_and_result_files_are_the_workflows(tmp_path, monkeypatch):
+    workflow = planned.read(tmp_path, "--configfile", ROOT / "tests/tiny.yaml", plan=True)
+    rules = {rule.name for rule in workflow.rules}
+    monkeypatch.chdir(ROOT)
+    shown = [*(c for c in SNAKEMAKE if c.startswith("snakemake ")), *re.findall("`(snakemake .*?)`", README)]
+    targets = {
+        target for command in shown for target in planned.options(*shlex.split(command)[1:])[1].targets or ()
+    }
+    assert {"status", "tables_partial"} <= targets <= rules
+    outputs = {file for job in workflow.dag.jobs for file in job.output}
+    for path in re.findall(r"`(results/[^`]*\.\w+)`", README.replace("results/README.md", "")):
+        assert fnmatch.filter(outputs, re.sub("<.*?>", "*", path)), path
+
+
+def test_settings_are_understood():
+    config = read_yaml(ROOT / "config.yaml")
+    for part, entries in yaml.safe_load("".join(blocks("yaml"))).items():
+        config[part].update(entries)
+    config = load_config(config, None)
+    assert (config.cohorts["MyCohort"].columns, config.cohorts["Another"].skull_strip) == (
+        {"diagnosis": "DX"},
+        "stripped",
+    )
+    assert (config.tasks["ad"].where, config.tasks["ad"].zero_shot) == ({"site": [1, 2]}, ["OASIS"])
+    assert (config.autoencoders.keys(), config.imported.keys()) == ({"mae_ukb"}, {"theirs"})
+
+
+def test_files_that_are_shown_exist():
+    shown = re.findall(r"\]\(([^):]+)\)|[` ]((?:workflow|profiles|envs|benchmarks)/[^`\s]+)", README)
+    assert len(shown) > 10
+    assert [path for found in shown for path in found if path and not (ROOT / path).exists()] == []
 
 
 def test_parameter_counts_are_printed(tmp_path):

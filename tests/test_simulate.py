@@ -1,8 +1,10 @@
 """The simulated cohort: who takes part, where files go, and whether the planted truth is in the scans."""
 
+import dataclasses
 import itertools
 import json
 import os
+import shlex
 import statistics
 import subprocess
 import sys
@@ -15,11 +17,15 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from neuropeft.cohorts import simulate
+import planned
+from neuropeft.cli import main
+from neuropeft.cohorts import phantom, simulate
 from neuropeft.cohorts.readers import read_cohort
+from neuropeft.cohorts.simulate_scan import SCANNERS
 from neuropeft.cohorts.simulate_scan import simulate as simulate_with_truth
 from neuropeft.config import Cohort
 from neuropeft.errors import UserError
+from workflow_command import TINY, write_config
 
 COHORT: dict[str, Any] = {
     "subjects": 40,
@@ -32,6 +38,7 @@ COHORT: dict[str, Any] = {
 TEMPLATE = np.array([[2.0, 0, 0, -90], [0, 2, 0, -126], [0, 0, 2, -72], [0, 0, 0, 1]])  # 2 mm MNI
 HIPPOCAMPUS = (26, -18, -17)  # MNI mm, right-hand side
 PUTAMEN = (26, 2, 1)
+NIGRA = (10, -17, -12)
 ELSEWHERE = ((36, -22, 58), (30, 50, 10), (20, -60, -35))  # motor cortex, frontal lobe, cerebellum
 
 
@@ -161,6 +168,35 @@ def test_the_brain_has_its_size_and_tissue_its_order() -> None:
     assert scalp > 20, "the outermost bright layer lies above the brain"
     assert column[scalp - 5 : scalp].min() < 0.35 * white, "dark skull below the scalp"
     assert level(volume, (88, -20, 100), 2) < 0.1 * white  # air
+    assert level(volume, (0, 38, -70), 2) > 0.2 * white  # face
+    assert level(volume, (40, -60, -66), 2) > 0.1 * white  # neck
+
+
+def test_marrow_lies_within_the_skull_and_the_skull_below_the_scalp() -> None:
+    head = phantom.template_head()
+    above = head.surroundings[60, 57, np.flatnonzero(head.brain[60, 57] > 0.5)[-1] + 1 :]
+    layers = [label for label, _ in itertools.groupby(above)]
+    assert layers == [phantom.BONE, phantom.MARROW, phantom.BONE, phantom.FAT, phantom.AIR]
+
+
+def test_heads_differ_in_size_and_shape() -> None:
+    one, other = (scan(group="CN", anatomy_seed=seed) for seed in (1, 3))
+    sizes = [np.linalg.norm(each.template_from_scan[:3, :3], axis=1) for each in (one, other)]
+    assert np.abs(sizes[0] / sizes[1] - 1).max() > 0.01
+    brain = (slice(20, 71), slice(25, 84), slice(20, 60))
+    pair = [in_template(group="CN", anatomy_seed=seed)[brain].ravel() for seed in (1, 3)]
+    assert np.corrcoef(*pair)[0, 1] < 0.95, "at the same size and in the same pose"
+
+
+def test_an_image_has_a_bias_field_and_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    image = np.asarray(scan().image.dataobj, dtype=float)
+    monkeypatch.setitem(SCANNERS, "A", dataclasses.replace(SCANNERS["A"], bias=0.0, noise=0.0))
+    ideal = np.asarray(simulate_with_truth(person(), 1.0).image.dataobj, dtype=float)
+    deep = ndimage.binary_erosion(np.asarray(scan().mask.dataobj) > 0, iterations=5)
+    bias = ndimage.gaussian_filter(image, 3) / ndimage.gaussian_filter(ideal, 3).clip(1)
+    assert 0.05 < bias[deep].std() < 0.3
+    noise = (image - ideal * bias)[deep].std() / np.median(ideal[deep])
+    assert 0.01 < noise < 0.06
 
 
 def test_every_scan_has_a_pose_of_its_own() -> None:
@@ -168,6 +204,8 @@ def test_every_scan_has_a_pose_of_its_own() -> None:
         turn = one.template_from_scan[:3, :3] @ np.linalg.inv(other.template_from_scan[:3, :3])
         assert np.abs(turn - np.eye(3)).max() > 0.03
         assert not np.allclose(one.image.affine, other.image.affine)
+        middles = [np.array(ndimage.center_of_mass(np.asarray(each.mask.dataobj))) for each in (one, other)]
+        assert np.abs(middles[0] - middles[1]).max() > 3, "voxels: more than turns alone move it"
 
 
 def test_women_have_smaller_heads() -> None:
@@ -211,6 +249,8 @@ def test_pd_changes_the_deep_grey_matter_a_little() -> None:
     control, patient = in_template(), in_template(group="PD")
     for _, at in both_sides(PUTAMEN):
         assert 1.005 < level(patient, at) / level(control, at) < 1.1
+    for _, at in both_sides(NIGRA):
+        assert level(patient, at, 1) < 0.95 * level(control, at, 1)
     for place in (HIPPOCAMPUS, *ELSEWHERE):
         assert level(patient, place) == pytest.approx(level(control, place), rel=0.01)
 
@@ -269,3 +309,34 @@ def test_one_scan_per_subject_needs_no_session(tmp_path) -> None:
     simulate.write_cohort_tables(rows, tmp_path)
     assert simulate.scan_path(rows[0], tmp_path) == tmp_path / "sub-A001/anat/sub-A001_T1w.nii.gz"
     assert not list(tmp_path.rglob("*_sessions.tsv"))
+
+
+# -- in the workflow -------------------------------------------------------------------------------
+
+
+def test_the_workflow_simulates_each_scan_once_and_calls_its_cohort_simulated(tmp_path, monkeypatch) -> None:
+    rows = ["path,subject,age"]
+    for subject, age in (("P1", 50), ("P2", 60)):
+        (tmp_path / f"{subject}.nii").touch()
+        rows.append(f"{tmp_path / subject}.nii,{subject},{age}")
+    (tmp_path / "scans.csv").write_text("\n".join(rows) + "\n")
+    spec = {"subjects": 10, "seed": 1, "site": "A", "effect": 2.5}
+    config = TINY | {
+        "cohorts": TINY["cohorts"]
+        | {"SimA": {"simulated": spec}, "Real": {"table": str(tmp_path / "scans.csv")}},
+        "tasks": TINY["tasks"] | {"age": TINY["tasks"]["age"] | {"zero_shot": ["SimB", "Real"]}},
+    }
+    jobs = planned.jobs(tmp_path, "--configfile", write_config(tmp_path, config))
+    monkeypatch.chdir(tmp_path)
+    written, titles = [], []
+    monkeypatch.setattr(simulate, "write_scan", lambda *given: written.append(given))
+    monkeypatch.setattr("neuropeft.preprocess.qc.write_qc", lambda *given: titles.append(given[-1]))
+    for job in jobs:
+        if job.rule.name in ("simulate_scans", "qc"):
+            words = shlex.split(job.shellcmd.removeprefix("python -m neuropeft ").split(" > ")[0])
+            assert main(words) == 0
+    assert sorted((person["participant_id"], str(root), effect) for person, root, effect in written) == [
+        *((f"sub-A{number:03}", "results/simulated/SimA", 2.5) for number in range(1, 11)),
+        *((f"sub-B{number:03}", "results/simulated/SimB", 1.0) for number in range(1, 5)),
+    ]
+    assert sorted(titles) == ["Real", "SimA (simulated)", "SimB (simulated)"]

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 
 import pytest
 
@@ -227,6 +228,7 @@ def test_simulated_data_is_called_simulated(results):
     assert "SimA (simulated), n = 17" in text(results, "table3.md")
     assert "Simulated data: SimA, SimB" in text(results, "table3.tex")
     assert "SimA (simulated)" in text(results, "table2.md")
+    assert "Simulated data" in text(results, "table2.md")
     simulated = {row["cohort"]: row["simulated"] for row in rows_of(results, "scores.csv")}
     assert simulated == {"ADNI": "0", "OASIS": "0", "SimA": "1", "SimB": "1"}
     assert "Simulated" not in text(results, "table4.md")
@@ -317,7 +319,17 @@ def test_summary_shows_scores_controls_and_places(results, capsys):
     assert "2/3" in block
     assert block.index("ViT-B Scratch") < block.index("Control: predict the mean")
     assert "age on SimB (simulated), zero-shot: MAE (years)" in printed
-    assert str(results / "qc" / "ADNI" / "index.html") in printed
+    for place in ("tables", "figures", "qc/ADNI/index.html"):
+        assert f" {results / place}\n" in printed
+
+
+@pytest.mark.parametrize(("task", "cohort", "higher_first"), [("ad", "ADNI", True), ("age", "SimA", False)])
+def test_summary_shows_the_best_method_first(results, capsys, task, cohort, higher_first):
+    print_summary(small_config(), results)
+    block = capsys.readouterr().out.split(f"{task} on {cohort}")[1].split("\n\n")[0]
+    means = [float(mean) for mean in re.findall(r"^  ViT-B [^\d]*(\d+\.\d+) ", block, flags=re.MULTILINE)]
+    assert len(set(means)) > 2
+    assert means == sorted(means, reverse=higher_first)
 
 
 def test_summary_without_tables_tells_what_to_do(tmp_path):

@@ -1,5 +1,6 @@
 """The benchmarks that take neither real data nor minutes run, at a small size."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -47,4 +48,4 @@ def test_of_bias_correction(head: tuple[Path, Path]):
 
 def test_of_skull_stripping(head: tuple[Path, Path]):
     *_, mean = printed("skull_strip.py", head[1]).splitlines()
-    assert mean.startswith("1 scans: mean 0.98")
+    assert float(re.search(r"1 scans: mean ([\d.]+)", mean)[1]) > 0.97

@@ -172,11 +172,12 @@ def test_the_brain_has_its_size_and_tissue_its_order() -> None:
     assert level(volume, (40, -60, -66), 2) > 0.1 * white  # neck
 
 
-def test_marrow_lies_within_the_skull_and_the_skull_below_the_scalp() -> None:
+def test_fluid_lies_around_the_brain_then_skull_with_marrow_then_scalp() -> None:
     head = phantom.template_head()
     above = head.surroundings[60, 57, np.flatnonzero(head.brain[60, 57] > 0.5)[-1] + 1 :]
     layers = [label for label, _ in itertools.groupby(above)]
-    assert layers == [phantom.BONE, phantom.MARROW, phantom.BONE, phantom.FAT, phantom.AIR]
+    shells = ("FLUID", "BONE", "MARROW", "BONE", "FAT", "AIR")
+    assert layers == [getattr(phantom, name) for name in shells]
 
 
 def test_heads_differ_in_size_and_shape() -> None:

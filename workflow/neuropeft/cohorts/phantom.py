@@ -23,8 +23,8 @@ SHAPE = (105, 128, 139)
 # What fills the head outside the brain; the numbers are the labels of Head.surroundings.
 AIR, FLUID, BONE, MARROW, FAT, MUSCLE, CORD = range(7)
 
-# Shells by their outer distance from the hull of the brain, mm.
-SHELLS = ((FLUID, 1.5), (BONE, 3.6), (MARROW, 6.6), (BONE, 8.6), (FAT, 14.0))
+# Shells by their outer distance from the hull of the brain, mm; on the grid distances are 2, 2.8, 3.5, 4 ...
+SHELLS = ((FLUID, 2.0), (BONE, 4.0), (MARROW, 7.0), (BONE, 9.0), (FAT, 14.4))
 SKIN = 4.5  # mm of bright subcutaneous fat below the surface of face and neck
 EDGE = 2.0  # mm over which a drawn structure fades
 SHARPNESS = 2.0  # exponent that turns the population's tissue probabilities into one brain's tissue

@@ -1,6 +1,7 @@
 """How a job starts on its node: what it reads, which Python it runs, and how many processes train."""
 
 import os
+import signal
 import subprocess
 from pathlib import Path
 
@@ -143,6 +144,25 @@ def test_processes_of_several_nodes_meet_on_the_first_and_those_of_other_jobs_do
     assert " --rdzv-endpoint first-node:20008 " in launched(job=8, **asked)[-1]
     assert time_to_stop(line) > 60
     assert " --nproc-per-node 1 " in launched(mpi="srun", nodes=2)[-1], "on a CPU too"
+
+
+def test_the_warning_before_the_time_limit_ends_no_launcher(launched, tmp_path: Path) -> None:
+    stand_in(tmp_path, "python", "kill -USR1 $$; echo alive")
+    assert launched(mpi="srun", nodes=2, gres="gpu:4")[-1] == "alive"
+
+
+def test_the_warning_before_the_time_limit_ends_no_snakemake(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = signal.getsignal(signal.SIGUSR1)
+    try:
+        planned.read(tmp_path, *AS_A_JOB)
+        assert signal.getsignal(signal.SIGUSR1) == before, "outside of SLURM it is nobody's business"
+        monkeypatch.setenv("SLURM_JOB_ID", "7")
+        planned.read(tmp_path, *AS_A_JOB)
+        assert signal.getsignal(signal.SIGUSR1) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGUSR1, before)
 
 
 def time_to_stop(line: str) -> int:

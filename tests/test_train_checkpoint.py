@@ -157,7 +157,7 @@ def test_a_run_goes_on_with_its_best_epoch_and_tells_how_long_it_took_to_start_a
         run(tmp_path, [3.0, 1.0], die, epochs=4)
     progress, *_ = run(tmp_path, [2.0, 2.5], epochs=4)
     assert [row["val_loss"] for row in progress.history] == [3.0, 1.0, 2.0, 2.5]
-    assert (progress.best_epoch, progress.best_loss, progress.resumed) == (1, 1.0, 1)
+    assert (progress.best_epoch, progress.best_loss, progress.resumed) == (2, 1.0, 1)
     assert progress.start_seconds == 3.0
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import sys
 import time
@@ -39,6 +40,11 @@ def peak_memory(device: torch.device) -> int:
     """Return the most bytes this process has used at once: of GPU memory, or of main memory on the CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    # Not ru_maxrss where there is a choice: it begins with the peak of the process that started this one, and
+    # cannot be reset.
+    with suppress(OSError):
+        if found := re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE):
+            return int(found[1]) * 1024
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

@@ -1,6 +1,7 @@
 """Figures from fabricated results: they exist in three formats, name what they show and hide nothing."""
 
 import csv
+import itertools
 import json
 import re
 from itertools import combinations
@@ -187,6 +188,9 @@ def test_a_label_stands_nearest_to_the_mark_that_it_names():
     marks = {"left": (4.1, 4.2), "upper": (5.3, 5.3), "lower": (5.2, 4.8)}
     place_labels(axis, [(axis.annotate(name, place), 10.0) for name, place in marks.items()])
     places = dict(zip(marks, axis.transData.transform(list(marks.values())), strict=True))
+    boxes = [text.get_window_extent() for text in axis.texts if text.get_text()]
+    assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
+    assert not any(box.contains(*place) for box in boxes for place in places.values())
     for text in axis.texts:
         if text.get_text():
             box = text.get_window_extent()

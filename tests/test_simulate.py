@@ -62,6 +62,8 @@ def test_groups_have_their_shares_and_neither_age_nor_sex_tells_them_apart() -> 
     ages = {group: [row["age"] for row in rows if row["group"] == group] for group in COHORT["groups"]}
     means = [statistics.mean(values) for values in ages.values()]
     assert max(means) - min(means) < 3
+    spreads = [statistics.stdev(values) for values in ages.values()]
+    assert max(spreads) - min(spreads) < 1
     assert min(map(min, ages.values())) >= 50
     assert max(map(max, ages.values())) <= 85
     assert all(max(values) - min(values) > 25 for values in ages.values())
@@ -221,6 +223,7 @@ def test_age_widens_ventricles_and_adds_csf_steadily() -> None:
     assert shares[-1] > 1.2 * shares[0]
     beside_ventricle = [level(in_template(age=age), (22, -38, 20)) for age in ages]
     assert all(younger > older for younger, older in itertools.pairwise(beside_ventricle))
+    assert beside_ventricle[-1] < 0.75 * beside_ventricle[0], "thinning alone takes a twentieth"
 
 
 def test_ad_takes_the_medial_temporal_lobe_and_the_left_more() -> None:

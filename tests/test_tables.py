@@ -150,6 +150,15 @@ def test_columns_tell_pretrainings_apart_where_there_are_several():
     assert group_label(small_config(), lora) == "ViT-B LoRA"
 
 
+def test_controls_come_last_whatever_the_configurations_order(results, tmp_path):
+    methods = json.loads(small_config().model_dump_json())["methods"]
+    config = small_config(methods=dict(reversed(methods.items())))  # shuffled labels come first there
+    write_tables(config, results, results / "counts.csv", tmp_path / "tables")
+    names = list(wide(tmp_path, "table3.md", "age", "MAE (years)", "SimA", "mean"))[4:]
+    assert names[:2] == ["ViT-B LayerNorm fine-tune", "ViT-B LoRA"]
+    assert [name.startswith("Control: ") for name in names] == [False] * (len(names) - 4) + [True] * 4
+
+
 def test_controls_stand_beside_the_methods(results):
     shown = wide(results, "table3.md", "age", "MAE (years), lower is better", "SimA", "mean")
     controls = [name for name in shown if name.startswith("Control: ")]

@@ -1,5 +1,6 @@
 """Pretrainings that a real SLURM stops in every way it can end as those that nobody disturbed."""
 
+import json
 import subprocess
 from contextlib import suppress
 from pathlib import Path
@@ -9,7 +10,7 @@ import torch
 from cluster import NODES, Cluster, wait_for
 from safetensors.torch import load_file
 
-EPOCHS = 500
+SECONDS = 50  # of a pretraining: SLURM may take half a minute to see that a time limit is near
 DISTURBED = ("limited", "requeued", "cancelled", "preempted")
 
 
@@ -17,8 +18,17 @@ def training(folder: Path, name: str) -> bool:
     return "epoch 3/" in project.log(folder, name)
 
 
+def epochs_that_last(folder: Path) -> int:
+    """Return how many epochs take SECONDS on this machine, however fast it is."""
+    folder.mkdir()
+    project.make(folder, ("speed",), 100)
+    project.alone(folder, "speed")
+    cost = json.loads((project.encoder(folder, "speed").parent / "cost.json").read_text())
+    return round(SECONDS / cost["seconds_per_epoch"])
+
+
 def test_however_it_is_stopped_the_weights_are_the_same(slurm: Cluster, tmp_path: Path) -> None:
-    project.make(tmp_path, (*DISTURBED, "undisturbed"), EPOCHS)
+    project.make(tmp_path, (*DISTURBED, "undisturbed"), epochs_that_last(tmp_path / "speed"))
     head = project.Head(tmp_path, project.encoders(DISTURBED))
     try:
         for name in DISTURBED:

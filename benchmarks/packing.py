@@ -112,7 +112,7 @@ def _report(mode: str, slurm: cluster.Cluster, folder: Path, before: set[str], m
         log = _log(folder, job)
         if log is None:
             continue  # a group's name does not tell its members
-        (cell,) = re.findall(r"cell 1/\d+, (\S+):", log.read_text())
+        cell = re.findall(r"cell 1/\d+, (\S+):", log.read_text())[0]
         born = float(subprocess.check_output(["stat", "-c", "%.W", log], text=True))
         firsts.append(born + costs[tuple(cell.split("/")[3:6])]["start_seconds"] - _time(job, "StartTime"))
         lasts.append(_time(job, "EndTime") - log.stat().st_mtime)
@@ -140,7 +140,7 @@ def _time(record: str, key: str) -> float:
 
 def _value(record: str, key: str) -> str:
     """Return a value of a job as scontrol shows it."""
-    return next(iter(re.findall(rf"\b{key}=(\S+)", record)))
+    return re.findall(rf"\b{key}=(\S+)", record)[0]
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@
 """
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from neuropeft.config import Cohort, Config, ImportedWeights
 from neuropeft.errors import UserError, suggest
+from neuropeft.files import expanded
 
 
 def load_config(raw: Mapping[str, Any], base: Path | None, source: str = "config.yaml") -> Config:
@@ -95,7 +95,7 @@ def _absolute(name: str, cohort: Cohort, base: Path, source: str) -> Cohort:
 
 def _existing(value: str, key: str, base: Path, source: str, kind: str) -> str:
     """Return the absolute path of a file or folder, which must exist."""
-    path = (base / Path(os.path.expandvars(value)).expanduser()).resolve()
+    path = (base / expanded(value)).resolve()
     if not (path.is_dir() if kind == "folder" else path.is_file()):
         raise UserError(
             f"{source}: `{key}` is {value!r}, but there is no {kind} {path}: give the path of your data"

@@ -1,4 +1,4 @@
-"""What every stage does with files: atomic writes, TSV in and out."""
+"""What every stage does with files: paths as people write them, atomic writes, TSV in and out."""
 
 import csv
 import os
@@ -11,6 +11,11 @@ from pathlib import Path
 from neuropeft.errors import UserError
 
 MISSING = "n/a"  # BIDS' word for a missing value
+
+
+def expanded(path: str) -> str:
+    """Return a path that people wrote with its variables and its `~` filled in."""
+    return os.path.expanduser(os.path.expandvars(path))
 
 
 @contextmanager

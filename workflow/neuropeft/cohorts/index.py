@@ -10,7 +10,7 @@ from neuropeft.cohorts.chunks import assign_chunks
 from neuropeft.cohorts.readers import BIDS_PATTERN, Labels, Record, read_cohort, simulated_root
 from neuropeft.config import Cohort
 from neuropeft.errors import UserError
-from neuropeft.files import atomic_path, format_tsv
+from neuropeft.files import atomic_path, expanded, format_tsv
 
 INDEX_COLUMNS = (
     *("scan_id", "subject", "session", "path", "size", "mtime_ns"),
@@ -67,11 +67,12 @@ def index_cohort(name: str, cohort: Cohort, scans_per_job: int) -> list[Scan]:
             )
     chunks = assign_chunks([(record.scan_id, record.subject) for record in records], scans_per_job)
     base = cohort.bids or (os.path.dirname(cohort.table) if cohort.table else simulated_root(name))
+    masks = cohort.brain_masks and expanded(cohort.brain_masks)
     state = _state_to_be if cohort.simulated else _file_state
     scans: list[Scan] = []
     for record in records:
         size, mtime_ns, file = state(record.path)
-        mask = _mask(name, cohort.brain_masks, base, record)
+        mask = _mask(name, masks, base, record)
         mask_size, mask_mtime_ns, _ = state(mask) if mask else (None, None, None)
         of_mask, chunk = (mask, mask_size, mask_mtime_ns), chunks[record.scan_id]
         scans.append(Scan(*record[:4], size, mtime_ns, *of_mask, chunk, record.labels, file))
@@ -122,7 +123,6 @@ def _state_to_be(_path: str) -> tuple[int, int, None]:
 def _mask(name: str, template: str | None, base: str, record: Record) -> str | None:
     if template is None:
         return None
-    template = os.path.expanduser(os.path.expandvars(template))
     try:
         path = template.format(subject=record.subject, session=record.session or "", scan_id=record.scan_id)
     except (KeyError, IndexError, ValueError, AttributeError) as error:

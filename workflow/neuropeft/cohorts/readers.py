@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from neuropeft.config import Cohort, Simulated
 from neuropeft.errors import UserError, suggest
-from neuropeft.files import MISSING, read_tsv
+from neuropeft.files import MISSING, expanded, read_tsv
 
 T1W_SUFFIXES = ("_T1w.nii.gz", "_T1w.nii", "_T1w.mgz")
 NOT_MAGNITUDE = re.compile("_part-(phase|real|imag)_")
@@ -172,7 +172,7 @@ def _read_table(name: str, table: Path, columns: Mapping[str, str]) -> list[Reco
             )
         session = row.get("session", MISSING)
         session_label = None if is_missing(session) else _label(session, "ses-", where)
-        path = os.path.normpath(table.parent / os.path.expanduser(os.path.expandvars(path)))
+        path = os.path.normpath(table.parent / expanded(path))
         if path in paths:
             raise UserError(
                 f"{where}: the scan {path} is already on line {paths[path]}; remove one of the rows"

@@ -39,6 +39,7 @@ def load_scan(path: str | Path) -> nib.Nifti1Image:
 
     Raises:
         ScanError: the file is missing, unreadable or not one 3D head; the message says which.
+        UserError: its disk or network failed.
     """
     data, affine = _read(Path(path))
     if not np.isfinite(data).all():
@@ -97,6 +98,7 @@ def load_mask(path: str | Path, image: nib.Nifti1Image) -> np.ndarray:
 
     Raises:
         ScanError: the file cannot be read, is empty or is not on the scan's own grid.
+        UserError: its disk or network failed.
     """
     data, affine = _read(Path(path))
     mask = to_ras(data, affine)

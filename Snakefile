@@ -15,11 +15,15 @@ if not workflow.overwrite_configfiles:
 report: "workflow/report/workflow.rst"
 
 
-# Used with `--software-deployment-method apptainer` alone; envs/neuropeft.def says how to build it.
-container: str(Path(workflow.basedir, "envs", "neuropeft.sif"))
-
-
 include: "workflow/rules/common.smk"
+
+
+# Snakemake refuses an image in a folder whose path has a space, whether it is used or not.
+if DeploymentMethod.APPTAINER in workflow.deployment_settings.deployment_method:
+
+    container: str(Path(workflow.basedir, "envs", "neuropeft.sif"))  # envs/neuropeft.def says how to build it
+
+
 include: "workflow/rules/resources.smk"
 include: "workflow/rules/cohorts.smk"
 include: "workflow/rules/preprocess.smk"

@@ -46,9 +46,14 @@ def test_images_are_built_from_the_lock_and_nothing_else(recipe):
     assert f"python:{PYTHON}" in text
 
 
+APPTAINER = ("--software-deployment-method", "apptainer")
+
+
 def test_every_command_has_an_environment_and_the_image_that_the_recipe_tells_how_to_build(tmp_path):
     built = re.search(r"apptainer build (\S+)", (ROOT / "envs/neuropeft.def").read_text())[1]
-    workflow = planned.read(tmp_path, "--configfile", ROOT / "tests/tiny.yaml", "--mode", "subprocess")
+    workflow = planned.read(
+        tmp_path, "--configfile", ROOT / "tests/tiny.yaml", "--mode", "subprocess", *APPTAINER
+    )
     commands = [rule for rule in workflow.rules if rule.shellcmd]
     assert [rule.name for rule in commands if not rule.conda_env] == []
     assert {rule.container_img for rule in commands} == {str(ROOT / built)}

@@ -199,7 +199,7 @@ def test_an_encoder_that_was_being_replaced_does_not_count(
 
 def test_a_verb_that_finds_the_disk_full_says_so_in_a_line(tmp_path: Path, capsys) -> None:
     # What is to become the table is a device that is always full.
-    (tmp_path / f".partial-{os.getpid()}-participants.tsv").symlink_to("/dev/full")
+    (tmp_path / f".partial-{os.uname().nodename}-{os.getpid()}-participants.tsv").symlink_to("/dev/full")
     spec = Simulated(subjects=4).model_dump_json()
     assert main(["simulate-tables", "--spec", spec, "--root", str(tmp_path)]) == 1
     said = capsys.readouterr().err

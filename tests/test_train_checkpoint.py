@@ -112,16 +112,6 @@ def test_fingerprint_sees_every_value_and_no_order() -> None:
     assert one != checkpoint.fingerprint({"a": 1, "b": [1.5, "y"]})
 
 
-def test_file_stamp_changes_with_the_file(tmp_path: Path) -> None:
-    path = tmp_path / "encoder"
-    path.write_text("a")
-    before = checkpoint.file_stamp(path)
-    path.write_text("ab")
-    assert checkpoint.file_stamp(path) != before
-    with pytest.raises(UserError, match="absent"):
-        checkpoint.file_stamp(tmp_path / "absent")
-
-
 def test_generators_go_on_where_they_were(tmp_path: Path) -> None:
     checkpoint.save(tmp_path, state(1) | {"generators": checkpoint.rng_state()})
     expected = torch.rand(3), random.random()

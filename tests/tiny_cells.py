@@ -1,6 +1,7 @@
 """Tiny simulated stores, splits and settings for the tests of training."""
 
 import csv
+import hashlib
 import inspect
 import json
 import os
@@ -32,25 +33,27 @@ LORA = {"kind": "lora", "r": 2, "alpha": 2.0, "targets": ["q", "v"], "dropout": 
 WORKFLOW = Path(__file__).parents[1] / "workflow"
 
 
-def make_store(folder: Path, scans: int = 24, sessions: int = 1, edge: int = EDGE) -> Path:
+def make_store(folder: Path, scans: int = 24, sessions: int = 1, edge: int = EDGE, seed: int = 0) -> Path:
     """Write simulated volumes whose mean brightness in the left half follows the subject's number."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     volumes = rng.normal(size=(scans, edge, edge, edge))
     subjects = np.arange(scans) // sessions
     volumes[:, : edge // 2] += 2 * ((subjects % 2) - 0.5)[:, None, None, None]
     volumes[::3, :, :, edge // 2 :] = -1  # background, of which some scans have more than others
     folder.mkdir(parents=True, exist_ok=True)
-    np.save(folder / "volumes.npy", volumes.astype(np.float16))
+    stored = volumes.astype(np.float16)
+    np.save(folder / "volumes.npy", stored)
     rows = [
         {
             "row": i,
             "scan_id": f"sub-{subject:03d}_ses-{i % sessions + 1}",
             "subject": f"sub-{subject:03d}",
             "session": f"ses-{i % sessions + 1}",
+            "sha1": hashlib.sha1(stored[i].tobytes()).hexdigest(),
         }
         for i, subject in enumerate(subjects)
     ]
-    write_tsv(folder / "scans.tsv", rows, ["row", "scan_id", "subject", "session"])
+    write_tsv(folder / "scans.tsv", rows, ["row", "scan_id", "subject", "session", "sha1"])
     return folder
 
 

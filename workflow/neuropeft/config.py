@@ -3,7 +3,7 @@
 Every model forbids unknown keys, and what a validator says names the key and the mend.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal
 
 from pydantic import (
@@ -21,6 +21,8 @@ from neuropeft.errors import suggest
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_]*$")]
 Share = Annotated[float, Field(gt=0, lt=1)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 # Of `preprocessing.size`: below, its last maps are single values, and those of a lone scan have no variance.
 SMALLEST_OF_DENSENET = 64
 
@@ -146,6 +148,7 @@ class Task(Model):
             raise ValueError("a multiclass task has three or more `classes`; use `kind: binary` for two")
         if self.train in self.zero_shot:
             raise ValueError(f"`zero_shot` names the training cohort {self.train!r}: remove it there")
+        _check_no_repeats("zero_shot", self.zero_shot)
         return self
 
     def class_values(self) -> dict[str, list[LabelValue]]:
@@ -155,6 +158,11 @@ class Task(Model):
     def filters(self) -> dict[str, list[LabelValue]]:
         """Return the values that each filter column may have."""
         return {column: _as_list(values) for column, values in self.where.items()}
+
+
+def _check_no_repeats(key: str, names: Sequence[str]) -> None:
+    if repeated := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"`{key}` names {repeated[0]!r} twice: remove one")
 
 
 def _as_list(value: LabelValue | list[LabelValue]) -> list[LabelValue]:
@@ -264,7 +272,7 @@ class MaskedAutoencoder(_Schedule):
     lr: float = Field(default=3e-4, gt=0, description="peak learning rate")
     warmup_epochs: int = Field(default=40, ge=0)
     weight_decay: float = Field(default=0.05, ge=0)
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Beta, Beta] = (0.9, 0.95)
     clip: float = Field(default=1.0, gt=0, description="largest gradient norm")
     mask_ratio: Share = Field(default=0.75, description="share of the patches that is hidden")
     normalize_targets: bool = Field(default=True, description="standardise each target patch")
@@ -272,7 +280,7 @@ class MaskedAutoencoder(_Schedule):
         default=0.05, description="share of the subjects that only the loss curve sees"
     )
     augment: Augment = Augment(flip=True)
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0
     mixed_precision: bool = Field(default=True, description="bfloat16 autocast, on a GPU")
     compile: bool = Field(default=False, description="torch.compile the model")
 
@@ -347,6 +355,11 @@ class LoRA(_Method):
     targets: list[Literal["q", "k", "v", "proj", "fc1", "fc2"]] = Field(default=["q", "v"], min_length=1)
     dropout: float = Field(default=0.0, ge=0, lt=1)
 
+    @model_validator(mode="after")
+    def _targets_once(self) -> "LoRA":
+        _check_no_repeats("targets", self.targets)
+        return self
+
 
 Method = Annotated[Scratch | Full | Attention | LayerNorm | LoRA, Field(discriminator="kind")]
 
@@ -381,7 +394,7 @@ class Block(Model):
     fractions: list[Annotated[int, Field(ge=1, le=100)]] = Field(
         default=[100], min_length=1, description="percent of the training subjects"
     )
-    seeds: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)
+    seeds: list[Seed] = Field(min_length=1)
 
 
 class Figures(Model):
@@ -415,6 +428,27 @@ class Config(Model):
         if "none" in value:
             raise ValueError("`none` stands for no pretraining: give the pretraining another name")
         return value
+
+    @field_validator("backbones")
+    @classmethod
+    def _control_is_reserved(cls, value: dict[str, Backbone]) -> dict[str, Backbone]:
+        if "control" in value:
+            raise ValueError(
+                "`control` stands for what controls have no backbone: give the backbone another name"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _patches_stay_visible(self) -> "Config":
+        for name, backbone in self.backbones.items():
+            for pretraining, autoencoder in self.autoencoders.items() if isinstance(backbone, ViT) else ():
+                patches = (self.preprocessing.size // backbone.patch_size) ** 3
+                if patches * (1 - autoencoder.mask_ratio) < 1:
+                    raise ValueError(
+                        f"`pretraining.{pretraining}.mask_ratio` {autoencoder.mask_ratio} hides all of the "
+                        f"{patches} patches of `backbones.{name}`: give a lower one or a smaller `patch_size`"
+                    )
+        return self
 
     @model_validator(mode="after")
     def _names_exist(self) -> "Config":

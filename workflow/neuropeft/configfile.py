@@ -53,7 +53,7 @@ class _UniqueKeys(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
-        for key, _ in node.value:
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key {key.value!r} is given twice", key.start_mark
@@ -75,7 +75,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """
     try:
         raw = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except OSError as error:
+        raise UserError(
+            f"cannot read the configuration {path}: {error.strerror}; give a YAML file"
+        ) from error
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(
             f"cannot read the configuration {path}: {' '.join(str(error).split())}; mend the YAML"
         ) from error
@@ -108,6 +112,8 @@ def _sentence(mistake: Any) -> str:
     key = ".".join(place)
     kind, message = mistake["type"], mistake["msg"]
     if kind == "extra_forbidden":
+        if place[-1] in _ALL_KEYS:
+            return f"unknown key `{key}`: {place[-1]!r} is a key of another place; remove it here"
         return f"unknown key `{key}`: {suggest(place[-1], _ALL_KEYS)}"
     if kind == "missing":
         return f"`{key}` is missing: add it"

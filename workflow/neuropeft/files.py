@@ -27,7 +27,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".partial-{os.getpid()}-{path.name}")
+    # Nodes that share a file system may give two processes one number.
+    partial = path.with_name(f".partial-{os.uname().nodename}-{os.getpid()}-{path.name}")
     try:
         yield partial
         os.replace(partial, path)
@@ -57,7 +58,7 @@ def read_tsv(path: str | Path) -> list[dict[str, str]]:
     delimiter = "," if path.suffix.lower() == ".csv" else "\t"
     try:
         with path.open(newline="", encoding="utf-8-sig") as stream:
-            rows = csv.DictReader(stream, delimiter=delimiter, strict=True)
+            rows = csv.DictReader(stream, delimiter=delimiter, skipinitialspace=delimiter == ",", strict=True)
             header = rows.fieldnames or []
             if len(header) == 1 and (other := re.search(r"[;,\t]", header[0])):
                 raise csv.Error(f"its columns are parted by {other.group()!r}, not by {delimiter!r}")

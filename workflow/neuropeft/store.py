@@ -1,5 +1,6 @@
 """Reading a cohort's store: its volumes, memory-mapped, and which scan each of them is."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +27,10 @@ class Store:
     def scan_ids(self) -> list[str]:
         """Return the scans in the order of the volumes."""
         return [row["scan_id"] for row in self.rows]
+
+    def hashes(self, scan_ids: Iterable[str]) -> list[str]:
+        """Return the SHA-1 of each scan's volume, which stays the same when the store is packed anew."""
+        return [self.rows[self.index_of(scan_id)]["sha1"] for scan_id in scan_ids]
 
     @cached_property
     def _positions(self) -> dict[str, int]:

@@ -18,6 +18,7 @@ from neuropeft.finished import deltas_by_base, finished_cells, made_after, state
 from neuropeft.packs import Pack, pack_of, packs
 from neuropeft.sources import source, sources
 from snakemake.exceptions import WorkflowError
+from snakemake.logging import logger
 from snakemake.settings.types import DeploymentMethod
 
 # SLURM's warning before the time limit goes to all processes of a job. It is for the training alone; Snakemake and the
@@ -44,10 +45,13 @@ try:
     COHORTS = grid.used_cohorts(CONFIG)
     TASKS = grid.used_tasks(CONFIG)
     if workflow.is_main_process:
-        # What runs beside the workflow leaves the indexes alone, which the workflow's jobs read. Snakemake tells its
-        # targets here by its command line alone.
+        # What runs beside the workflow leaves the indexes alone, which the workflow's jobs read: a status, and what
+        # Snakemake will refuse, or run dry, since the folder is locked. Targets are told by the command line alone.
         indexed = all(chunks.index_path(Path("results"), cohort).exists() for cohort in COHORTS)
-        if not (indexed and {"status", "tables_partial"} & set(sys.argv)):
+        locked = any(Path(".snakemake/locks").glob("*"))
+        if indexed and locked:
+            logger.info("Another run has locked this folder: cohorts and labels are as that run has read them.")
+        if not (indexed and (locked or {"status", "tables_partial"} & set(sys.argv))):
             prepare(CONFIG, Path("results"))
 except UserError as error:
     raise WorkflowError(str(error))

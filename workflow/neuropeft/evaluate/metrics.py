@@ -110,9 +110,10 @@ def measure(kind: str, y: Array, score: Array, rule: Array, weights: Array | Non
         kind: binary, multiclass or regression.
         y: [n] class indices or target values, one row per subject.
         score: [n] (binary: probability of class 1; regression: value) or [n, classes].
-        rule: binary: score from which class 1 is predicted, chosen on validation. Multiclass: how frequent
-            the scores take each class to be, [classes]; predicted is the class whose score exceeds that most,
-            since balanced accuracy counts rare classes as much as others. Regression has none.
+        rule: binary: score from which class 1 is predicted, chosen on validation; as long as it is NaN,
+            balanced accuracy is, too. Multiclass: how frequent the scores take each class to be, [classes];
+            predicted is the class whose score exceeds that most, since balanced accuracy counts rare classes
+            as much as others. Regression has none.
         weights: [..., n] or None for ones.
 
     Returns:
@@ -127,9 +128,10 @@ def measure(kind: str, y: Array, score: Array, rule: Array, weights: Array | Non
         area, predicted, classes = macro_auc(y, score, weights), (score / rule).argmax(1), score.shape[1]
     else:
         area, predicted, classes = auc(y, score, weights), (score >= rule).astype(int), 2
+    known = np.isfinite(rule).all()
     return {
         "auc": area,
-        "balanced_accuracy": balanced_accuracy(y, predicted, classes, weights),
+        "balanced_accuracy": balanced_accuracy(y, predicted, classes, weights) if known else area * np.nan,
         "brier": brier(y, score, weights),
     }
 

@@ -13,7 +13,6 @@ from neuropeft.config import Config, Task
 from neuropeft.errors import UserError
 from neuropeft.evaluate.metrics import (
     DRAWS,
-    FALLBACK_THRESHOLD,
     METRICS,
     Array,
     bootstrap_draws,
@@ -194,8 +193,10 @@ def _score(
 
 def _rule(task: Task, validation: Run | None, tested: Run) -> Array:
     """Return what `measure` predicts classes by: of two, a threshold chosen on validation and then frozen."""
-    if task.kind != "binary" or validation is None:
-        return tested.prior if task.kind == "multiclass" else np.array(FALLBACK_THRESHOLD)
+    if task.kind == "multiclass":
+        return tested.prior
+    if task.kind == "regression" or validation is None:
+        return np.array(np.nan)
     return np.array(youden_threshold(validation.y, validation.score))
 
 

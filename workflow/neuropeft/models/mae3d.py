@@ -23,6 +23,7 @@ from neuropeft.models.vit3d import (
 # about a hundredth of the scan's standard deviation, and scaling that to unit variance would make noise the
 # target.
 MINIMUM_VARIANCE = 1e-4
+ROUNDING = 1e-9  # 125 * (1 - 0.8) is 25, and not a little less
 
 
 @dataclass(frozen=True)
@@ -71,13 +72,14 @@ class MAE3D(nn.Module):
         Args:
             encoder: The network to pretrain; it keeps its own weights.
             decoder: Shape of the decoder, which is thrown away after pretraining.
-            mask_ratio: Share of patches hidden; int(N * (1 - mask_ratio)) stay visible, 31 of 125 at 0.75.
+            mask_ratio: Share of patches hidden; N * (1 - mask_ratio), rounded down, stay visible, 31 of 125
+                at 0.75.
             normalize_targets: Predict each patch's voxels scaled to its own mean 0 and variance 1.
         """
         super().__init__()
         self.encoder = encoder
         self.normalize_targets = normalize_targets
-        self.visible = int(encoder.config.tokens * (1 - mask_ratio))
+        self.visible = int(encoder.config.tokens * (1 - mask_ratio) + ROUNDING)
         if not 0 < self.visible < encoder.config.tokens:
             raise UserError(
                 f"mask_ratio {mask_ratio} leaves {self.visible} of {encoder.config.tokens} patches visible; "

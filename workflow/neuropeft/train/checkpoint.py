@@ -33,15 +33,6 @@ def file_digest(path: str | Path) -> str:
         raise UserError(f"cannot read {path}: {error.strerror}; give an existing file") from error
 
 
-def file_stamp(path: str | Path) -> list[int]:
-    """Return size and modification time of a file, which stand for the content of a large one."""
-    try:
-        stat = os.stat(path)
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}; give an existing file") from error
-    return [stat.st_size, stat.st_mtime_ns]
-
-
 def save(folder: Path, state: Mapping[str, Any]) -> None:
     """Write `state` as the newest checkpoint; the one before it stays as the fallback.
 

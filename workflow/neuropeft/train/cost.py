@@ -30,6 +30,7 @@ def seconds_since_process_start() -> float | None:
 def reset_peak_memory(device: torch.device) -> None:
     """Let `peak_memory` count from now on; on the CPU only where /proc allows it."""
     if device.type == "cuda":
+        torch.cuda.init()  # or the statistics of an explicit device are refused
         torch.cuda.reset_peak_memory_stats(device)
         return
     with suppress(OSError):

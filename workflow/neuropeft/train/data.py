@@ -1,6 +1,7 @@
 """Volumes on the device, and the order in which they are seen."""
 
 import hashlib
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +21,13 @@ def pick_device(device: str | torch.device | None = None) -> torch.device:
         return torch.device(device)
     if torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())
+    if (gpus := os.environ.get("CUDA_VISIBLE_DEVICES", "-1")) not in ("", "-1"):  # two ways to hide them
+        print(
+            f"GPU {gpus} is for this job, but PyTorch {torch.__version__} finds none and takes the CPU: "
+            "install its CUDA build, renew the driver, or start the container with --nv",
+            file=sys.stderr,
+            flush=True,
+        )
     return torch.device("cpu")
 
 
@@ -67,9 +75,9 @@ class Volumes:
     def batch(self, rows: Tensor) -> Tensor:
         """Return the volumes `rows` [B] as float32 [B, 1, S, S, S] on the device."""
         if not self.on_device:
-            # Pinned, the copy runs beside the computation of the batch before it.
+            # Pinned, and with `rows` on the CPU, gathering and copying run beside the batch before.
             return self.data[rows.cpu()].pin_memory().to(self.device, non_blocking=True).float().unsqueeze(1)
-        return self.data[rows].float().unsqueeze(1)
+        return self.data[rows.to(self.device, non_blocking=True)].float().unsqueeze(1)
 
 
 def load_volumes(source: NDArray[np.float16], rows: Sequence[int], device: torch.device) -> Volumes:

@@ -48,7 +48,7 @@ class Shared:
         store: All volumes of the training cohort.
         places: {scan_id: row of `volumes`}, of the training and validation scans of all cells.
         sessions: Session of every stored scan.
-        stamps: What tells whether code, encoder and volumes are the same as in an earlier run.
+        stamps: What tells whether code and encoder are the same as in an earlier run.
     """
 
     splits: Mapping[int, Path]
@@ -96,7 +96,6 @@ def open_shared(
         [
             code_digest("train.finetune"),
             None if encoder_path is None else checkpoint.file_digest(encoder_path),
-            checkpoint.file_stamp(Path(store_dir) / "volumes.npy"),
         ],
     )
 
@@ -128,7 +127,10 @@ def finetune(
     sides = read_sides(split_of(shared.splits, spec), int(spec["fraction"]), shared.sessions)
     if spec["shuffle_labels"]:
         sides = shuffled(sides, int(spec["seed"]))
-    rows = [[[row["scan_id"], row["y"]] for row in side] for side in (sides.train, sides.validation)]
+    rows = [
+        [[row["scan_id"], row["y"]] for row in side] + shared.store.hashes(row["scan_id"] for row in side)
+        for side in (sides.train, sides.validation)
+    ]
     home = Home(
         Path(state_dir),
         checkpoint.fingerprint(dict(spec), shared.stamps, rows),
@@ -212,7 +214,8 @@ def _learner(
     training, seed = spec["training"], int(spec["seed"])
     volumes, device = shared.volumes, shared.device
     both = [*sides.train, *sides.validation]
-    places = torch.tensor([shared.places[row["scan_id"]] for row in both], device=device)
+    # Where the volumes are, so that finding them does not wait for the device.
+    places = torch.tensor([shared.places[row["scan_id"]] for row in both], device=volumes.data.device)
     targets = torch.tensor([row["y"] for row in both], dtype=torch.float32)
     train_targets, validation_targets = targets.to(device), targets[len(sides.train) :]
     validation_places = places[len(sides.train) :]
@@ -221,16 +224,19 @@ def _learner(
     mixed_precision, at_once = training["mixed_precision"], BatchSize(int(training["batch_size"]))
 
     def batch_losses(rows: Tensor, epoch: int, step: int, parts: int) -> Iterator[Tensor]:
-        changed = []
+        changed, found = [], places[rows.to(places.device, non_blocking=True)]
         for piece in (ALONE.share(len(rows), part, parts) for part in range(parts)):
-            batch = volumes.batch(places[rows[piece]])
+            batch = volumes.batch(found[piece])
             changed.append(augment(batch, changes, seed, (epoch, step), piece.start, len(rows)))
         # One loss of all parts, and not one each, because the features are standardised over the whole batch.
         whole = parts == 1
         network, batch = (forward, changed[0]) if whole else (partial(model, parts=parts), torch.cat(changed))
-        yield goal.loss(forward_outputs(network, batch, mixed_precision), train_targets[rows])
+        yield goal.loss(
+            forward_outputs(network, batch, mixed_precision),
+            train_targets[rows.to(device, non_blocking=True)],
+        )
 
-    measured = places[epoch_order(len(sides.train), seed, 0)[:MEASURED].to(device)]
+    measured = places[epoch_order(len(sides.train), seed, 0)[:MEASURED].to(places.device)]
 
     def validate() -> dict[str, float]:
         model.feature_norm.measure(all_outputs(model.backbone, volumes, measured, mixed_precision, at_once))

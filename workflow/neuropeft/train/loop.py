@@ -197,7 +197,9 @@ def _finished(run: _Run) -> bool:
 def _train_epoch(run: _Run, saved_at: float) -> float:
     """Train to the end of the current epoch; return when the last checkpoint was written."""
     plan, progress = run.plan, run.progress
-    order = epoch_order(plan.samples, plan.seed, progress.epoch).to(run.device)
+    order = epoch_order(plan.samples, plan.seed, progress.epoch)
+    if run.device.type == "cuda":
+        order = order.pin_memory()  # copied from there without a wait
     run.learner.module.train()
     clock = time.monotonic()
     for step in _shown(range(progress.step, plan.steps), run):

@@ -121,6 +121,7 @@ def _train(
     finally:
         gc.collect()
         if shared.device.type == "cuda":
-            torch.cuda.empty_cache()
+            with suppress(RuntimeError):  # the echo of a failed kernel, which has been told
+                torch.cuda.empty_cache()
     forget_failure(state)
     return TRAINED if trained else KEPT

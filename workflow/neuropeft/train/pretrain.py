@@ -122,11 +122,11 @@ def _pretrain(
             f"batch_size {spec['batch_size']} is less than {team.size} processes; give a larger one"
         )
     store = open_store(store_dir)
-    rows = [store.index_of(row["scan_id"]) for row in (*train, *validation)]
-    stamp = checkpoint.file_stamp(store_dir / "volumes.npy")
+    scans = [row["scan_id"] for row in (*train, *validation)]
+    rows = [store.index_of(scan) for scan in scans]
     home = Home(
         state,
-        checkpoint.fingerprint(dict(spec), stamp, rows, len(train), code_digest("train.pretrain")),
+        checkpoint.fingerprint(dict(spec), store.hashes(scans), len(train), code_digest("train.pretrain")),
         spec,
         checkpoint_seconds,
     )
@@ -198,7 +198,8 @@ def _learner(setting: _Setting) -> Learner:
         if parts == 1 and team.size == 1:  # nothing to weigh: counting patches costs a good tenth
             batch = augment(setting.volumes.batch(rows), changes, setting.seed, (epoch, step))
             with _autocast(setting):
-                yield forward(batch, noise).loss
+                loss = forward(batch, noise).loss
+            yield loss  # outside: the backward pass is not for autocast
             return
         pieces, counted = [], []
         for place in (team.share(len(rows), part, parts) for part in range(parts)):

@@ -77,6 +77,18 @@ MISTAKES = [
     ("training.warmup_epochs", 30, "`training`: `warmup_epochs` 30 must be fewer than `epochs` 30"),
     ("training.epochs", float("nan"), "`training.epochs`: "),
     ("splits.test", 0.9, "`splits`: `test` and `validation` together must leave subjects for training"),
+    ("tasks.ad.zero_shot", ["SimB", "SimB"], "`tasks.ad`: `zero_shot` names 'SimB' twice: remove one"),
+    ("methods.lora.targets", ["q", "v", "q"], "`methods.lora`: `targets` names 'q' twice: remove one"),
+    ("methods.full.r", 4, "unknown key `methods.full.r`: 'r' is a key of another place; remove it here"),
+    ("pretraining.mae_sim.betas", [0.9, 1.0], "`pretraining.mae_sim.betas.1`: input should be less than 1"),
+    ("pretraining.mae_sim.seed", 2**32, "`pretraining.mae_sim.seed`: input should be less than 4294967296"),
+    (
+        "pretraining.mae_sim.mask_ratio",
+        0.999,
+        "`pretraining.mae_sim.mask_ratio` 0.999 hides all of the 125",
+    ),
+    ("grid.0.seeds", [2**32], "`grid.0.seeds.0`: input should be less than 4294967296"),
+    ("backbones.control", {"kind": "densenet121"}, "`control` stands for what controls have"),
     ("grid.0.methods", ["lorra"], "`grid.0.methods` names 'lorra', which is not there; did you mean 'lora'?"),
     ("grid.0.tasks", ["adx"], "`grid.0.tasks` names 'adx', which is not there; did you mean 'ad'?"),
     ("grid.0.backbones", ["vit_x"], "`grid.0.backbones` names 'vit_x', which is not there"),
@@ -135,6 +147,15 @@ def test_broken_yaml_is_one_sentence(tmp_path):
         read_config(path, ROOT)
 
 
+def test_a_key_that_is_no_text_and_a_file_that_is_not_there_are_one_sentence(tmp_path):
+    path = tmp_path / "odd.yaml"
+    with pytest.raises(UserError, match=r"cannot read .*odd\.yaml: No such file or directory; give"):
+        read_config(path, ROOT)
+    path.write_text("{a: 1}: 2")
+    with pytest.raises(UserError, match=r"cannot read the configuration .*odd\.yaml.*unhashable key"):
+        read_config(path, ROOT)
+
+
 def test_paths_expand_variables_and_start_at_the_project(raw, tmp_path, monkeypatch):
     (tmp_path / "cohort").mkdir()
     monkeypatch.setenv("COHORT_ROOT", str(tmp_path))
@@ -181,7 +202,8 @@ def test_config_yaml_is_the_papers_benchmark():
         assert [*config.tasks[name].class_values().values()] == [["CN"], [name.upper()]]
     assert {name: mae.cohort for name, mae in config.autoencoders.items()} == {"mae_ukb": "UKB"}
     # Table 1 counts the parameters of these networks and methods.
-    for ours, counted in ((config.backbones, BACKBONES), (config.methods, METHODS)):
+    methods = {name: method for name, method in config.methods.items() if not method.shuffle_labels}
+    for ours, counted in ((config.backbones, BACKBONES), (methods, METHODS)):
         assert ours.keys() == counted.keys()
         for name, settings in counted.items():
             assert settings.items() <= ours[name].model_dump().items()

@@ -55,6 +55,14 @@ def test_volumes_that_do_not_fit_stay_in_main_memory(monkeypatch: pytest.MonkeyP
     assert not data._fits(source.shape, gpu)
 
 
+@pytest.mark.parametrize(("given", "told"), [("0,1", True), ("-1", False), ("", False)])
+def test_a_gpu_that_torch_does_not_find_is_told(monkeypatch, capsys, given: str, told: bool) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+    assert data.pick_device() == CPU
+    assert ("GPU 0,1 is for this job, but PyTorch" in capsys.readouterr().err) == told
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_batches_from_main_memory_equal_those_from_the_gpu() -> None:
     gpu = torch.device("cuda", 0)

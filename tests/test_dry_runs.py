@@ -3,6 +3,7 @@
 import copy
 import os
 import re
+import shutil
 
 import pytest
 import yaml
@@ -78,13 +79,23 @@ def test_lint_is_clean(tmp_path):
 
 def test_the_papers_benchmark_dry_runs(tmp_path, paper):
     jobs = dry_run(tmp_path, paper)
-    assert jobs["cell"] == 3 * 6 * 3 + 4 * 6 * 3 + 5 * 5 * 3
-    assert jobs["finetune"] == 3 * 6 + 5  # no method has more cells of a task and a backbone than a job takes
+    assert jobs["cell"] == 3 * 7 * 3 + 4 * 6 * 3 + 5 * 5 * 3
+    assert jobs["finetune"] == 3 * 7 + 5  # no method has more cells of a task and a backbone than a job takes
     assert jobs["pretrain"] == 2
     assert jobs["pack_cohort"] == 5
     assert jobs["controls"] == 9
     # one prediction per (task, backbone, method) and cohort, whatever the fractions and seeds
-    assert jobs["predict"] == (3 * 6 + 5) * 2
+    assert jobs["predict"] == (3 * 7 + 5) * 2
+
+
+def test_a_checkout_may_lie_where_a_path_has_a_space(tmp_path):
+    checkout = tmp_path / "my checkout"
+    shutil.copytree(ROOT / "workflow", checkout / "workflow")
+    shutil.copyfile(ROOT / "Snakefile", checkout / "Snakefile")
+    run = ["--configfile", checkout / "workflow/configs/demo.yaml", "--cores", "2", "--dry-run"]
+    done = snakemake(tmp_path / "results folder", "--snakefile", checkout / "Snakefile", *run)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert jobs_in(done.stdout)["cell"] > 10
 
 
 def test_the_demo_dry_runs(tmp_path):

@@ -24,8 +24,11 @@ def paper(tmp_path):
 
 def test_the_papers_grid(paper):
     cells = grid.cells(paper)
-    # 3 tasks x (5 ViT-B methods + DenseNet) x 3 seeds, and for AD four more fractions, and ViT-S at five
-    assert len(cells) == 3 * 6 * 3 + 4 * 6 * 3 + 5 * 5 * 3
+    # 3 tasks x (5 ViT-B methods + DenseNet + control) x 3 seeds, AD at four more fractions, and ViT-S at five
+    assert len(cells) == 3 * 7 * 3 + 4 * 6 * 3 + 5 * 5 * 3
+    controls = [cell for cell in cells if cell.method == "shuffled"]
+    assert {cell.task for cell in controls} == {"ad", "age", "pd"}, "every table has its control"
+    assert all(paper.methods[cell.method].shuffle_labels for cell in controls)
     assert len(cells) == len(set(cells))
     assert {cell.method for cell in cells if cell.backbone == "densenet121"} == {"scratch"}
     assert all((cell.method == "scratch") == (cell.pretraining == "none") for cell in cells)

@@ -120,9 +120,23 @@ def test_a_path_keeps_its_spaces(tmp_path: Path) -> None:
 def test_a_path_may_hold_variables(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("SCANS_UNDER_TEST", str(tmp_path / "elsewhere"))
     monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "b.nii").touch()
     table(tmp_path / "scans.tsv", "path subject", "$SCANS_UNDER_TEST/a.nii 1", "~/b.nii 2")
     scans = index_cohort("T", Cohort(table=str(tmp_path / "scans.tsv")), 2)
     assert [scan.path for scan in scans] == [str(tmp_path / "elsewhere/a.nii"), str(tmp_path / "b.nii")]
+
+
+def test_a_cohort_none_of_whose_scans_is_there_is_refused(tmp_path: Path) -> None:
+    table(tmp_path / "scans.tsv", "path subject", "gone/a.nii 1", "gone/b.nii 2")
+    with pytest.raises(UserError, match=r"no scan that may be read: of its 2 .*gone/a\.nii; mend"):
+        index_cohort("T", Cohort(table=str(tmp_path / "scans.tsv")), 2)
+
+
+def test_blanks_after_commas_count_for_nothing(tmp_path: Path) -> None:
+    (tmp_path / "a.nii").touch()
+    (tmp_path / "scans.csv").write_text("path, subject, sex\na.nii, 1, F\n")
+    (scan,) = index_cohort("T", Cohort(table=str(tmp_path / "scans.csv")), 2)
+    assert (scan.subject, scan.labels["sex"]) == ("1", "F")
 
 
 def test_a_table_parted_by_semicolons_is_told(tmp_path: Path) -> None:

@@ -131,7 +131,7 @@ def test_missing_columns() -> None:
         binary(where={"site": 1}),
         cohort(),
     )
-    refuse(r"there are no labels.*participants.tsv", binary(), [scan("a"), scan("b")])
+    refuse(r"no scan has a row .*participants.tsv.*zeros they lost", binary(), [scan("a"), scan("b")])
 
 
 def test_filter_that_leaves_nothing() -> None:

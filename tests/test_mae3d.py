@@ -29,6 +29,7 @@ def noise():
 def test_the_papers_scan_keeps_31_of_125_patches():
     mae = build_mae({**BACKBONE, "patch_size": 16, "image_size": 80}, DECODER, 0.75)
     assert mae.visible == 31
+    assert build_mae({**BACKBONE, "patch_size": 16, "image_size": 80}, DECODER, 0.8).visible == 25
     mask = mae(torch.randn(2, 1, 80, 80, 80)).mask
     assert mask.sum(dim=1).tolist() == [94, 94]
 

@@ -36,6 +36,14 @@ def labelled():
     return y, np.clip((0.3 * y + rng.random(60)) / 1.3, 0, 1).round(1)  # rounding makes ties
 
 
+def test_without_a_threshold_there_is_no_balanced_accuracy(labelled):
+    weights = resamples(60, 7)
+    found = measure("binary", *labelled, np.array(np.nan), weights)
+    assert np.isnan(found["balanced_accuracy"]).all()
+    assert found["balanced_accuracy"].shape == (7,)
+    assert np.isfinite(found["auc"]).all()
+
+
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("fabricated") / "results"

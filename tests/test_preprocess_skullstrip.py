@@ -15,6 +15,14 @@ from neuropeft.preprocess.skullstrip import brain_mask, mask_ml
 from preprocess_scans import brain_of, brain_scan, save
 
 
+def test_deepbet_leaves_gpus_to_the_trainings(monkeypatch):
+    deepbet, asked = types.ModuleType("deepbet"), []
+    deepbet.BrainExtraction = lambda **options: asked.append(options)
+    monkeypatch.setitem(sys.modules, "deepbet", deepbet)
+    skullstrip._deepbet.__wrapped__()
+    assert asked == [{"no_gpu": True}]
+
+
 @pytest.fixture(scope="module")
 def scan():
     return brain_scan(voxel_mm=(2.0, 3.0, 4.0))
@@ -115,7 +123,7 @@ def test_hd_bet_gets_the_scan_and_its_mask_comes_back(monkeypatch, scan):
     monkeypatch.setitem(sys.modules, "HD_BET", package)
     monkeypatch.setitem(sys.modules, "HD_BET.checkpoint_download", download)
     monkeypatch.setitem(sys.modules, "HD_BET.hd_bet_prediction", prediction)
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)  # GPUs are for trainings
 
     np.testing.assert_array_equal(brain_mask(scan, "hd-bet"), brain_of(scan))
     assert downloads

@@ -10,6 +10,7 @@ from neuropeft.cohorts.splits import (
     held_out_subjects,
     make_split,
     read_split,
+    session_key,
     split_digest,
     take_fraction,
     write_split,
@@ -147,6 +148,17 @@ def test_regression_bins() -> None:
         order = sorted((row for row in made if row["side"] == "train"), key=lambda row: row["order"])
         assert {int(row["y"] - 20) // 20 for row in order[:5]} == set(range(5))
     assert {row["side"] for row in split(aged(3), kind="regression")} == {"train", "val", "test"}
+
+
+def test_the_first_session_is_known_by_name_or_number() -> None:
+    for names in (
+        ["sc", "bl", "m06", "m12"],
+        ["Screening", "month12"],
+        ["pre", "post"],
+        ["2", "10"],
+        ["a", "b"],
+    ):
+        assert sorted(reversed(names), key=session_key) == names
 
 
 def test_subject_whose_class_changes_counts_by_the_first_scan() -> None:

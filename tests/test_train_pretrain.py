@@ -117,6 +117,21 @@ def test_whatever_it_depends_on_trains_anew(store: Path, monkeypatch: pytest.Mon
     assert len(set(seen)) == 5
 
 
+@pytest.mark.parametrize("parts", [1, 2])
+def test_autocast_is_for_the_forward_pass_alone(
+    store: Path, monkeypatch: pytest.MonkeyPatch, parts: int
+) -> None:
+    monkeypatch.setattr(pretraining, "_autocast", lambda setting: torch.autocast("cpu", dtype=torch.bfloat16))
+    forward, inside = MAE3D.forward, []
+    monkeypatch.setattr(
+        MAE3D, "forward", lambda *given: inside.append(torch.is_autocast_enabled("cpu")) or forward(*given)
+    )
+    learner = given_to_fit(store, [])["learner"]
+    for _ in learner.batch_losses(torch.arange(4), 0, 0, parts):
+        assert not torch.is_autocast_enabled("cpu"), "the backward pass runs here"
+    assert inside == [True] * parts
+
+
 def test_a_signal_while_it_still_loads_is_not_lost(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     load = pretraining.load_volumes
 

@@ -53,7 +53,8 @@ def index_cohort(name: str, cohort: Cohort, scans_per_job: int) -> list[Scan]:
         scans_per_job: largest number of scans in a chunk.
 
     Raises:
-        UserError: the cohort has no scan, two scans of one name, or a table that contradicts itself.
+        UserError: the cohort has no scan or none that is there, two scans of one name, or a table that
+            contradicts itself.
     """
     records = sorted(read_cohort(name, cohort), key=lambda record: record.scan_id)
     if not records:
@@ -76,6 +77,11 @@ def index_cohort(name: str, cohort: Cohort, scans_per_job: int) -> list[Scan]:
         mask_size, mask_mtime_ns, _ = state(mask) if mask else (None, None, None)
         of_mask, chunk = (mask, mask_size, mask_mtime_ns), chunks[record.scan_id]
         scans.append(Scan(*record[:4], size, mtime_ns, *of_mask, chunk, record.labels, file))
+    if all(scan.size == -1 for scan in scans):
+        raise UserError(
+            f"cohort {name!r} has no scan that may be read: of its {len(scans)} scans the first would be "
+            f"{scans[0].path}; mend `cohorts.{name}`"
+        )
     if cohort.brain_masks and all(scan.mask_size == -1 for scan in scans):
         raise UserError(
             f"cohort {name!r} has no brain mask: of its {len(scans)} scans the first would have "

@@ -104,7 +104,10 @@ def normal_sex(text: str) -> str | None:
 
 def _require(place: _Place, key: str, column: str, columns: set[str]) -> None:
     if not columns:
-        raise place.error(key, "there are no labels", f"add that table with a column {column!r}")
+        mend = (
+            f"add that table with a column {column!r}, or mend its subjects' names, such as zeros they lost"
+        )
+        raise place.error(key, "no scan has a row with labels", mend)
     if column not in columns:
         mend = f"{suggest(column, columns)}; or name it in `cohorts.{place.cohort}.columns.{column}`"
         raise place.error(key, f"there is no column {column!r}", mend.replace("?;", "?"))

@@ -37,6 +37,7 @@ def prepare(config: Config, results: Path) -> None:
     }
     for name, scans in indexes.items():
         _check_one_subject_per_file(name, scans)
+        _tell_absent(name, scans)
     labels: dict[tuple[str, str], Sequence[Row]] = {}
     for name in used_tasks(config):
         task = config.tasks[name]
@@ -78,6 +79,15 @@ def _tell_unread(
         print(
             f"cohort {cohort}: {column} of {len(unread)} scans counts as unknown, for example {unread[0]!r}; "
             f"write {wanted}, or n/a"
+        )
+
+
+def _tell_absent(cohort: str, scans: Sequence[Scan]) -> None:
+    absent = [scan.path for scan in scans if scan.size == -1]
+    if absent:
+        print(
+            f"cohort {cohort}: {len(absent)} of {len(scans)} scans will be excluded, since they are not there "
+            f"or may not be read, for example {absent[0]}"
         )
 
 

@@ -19,6 +19,8 @@ ZERO_SHOT = "zero-shot"  # the side of a cohort that is tested on and never trai
 SPLIT_COLUMNS = ("scan_id", "subject", "side", "order", "y")
 SUBJECTS_PER_BIN = 10
 MOST_BINS = 5  # the coarser, the more do the test sides of several tasks agree
+# In this order and before all others, as in ADNI.
+FIRST_SESSIONS = ("sc", "scr", "screening", "pre", "bl", "base", "baseline")
 _MEND = "do not edit splits; delete the file to have it made anew"
 
 Row = Mapping[str, Any]
@@ -157,7 +159,7 @@ def held_out_subjects(splits: Iterable[Sequence[Row]]) -> set[str]:
 
 
 def first_rows(rows: Iterable[Row]) -> dict[str, Row]:
-    """Return the row of every subject's first scan: by session, numbers in it by value, then by scan_id."""
+    """Return the row of every subject's first scan: by session, see `session_key`, then by scan_id."""
     first: dict[str, Row] = {}
     for row in sorted(rows, key=lambda row: (session_key(row["session"]), row["scan_id"])):
         first.setdefault(row["subject"], row)
@@ -165,7 +167,9 @@ def first_rows(rows: Iterable[Row]) -> dict[str, Row]:
 
 
 def session_key(session: str | None) -> list[tuple[int, str]]:
-    """Return what sessions are sorted by: 2 before 10, M06 before M12."""
+    """Return what sessions are sorted by: what `FIRST_SESSIONS` names, then 2 before 10, M06 before M12."""
+    if str(session).lower() in FIRST_SESSIONS:
+        return [(-2, f"{FIRST_SESSIONS.index(str(session).lower())}")]
     parts = re.split(r"(\d+)", "" if session in (None, MISSING) else str(session))
     return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]
 

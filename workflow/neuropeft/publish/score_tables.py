@@ -30,6 +30,7 @@ NOTES = (
     "does not tell how another training set would have done.",
     "Balanced accuracy: threshold chosen on validation (Youden), frozen for test and zero-shot cohorts. Of "
     "more than two classes, that whose probability exceeds its frequency in training most.",
+    "Trainable parameters: of the network without its head, which every method trains.",
     "Controls use all training subjects. Predict the mean: training mean or class frequency. Linear models: "
     "ridge or logistic regression on age and sex, or on voxels averaged to 10 x 10 x 10.",
 )

@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.text import Annotation
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
 from neuropeft.config import Config, ViT
 from neuropeft.evaluate.scores import Score, primary_metric
@@ -122,11 +123,16 @@ def _draw_bubbles(
         labels.append((label, math.sqrt(area / math.pi)))
     axis.set_xscale("log")
     axis.margins(x=0.3, y=0.15)
+    low, high = axis.get_xlim()
+    # Decades alone, or more marks where there is less than one; matplotlib's own would print over each other.
+    axis.xaxis.set_major_locator(LogLocator(subs=(1.0,) if high > 30 * low else (1.0, 2.0, 5.0)))
+    axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axis.xaxis.set_minor_formatter(NullFormatter())
     return labels
 
 
 def _name_axes(axis: Axes, config: Config, panel: Panel) -> None:
-    axis.set_xlabel("trainable parameters (area in proportion)")
+    axis.set_xlabel("trainable parameters without the head (area in proportion)")
     score_axis(config, axis, panel.task)
     asked = config.figures.tradeoff_fraction
     share = f"{panel.fraction} % of the training subjects"

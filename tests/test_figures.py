@@ -145,6 +145,21 @@ def test_tradeoff_bubbles_lie_at_parameters_and_scores_with_proportional_area(sc
     assert axis.get_ylabel() == "test AUC\nhigher is better"
 
 
+@pytest.mark.parametrize("decades", [0.3, 1, 4])
+def test_tradeoff_axis_has_marks_that_are_apart(scores, costs, decades):
+    groups = sorted(trainable_parameters(costs), key=str)
+    spread = np.logspace(4.4, 4.4 + decades, len(groups)).round()
+    figure = draw_tradeoff(small_config(), scores, dict(zip(groups, map(int, spread), strict=True)))
+    axis = panel(figure, "ViT-B: ad on ADNI")
+    low, high = axis.get_xlim()
+    ticks = [*axis.xaxis.get_major_ticks(), *axis.xaxis.get_minor_ticks()]
+    shown = [tick.label1 for tick in ticks if low <= tick.get_loc() <= high and tick.label1.get_text()]
+    assert len(shown) > 1
+    assert all(re.fullmatch(r"\d+[kM]", label.get_text()) for label in shown)
+    boxes = [label.get_window_extent() for label in shown]
+    assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
+
+
 def test_tradeoff_says_when_it_shows_another_fraction(scores, costs):
     figure = draw_tradeoff(small_config(), scores, trainable_parameters(costs))
     axis = panel(figure, "ViT-B: age on SimA (simulated)")

@@ -277,6 +277,19 @@ def simulated_config(root: Path, **tasks: dict) -> dict:
     }
 
 
+def test_scans_that_are_not_there_are_told_at_the_start(tmp_path: Path, capsys) -> None:
+    (tmp_path / "a.nii").touch()
+    table(
+        tmp_path / "scans.tsv",
+        "path subject age",
+        *(f"{name}.nii {name} 6{i}" for i, name in enumerate("abc")),
+    )
+    config = simulated_config(tmp_path, age={"kind": "regression", "target": "age", "train": "real"})
+    config["cohorts"]["real"] = {"table": str(tmp_path / "scans.tsv")}
+    prepare(load_config(config, tmp_path), tmp_path / "results")
+    assert "cohort real: 2 of 3 scans will be excluded" in capsys.readouterr().out
+
+
 def test_prepare_writes_what_changed_only(tmp_path: Path) -> None:
     (tmp_path / "bids").mkdir()
     config = load_config(simulated_config(tmp_path / "bids"), tmp_path)

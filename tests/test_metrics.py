@@ -220,6 +220,17 @@ def test_threshold_comes_from_validation_and_is_frozen(results, scores):
             assert value == pytest.approx(oracle.balanced_accuracy_score(run.y, run.score >= cut))
 
 
+def test_a_threshold_that_is_not_known_yet_is_not_made_up(tmp_path):
+    fabricate(small_config(), tmp_path)
+    (tmp_path / "predictions/ad/vit_b/mae/full/ADNI.tsv").unlink()
+    scores = collect(small_config(), tmp_path, draws=0)
+    choice = {"cohort": "OASIS", "backbone": "vit_b", "method": "full", "fraction": 100}
+    balanced = find(scores, "balanced_accuracy", **choice)
+    assert balanced.values == {}
+    assert balanced.reason == "no predictions on validation, which chooses the threshold"
+    assert len(find(scores, "auc", **choice).values) == 3
+
+
 def test_missing_seeds_are_counted_not_averaged_away(scores):
     part = find(scores, backbone="vit_b", method="lora", fraction=100)
     assert MISSING_CELL.seed not in part.values

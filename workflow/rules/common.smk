@@ -50,7 +50,9 @@ try:
         indexed = all(chunks.index_path(Path("results"), cohort).exists() for cohort in COHORTS)
         locked = any(Path(".snakemake/locks").glob("*"))
         if indexed and locked:
-            logger.info("Another run has locked this folder: cohorts and labels are as that run has read them.")
+            logger.info(
+                "Another run has locked this folder: cohorts and labels are as that run has read them."
+            )
         if not (indexed and (locked or {"status", "tables_partial"} & set(sys.argv))):
             prepare(CONFIG, Path("results"))
 except UserError as error:

@@ -86,8 +86,8 @@ def _tell_absent(cohort: str, scans: Sequence[Scan]) -> None:
     absent = [scan.path for scan in scans if scan.size == -1]
     if absent:
         print(
-            f"cohort {cohort}: {len(absent)} of {len(scans)} scans will be excluded, since they are not there "
-            f"or may not be read, for example {absent[0]}"
+            f"cohort {cohort}: {len(absent)} of {len(scans)} scans will be excluded, since they are not "
+            f"there or may not be read, for example {absent[0]}"
         )
 
 

@@ -213,8 +213,10 @@ def _common_subjects(group: Group, cohort: str, runs: Sequence[Run]) -> tuple[st
 def _reason(task: Task, expected: tuple[int, ...], tested: dict[int, tuple[Run | None, Run | None]]) -> str:
     missing = [str(seed) for seed in expected if tested[seed][1] is None]
     reasons = [f"no predictions of seed {', '.join(missing)}"] if missing else []
-    for _, run in tested.values():
+    for validation, run in tested.values():
         why = why_undefined(task.kind, run.y, run.score) if run else ""
+        if run and validation is None and task.kind == "binary":
+            why = why or "no predictions on validation, which chooses the threshold"
         if why and why not in reasons:
             reasons.append(why)
     return "; ".join(reasons)

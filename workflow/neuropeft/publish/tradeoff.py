@@ -27,7 +27,7 @@ from neuropeft.publish.style import FONT_SIZE, group_look, panels, shared_legend
 LARGEST_BUBBLE = 600.0  # points squared
 PANEL_HEIGHT = 2.6  # inches
 DODGE = 1.25  # equal numbers of parameters are drawn this factor apart
-LEGEND = "bars: SD over seeds; equal numbers of parameters are drawn side by side"
+LEGEND = "areas: in proportion to parameters; bars: SD over seeds; equal numbers are drawn side by side"
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ def _draw_bubbles(
 
 
 def _name_axes(axis: Axes, config: Config, panel: Panel) -> None:
-    axis.set_xlabel("trainable parameters without the head (area in proportion)")
+    axis.set_xlabel("trainable parameters (without the head)")
     score_axis(config, axis, panel.task)
     asked = config.figures.tradeoff_fraction
     share = f"{panel.fraction} % of the training subjects"

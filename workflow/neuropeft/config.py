@@ -3,6 +3,7 @@
 Every model forbids unknown keys, and what a validator says names the key and the mend.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal
 
@@ -440,14 +441,14 @@ class Config(Model):
 
     @model_validator(mode="after")
     def _patches_stay_visible(self) -> "Config":
-        for name, backbone in self.backbones.items():
-            for pretraining, autoencoder in self.autoencoders.items() if isinstance(backbone, ViT) else ():
-                patches = (self.preprocessing.size // backbone.patch_size) ** 3
-                if patches * (1 - autoencoder.mask_ratio) < 1:
-                    raise ValueError(
-                        f"`pretraining.{pretraining}.mask_ratio` {autoencoder.mask_ratio} hides all of the "
-                        f"{patches} patches of `backbones.{name}`: give a lower one or a smaller `patch_size`"
-                    )
+        vits = {name: value for name, value in self.backbones.items() if isinstance(value, ViT)}
+        for (name, vit), (other, autoencoder) in itertools.product(vits.items(), self.autoencoders.items()):
+            patches = (self.preprocessing.size // vit.patch_size) ** 3
+            if patches * (1 - autoencoder.mask_ratio) < 1:
+                raise ValueError(
+                    f"`pretraining.{other}.mask_ratio` {autoencoder.mask_ratio} hides all of the {patches} "
+                    f"patches of `backbones.{name}`: give a lower one or a smaller `patch_size`"
+                )
         return self
 
     @model_validator(mode="after")

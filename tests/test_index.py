@@ -286,6 +286,30 @@ def test_scans_that_are_not_there_are_told_at_the_start(tmp_path: Path, capsys) 
     assert "cohort real: 2 of 3 scans will be excluded" in capsys.readouterr().out
 
 
+def test_subjects_who_left_a_cohort_are_told_as_long_as_their_scans_are_kept(tmp_path: Path, capsys) -> None:
+    (tmp_path / "bids").mkdir()
+    config = load_config(simulated_config(tmp_path / "bids"), tmp_path)
+    prepare(config, tmp_path / "results")
+    assert "left" not in capsys.readouterr().out
+    stays = read_tsv(tmp_path / "results/cohorts/sim/scans.tsv")[0]["subject"]
+    for name in (stays, "withdrawn"):
+        (tmp_path / f"results/derivatives/sim/sub-{name}").mkdir(parents=True)
+    prepare(config, tmp_path / "results")
+    assert "cohort sim: 1 subjects have left it" in (said := capsys.readouterr().out)
+    assert "for example sub-withdrawn;" in said
+
+
+def test_a_fraction_without_a_subject_of_each_class_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "bids").mkdir()
+    raw = simulated_config(tmp_path / "bids")
+    raw["grid"][0]["fractions"] = [10, 100]
+    mend = r"10 % of the 8 training subjects of task ad are 1, but training needs 2; give at least 13"
+    with pytest.raises(UserError, match=mend):
+        prepare(load_config(raw, tmp_path), tmp_path / "results")
+    raw["grid"][0]["fractions"] = [13, 100]
+    prepare(load_config(raw, tmp_path), tmp_path / "results")
+
+
 def test_prepare_writes_what_changed_only(tmp_path: Path) -> None:
     (tmp_path / "bids").mkdir()
     config = load_config(simulated_config(tmp_path / "bids"), tmp_path)

@@ -169,6 +169,33 @@ def test_a_delta_older_than_what_it_is_made_from_is_not_done(
     assert standings(config, tmp_path)[cell].state == "done"
 
 
+def test_a_cell_whose_split_would_be_another_one_by_now_is_not_done(config: Config, tmp_path: Path) -> None:
+    cell = Cell("ad", "vit_xxs", "mae", "lora", 50, 0)
+    rows = [
+        {"scan_id": f"s{i}", "subject": f"s{i}", "session": None, "y": i % 2, "sex": None} for i in range(40)
+    ]
+    labels, stored = tmp_path / "tasks/ad/SimA.tsv", tmp_path / "cohorts/SimA/store/scans.tsv"
+    for path in (labels, stored):
+        write_tsv(path, rows, ("scan_id", "subject", "session", "y", "sex"))
+    made = [
+        "split",
+        "--task=ad",
+        "--kind=binary",
+        "--seed=0",
+        f"--labels={labels}",
+        f"--store-scans={stored}",
+    ]
+    shares = [f"--test={config.splits.test}", f"--validation={config.splits.validation}"]
+    assert main([*made, *shares, f"--out={tmp_path / 'splits/ad/seed-0.tsv'}"]) == 0
+    finish_state(config, tmp_path, cell)
+    assert standings(config, tmp_path)[cell].state == "done"
+    other = config.model_copy(update={"splits": config.splits.model_copy(update={"test": 0.4})})
+    assert standings(other, tmp_path)[cell].state == "missing"
+    corrected = [row | {"y": 1} if row["scan_id"] == "s0" else row for row in rows]
+    write_tsv(labels, corrected, ("scan_id", "subject", "session", "y", "sex"))
+    assert standings(config, tmp_path)[cell].state == "missing"
+
+
 def test_a_job_that_ended_without_a_word(
     config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -61,11 +61,9 @@ def _simulate_tables(options: argparse.Namespace) -> None:
 
 
 def _split(options: argparse.Namespace) -> None:
-    from neuropeft.cohorts.splits import make_split, write_split
-    from neuropeft.files import read_tsv
+    from neuropeft.cohorts.splits import make_split, read_usable, write_split
 
-    stored = {row["scan_id"] for row in read_tsv(options.store_scans)}
-    rows = [row for row in read_tsv(options.labels) if row["scan_id"] in stored]
+    rows = read_usable(options.labels, options.store_scans)
     write_split(
         options.out,
         make_split(rows, options.seed, options.test, options.validation, options.kind, options.task),

@@ -1,12 +1,19 @@
 """Which cells have been trained with the settings and from the files that they have now, without torch."""
 
 from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
+from typing import Any
 
+from neuropeft.cohorts.splits import SPLIT_COLUMNS, make_split, read_usable
 from neuropeft.config import Config
+from neuropeft.errors import UserError
 from neuropeft.evaluate.costs import cell_folder
+from neuropeft.files import format_tsv
 from neuropeft.grid import Base, Cell, cell_spec, cells
 from neuropeft.train.state import CELL_FILES, FINISHED, is_finished, trained_spec
+
+Stamp = tuple[Path, int]  # a file and its time
 
 
 def state_folder(results: Path, cell: Cell) -> Path:
@@ -25,9 +32,12 @@ def finished_folder(config: Config, results: Path, cell: Cell) -> Path | None:
 
     That is where training leaves them, or, where the states have been deleted, where the workflow takes them.
     A delta that is older than its encoder, split or volumes does not count: with a new encoder it makes no
-    network, and a new split may test on whom it was trained on. Whether code has changed is not looked at.
+    network, and a new split may test on whom it was trained on. Nor does one whose split would be another
+    one by now. Whether code has changed is not looked at.
     """
     state, taken = state_folder(results, cell), cell_folder(results, cell)
+    if not _split_is_current(config, results, cell):
+        return None
     complete = {
         state / FINISHED: is_finished(state),
         taken: all((taken / name).is_file() for name in CELL_FILES),
@@ -46,6 +56,28 @@ def _made_from(config: Config, results: Path, cell: Cell) -> list[Path]:
         results / "splits" / cell.task / f"seed-{cell.seed}.tsv",
         results / "cohorts" / config.tasks[cell.task].train / "store" / "volumes.npy",
     ]
+
+
+def _split_is_current(config: Config, results: Path, cell: Cell) -> bool:
+    """Whether settings and labels still give the split of a cell; so too where a file of it is not there."""
+    task = config.tasks[cell.task]
+    labels = results / "tasks" / cell.task / f"{task.train}.tsv"
+    stored = results / "cohorts" / task.train / "store" / "scans.tsv"
+    split = results / "splits" / cell.task / f"seed-{cell.seed}.tsv"
+    try:
+        stamps = tuple((path, path.stat().st_mtime_ns) for path in (labels, stored, split))
+    except FileNotFoundError:
+        return True
+    return _gives(*stamps, cell.seed, config.splits.test, config.splits.validation, task.kind, cell.task)
+
+
+@cache  # once for all cells of a task and a seed, until a file changes
+def _gives(labels: Stamp, stored: Stamp, split: Stamp, *settings: Any) -> bool:
+    try:
+        rows = make_split(read_usable(labels[0], stored[0]), *settings)
+        return split[0].read_text(encoding="utf-8") == format_tsv(rows, SPLIT_COLUMNS)
+    except (UserError, FileNotFoundError):  # too few subjects by now; the workflow says so
+        return False
 
 
 def deltas_by_base(finished: Mapping[Cell, Path]) -> dict[Base, dict[Cell, Path]]:

@@ -10,6 +10,7 @@ from neuropeft.cohorts.chunks import index_path
 from neuropeft.cohorts.index import Scan, index_cohort, write_if_changed, write_index
 from neuropeft.cohorts.labels import TASK_COLUMNS, Row, finite, normal_sex, task_rows
 from neuropeft.cohorts.readers import is_missing, label_source
+from neuropeft.cohorts.splits import TRAIN, fraction_size, make_split
 from neuropeft.config import Config
 from neuropeft.errors import UserError
 from neuropeft.grid import cells, used_cohorts, used_tasks
@@ -44,12 +45,14 @@ def prepare(config: Config, results: Path) -> None:
         for cohort in (task.train, *task.zero_shot):
             source = label_source(cohort, config.cohorts[cohort])
             labels[name, cohort] = task_rows(name, task, cohort, indexes[cohort], source)
+        _check_fractions(config, name, labels[name, task.train])
     _check_cohorts_apart(config, indexes, labels)
     for cohort, scans in indexes.items():
         write_index(index_path(results, cohort), scans)
         write_if_changed(
             results / "cohorts" / cohort / "subjects.tsv", _people(cohort, scans), SUBJECT_COLUMNS
         )
+        _tell_left(cohort, scans, results)
     for (name, cohort), rows in labels.items():
         write_if_changed(results / "tasks" / name / f"{cohort}.tsv", rows, TASK_COLUMNS)
 
@@ -91,6 +94,17 @@ def _tell_absent(cohort: str, scans: Sequence[Scan]) -> None:
         )
 
 
+def _tell_left(cohort: str, scans: Sequence[Scan], results: Path) -> None:
+    """Say whose scans are still there though they have left the cohort: they may have withdrawn."""
+    folder = results / "derivatives" / cohort
+    left = {path.name for path in folder.glob("sub-*")} - {f"sub-{scan.subject}" for scan in scans}
+    if left:
+        print(
+            f"cohort {cohort}: {len(left)} subjects have left it, whose scans are still in {folder}, for "
+            f"example {min(left)}; delete their folders if they shall not be kept"
+        )
+
+
 # -- checks ----------------------------------------------------------------------------------------
 
 
@@ -105,6 +119,20 @@ def _check_one_subject_per_file(cohort: str, scans: Sequence[Scan]) -> None:
             raise UserError(
                 f"cohort {cohort!r}: {other.path} and {scan.path} are one file under two subjects; remove one"
             )
+
+
+def _check_fractions(config: Config, name: str, rows: Sequence[Row]) -> None:
+    """Check that the smallest fraction of a task has a subject of each class, which any first ones have."""
+    task, shares = config.tasks[name], config.splits
+    split = make_split(rows, 0, shares.test, shares.validation, task.kind, name)
+    subjects = len({row["subject"] for row in split if row["side"] == TRAIN})
+    fraction = min(cell.fraction for cell in cells(config) if cell.task == name)
+    taken, needed = fraction_size(fraction, subjects), len(task.class_values())
+    if taken < needed:
+        raise UserError(
+            f"`grid.fractions`: {fraction} % of the {subjects} training subjects of task {name} are {taken}, "
+            f"but training needs {needed}; give at least {100 * (needed - 1) // subjects + 1}"
+        )
 
 
 def _check_cohorts_apart(config: Config, indexes: Indexes, labels: Labels) -> None:

@@ -79,6 +79,12 @@ def make_split(
     ]
 
 
+def read_usable(labels: str | Path, stored: str | Path) -> list[dict[str, str]]:
+    """Return the rows of a task's labels whose scans are in the store of its training cohort."""
+    scans = {row["scan_id"] for row in read_tsv(stored)}
+    return [row for row in read_tsv(labels) if row["scan_id"] in scans]
+
+
 def write_split(path: str | Path, rows: Sequence[Row]) -> None:
     """Check a split and write it."""
     check_split(rows, str(path))

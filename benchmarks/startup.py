@@ -135,10 +135,11 @@ def write_data(folder: Path) -> None:
             "side": side,
             "order": i if side == "train" else None,
             "y": i % 2,
+            "sha1": f"{i:040x}",
         }
         for i, (scan, side) in enumerate(zip(scans, sides, strict=True))
     ]
-    write_tsv(folder / "store" / "scans.tsv", rows, ["row", "scan_id", "subject", "session"])
+    write_tsv(folder / "store" / "scans.tsv", rows, ["row", "scan_id", "subject", "session", "sha1"])
     write_tsv(folder / "seed-0.tsv", rows, ["scan_id", "subject", "side", "order", "y"])
 
 

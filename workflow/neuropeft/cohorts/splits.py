@@ -174,8 +174,9 @@ def first_rows(rows: Iterable[Row]) -> dict[str, Row]:
 
 def session_key(session: str | None) -> list[tuple[int, str]]:
     """Return what sessions are sorted by: what `FIRST_SESSIONS` names, then 2 before 10, M06 before M12."""
-    if str(session).lower() in FIRST_SESSIONS:
-        return [(-2, f"{FIRST_SESSIONS.index(str(session).lower())}")]
+    name = str(session).lower()
+    if name in FIRST_SESSIONS:
+        return [(FIRST_SESSIONS.index(name) - len(FIRST_SESSIONS) - 1, "")]  # below -1
     parts = re.split(r"(\d+)", "" if session in (None, MISSING) else str(session))
     return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]
 

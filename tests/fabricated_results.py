@@ -15,6 +15,8 @@ from neuropeft.config import Config
 from neuropeft.evaluate.costs import cell_folder
 from neuropeft.files import write_tsv
 from neuropeft.grid import Cell, cells, pretrained, used_tasks
+from neuropeft.probe_grid import Probed, fractions_of, probe_folder, probed
+from neuropeft.probe_names import PERMUTATIONS, PERMUTED, PROBES, null_file, null_method
 
 TRAINABLE = {
     ("vit_b", "scratch"): 88204034,
@@ -118,6 +120,7 @@ def fabricate(config: Config, results: Path) -> None:
         for seed in sorted({cell.seed for cell in present if cell.task == name}):
             for cohort in (task.train, *task.zero_shot):
                 _write_controls(config, results, name, seed, cohort)
+                _write_probes(config, results, name, seed, cohort)
     for pretraining, backbone in pretrained(config):
         _write_pretraining(config, results / "pretraining" / pretraining / backbone)
     for cohort, subjects in SUBJECTS.items():
@@ -237,6 +240,41 @@ def _write_controls(config: Config, results: Path, task: str, seed: int, cohort:
                 )
     path = results / "controls" / task / f"seed-{seed}" / f"{cohort}.tsv"
     write_tsv(path, rows, ("method", *PREDICTION_COLUMNS))
+
+
+def _write_probes(config: Config, results: Path, task: str, seed: int, cohort: str) -> None:
+    for one in probed(cells(config)):
+        if one.task == task:
+            path = probe_folder(results, one, f"seed-{seed}") / f"{cohort}.tsv"
+            strength = 0.3 if one.pretraining == "none" else 0.9
+            methods = dict.fromkeys(PROBES, strength)
+            null = {null_method(probe, k): 0.0 for probe in PERMUTED for k in range(PERMUTATIONS)}
+            for table, strengths in ((path, methods), (null_file(path), null)):
+                rows = [
+                    row
+                    for method, strength in strengths.items()
+                    for fraction in fractions_of(cells(config), task)
+                    for row in _probe_rows(config, one, cohort, method, strength, fraction, seed)
+                ]
+                write_tsv(table, rows, ("method", *PREDICTION_COLUMNS))
+
+
+def _probe_rows(
+    config: Config, one: Probed, cohort: str, method: str, strength: float, fraction: int, seed: int
+) -> list[dict]:
+    rng = np.random.default_rng(zlib.crc32(f"{one}{cohort}{method}{fraction}{seed}".encode()))
+    rows = []
+    for split in _splits(config, one.task, cohort):
+        for subject, y in truth(config, one.task, cohort, split):
+            if config.tasks[one.task].kind == "binary":
+                score = 1 / (1 + np.exp(-(strength * (2 * y - 1) + rng.normal())))
+            else:
+                score = 67 + (y - 67) * strength / 2 + rng.normal(0, 5)
+            rows.append(
+                {"method": method, "fraction": fraction, "seed": seed, "split": split, "subject": subject}
+                | {"scan_id": f"{subject}_1", "session": "M6", "y": y, "score": f"{score:.6f}"}
+            )
+    return rows
 
 
 def _write_pretraining(config: Config, folder: Path) -> None:

@@ -88,6 +88,7 @@ MISTAKES = [
         "`pretraining.mae_sim.mask_ratio` 0.999 hides all of the 125",
     ),
     ("grid.0.seeds", [2**32], "`grid.0.seeds.0`: input should be less than 4294967296"),
+    ("methods.knn", {"kind": "scratch", "lr": 1e-4}, "`knn` is the name of a probe"),
     ("backbones.control", {"kind": "densenet121"}, "`control` stands for what controls have"),
     ("grid.0.methods", ["lorra"], "`grid.0.methods` names 'lorra', which is not there; did you mean 'lora'?"),
     ("grid.0.tasks", ["adx"], "`grid.0.tasks` names 'adx', which is not there; did you mean 'ad'?"),

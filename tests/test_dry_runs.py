@@ -84,6 +84,9 @@ def test_the_papers_benchmark_dry_runs(tmp_path, paper):
     assert jobs["pretrain"] == 2
     assert jobs["pack_cohort"] == 5
     assert jobs["controls"] == 9
+    # ViT-B and ViT-S from mae and untrained and DenseNet121 untrained, on the tasks' cohorts
+    assert jobs["features"] == 3 * 4 + 2 * 2
+    assert jobs["probes"] == (3 * 3 + 2) * 3
     # one prediction per (task, backbone, method) and cohort, whatever the fractions and seeds
     assert jobs["predict"] == (3 * 7 + 5) * 2
 
@@ -116,6 +119,8 @@ def test_a_configfile_replaces_config_yaml_whole(tmp_path):
     assert jobs["cell"] == 10
     assert jobs["finetune"] == 4  # ad and age by scratch and lora
     assert jobs["qc"] == 2
+    assert jobs["features"] == 2 * 2  # pretrained and untrained, on SimA and SimB
+    assert jobs["probes"] == 2 * 2 * 2  # of both, on ad and age, with each seed
 
 
 def test_every_zero_shot_cohort_is_predicted_and_settings_reach_the_commands(tmp_path):

@@ -122,6 +122,7 @@ def test_tradeoff_bubbles_lie_at_parameters_and_scores_with_proportional_area(sc
         if (score.group.task, score.group.fraction, score.metric) == ("ad", 10, "auc")
         and score.cohort == "ADNI"
         and score.group.backbone in ("vit_b", "densenet121")
+        and score.group in trainable  # probes train no parameter of the backbone
     }
     bubbles = {}
     for collection in axis.collections:
@@ -239,6 +240,7 @@ def test_curves_hold_means_over_seeds_at_each_fraction(scores, costs):
         "100 %\n2,580",
     ]
     named = {"chance", "control: linear model on voxels", "DenseNet121 Scratch"}
+    named |= {f"Frozen {name}: linear probe, all tokens" for name in ("ViT-B", "untrained ViT-B")}
     assert named <= lines.keys() & {*legend(figure)}
     hollow = [line for line in axis.get_lines() if line.get_markerfacecolor() == "white"]
     assert len(hollow) == 1  # LoRA at 100 %: one of three seeds is missing

@@ -92,6 +92,11 @@ def volumes(job: Job, attempt: int) -> int:
     return estimates.training_mb(SCANS[cohort], SIZE, attempt)
 
 
+def features(job: Job, attempt: int) -> int:
+    backbone, scans = CONFIG.backbones[job.wildcards.backbone], SCANS[job.wildcards.cohort]
+    return estimates.predict_minutes(backbone, SIZE, 1, scans, attempt)
+
+
 # rule: partition, CPU cores, GPUs, MB, minutes
 DEFAULT = ("cpu", 1, 0, scaled(4000), scaled(60))
 ASKED = {
@@ -107,6 +112,8 @@ ASKED = {
     "pretrain": ("gpu", 8, 1, volumes, pretraining),
     "finetune": ("gpu", 4, 1, volumes, fine_tuning),
     "predict": ("gpu", 4, 1, volumes, prediction),
+    "features": ("gpu", 4, 1, scaled(estimates.MODEL_MB), features),
+    "probes": ("cpu", 1, 0, scaled(8000), scaled(120)),
 }
 
 

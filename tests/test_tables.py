@@ -173,6 +173,35 @@ def test_controls_stand_beside_the_methods(results):
     assert shown["ViT-B Attention fine-tune"] == "-"  # not in the grid for this task
 
 
+def test_probes_stand_between_methods_and_controls_with_what_they_do_by_chance(results):
+    shown = wide(results, "table3.md", "age", "MAE (years), lower is better", "SimA", "mean")
+    probes = ("linear probe, mean-pooled tokens", "linear probe, all tokens", "k-NN")
+    frozen = [name for name in shown if name.startswith("Frozen ")]
+    assert frozen == [
+        *(f"Frozen {name}: {probe}" for name in ("ViT-B", "untrained ViT-B") for probe in probes),
+        *(f"Frozen untrained DenseNet121: {probe}" for probe in probes),
+    ]
+    names = list(shown)
+    first = names.index(frozen[0])
+    assert names[first : first + len(frozen)] == frozen
+    assert names[first - 1] == "DenseNet121 Scratch"
+    assert names[first + len(frozen)].startswith("Control: ")
+    chance = wide(results, "table3.md", "age", "MAE (years), lower is better", "SimA", "p, permuted")
+    mean_pooled, neighbours = (f"Frozen ViT-B: {probe}" for probe in (probes[0], probes[2]))
+    (row,) = rows_of(
+        results, "table3.csv", task="age", cohort="SimA", metric="mae", pretraining="mae", method="probe_mean"
+    )
+    assert chance[mean_pooled] == f"{float(row['p_permutation']):.3f}" == "0.048"  # the least of 20
+    assert float(row["null_mean"]) > float(row["mean"])
+    assert chance[neighbours] == chance["ViT-B LoRA"] == "-"
+    assert row["reference"] == "vit_b/mae/full"
+    rows = rows_of(results, "scores.csv", task="age", metric="mae", method="probe_concat")
+    assert {(row["pretraining"], row["fraction"]) for row in rows} == {
+        (start, fraction) for start in ("mae", "none") for fraction in ("25", "100")
+    }
+    assert "29 of 30 cells" in text(results, "table3.md")
+
+
 def test_published_figures_only_beside_real_cohorts_of_the_papers_names(results, tmp_path):
     assert wide(results, "table3.md", "ad", "AUC", "ADNI", "published")["ViT-B LoRA"] == "0.8153 (0.0500)"
     oasis = wide(results, "table4.md", "ad", "AUC", "OASIS", "published")

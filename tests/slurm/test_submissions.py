@@ -27,6 +27,8 @@ EXPECTED = {
     "pretrain": ("gpu", 8, 8001, 1, 10),
     "finetune": ("gpu", 4, 8001, 1, 10),
     "predict": ("gpu", 4, 8001, 1, 10),
+    "features": ("gpu", 4, 8000, 1, 10),
+    "probes": ("cpu", 1, 8000, 0, 120),
 }
 
 

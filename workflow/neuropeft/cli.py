@@ -214,6 +214,13 @@ def _predict(options: argparse.Namespace) -> None:
     predict(options.deltas, options.encoder, options.store, options.subjects, options.out)
 
 
+def _features(options: argparse.Namespace) -> None:
+    _lease_gpu()
+    from neuropeft.train.features import write_features
+
+    write_features(json.loads(options.backbone), options.encoder, options.store, options.out)
+
+
 # -- evaluation ------------------------------------------------------------------------------------
 
 
@@ -221,6 +228,20 @@ def _controls(options: argparse.Namespace) -> None:
     from neuropeft.evaluate.controls import write_controls
 
     write_controls(options.kind, options.target, options.split, options.seed, options.cohorts, options.out)
+
+
+def _probes(options: argparse.Namespace) -> None:
+    from neuropeft.evaluate.probes import write_probes
+
+    write_probes(
+        options.kind,
+        options.split,
+        options.seed,
+        options.fractions,
+        options.cohorts,
+        options.features,
+        options.out,
+    )
 
 
 def _tables(options: argparse.Namespace) -> None:
@@ -407,6 +428,11 @@ def _add_models(verb: Verb) -> None:
     predict.add_argument("--encoder", type=Path)
     _paths(predict, "--store", "--out")
 
+    features = verb("features", _features, "write the tokens of a frozen backbone for all scans of a cohort")
+    features.add_argument("--backbone", required=True)
+    features.add_argument("--encoder", type=Path, help="pretrained weights; without them it is untrained")
+    _paths(features, "--store", "--out")
+
 
 def _add_evaluation(verb: Verb) -> None:
     controls = verb("controls", _controls, "fit the controls of a task")
@@ -415,6 +441,14 @@ def _add_evaluation(verb: Verb) -> None:
     _paths(controls, "--split", "--out")
     controls.add_argument("--seed", type=int, required=True)
     controls.add_argument("--cohorts", nargs="+", required=True)
+
+    probes = verb("probes", _probes, "fit the probes of a frozen backbone on a task")
+    probes.add_argument("--kind", required=True)
+    _paths(probes, "--split", "--out")
+    probes.add_argument("--seed", type=int, required=True)
+    probes.add_argument("--fractions", nargs="+", type=int, required=True)
+    probes.add_argument("--cohorts", nargs="+", required=True)
+    _path_lists(probes, "--features")
 
     tables = verb("tables", _tables, "write the tables")
     tables.add_argument("--config-json", required=True)

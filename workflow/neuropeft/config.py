@@ -19,6 +19,7 @@ from pydantic import (
 )
 
 from neuropeft.errors import suggest
+from neuropeft.probe_names import PROBES
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_]*$")]
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -437,6 +438,14 @@ class Config(Model):
             raise ValueError(
                 "`control` stands for what controls have no backbone: give the backbone another name"
             )
+        return value
+
+    @field_validator("methods")
+    @classmethod
+    def _probes_are_reserved(cls, value: dict[str, Method]) -> dict[str, Method]:
+        for name in PROBES:
+            if name in value:
+                raise ValueError(f"`{name}` is the name of a probe: give the method another name")
         return value
 
     @model_validator(mode="after")

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 sys.path.insert(0, str(Path(workflow.basedir, "workflow")))
 
-from neuropeft import estimates, grid
+from neuropeft import estimates, grid, probe_grid
 from neuropeft.cohorts import chunks
 from neuropeft.cohorts.prepare import prepare
 from neuropeft.cohorts.simulate import participants, scan_name
@@ -71,6 +71,7 @@ wildcard_constraints:
     method="|".join(CONFIG.methods),
     fraction=r"\d+",
     seed=r"\d+",
+    split=r"seed-\d+(_fold-\d+)?",
 
 
 def one_of(names):
@@ -245,6 +246,28 @@ def compared_cohort(wildcards):
     return [f"results/tasks/{wildcards.task}/{wildcards.cohort}.tsv", stored_scans(wildcards.cohort)]
 
 
+def probed_splits():
+    """Return (task, backbone, start) and split of every job that fits probes."""
+    return [
+        (one, f"seed-{seed}")  # the name of a split, as its file has it
+        for one in probe_grid.probed(CELLS)
+        for seed in seeds(one.task)
+    ]
+
+
+def split_seed(split):
+    """Return the seed that the name of a split begins with."""
+    return int(split.removeprefix("seed-").split("_")[0])
+
+
+def task_features(wildcards):
+    """Return the tokens of a frozen backbone for the cohorts of a task, the training cohort's first."""
+    return [
+        str(probe_grid.features_file(Path("results"), wildcards.pretraining, wildcards.backbone, cohort))
+        for cohort in task_cohorts(wildcards.task)
+    ]
+
+
 def test_checks(wildcards, seeds):
     """Return the reports that nothing which a group of cells is tested on, in a cohort, was trained or pretrained on."""
     reports = leak_checks(wildcards.task, wildcards.cohort, seeds)
@@ -269,6 +292,7 @@ def result_files(wildcards):
         for name in ("cost.json", "history.csv", "reconstructions.npz")
     ]
     controls = [f"results/controls/{task}/seed-{seed}" for task in TASKS for seed in seeds(task)]
+    controls += [str(probe_grid.probe_folder(Path("results"), *job)) for job in probed_splits()]
     labels = [table for task in TASKS for table in task_labels(task)]
     stores = [stored_scans(cohort) for cohort in COHORTS]
     stores += [f"results/cohorts/{cohort}/subjects.tsv" for cohort in COHORTS]
@@ -345,5 +369,10 @@ def partial_result_files(wildcards):
         for cohort in COHORTS
         for name in ("store/scans.tsv", "excluded.tsv", "subjects.tsv")
     ]
-    present = [path for path in (*controls, *cohorts) if path.is_file()]
+    probes = [
+        path
+        for one, split in probed_splits()
+        for path in probe_grid.probe_folder(Path("results"), one, split).glob("*.tsv")
+    ]
+    present = [path for path in (*controls, *probes, *cohorts) if path.is_file()]
     return [*partial_predictions(), *there(*trained, *present)]

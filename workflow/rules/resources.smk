@@ -60,6 +60,17 @@ def predict_minutes(wildcards, attempt):
     )
 
 
+def features_minutes(wildcards, attempt):
+    """Return the minutes of computing the tokens of a cohort."""
+    return estimates.predict_minutes(
+        CONFIG.backbones[wildcards.backbone],
+        CONFIG.preprocessing.size,
+        1,
+        cohort_scans(wildcards.cohort),
+        attempt,
+    )
+
+
 def training_mb(cohort, attempt):
     """Return the main memory of a job that holds the volumes of a cohort."""
     return estimates.training_mb(cohort_scans(cohort), CONFIG.preprocessing.size, attempt)

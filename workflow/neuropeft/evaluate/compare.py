@@ -7,6 +7,7 @@ from neuropeft.config import Config
 from neuropeft.evaluate.metrics import percentile_interval
 from neuropeft.evaluate.scores import CONTROL, Score
 from neuropeft.grid import NO_PRETRAINING
+from neuropeft.probe_grid import is_probe
 
 REFERENCE_KIND = "full"
 
@@ -47,6 +48,7 @@ def compare(config: Config, scores: Sequence[Score]) -> list[Comparison]:
         score
         for score in scores
         if score.group.backbone != CONTROL
+        and not is_probe(score.group)
         and config.methods[score.group.method].kind == REFERENCE_KIND
         and not config.methods[score.group.method].shuffle_labels
     ]

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from neuropeft.cohorts.splits import TRAIN, ZERO_SHOT
 from neuropeft.errors import UserError
+from neuropeft.evaluate.linear import mean_scores, model_scores, one_class, tuned_linear_model
 from neuropeft.files import MISSING, read_tsv, write_tsv
 from neuropeft.prediction_columns import COLUMNS, CONTROL_METHOD, prior_columns, score_columns
 from neuropeft.store import Store, open_store
@@ -22,9 +23,6 @@ Array = NDArray[np.float64]
 Row = dict[str, str]
 
 POOLED_SIZE = 10  # voxels along each edge after mean pooling
-RIDGE_PENALTIES = np.logspace(1, 6, 6)  # alpha: weak to strong
-LOGISTIC_PENALTIES = np.logspace(-5, 0, 6)  # C, an inverse penalty: strong to weak
-INNER_FOLDS = 5
 KNOWN_SHARE = 0.5  # a subject variable that is known for fewer training scans is not used
 
 
@@ -87,7 +85,7 @@ def write_controls(kind: str, target: str, split: Path, seed: int, cohorts: Sequ
     priors = prior_columns(kind, classes)
     columns = [CONTROL_METHOD, *COLUMNS, *score_columns(kind, classes), *priors]
     targets = np.array([float(row["y"]) for row in train])
-    prior = dict(zip(priors, _mean_scores(kind, classes, targets), strict=True)) if priors else {}
+    prior = dict(zip(priors, mean_scores(kind, classes, targets), strict=True)) if priors else {}
     for cohort in cohorts:
         write_tsv(out / f"{cohort}.tsv", [row | prior for row in scores[cohort]], columns)
 
@@ -145,71 +143,21 @@ def _fit(method: str, kind: str, classes: int, train: Side) -> Callable[[Array],
     known = np.isfinite(train.features).all(1)
     columns = classes if kind == "multiclass" else 1
     if method == "mean":
-        constant = _mean_scores(kind, classes, train.y)
+        constant = mean_scores(kind, classes, train.y)
         return lambda features: np.tile(constant, (len(features), 1))
-    if not train.features.shape[1] or not known.any() or _one_class(kind, train.y[known]):
+    if not train.features.shape[1] or not known.any() or one_class(kind, train.y[known]):
         return lambda features: np.full((len(features), columns), np.nan)
     subjects = np.array([row["subject"] for row in train.rows])[known]
-    model = _tuned_linear_model(kind, train.features[known], train.y[known], subjects)
+    model = tuned_linear_model(kind, train.features[known], train.y[known], subjects)
 
     def predict(features: Array) -> Array:
         scores = np.full((len(features), columns), np.nan)
         rows = np.isfinite(features).all(1)
         if rows.any():
-            scores[rows] = _model_scores(model, kind, classes, features[rows])
+            scores[rows] = model_scores(model, kind, classes, features[rows])
         return scores
 
     return predict
-
-
-def _one_class(kind: str, y: Array) -> bool:
-    return kind != "regression" and len(np.unique(y)) < 2
-
-
-def _mean_scores(kind: str, classes: int, y: Array) -> Array:
-    if kind == "regression":
-        return np.array([y.mean()])
-    frequencies = np.bincount(y.astype(int), minlength=classes) / len(y)
-    return frequencies if kind == "multiclass" else frequencies[1:2]
-
-
-def _tuned_linear_model(kind: str, features: Array, y: Array, subjects: NDArray[Any]) -> Any:
-    """Ridge or L2-logistic regression; inner folds by subject choose the penalty on training subjects."""
-    from sklearn.linear_model import LogisticRegression, Ridge
-    from sklearn.model_selection import GridSearchCV, PredefinedSplit
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    if kind == "regression":
-        model = make_pipeline(StandardScaler(), Ridge(RIDGE_PENALTIES[-1]))
-        penalties, scoring = {"ridge__alpha": RIDGE_PENALTIES}, "neg_mean_absolute_error"
-    else:
-        model = make_pipeline(StandardScaler(), LogisticRegression(C=LOGISTIC_PENALTIES[0], max_iter=1000))
-        penalties, scoring = {"logisticregression__C": LOGISTIC_PENALTIES}, "neg_log_loss"
-    folds = _inner_folds(subjects, y if kind != "regression" else np.zeros(len(y)))
-    if folds.max() < 1:  # too few subjects to choose with: the strongest penalty stays
-        return model.fit(features, y)
-    return GridSearchCV(model, penalties, scoring=scoring, cv=PredefinedSplit(folds)).fit(features, y)
-
-
-def _inner_folds(subjects: NDArray[Any], strata: Array) -> NDArray[np.int_]:
-    """Fold of each scan: a subject's scans share one, and every stratum is spread over all folds."""
-    names, first = np.unique(subjects, return_index=True)
-    stratum = strata[first]
-    folds = min(INNER_FOLDS, *(int((stratum == value).sum()) for value in np.unique(stratum)), len(names))
-    fold_of = np.zeros(len(names), dtype=int)
-    for value in np.unique(stratum):
-        members = np.flatnonzero(stratum == value)
-        fold_of[members] = np.arange(len(members)) % folds
-    return fold_of[np.searchsorted(names, subjects)]
-
-
-def _model_scores(model: Any, kind: str, classes: int, features: Array) -> Array:
-    if kind == "regression":
-        return model.predict(features)[:, None]
-    probabilities = np.zeros((len(features), classes))
-    probabilities[:, model.classes_.astype(int)] = model.predict_proba(features)
-    return probabilities if kind == "multiclass" else probabilities[:, 1:2]
 
 
 def _score_rows(method: str, kind: str, seed: int, side: Side, scores: Array) -> list[dict[str, object]]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from neuropeft.evaluate.scores import CONTROL, Find, prediction_file
 from neuropeft.finished import deltas_by_base, made_after
 from neuropeft.grid import Cell, Group
+from neuropeft.probe_grid import is_probe
 
 
 def find_partial(results: Path, finished: Mapping[Cell, Path]) -> Find:
@@ -28,7 +29,7 @@ def find_partial(results: Path, finished: Mapping[Cell, Path]) -> Find:
         return results if whole else results / "partial"
 
     def find(group: Group, cohort: str, seed: int) -> Path | None:
-        if group.backbone == CONTROL:
+        if group.backbone == CONTROL or is_probe(group):
             return prediction_file(results, group, cohort, seed)
         cell = _cell(group, seed)
         delta = deltas.get(cell.base, {}).get(cell)

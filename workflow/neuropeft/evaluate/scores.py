@@ -1,8 +1,8 @@
 """Scores of all cells and controls of a grid, aggregated over seeds, derived from stored predictions."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from neuropeft.config import Config, Task
 from neuropeft.errors import UserError
 from neuropeft.evaluate.metrics import (
     DRAWS,
+    HIGHER_IS_BETTER,
     METRICS,
     Array,
     bootstrap_draws,
@@ -23,6 +24,8 @@ from neuropeft.evaluate.metrics import (
 )
 from neuropeft.evaluate.predictions import Run, RunKey, read_predictions
 from neuropeft.grid import NO_PRETRAINING, Group, cells, seeds_of, used_tasks
+from neuropeft.probe_grid import is_probe, probe_file, probe_groups
+from neuropeft.probe_names import PERMUTATIONS, PERMUTED, null_file, null_method
 from neuropeft.progress import track
 
 CONTROL = "control"  # stands for the backbone of the controls
@@ -47,6 +50,7 @@ class Score:
         reason: why seeds are missing or have no value; empty if none are.
         draws: bootstrap draws of the mean over seeds, [draws], and the subjects they resample.
         subjects: test subjects, [n].
+        null: mean over seeds of the same model fitted on permuted targets, [permutations], for probes.
     """
 
     group: Group
@@ -61,6 +65,7 @@ class Score:
     reason: str = ""
     draws: Array | None = field(default=None, repr=False, compare=False)
     subjects: tuple[str, ...] = field(default=(), repr=False, compare=False)
+    null: Array | None = field(default=None, repr=False, compare=False)
 
     @property
     def mean(self) -> float:
@@ -71,6 +76,20 @@ class Score:
     def sd(self) -> float:
         """Sample standard deviation over seeds (n - 1); NaN for fewer than two."""
         return float(np.std(list(self.values.values()), ddof=1)) if len(self.values) > 1 else float("nan")
+
+    @property
+    def null_mean(self) -> float:
+        """Mean over the permutations of the targets; NaN without any."""
+        return float(np.mean(self.null)) if self.null is not None else float("nan")
+
+    @property
+    def p_permutation(self) -> float:
+        """How likely a score as good as this is by chance (Phipson & Smyth 2010); NaN if unknown."""
+        if self.null is None or not self.values:
+            return float("nan")
+        higher = HIGHER_IS_BETTER[self.metric]
+        as_good = self.null >= self.mean if higher else self.null <= self.mean
+        return float((1 + as_good.sum()) / (1 + len(self.null)))
 
     @property
     def complete(self) -> bool:
@@ -84,11 +103,13 @@ def primary_metric(task: Task) -> str:
 
 
 def groups(config: Config) -> dict[Group, tuple[int, ...]]:
-    """Return all groups of the grid with their seeds: cells first, then the controls of each task."""
+    """Return all groups of the grid with their seeds: cells, then probes, then the controls of each task."""
     seeds: dict[Group, list[int]] = defaultdict(list)
     all_cells = cells(config)
     for cell in all_cells:
         seeds[cell.group].append(cell.seed)
+    for group in probe_groups(all_cells):
+        seeds[group] = seeds_of(all_cells, group.task)
     for task in used_tasks(config):
         for control in CONTROLS:
             group = Group(task, CONTROL, NO_PRETRAINING, control, CONTROL_FRACTION)
@@ -106,7 +127,7 @@ def collect(config: Config, results: Path, draws: int = DRAWS, find: Find | None
     Args:
         config: the configuration.
         results: the results folder.
-        draws: bootstrap draws for the intervals; 0 leaves the intervals out.
+        draws: bootstrap draws for the intervals; 0 leaves out the intervals and what probes do by chance.
         find: which file holds predictions; by default that of `prediction_file`.
 
     Raises:
@@ -120,7 +141,9 @@ def collect(config: Config, results: Path, draws: int = DRAWS, find: Find | None
         task = config.tasks[group.task]
         for cohort in (task.train, *task.zero_shot):
             tested = {seed: _seed_runs(task, group, cohort, seed, files, find) for seed in expected}
-            scores += _score(task, group, cohort, expected, tested, draws)
+            present = [seed for seed, (_, run) in tested.items() if run] if draws else []
+            null = _null(task, group, cohort, present, files, find)
+            scores += _score(task, group, cohort, expected, tested, draws, null)
     return scores
 
 
@@ -128,7 +151,7 @@ def _seed_runs(
     task: Task, group: Group, cohort: str, seed: int, files: dict[Path, dict[RunKey, Run]], find: Find
 ) -> tuple[Run | None, Run | None]:
     """Return the validation and the test run of one seed, None where missing."""
-    method = group.method if group.backbone == CONTROL else ""
+    method = group.method if group.backbone == CONTROL or is_probe(group) else ""
     of_train = _runs(find(group, task.train, seed), task, files)
     of_cohort = _runs(find(group, cohort, seed), task, files)
     side = TEST if cohort == task.train else ZERO_SHOT
@@ -138,8 +161,41 @@ def _seed_runs(
     )
 
 
+def _null(
+    task: Task,
+    group: Group,
+    cohort: str,
+    seeds: Sequence[int],
+    files: dict[Path, dict[RunKey, Run]],
+    find: Find,
+) -> dict[str, Array]:
+    """Return each metric of a probe that was fitted on permuted targets, [permutations], mean over `seeds`.
+
+    Empty for what is not fitted on them; a metric that is not defined for all of them is left out.
+    """
+
+    def find_null(group: Group, cohort: str, seed: int) -> Path | None:
+        path = find(group, cohort, seed)
+        return null_file(path) if path else None
+
+    means = []
+    for number in range(PERMUTATIONS if group.method in PERMUTED and seeds else 0):
+        permuted = replace(group, method=null_method(group.method, number))
+        points = []
+        for seed in seeds:
+            validation, run = _seed_runs(task, permuted, cohort, seed, files, find_null)
+            if run is None:
+                return {}
+            points.append(measure(task.kind, run.y, run.score, _rule(task, validation, run)))
+        means.append({name: np.mean([point[name] for point in points]) for name in METRICS[task.kind]})
+    null = {name: np.array([mean[name] for mean in means]) for name in METRICS[task.kind]}
+    return {name: values for name, values in null.items() if len(values) and np.isfinite(values).all()}
+
+
 def prediction_file(results: Path, group: Group, cohort: str, seed: int) -> Path:
-    """Return the file of a group's predictions on a cohort, which only for controls depends on the seed."""
+    """Return the file of a group's predictions on a cohort, which for cells does not depend on the seed."""
+    if is_probe(group):
+        return probe_file(results, group, f"seed-{seed}", cohort)
     if group.backbone == CONTROL:
         return results / "controls" / group.task / f"seed-{seed}" / f"{cohort}.tsv"
     folder = results / "predictions" / group.task / group.backbone / group.pretraining / group.method
@@ -161,6 +217,7 @@ def _score(
     expected: tuple[int, ...],
     tested: dict[int, tuple[Run | None, Run | None]],
     draws: int,
+    null: Mapping[str, Array],
 ) -> Iterator[Score]:
     present = {seed: (run, _rule(task, validation, run)) for seed, (validation, run) in tested.items() if run}
     points = {seed: measure(task.kind, run.y, run.score, rule) for seed, (run, rule) in present.items()}
@@ -188,6 +245,7 @@ def _score(
             reason="" if len(finite) == len(expected) else reason,
             draws=of_metric,
             subjects=subjects,
+            null=null.get(metric),
         )
 
 

@@ -1,12 +1,15 @@
 """Build networks from the plain mappings that a configuration holds."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from neuropeft.errors import UserError
 from neuropeft.models.heads import Predictor
 from neuropeft.models.mae3d import MAE3D, DecoderConfig
 from neuropeft.models.vit3d import ViT3D, ViTConfig
+
+if TYPE_CHECKING:
+    from neuropeft.models.densenet import DenseNet121Features
 
 
 def build_vit(backbone: Mapping[str, Any]) -> ViT3D:
@@ -23,14 +26,24 @@ def build_predictor(backbone: Mapping[str, Any], outputs: int) -> Predictor:
         backbone: `{"kind": "vit", ...keys of ViTConfig}` or `{"kind": "densenet121"}`.
         outputs: Width of the head: 1 for a binary or regression task, else the number of classes.
     """
+    network, width = build_backbone(backbone)
+    return Predictor(network, width, outputs)
+
+
+def build_backbone(backbone: Mapping[str, Any]) -> "tuple[ViT3D | DenseNet121Features, int]":
+    """Return a randomly initialised backbone and the width of its features.
+
+    Raises:
+        UserError: `backbone` is of an unknown kind or shape.
+    """
     kind = backbone.get("kind")
     if kind == "vit":
         encoder = build_vit(backbone)
-        return Predictor(encoder, encoder.config.width, outputs)
+        return encoder, encoder.config.width
     if kind == "densenet121":
         from neuropeft.models.densenet import DENSENET121_WIDTH, DenseNet121Features
 
-        return Predictor(DenseNet121Features(), DENSENET121_WIDTH, outputs)
+        return DenseNet121Features(), DENSENET121_WIDTH
     raise UserError(f"backbone kind {kind!r} is unknown; give vit or densenet121")
 
 

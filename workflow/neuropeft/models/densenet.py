@@ -18,3 +18,7 @@ class DenseNet121Features(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the features [B, 1024] of scans [B, 1, S, S, S]."""
         return self.features(x).relu().mean(dim=(2, 3, 4))
+
+    def tokens(self, x: Tensor) -> Tensor:
+        """Return the last feature map of scans [B, 1, S, S, S], a token for each place: [B, N, 1024]."""
+        return self.features(x).relu().flatten(2).transpose(1, 2)

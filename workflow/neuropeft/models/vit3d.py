@@ -184,7 +184,11 @@ class ViT3D(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the features [B, width] of scans [B, 1, S, S, S]."""
-        return self.encode(self.embed(x)).mean(dim=1)
+        return self.tokens(x).mean(dim=1)
+
+    def tokens(self, x: Tensor) -> Tensor:
+        """Return the tokens [B, N, width] of scans [B, 1, S, S, S] after the final norm."""
+        return self.encode(self.embed(x))
 
     def embed(self, x: Tensor) -> Tensor:
         """Return the tokens [B, N, width] of scans [B, 1, S, S, S], positions added."""

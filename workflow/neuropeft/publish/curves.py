@@ -10,11 +10,13 @@ from matplotlib.figure import Figure
 from neuropeft.config import Config, ViT
 from neuropeft.evaluate.scores import CONTROL_FRACTION, Score, primary_metric
 from neuropeft.grid import cells, used_tasks
+from neuropeft.probe_grid import is_probe
 from neuropeft.publish.labels import backbone_label, group_label, is_control
 from neuropeft.publish.panel import FITTED, draw_references, panel_title, references, score_axis
 from neuropeft.publish.records import Costs
 from neuropeft.publish.style import GREY, group_look, panels, shared_legend, words_only
 
+DRAWN_PROBE = "probe_concat"  # one of them is enough to see what the frozen backbone knows
 PANEL_HEIGHT = 2.8  # inches
 LEGEND = "band: SD over seeds; dots: seeds; hollow: some missing"
 DODGE = 0.05  # of the distance between fractions, so that curves do not hide each other
@@ -54,7 +56,7 @@ def draw_curves(
 
 
 def _curve_scores(config: Config, scores: Sequence[Score], task: str, backbone: str) -> list[Score]:
-    """Return in-domain scores of the methods that have several fractions."""
+    """Return in-domain scores of the methods, and of one probe, that have several fractions."""
     found = [
         score
         for score in scores
@@ -63,8 +65,12 @@ def _curve_scores(config: Config, scores: Sequence[Score], task: str, backbone: 
         and not score.zero_shot
         and not is_control(config, score.group)
         and (score.group.backbone == backbone or not isinstance(config.backbones[score.group.backbone], ViT))
+        and (
+            not is_probe(score.group) or (score.group.backbone, score.group.method) == (backbone, DRAWN_PROBE)
+        )
     ]
-    if len({score.group.fraction for score in found if score.group.backbone == backbone}) < 2:
+    trained = [score.group for score in found if not is_probe(score.group)]
+    if len({group.fraction for group in trained if group.backbone == backbone}) < 2:
         return []
     curves = [_curve(score) for score in found]
     return [score for score in found if curves.count(_curve(score)) > 1]
@@ -100,8 +106,9 @@ def _draw_panel(
     axis.margins(x=0.08)
     axis.set_xlabel("share of the training subjects, and scans")
     score_axis(config, axis, task)
-    done = sum(len(score.values) for score in shown)
-    wanted = sum(len(score.expected) for score in shown)
+    of_cells = [score for score in shown if not is_probe(score.group)]
+    done = sum(len(score.values) for score in of_cells)
+    wanted = sum(len(score.expected) for score in of_cells)
     title = panel_title(config, shown, task)
     if done < wanted:
         title += f", {done}/{wanted} cells"
@@ -109,7 +116,8 @@ def _draw_panel(
 
 
 def _rank(config: Config, curve: tuple[str, str, str], backbone: str) -> tuple[bool, int, str]:
-    return curve[0] != backbone, list(config.methods).index(curve[2]), curve[1]
+    methods = [*config.methods, DRAWN_PROBE]
+    return curve[0] != backbone, methods.index(curve[2]), curve[1]
 
 
 def _draw_curve(

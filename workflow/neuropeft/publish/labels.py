@@ -3,6 +3,7 @@
 from neuropeft.config import Config, Task
 from neuropeft.evaluate.scores import CONTROL
 from neuropeft.grid import NO_PRETRAINING, Group, cells
+from neuropeft.probe_grid import is_probe
 
 METRIC_LABELS = {
     "auc": "AUC",
@@ -15,6 +16,11 @@ CONTROL_LABELS = {
     "mean": "predict the mean",
     "age_sex": "age + sex, except the target",
     "ridge_voxels": "linear model on voxels",
+}
+PROBE_LABELS = {
+    "probe_mean": "linear probe, mean-pooled tokens",
+    "probe_concat": "linear probe, all tokens",
+    "knn": "k-NN",
 }
 METHOD_LABELS = {
     "scratch": "Scratch",
@@ -33,7 +39,9 @@ def backbone_label(backbone: str) -> str:
 
 
 def method_label(config: Config, method: str) -> str:
-    """Return the name of a method; a control on permuted labels says so."""
+    """Return the name of a method or probe; a control on permuted labels says so."""
+    if method in PROBE_LABELS:
+        return PROBE_LABELS[method]
     if config.methods[method].shuffle_labels:
         return f"{config.methods[method].kind} on shuffled labels"
     return METHOD_LABELS.get(method, method)
@@ -54,15 +62,21 @@ def start_label(config: Config, group: Group) -> str:
 
 
 def group_label(config: Config, group: Group, separator: str = " ") -> str:
-    """Return backbone, method and, where a backbone has several, pretraining."""
+    """Return backbone, method and, where a backbone has several, pretraining; frozen, of a probe."""
     if group.backbone == CONTROL:
         return f"Control:{separator}{CONTROL_LABELS[group.method]}"
+    if is_probe(group):
+        untrained = "untrained " if group.pretraining == NO_PRETRAINING else ""
+        name = f"{untrained}{backbone_label(group.backbone)}"
+        return f"Frozen {name}:{separator}{start_label(config, group)}"
     label = f"{backbone_label(group.backbone)}{separator}{start_label(config, group)}"
     return f"Control: {label}" if is_control(config, group) else label
 
 
 def is_control(config: Config, group: Group) -> bool:
-    """Whether the group is a control, a method on permuted labels included."""
+    """Whether the group is a control, a method on permuted labels included and a probe not."""
+    if is_probe(group):
+        return False
     return group.backbone == CONTROL or config.methods[group.method].shuffle_labels
 
 

@@ -38,6 +38,8 @@ SCORE_COLUMNS = (
     "difference_ci_low",
     "difference_ci_high",
     "within_noise",
+    "null_mean",
+    "p_permutation",
     "seed_values",
     "reason",
 )
@@ -70,6 +72,8 @@ def score_records(config: Config, scores: Sequence[Score], costs: Costs) -> list
             "published_mean": published[0],
             "published_sd": published[1],
             "trainable": trainable.get(score.group),
+            "null_mean": score.null_mean,
+            "p_permutation": score.p_permutation,
             "simulated": is_simulated(config, score.cohort),
             "seed_values": " ".join(f"{seed}={value:.6g}" for seed, value in score.values.items()) or None,
             "reason": score.reason or None,

@@ -7,7 +7,9 @@ from neuropeft.config import Config, ViT
 from neuropeft.evaluate.metrics import DRAWS, HIGHER_IS_BETTER, METRICS
 from neuropeft.evaluate.scores import CONTROL, CONTROLS, Score
 from neuropeft.files import MISSING
-from neuropeft.grid import Group, cells, used_tasks
+from neuropeft.grid import NO_PRETRAINING, Group, cells, used_tasks
+from neuropeft.probe_grid import is_probe
+from neuropeft.probe_names import PERMUTATIONS, PROBES
 from neuropeft.publish.labels import (
     backbone_label,
     cohort_label,
@@ -31,6 +33,9 @@ NOTES = (
     "Balanced accuracy: threshold chosen on validation (Youden), frozen for test and zero-shot cohorts. Of "
     "more than two classes, that whose probability exceeds its frequency in training most.",
     "Trainable parameters: of the network without its head, which every method trains.",
+    "Frozen: ridge or logistic regression, or nearest neighbours, on the tokens of a frozen backbone, "
+    "pretrained or untrained (random weights). p: share of the fit and its "
+    f"{PERMUTATIONS} refits on permuted training labels that did at least as well.",
     "Controls use all training subjects. Predict the mean: training mean or class frequency. Linear models: "
     "ridge or logistic regression on age and sex, or on voxels averaged to 10 x 10 x 10.",
 )
@@ -51,14 +56,15 @@ def table_backbones(config: Config, table: int) -> list[str]:
 
 
 def select(config: Config, scores: Sequence[Score], table: int) -> list[Score]:
-    """Return the scores of a table's backbones and of the controls, at each task's largest fraction."""
+    """Return scores of a table's backbones and of the controls, at each task's largest fraction."""
     backbones = table_backbones(config, table)
     of_backbones = [score for score in scores if score.group.backbone in backbones]
     chosen = []
     for task in used_tasks(config):
         of_task = [score for score in of_backbones if score.group.task == task]
-        if of_task:
-            largest = max(score.group.fraction for score in of_task)
+        trained = [score for score in of_task if not is_probe(score.group)]
+        if trained:
+            largest = max(score.group.fraction for score in trained)
             chosen += [score for score in of_task if score.group.fraction == largest]
             chosen += [
                 score for score in scores if (score.group.task, score.group.backbone) == (task, CONTROL)
@@ -92,17 +98,20 @@ def score_sheet(config: Config, scores: Sequence[Score], trainable: Mapping[Grou
 
 
 def _columns(config: Config, shown: Sequence[Score]) -> list[Column]:
-    """Return backbones in the order of the configuration, methods within them, controls last."""
+    """Return methods within backbones, both in the configuration's order, then probes, then controls."""
     backbones, methods = list(config.backbones), list(config.methods)
     groups = {score.group for score in shown}
     columns = {(group.backbone, group.pretraining, group.method): group for group in groups}
 
-    def position(column: Column) -> tuple[bool, int, int, str]:
+    def position(column: Column) -> tuple[int, int, int, str, int]:
         backbone, pretraining, method = column
         if backbone == CONTROL:
-            return True, len(backbones), CONTROLS.index(method), pretraining
-        control = is_control(config, columns[column])
-        return control, backbones.index(backbone), methods.index(method), pretraining
+            return 2, len(backbones), 0, pretraining, CONTROLS.index(method)
+        if is_probe(columns[column]):
+            untrained = pretraining == NO_PRETRAINING
+            return 1, backbones.index(backbone), untrained, pretraining, PROBES.index(method)
+        block = 2 if is_control(config, columns[column]) else 0
+        return block, backbones.index(backbone), methods.index(method), pretraining, 0
 
     return sorted(columns, key=position)
 
@@ -139,6 +148,8 @@ def _metric_rows(config: Config, line: Sequence[Score | None], cohort: str, metr
         [*head, f"mean (SD), {seeds_text(seeds)}", *(_cell(score, seeds, n) for score in line)],
         [*head, "95 % interval", *(_interval(score) for score in line)],
     ]
+    if metric == METRICS[task.kind][0] and any(score.null is not None for score in present):
+        rows.append([*head, "p, permuted labels", *(_chance(score) for score in line)])
     published = [published_score(config, score) if score else None for score in line]
     if any(published):
         rows.append([*head, "published", *(mean_sd(*pair) if pair else NOT_IN_GRID for pair in published)])
@@ -183,9 +194,15 @@ def _interval(score: Score | None) -> str:
     return MISSING if math.isnan(score.ci_low) else f"{score.ci_low:.3f} to {score.ci_high:.3f}"
 
 
+def _chance(score: Score | None) -> str:
+    return NOT_IN_GRID if score is None or score.null is None else f"{score.p_permutation:.3f}"
+
+
 def _caption(config: Config, shown: Sequence[Score], table: int) -> str:
     backbones = " and ".join(map(backbone_label, table_backbones(config, table)))
-    cells_shown = {score.group for score in shown if score.group.backbone != CONTROL}
+    cells_shown = {
+        score.group for score in shown if score.group.backbone != CONTROL and not is_probe(score.group)
+    }
     expected = {score.group: len(score.expected) for score in shown}
     complete = {
         group: min(

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from neuropeft.config import Config, ViT
 from neuropeft.files import atomic_path
 from neuropeft.grid import Group
+from neuropeft.probe_grid import is_probe
 
 SINGLE_COLUMN = 85 / 25.4  # inches
 DOUBLE_COLUMN = 178 / 25.4
@@ -63,13 +64,16 @@ def look(index: int, variant: int = 0) -> Look:
 
 
 def group_look(config: Config, group: Group) -> Look:
-    """Return how a group is drawn, the same in all figures: a colour per method, black for CNNs."""
+    """Return how a group is drawn, the same in all figures: a colour per method, black CNNs, grey probes."""
+    starts = list(config.pretraining)
+    if is_probe(group):
+        start = look(1 + starts.index(group.pretraining) if group.pretraining in starts else 0)
+        return Look(GREY, start.marker, start.dashes)
     index = list(config.methods).index(group.method)
     if not isinstance(config.backbones[group.backbone], ViT):
         cnns = [name for name, spec in config.backbones.items() if not isinstance(spec, ViT)]
         marker = look(cnns.index(group.backbone), len(MARKERS) - 1).marker
         return Look(BLACK, marker, look(index, len(MARKERS) - 1).dashes)
-    starts = list(config.pretraining)
     return look(index, starts.index(group.pretraining) if group.pretraining in starts else 0)
 
 

@@ -9,6 +9,7 @@ from neuropeft.evaluate.metrics import HIGHER_IS_BETTER
 from neuropeft.evaluate.scores import CONTROL, primary_metric
 from neuropeft.files import MISSING, read_tsv
 from neuropeft.grid import Group, used_cohorts, used_tasks
+from neuropeft.probe_grid import is_probe
 from neuropeft.publish.labels import (
     METRIC_LABELS,
     cohort_label,
@@ -44,7 +45,9 @@ def _block(config: Config, rows: list[Row], task: str, cohort: str) -> Iterator[
     spec = config.tasks[task]
     metric = primary_metric(spec)
     shown = [row for row in rows if (row["task"], row["cohort"], row["metric"]) == (task, cohort, metric)]
-    trained = [int(row["fraction"]) for row in shown if row["backbone"] != CONTROL]
+    trained = [
+        int(row["fraction"]) for row in shown if row["backbone"] != CONTROL and not is_probe(_group(row))
+    ]
     fraction = max(trained, default=100)
     shown = [row for row in shown if int(row["fraction"]) == fraction or row["backbone"] == CONTROL]
     n = max((int(row["n"]) for row in shown if row["n"] != MISSING), default=0)
@@ -58,9 +61,10 @@ def _block(config: Config, rows: list[Row], task: str, cohort: str) -> Iterator[
     head = f"{METRIC_LABELS[metric]:>8}  {'SD':>8}  {'95 % interval':>18}  {'seeds':>5}  {'trainable':>11}"
     yield f"  {'':{width}}  {head}"
     sign = -1 if HIGHER_IS_BETTER[metric] else 1
-    methods = [row for row in shown if not is_control(config, _group(row))]
+    probes = [row for row in shown if is_probe(_group(row))]
     controls = [row for row in shown if is_control(config, _group(row))]
-    for part in (methods, controls):
+    methods = [row for row in shown if row not in probes and row not in controls]
+    for part in (methods, probes, controls):
         for row in sorted(part, key=lambda row: (row["mean"] == MISSING, sign * _number(row["mean"]))):
             yield f"  {group_label(config, _group(row)):{width}}  {_values(row)}"
 

@@ -13,6 +13,7 @@ from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 from neuropeft.config import Config, ViT
 from neuropeft.evaluate.scores import Score, primary_metric
 from neuropeft.grid import Group, used_tasks
+from neuropeft.probe_grid import is_probe
 from neuropeft.publish.labels import (
     backbone_label,
     group_label,
@@ -68,6 +69,7 @@ def _panels(config: Config, scores: Sequence[Score]) -> list[Panel]:
             if score.group.task == task
             and score.metric == primary_metric(config.tasks[task])
             and not score.zero_shot
+            and not is_probe(score.group)  # which trains no parameter of the backbone
             and not is_control(config, score.group)
         ]
         vits = [name for name, spec in config.backbones.items() if isinstance(spec, ViT)]

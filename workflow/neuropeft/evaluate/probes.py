@@ -1,0 +1,265 @@
+"""Probes: what small models read from the tokens of a frozen backbone, and what they read by chance.
+
+Linear probes follow He 2022 (MAE, appendix A) in spirit: standardised features of a frozen encoder and a
+linear model, here in closed form and with its penalty chosen within training. All are fitted on the
+training subjects only.
+"""
+
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neuropeft.cohorts.splits import TRAIN, ZERO_SHOT, first_rows, read_split, take_fraction
+from neuropeft.errors import UserError
+from neuropeft.evaluate.linear import (
+    Array,
+    inner_folds,
+    mean_scores,
+    model_scores,
+    one_class,
+    tuned,
+    tuned_linear_model,
+)
+from neuropeft.evaluate.token_kernel import Wanted, mean_tokens, token_kernel
+from neuropeft.files import read_tsv, write_tsv
+from neuropeft.prediction_columns import COLUMNS, CONTROL_METHOD, prior_columns, score_columns
+from neuropeft.probe_names import PERMUTATIONS, PERMUTED, PROBES, null_file, null_method
+from neuropeft.progress import track
+
+Row = dict[str, Any]
+
+NEIGHBOURS = (1, 3, 5, 10, 20)
+MOST_COMPONENTS = 256  # of the principal components of all tokens
+# Mean squared distance of a training scan from their mean, in the space of all tokens: that of the 1,000
+# standardised voxels of the control `ridge_voxels`, for which the penalties are made.
+SPREAD = 1000.0
+
+
+@dataclass(frozen=True)
+class Scans:
+    """The scans of a task: those of all training subjects first, then those that are predicted.
+
+    Attributes:
+        rows: cohort, scan_id, subject, session, split and y of each scan, [m].
+        train: how many of them are for training, n.
+        mean: mean over the tokens of each scan, [m, width].
+        kernel: products of all tokens of each scan with those of the training scans, [m, n].
+    """
+
+    rows: list[Row]
+    train: int
+    mean: Array
+    kernel: Array
+
+    @property
+    def tested(self) -> list[Row]:
+        """The rows of the scans that are predicted."""
+        return self.rows[self.train :]
+
+
+@dataclass(frozen=True)
+class Part:
+    """The scans of a fraction of the training subjects, and the features that one probe has of them."""
+
+    subjects: NDArray[Any]
+    y: Array
+    features: Array
+    tested: Array
+
+
+def write_probes(
+    kind: str,
+    split: Path,
+    seed: int,
+    fractions: Sequence[int],
+    cohorts: Sequence[str],
+    features: Sequence[Path],
+    out: Path,
+) -> None:
+    """Fit the probes of an encoder on a split and predict validation, test and zero-shot scans.
+
+    Args:
+        kind: binary, multiclass or regression.
+        split: the split in `results/splits/{task}/`; labels and stores are found from there.
+        seed: seed of the split.
+        fractions: percents of the training subjects to fit on, one after another.
+        cohorts: the training cohort, then the zero-shot cohorts.
+        features: the file of tokens (`write_features`) of each cohort.
+        out: folder for `{cohort}.tsv` with the columns of a control's file, and `{cohort}.null.tsv`, the
+            same for the linear probes fitted on PERMUTATIONS permutations of the training targets, a row
+            for each subject's first scan; its methods are `{probe}/{permutation}`.
+
+    Raises:
+        UserError: the training subjects are all of one class, or features are of another store.
+    """
+    scans = _read(split, cohorts, features)
+    training = read_split(split)
+    classes = 1 if kind == "regression" else max(2, 1 + max(int(row["y"]) for row in scans.rows))
+    first = {
+        id(row)
+        for cohort in cohorts
+        for row in first_rows(one for one in scans.tested if one["cohort"] == cohort).values()
+    }
+    found: list[Row] = []
+    null: list[Row] = []
+    for fraction in track(fractions, len(fractions), "fractions"):
+        chosen = {row["scan_id"] for row in take_fraction(training, fraction)}
+        places = np.array([i for i in range(scans.train) if scans.rows[i]["scan_id"] in chosen])
+        y = np.array([float(scans.rows[i]["y"]) for i in places])
+        if one_class(kind, y):
+            raise UserError(
+                f"{split}: the first {fraction} % of the training subjects are all of one class; "
+                "add scans of the other classes or leave the fraction out"
+            )
+        # zip stops at once where there are no such columns
+        prior = dict(zip(prior_columns(kind, classes), mean_scores(kind, classes, y), strict=False))
+        common = {"fraction": fraction, "seed": seed} | prior
+        targets = _permuted(scans, places, zlib.crc32(f"{split.stem} {fraction}".encode()))
+        for probe in PROBES:
+            part = _part(scans, places, y, probe)
+            model = _fit(probe, kind, part)
+            scores = model_scores(model, kind, classes, part.tested)
+            found += _rows(scans.tested, scores, kind, common | {CONTROL_METHOD: probe})
+            if probe in PERMUTED:
+                for number, scores in enumerate(_null_scores(model, kind, classes, part, targets)):
+                    method = {CONTROL_METHOD: null_method(probe, number)}
+                    rows = _rows(scans.tested, scores, kind, common | method)
+                    null += [row for row, scan in zip(rows, scans.tested, strict=True) if id(scan) in first]
+    columns = [CONTROL_METHOD, *COLUMNS, *score_columns(kind, classes), *prior_columns(kind, classes)]
+    for cohort in cohorts:
+        path = out / f"{cohort}.tsv"
+        for table, rows in ((path, found), (null_file(path), null)):
+            write_tsv(table, [row for row in rows if row["cohort"] == cohort], columns)
+
+
+# -- data ------------------------------------------------------------------------------------------
+
+
+def _read(split: Path, cohorts: Sequence[str], features: Sequence[Path]) -> Scans:
+    results, task = split.parents[2], split.parent.name
+    side_of = {row["scan_id"]: row["side"] for row in read_split(split)}
+    rows: list[Row] = []
+    tokens: list[Wanted] = []
+    for cohort, path in zip(cohorts, features, strict=True):
+        stored = read_tsv(results / "cohorts" / cohort / "store" / "scans.tsv")
+        place = {row["scan_id"]: place for place, row in enumerate(stored)}
+        of_cohort: list[Row] = [
+            row | {"cohort": cohort, "split": side, "place": place[row["scan_id"]]}
+            for row in read_tsv(results / "tasks" / task / f"{cohort}.tsv")
+            if row["scan_id"] in place
+            and (side := side_of.get(row["scan_id"]) if cohort == cohorts[0] else ZERO_SHOT)
+        ]
+        of_cohort.sort(key=lambda row: row["split"] != TRAIN)  # training scans first, else as they were
+        rows += of_cohort
+        tokens.append((_open(path, len(stored)), [row["place"] for row in of_cohort]))
+    train = sum(row["split"] == TRAIN for row in rows)
+    return Scans(rows, train, mean_tokens(tokens), token_kernel(tokens, train))
+
+
+def _open(path: Path, scans: int) -> NDArray[np.float16]:
+    try:
+        tokens = np.load(path, mmap_mode="r")
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {error}; delete it and run the workflow again") from error
+    if tokens.ndim != 3 or len(tokens) != scans:
+        raise UserError(
+            f"{path} has the shape {tokens.shape}, but its cohort's store {scans} scans; "
+            "delete it and run the workflow again"
+        )
+    return tokens
+
+
+def _part(scans: Scans, places: NDArray[np.int_], y: Array, probe: str) -> Part:
+    subjects = np.array([scans.rows[i]["subject"] for i in places])
+    if probe != "probe_concat":
+        return Part(subjects, y, scans.mean[places], scans.mean[scans.train :])
+    kernel = scans.kernel[:, places]
+    own = kernel[places]
+    # The distances from the mean, which centring (by KernelPCA, within each inner fold) leaves.
+    spread = (own.trace() - own.sum() / len(own)) / len(own)
+    scale = SPREAD / spread if spread > 0 else 1.0
+    return Part(subjects, y, own * scale, kernel[scans.train :] * scale)
+
+
+# -- models ----------------------------------------------------------------------------------------
+
+
+def _fit(probe: str, kind: str, part: Part) -> Any:
+    """Return the fitted pipeline of a probe."""
+    if probe == "knn":
+        return _nearest(kind, part)
+    if probe == "probe_mean":
+        return tuned_linear_model(kind, part.features, part.y, part.subjects)
+    from sklearn.decomposition import KernelPCA
+
+    # Of products of scans it is the PCA of their tokens (dual form), at a cost that does not grow with them.
+    components = max(1, min(len(part.y) - 1, MOST_COMPONENTS))
+    principal = KernelPCA(components, kernel="precomputed", eigen_solver="dense")
+    return tuned_linear_model(kind, part.features, part.y, part.subjects, principal)
+
+
+def _nearest(kind: str, part: Part) -> Any:
+    from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
+    from sklearn.pipeline import Pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    folds = inner_folds(part.subjects, part.y if kind != "regression" else np.zeros(len(part.y)))
+    fitted_on = len(folds) - int(np.bincount(folds).max()) if folds.max() else len(folds)
+    numbers = [k for k in NEIGHBOURS if k <= fitted_on] or [1]
+    model = KNeighborsRegressor if kind == "regression" else KNeighborsClassifier
+    pipeline = Pipeline([("scaler", StandardScaler()), ("neighbours", model(numbers[-1]))])
+    # The log loss of one neighbour is infinite wherever it is wrong.
+    scoring = "neg_mean_absolute_error" if kind == "regression" else _negative_brier
+    choices = {"neighbours__n_neighbors": numbers}
+    return tuned(pipeline, choices, scoring, kind, part.features, part.y, part.subjects)
+
+
+def _negative_brier(model: Any, features: Array, y: Array) -> float:
+    right = y[:, None] == model.classes_
+    return -float(((model.predict_proba(features) - right) ** 2).sum(1).mean())
+
+
+def _permuted(scans: Scans, places: NDArray[np.int_], seed: int) -> Array:
+    """Return targets [PERMUTATIONS, training scans] permuted among subjects, whose scans share one."""
+    first = first_rows(scans.rows[i] for i in places)
+    names = sorted(first)
+    y = np.array([float(first[name]["y"]) for name in names])
+    index = np.array([names.index(scans.rows[i]["subject"]) for i in places])
+    rng = np.random.default_rng(seed)
+    return np.array([rng.permutation(y)[index] for _ in range(PERMUTATIONS)])
+
+
+def _null_scores(model: Any, kind: str, classes: int, part: Part, targets: Array) -> Iterator[Array]:
+    """Yield the scores [tested, columns] of a linear probe refitted on each of the permuted targets.
+
+    The penalty and, since they know no target, what comes before the linear model stay.
+    """
+    from sklearn.base import clone
+
+    before, linear = model[:-1], model[-1]
+    train, tested = before.transform(part.features), before.transform(part.tested)
+    if kind == "regression":  # one factorisation for all of them
+        yield from clone(linear).fit(train, targets.T).predict(tested).T[..., None]
+        return
+    for y in targets:
+        if one_class(kind, y):  # the only scans of a class were not their subject's first
+            yield np.tile(mean_scores(kind, classes, y), (len(tested), 1))
+        else:
+            yield model_scores(clone(linear).fit(train, y), kind, classes, tested)
+
+
+# -- tables ----------------------------------------------------------------------------------------
+
+
+def _rows(scans: Sequence[Row], scores: Array, kind: str, common: Row) -> list[Row]:
+    names = score_columns(kind, scores.shape[1])
+    return [scan | common | _named(names, score) for scan, score in zip(scans, scores, strict=True)]
+
+
+def _named(names: Sequence[str], values: Sequence[float] | Array) -> dict[str, str]:
+    return {name: f"{value:.7g}" for name, value in zip(names, values, strict=True)}

@@ -1,0 +1,71 @@
+"""Which probes the grid asks for, and where their files are.
+
+A probe is a small model on the tokens of a frozen backbone. It costs seconds, so it runs beside the
+fine-tunes of every backbone and start, and beside the untrained backbone (start `none`): a fine-tune that
+loses to it is badly tuned, and an encoder whose probe does not beat that of the untrained one has learnt
+nothing that the task can use.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from neuropeft.grid import NO_PRETRAINING, Cell, Group
+from neuropeft.probe_names import PROBES
+
+
+class Probed(NamedTuple):
+    """What one job fits all probes on: a task and an encoder."""
+
+    task: str
+    backbone: str
+    pretraining: str
+
+
+def probed(cells: Iterable[Cell]) -> list[Probed]:
+    """Return every task and backbone of some cells with each of their starts and with `none`, sorted."""
+    found = {Probed(cell.task, cell.backbone, cell.pretraining) for cell in cells}
+    return sorted(found | {one._replace(pretraining=NO_PRETRAINING) for one in found})
+
+
+def probe_groups(cells: Iterable[Cell]) -> list[Group]:
+    """Return the groups of all probes of some cells: each at every fraction that its task's cells use."""
+    cells = list(cells)
+    return [
+        Group(*one, probe, fraction)
+        for one in probed(cells)
+        for probe in PROBES
+        for fraction in fractions_of(cells, one.task)
+    ]
+
+
+def fractions_of(cells: Iterable[Cell], task: str) -> list[int]:
+    """Return the fractions that a task is run with."""
+    return sorted({cell.fraction for cell in cells if cell.task == task})
+
+
+def is_probe(group: Group) -> bool:
+    """Whether a group is a probe, on permuted targets too; no method may have a probe's name."""
+    return group.method.partition("/")[0] in PROBES
+
+
+# -- files -----------------------------------------------------------------------------------------
+
+
+def features_file(
+    results: Path, pretraining: str, backbone: str, cohort: str, fold: int | None = None
+) -> Path:
+    """Return the file of a cohort's tokens; `fold` is given where an encoder was trained for each fold."""
+    folder = results / "features" / pretraining / backbone
+    return (folder if fold is None else folder / f"fold-{fold}") / f"{cohort}.npy"
+
+
+def probe_folder(results: Path, one: Probed, split: str) -> Path:
+    """Return the folder of the predictions of all probes on an encoder, fitted on a split."""
+    return results / "probes" / one.task / one.backbone / one.pretraining / split
+
+
+def probe_file(results: Path, group: Group, split: str, cohort: str) -> Path:
+    """Return the file of a probe's predictions on a cohort."""
+    one = Probed(group.task, group.backbone, group.pretraining)
+    return probe_folder(results, one, split) / f"{cohort}.tsv"

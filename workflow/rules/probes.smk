@@ -1,0 +1,60 @@
+# Probes on frozen backbones, pretrained and untrained: seconds for each, so they run beside all fine-tunes.
+
+
+rule features:
+    input:
+        volumes=lambda wildcards: volumes(wildcards.cohort),
+        encoder=encoder,
+        code=sources("train.features"),
+    output:
+        "results/features/{pretraining}/{backbone}/{cohort}.npy",
+    log:
+        "results/logs/features/{pretraining}/{backbone}/{cohort}.log",
+    benchmark:
+        "results/benchmarks/features/{pretraining}/{backbone}/{cohort}.tsv"
+    conda:
+        "../../envs/torch.yaml"
+    resources:
+        mem_mb=lambda wildcards, attempt: estimates.MODEL_MB * attempt,
+        runtime=features_minutes,
+        gpu=1,
+    params:
+        backbone=lambda wildcards: json.dumps(grid.backbone_spec(CONFIG, wildcards.backbone), sort_keys=True),
+        encoder=lambda wildcards, input: f"--encoder '{input.encoder}'" if input.encoder else "",
+    message:
+        "Computing features of {wildcards.cohort} ({wildcards.backbone}, start {wildcards.pretraining})"
+    shell:
+        "python -m neuropeft features --backbone {params.backbone:q} {params.encoder}"
+        " --store $(dirname {input.volumes:q}) --out {output} > {log} 2>&1"
+
+
+rule probes:
+    input:
+        split="results/splits/{task}/{split}.tsv",
+        labels=lambda wildcards: task_labels(wildcards.task),
+        stored=lambda wildcards: [stored_scans(cohort) for cohort in task_cohorts(wildcards.task)],
+        features=task_features,
+        code=sources("evaluate.probes"),
+    output:
+        directory("results/probes/{task}/{backbone}/{pretraining}/{split}"),
+    log:
+        "results/logs/probes/{task}/{backbone}/{pretraining}/{split}.log",
+    benchmark:
+        "results/benchmarks/probes/{task}/{backbone}/{pretraining}/{split}.tsv"
+    conda:
+        "../../envs/report.yaml"
+    resources:
+        mem_mb=lambda wildcards, attempt: 8000 * attempt,
+        runtime=lambda wildcards, attempt: 120 * attempt,
+    params:
+        kind=lambda wildcards: CONFIG.tasks[wildcards.task].kind,
+        seed=lambda wildcards: split_seed(wildcards.split),
+        fractions=lambda wildcards: probe_grid.fractions_of(CELLS, wildcards.task),
+        cohorts=lambda wildcards: task_cohorts(wildcards.task),
+    message:
+        "Fitting probes of {wildcards.backbone} (start {wildcards.pretraining}) on {wildcards.task}"
+        " ({wildcards.split})"
+    shell:
+        "python -m neuropeft probes --kind {params.kind} --split {input.split} --seed {params.seed}"
+        " --fractions {params.fractions} --cohorts {params.cohorts} --features {input.features}"
+        " --out {output} > {log} 2>&1"

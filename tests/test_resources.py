@@ -97,6 +97,10 @@ def features(job: Job, attempt: int) -> int:
     return estimates.predict_minutes(backbone, SIZE, 1, scans, attempt)
 
 
+def probing(job: Job, attempt: int) -> int:
+    return estimates.probes_mb(SCANS["SimA"], sum(SCANS.values()), attempt)
+
+
 # rule: partition, CPU cores, GPUs, MB, minutes
 DEFAULT = ("cpu", 1, 0, scaled(4000), scaled(60))
 ASKED = {
@@ -113,7 +117,7 @@ ASKED = {
     "finetune": ("gpu", 4, 1, volumes, fine_tuning),
     "predict": ("gpu", 4, 1, volumes, prediction),
     "features": ("gpu", 4, 1, scaled(estimates.MODEL_MB), features),
-    "probes": ("cpu", 1, 0, scaled(8000), scaled(120)),
+    "probes": ("cpu", 1, 0, probing, scaled(120)),
 }
 
 

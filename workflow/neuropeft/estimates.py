@@ -53,6 +53,11 @@ def training_mb(scans: int, size: int, attempt: int) -> int:
     return attempt * MODEL_MB + volumes_mb(scans, size)
 
 
+def probes_mb(train: int, scans: int, attempt: int) -> int:
+    """Return the main memory of fitting probes: three matrices of all scans by those trained on."""
+    return attempt * MODEL_MB + 3 * 8 * train * scans // 10**6
+
+
 def _forward_flop(backbone: Backbone, size: int) -> float:
     """Return the operations of one scan through the network: two per weight and token, and attention."""
     if not isinstance(backbone, ViT):

@@ -44,7 +44,7 @@ rule probes:
     conda:
         "../../envs/report.yaml"
     resources:
-        mem_mb=lambda wildcards, attempt: 8000 * attempt,
+        mem_mb=probes_mb,
         runtime=lambda wildcards, attempt: 120 * attempt,
     params:
         kind=lambda wildcards: CONFIG.tasks[wildcards.task].kind,

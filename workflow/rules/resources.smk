@@ -71,6 +71,12 @@ def features_minutes(wildcards, attempt):
     )
 
 
+def probes_mb(wildcards, attempt):
+    """Return the main memory of fitting the probes of a task."""
+    scans = [cohort_scans(cohort) for cohort in task_cohorts(wildcards.task)]
+    return estimates.probes_mb(scans[0], sum(scans), attempt)
+
+
 def training_mb(cohort, attempt):
     """Return the main memory of a job that holds the volumes of a cohort."""
     return estimates.training_mb(cohort_scans(cohort), CONFIG.preprocessing.size, attempt)

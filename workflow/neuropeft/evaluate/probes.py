@@ -35,6 +35,9 @@ Row = dict[str, Any]
 
 NEIGHBOURS = (1, 3, 5, 10, 20)
 MOST_COMPONENTS = 256  # of the principal components of all tokens
+MOST_EXACT = (
+    1000  # training scans; of more, finding all components exactly would take the cube of their number
+)
 # Mean squared distance of a training scan from their mean, in the space of all tokens: that of the 1,000
 # standardised voxels of the control `ridge_voxels`, for which the penalties are made.
 SPREAD = 1000.0
@@ -199,7 +202,8 @@ def _fit(probe: str, kind: str, part: Part) -> Any:
 
     # Of products of scans it is the PCA of their tokens (dual form), at a cost that does not grow with them.
     components = max(1, min(len(part.y) - 1, MOST_COMPONENTS))
-    principal = KernelPCA(components, kernel="precomputed", eigen_solver="dense")
+    solver = "dense" if len(part.y) <= MOST_EXACT else "randomized"
+    principal = KernelPCA(components, kernel="precomputed", eigen_solver=solver, random_state=0)
     return tuned_linear_model(kind, part.features, part.y, part.subjects, principal)
 
 

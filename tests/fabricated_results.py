@@ -14,9 +14,10 @@ import numpy as np
 from neuropeft.config import Config
 from neuropeft.evaluate.costs import cell_folder
 from neuropeft.files import write_tsv
-from neuropeft.grid import Cell, cells, pretrained, used_tasks
-from neuropeft.probe_grid import Probed, fractions_of, probe_folder, probed
+from neuropeft.grid import Cell, cells, encoder_folder, encoders, fractions_of, used_tasks
+from neuropeft.probe_grid import Probed, probe_folder, probed
 from neuropeft.probe_names import PERMUTATIONS, PERMUTED, PROBES, null_file, null_method
+from neuropeft.split_names import split_name
 
 TRAINABLE = {
     ("vit_b", "scratch"): 88204034,
@@ -34,7 +35,7 @@ TRAINABLE = {
 SEPARATION = {"scratch": 0.7, "full": 1.4, "attention": 1.5, "lora": 1.2, "layernorm": 1.0, "shuffled": 0.0}
 MISSING_CELL = Cell("ad", "vit_b", "mae", "lora", 100, 2)
 MISSING_GROUP = ("ad", "vit_s", "mae", "layernorm", 10)
-PREDICTION_COLUMNS = ("fraction", "seed", "split", "scan_id", "subject", "session", "y", "score")
+PREDICTION_COLUMNS = ("fraction", "seed", "fold", "split", "scan_id", "subject", "session", "y", "score")
 UNKNOWN = {"age": None, "sex": None}
 SUBJECTS = {"ADNI": 60, "OASIS": 40, "SimA": 50, "SimB": 30}
 
@@ -117,22 +118,25 @@ def fabricate(config: Config, results: Path) -> None:
             write_tsv(Path(results, "predictions", *group, f"{cohort}.tsv"), rows, PREDICTION_COLUMNS)
     for name in used_tasks(config):
         task = config.tasks[name]
-        for seed in sorted({cell.seed for cell in present if cell.task == name}):
+        for place in sorted({(cell.seed, cell.fold) for cell in present if cell.task == name}):
             for cohort in (task.train, *task.zero_shot):
-                _write_controls(config, results, name, seed, cohort)
-                _write_probes(config, results, name, seed, cohort)
-    for pretraining, backbone in pretrained(config):
-        _write_pretraining(config, results / "pretraining" / pretraining / backbone)
+                _write_controls(config, results, name, place, cohort)
+                _write_probes(config, results, name, place, cohort)
+    for encoder in encoders(config):
+        _write_pretraining(config, results / encoder_folder(*encoder))
     for cohort, subjects in SUBJECTS.items():
         _write_cohort(results / "cohorts" / cohort, subjects)
 
 
-def truth(config: Config, task: str, cohort: str, split: str) -> list[tuple[str, float]]:
+def truth(config: Config, task: str, cohort: str, split: str, fold: int = 0) -> list[tuple[str, float]]:
     """Subjects of one side with their targets, the same for all seeds."""
     subjects = range(SUBJECTS[cohort])
-    if split != "zero-shot":  # every third subject is for testing, some others for validation
+    if split != "zero-shot":  # every third subject, or a fold, is for testing, some others for validation
+        folds, tested = (config.splits.folds, fold - 1) if config.splits.folds else (3, 0)
         subjects = [
-            s for s in subjects if (s % 3 == 0) == (split == "test") and (split == "test" or s % 4 == 1)
+            s
+            for s in subjects
+            if (s % folds == tested) == (split == "test") and (split == "test" or s % 4 == 1)
         ]
     if config.tasks[task].kind == "binary":
         return [(f"{cohort}{s:03d}", float(s // 3 % 2)) for s in subjects]
@@ -153,7 +157,7 @@ def _prediction_rows(config: Config, cell: Cell, cohort: str) -> list[dict]:
     strength = SEPARATION[cell.method] * (0.4 + 0.6 * cell.fraction / 100)
     rows = []
     for split in _splits(config, cell.task, cohort):
-        for subject, y in truth(config, cell.task, cohort, split):
+        for subject, y in truth(config, cell.task, cohort, split, cell.fold):
             if config.tasks[cell.task].kind == "binary":
                 score = 1 / (1 + np.exp(-(strength * (2 * y - 1) + rng.normal())))
             else:
@@ -161,6 +165,7 @@ def _prediction_rows(config: Config, cell: Cell, cohort: str) -> list[dict]:
             common = {
                 "fraction": cell.fraction,
                 "seed": cell.seed,
+                "fold": cell.fold,
                 "split": split,
                 "subject": subject,
                 "y": y,
@@ -220,32 +225,43 @@ def _write_cell(config: Config, results: Path, cell: Cell) -> None:
     )
 
 
-def _write_controls(config: Config, results: Path, task: str, seed: int, cohort: str) -> None:
+def _write_controls(config: Config, results: Path, task: str, place: tuple[int, int], cohort: str) -> None:
+    seed, fold = place
+    rng = np.random.default_rng(place)
+    rows = [
+        row
+        for fraction in fractions_of(cells(config), task)
+        for method in ("mean", "age_sex", "ridge_voxels")
+        for split in _splits(config, task, cohort)
+        for row in _control_rows(
+            config, task, cohort, rng, {"method": method, "fraction": fraction, "split": split, "fold": fold}
+        )
+    ]
+    path = results / "controls" / task / split_name(*place) / f"{cohort}.tsv"
+    write_tsv(path, [row | {"seed": seed} for row in rows], ("method", *PREDICTION_COLUMNS))
+
+
+def _control_rows(config: Config, task: str, cohort: str, rng: np.random.Generator, run: dict) -> list[dict]:
     kind = config.tasks[task].kind
-    rng = np.random.default_rng(seed)
     rows = []
-    for method in ("mean", "age_sex", "ridge_voxels"):
-        for split in _splits(config, task, cohort):
-            for index, (subject, y) in enumerate(truth(config, task, cohort, split)):
-                noise = rng.normal()
-                score = 0.5 if kind == "binary" else 67.0
-                if method == "ridge_voxels":
-                    score = 1 / (1 + np.exp(-(2 * y - 1 + noise))) if kind == "binary" else y + 8 * noise
-                elif method == "age_sex":
-                    # Unknown for every fifth subject, as where a table lacks an age.
-                    score = None if index % 5 == 0 else score + noise / 10
-                rows.append(
-                    {"method": method, "fraction": 100, "seed": seed, "split": split, "subject": subject}
-                    | {"scan_id": f"{subject}_1", "session": "M6", "y": y, "score": score}
-                )
-    path = results / "controls" / task / f"seed-{seed}" / f"{cohort}.tsv"
-    write_tsv(path, rows, ("method", *PREDICTION_COLUMNS))
+    for index, (subject, y) in enumerate(truth(config, task, cohort, run["split"], run["fold"])):
+        noise = rng.normal()
+        score = 0.5 if kind == "binary" else 67.0
+        if run["method"] == "ridge_voxels":
+            score = 1 / (1 + np.exp(-(2 * y - 1 + noise))) if kind == "binary" else y + 8 * noise
+        elif run["method"] == "age_sex":
+            # Unknown for every fifth subject, as where a table lacks an age.
+            score = None if index % 5 == 0 else score + noise / 10
+        rows.append(
+            run | {"scan_id": f"{subject}_1", "subject": subject, "session": "M6", "y": y, "score": score}
+        )
+    return rows
 
 
-def _write_probes(config: Config, results: Path, task: str, seed: int, cohort: str) -> None:
+def _write_probes(config: Config, results: Path, task: str, place: tuple[int, int], cohort: str) -> None:
     for one in probed(cells(config)):
         if one.task == task:
-            path = probe_folder(results, one, f"seed-{seed}") / f"{cohort}.tsv"
+            path = probe_folder(results, one, split_name(*place)) / f"{cohort}.tsv"
             strength = 0.3 if one.pretraining == "none" else 0.9
             methods = dict.fromkeys(PROBES, strength)
             null = {null_method(probe, k): 0.0 for probe in PERMUTED for k in range(PERMUTATIONS)}
@@ -254,25 +270,33 @@ def _write_probes(config: Config, results: Path, task: str, seed: int, cohort: s
                     row
                     for method, strength in strengths.items()
                     for fraction in fractions_of(cells(config), task)
-                    for row in _probe_rows(config, one, cohort, method, strength, fraction, seed)
+                    for row in _probe_rows(config, one, cohort, method, strength, fraction, place)
                 ]
                 write_tsv(table, rows, ("method", *PREDICTION_COLUMNS))
 
 
 def _probe_rows(
-    config: Config, one: Probed, cohort: str, method: str, strength: float, fraction: int, seed: int
+    config: Config,
+    one: Probed,
+    cohort: str,
+    method: str,
+    strength: float,
+    fraction: int,
+    place: tuple[int, int],
 ) -> list[dict]:
-    rng = np.random.default_rng(zlib.crc32(f"{one}{cohort}{method}{fraction}{seed}".encode()))
+    rng = np.random.default_rng(zlib.crc32(f"{one}{cohort}{method}{fraction}{place}".encode()))
+    seed, fold = place
     rows = []
     for split in _splits(config, one.task, cohort):
-        for subject, y in truth(config, one.task, cohort, split):
+        for subject, y in truth(config, one.task, cohort, split, fold):
             if config.tasks[one.task].kind == "binary":
                 score = 1 / (1 + np.exp(-(strength * (2 * y - 1) + rng.normal())))
             else:
                 score = 67 + (y - 67) * strength / 2 + rng.normal(0, 5)
             rows.append(
-                {"method": method, "fraction": fraction, "seed": seed, "split": split, "subject": subject}
-                | {"scan_id": f"{subject}_1", "session": "M6", "y": y, "score": f"{score:.6f}"}
+                {"method": method, "fraction": fraction, "seed": seed, "fold": fold, "split": split}
+                | {"scan_id": f"{subject}_1", "subject": subject, "session": "M6", "y": y}
+                | {"score": f"{score:.6f}"}
             )
     return rows
 

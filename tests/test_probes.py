@@ -48,7 +48,9 @@ def write_inputs(results, kind, effect=2.0):
                 "session": i % 2,
                 "y": y[i],
                 "side": ("train", "train", "train", "val", "test")[subject[i] % 5],
-                "order": subject[i] // 5 * 3 + subject[i] % 5 if subject[i] % 5 < 3 else None,
+                "order": (subject[i] // 5 * 3 + subject[i] % 5, subject[i] // 5, None)[
+                    max(subject[i] % 5 - 2, 0)
+                ],
             }
             for i in range(scans)
         ]
@@ -66,7 +68,7 @@ def write_inputs(results, kind, effect=2.0):
 
 def run(results, kind, split, files, fractions=(100,)):
     out = probe_folder(results, Probed("t", "vit", "mae"), SPLIT)
-    write_probes(kind, split, 3, fractions, list(SCANS), files, out)
+    write_probes(kind, split, fractions, list(SCANS), files, out)
     classes = {"binary": 2, "multiclass": 3, "regression": 0}[kind]
     return {
         name: read_predictions(out / f"{name}.tsv", kind, classes)

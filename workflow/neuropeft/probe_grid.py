@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from neuropeft.grid import NO_PRETRAINING, Cell, Group
+from neuropeft.grid import NO_PRETRAINING, Cell, Group, fractions_of
 from neuropeft.probe_names import PROBES
 
 
@@ -39,11 +39,6 @@ def probe_groups(cells: Iterable[Cell]) -> list[Group]:
     ]
 
 
-def fractions_of(cells: Iterable[Cell], task: str) -> list[int]:
-    """Return the fractions that a task is run with."""
-    return sorted({cell.fraction for cell in cells if cell.task == task})
-
-
 def is_probe(group: Group) -> bool:
     """Whether a group is a probe, on permuted targets too; no method may have a probe's name."""
     return group.method.partition("/")[0] in PROBES
@@ -52,12 +47,10 @@ def is_probe(group: Group) -> bool:
 # -- files -----------------------------------------------------------------------------------------
 
 
-def features_file(
-    results: Path, pretraining: str, backbone: str, cohort: str, fold: int | None = None
-) -> Path:
+def features_file(results: Path, pretraining: str, backbone: str, cohort: str, fold: int = 0) -> Path:
     """Return the file of a cohort's tokens; `fold` is given where an encoder was trained for each fold."""
     folder = results / "features" / pretraining / backbone
-    return (folder if fold is None else folder / f"fold-{fold}") / f"{cohort}.npy"
+    return (folder / f"fold-{fold}" if fold else folder) / f"{cohort}.npy"
 
 
 def probe_folder(results: Path, one: Probed, split: str) -> Path:

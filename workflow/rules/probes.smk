@@ -4,14 +4,14 @@
 rule features:
     input:
         volumes=lambda wildcards: volumes(wildcards.cohort),
-        encoder=encoder,
+        encoder=frozen_encoder,
         code=sources("train.features"),
     output:
-        "results/features/{pretraining}/{backbone}/{cohort}.npy",
+        "results/features/{pretraining}/{backbone}{fold_part}/{cohort}.npy",
     log:
-        "results/logs/features/{pretraining}/{backbone}/{cohort}.log",
+        "results/logs/features/{pretraining}/{backbone}{fold_part}/{cohort}.log",
     benchmark:
-        "results/benchmarks/features/{pretraining}/{backbone}/{cohort}.tsv"
+        "results/benchmarks/features/{pretraining}/{backbone}{fold_part}/{cohort}.tsv"
     conda:
         "../../envs/torch.yaml"
     resources:
@@ -48,13 +48,12 @@ rule probes:
         runtime=lambda wildcards, attempt: 120 * attempt,
     params:
         kind=lambda wildcards: CONFIG.tasks[wildcards.task].kind,
-        seed=lambda wildcards: split_seed(wildcards.split),
-        fractions=lambda wildcards: probe_grid.fractions_of(CELLS, wildcards.task),
+        fractions=lambda wildcards: grid.fractions_of(CELLS, wildcards.task),
         cohorts=lambda wildcards: task_cohorts(wildcards.task),
     message:
         "Fitting probes of {wildcards.backbone} (start {wildcards.pretraining}) on {wildcards.task}"
         " ({wildcards.split})"
     shell:
-        "python -m neuropeft probes --kind {params.kind} --split {input.split} --seed {params.seed}"
+        "python -m neuropeft probes --kind {params.kind} --split {input.split}"
         " --fractions {params.fractions} --cohorts {params.cohorts} --features {input.features}"
         " --out {output} > {log} 2>&1"

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from neuropeft.cohorts.splits import TRAIN, ZERO_SHOT, first_rows, read_split, take_fraction
+from neuropeft.cohorts.splits import TRAIN, VALIDATION, ZERO_SHOT, first_rows, read_split, take_fraction
 from neuropeft.errors import UserError
 from neuropeft.evaluate.linear import (
     Array,
@@ -30,6 +30,7 @@ from neuropeft.files import read_tsv, write_tsv
 from neuropeft.prediction_columns import COLUMNS, CONTROL_METHOD, prior_columns, score_columns
 from neuropeft.probe_names import PERMUTATIONS, PERMUTED, PROBES, null_file, null_method
 from neuropeft.progress import track
+from neuropeft.split_names import seed_and_fold
 
 Row = dict[str, Any]
 
@@ -78,7 +79,6 @@ class Part:
 def write_probes(
     kind: str,
     split: Path,
-    seed: int,
     fractions: Sequence[int],
     cohorts: Sequence[str],
     features: Sequence[Path],
@@ -89,8 +89,7 @@ def write_probes(
     Args:
         kind: binary, multiclass or regression.
         split: the split in `results/splits/{task}/`; labels and stores are found from there.
-        seed: seed of the split.
-        fractions: percents of the training subjects to fit on, one after another.
+        fractions: percents of the training and of the validation subjects, one after another.
         cohorts: the training cohort, then the zero-shot cohorts.
         features: the file of tokens (`write_features`) of each cohort.
         out: folder for `{cohort}.tsv` with the columns of a control's file, and `{cohort}.null.tsv`, the
@@ -101,7 +100,7 @@ def write_probes(
         UserError: the training subjects are all of one class, or features are of another store.
     """
     scans = _read(split, cohorts, features)
-    training = read_split(split)
+    sides, (seed, fold) = read_split(split), seed_and_fold(split)
     classes = 1 if kind == "regression" else max(2, 1 + max(int(row["y"]) for row in scans.rows))
     first = {
         id(row)
@@ -111,7 +110,11 @@ def write_probes(
     found: list[Row] = []
     null: list[Row] = []
     for fraction in track(fractions, len(fractions), "fractions"):
-        chosen = {row["scan_id"] for row in take_fraction(training, fraction)}
+        chosen = {row["scan_id"] for row in take_fraction(sides, fraction)}
+        # Of the validation subjects, only those whose labels are known at this fraction.
+        validating = {row["scan_id"] for row in take_fraction(sides, fraction, VALIDATION)}
+        keep = [row["split"] != VALIDATION or row["scan_id"] in validating for row in scans.tested]
+        keep_first = [kept and id(row) in first for kept, row in zip(keep, scans.tested, strict=True)]
         places = np.array([i for i in range(scans.train) if scans.rows[i]["scan_id"] in chosen])
         y = np.array([float(scans.rows[i]["y"]) for i in places])
         if one_class(kind, y):
@@ -121,18 +124,17 @@ def write_probes(
             )
         # zip stops at once where there are no such columns
         prior = dict(zip(prior_columns(kind, classes), mean_scores(kind, classes, y), strict=False))
-        common = {"fraction": fraction, "seed": seed} | prior
+        common = {"fraction": fraction, "seed": seed, "fold": fold} | prior
         targets = _permuted(scans, places, zlib.crc32(f"{split.stem} {fraction}".encode()))
         for probe in PROBES:
             part = _part(scans, places, y, probe)
             model = _fit(probe, kind, part)
             scores = model_scores(model, kind, classes, part.tested)
-            found += _rows(scans.tested, scores, kind, common | {CONTROL_METHOD: probe})
+            found += _rows(scans.tested, scores, kind, common | {CONTROL_METHOD: probe}, keep)
             if probe in PERMUTED:
                 for number, scores in enumerate(_null_scores(model, kind, classes, part, targets)):
                     method = {CONTROL_METHOD: null_method(probe, number)}
-                    rows = _rows(scans.tested, scores, kind, common | method)
-                    null += [row for row, scan in zip(rows, scans.tested, strict=True) if id(scan) in first]
+                    null += _rows(scans.tested, scores, kind, common | method, keep_first)
     columns = [CONTROL_METHOD, *COLUMNS, *score_columns(kind, classes), *prior_columns(kind, classes)]
     for cohort in cohorts:
         path = out / f"{cohort}.tsv"
@@ -260,9 +262,13 @@ def _null_scores(model: Any, kind: str, classes: int, part: Part, targets: Array
 # -- tables ----------------------------------------------------------------------------------------
 
 
-def _rows(scans: Sequence[Row], scores: Array, kind: str, common: Row) -> list[Row]:
+def _rows(scans: Sequence[Row], scores: Array, kind: str, common: Row, keep: Sequence[bool]) -> list[Row]:
     names = score_columns(kind, scores.shape[1])
-    return [scan | common | _named(names, score) for scan, score in zip(scans, scores, strict=True)]
+    return [
+        scan | common | _named(names, score)
+        for scan, score, kept in zip(scans, scores, keep, strict=True)
+        if kept
+    ]
 
 
 def _named(names: Sequence[str], values: Sequence[float] | Array) -> dict[str, str]:

@@ -12,14 +12,14 @@ from matplotlib.ticker import MaxNLocator
 from neuropeft.config import Config, ViT
 from neuropeft.evaluate.costs import cell_folder
 from neuropeft.files import read_tsv
-from neuropeft.grid import Cell, Group, cells, pretrained
+from neuropeft.grid import Cell, Group, cells, encoder_folder, encoders
 from neuropeft.publish.labels import backbone_label, cohort_label, group_label, start_label
 from neuropeft.publish.style import group_look, look, panels, shared_legend, words_only
 
 PANEL_HEIGHT = 2.3  # inches
 LEAST_HEIGHT = 1.6
 PAGE_HEIGHT = 9.0
-PRETRAINING_COLUMNS = ("pretraining", "backbone", "epoch", "lr", "train_loss", "val_loss", "seconds")
+PRETRAINING_COLUMNS = ("pretraining", "backbone", "fold", "epoch", "lr", "train_loss", "val_loss", "seconds")
 FINETUNING_COLUMNS = (
     "task",
     "backbone",
@@ -27,6 +27,7 @@ FINETUNING_COLUMNS = (
     "method",
     "fraction",
     "seed",
+    "fold",
     "epoch",
     "lr",
     "train_loss",
@@ -37,12 +38,13 @@ FINETUNING_COLUMNS = (
 SIDES = {"train_loss": "training", "val_loss": "validation"}
 
 Row = dict[str, str]
+Encoder = tuple[str, str, int]  # pretraining, backbone, fold
 
 
-def pretraining_histories(config: Config, results: Path) -> dict[tuple[str, str], list[Row]]:
-    """Return the epochs of every (pretraining, backbone) that has run."""
-    paths = {pair: results / "pretraining" / pair[0] / pair[1] / "history.csv" for pair in pretrained(config)}
-    return {pair: read_tsv(path) for pair, path in paths.items() if path.is_file()}
+def pretraining_histories(config: Config, results: Path) -> dict[Encoder, list[Row]]:
+    """Return the epochs of every (pretraining, backbone, fold) that has run."""
+    paths = {encoder: results / encoder_folder(*encoder) / "history.csv" for encoder in encoders(config)}
+    return {encoder: read_tsv(path) for encoder, path in paths.items() if path.is_file()}
 
 
 def finetuning_histories(config: Config, results: Path) -> dict[Cell, list[Row]]:
@@ -51,17 +53,18 @@ def finetuning_histories(config: Config, results: Path) -> dict[Cell, list[Row]]
     return {cell: read_tsv(path) for cell, path in paths.items() if path.is_file()}
 
 
-def draw_pretraining_losses(config: Config, histories: dict[tuple[str, str], list[Row]]) -> Figure:
+def draw_pretraining_losses(config: Config, histories: dict[Encoder, list[Row]]) -> Figure:
     """Draw training and validation loss of the masked autoencoders, a panel for each."""
     if not histories:
         return words_only("No pretraining loss to show: nothing has been pretrained.")
     figure, axes = panels(len(histories), PANEL_HEIGHT)
-    for axis, ((pretraining, backbone), rows) in zip(axes, histories.items(), strict=True):
+    for axis, ((pretraining, backbone, fold), rows) in zip(axes, histories.items(), strict=True):
         for index, (column, label) in enumerate(SIDES.items()):
             style = look(index)
             axis.plot(*_curve(rows, column), color=style.colour, linestyle=style.dashes, label=label)
         cohort = cohort_label(config, config.autoencoders[pretraining].cohort)
-        axis.set_title(f"{backbone_label(backbone)}, {pretraining} on {cohort}", loc="left")
+        title = f"{backbone_label(backbone)}, {pretraining} on {cohort}"
+        axis.set_title(f"{title}, fold {fold}" if fold else title, loc="left")
         axis.set_ylabel("loss on hidden patches (MSE)")
         _epochs(axis)
     shared_legend(figure, axes)
@@ -71,7 +74,8 @@ def draw_pretraining_losses(config: Config, histories: dict[tuple[str, str], lis
 def draw_finetuning_losses(config: Config, histories: dict[Cell, list[Row]]) -> Figure:
     """Draw training and validation loss of every task and backbone at its largest fraction, side by side.
 
-    A thin line is a seed; the thick one is the median over seeds, for the epochs that all of them reached.
+    A thin line is a seed, or a fold of one; the thick one is the median over these, for the epochs that all
+    of them reached.
     """
     pairs = sorted({(cell.task, cell.backbone) for cell in histories})
     if not pairs:
@@ -94,7 +98,8 @@ def draw_finetuning_losses(config: Config, histories: dict[Cell, list[Row]]) -> 
         kind = config.tasks[pair[0]].kind
         axis.set_ylabel("loss (L1, standardised)" if kind == "regression" else "loss (cross-entropy)")
         _epochs(axis)
-    shared_legend(figure, axes, "thin: single seeds; thick: their median")
+    single = "seeds and folds" if config.splits.folds else "seeds"
+    shared_legend(figure, axes, f"thin: single {single}; thick: their median")
     return figure
 
 

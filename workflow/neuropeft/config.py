@@ -4,7 +4,7 @@ Every model forbids unknown keys, and what a validator says names the key and th
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Annotated, Literal
 
 from pydantic import (
@@ -209,7 +209,6 @@ class ViT(Model):
         default=4.0, gt=0, description="hidden width of the MLP over the embedding width"
     )
     patch_size: int = Field(default=16, ge=1, description="edge of a patch, in voxels")
-    drop_path: float = Field(default=0.0, ge=0, lt=1, description="stochastic depth of the last block")
     decoder: Decoder = Field(description="decoder of the masked autoencoder that pretrains this backbone")
 
     @model_validator(mode="after")
@@ -262,28 +261,59 @@ class _Schedule(Model):
         return self
 
 
-class MaskedAutoencoder(_Schedule):
-    """Masked-autoencoder pretraining on a cohort (He 2022; Dhinagar 2024, section 3.2)."""
+class _Trained(Model):
+    """What pretrainings on a cohort share; budgets are in steps, so that a larger cohort costs no more."""
 
     cohort: Name = Field(
         description="cohort to pretrain on; test subjects of tasks trained on it are left out"
     )
-    epochs: int = Field(default=1000, ge=1)
+    start: Name | None = Field(
+        default=None, description="another pretraining, from whose encoder this one goes on"
+    )
+    steps: int = Field(
+        default=75_000, ge=1, description="steps; the paper's 1,000 epochs of 38,703 scans are 75,000"
+    )
+    warmup_steps: int = Field(
+        default=3_000, ge=0, description="steps over which the learning rate rises to its peak"
+    )
     batch_size: int = Field(default=512, ge=1, description="scans per step, over all processes")
     lr: float = Field(default=3e-4, gt=0, description="peak learning rate")
-    warmup_epochs: int = Field(default=40, ge=0)
     weight_decay: float = Field(default=0.05, ge=0)
     betas: tuple[Beta, Beta] = (0.9, 0.95)
     clip: float = Field(default=1.0, gt=0, description="largest gradient norm")
-    mask_ratio: Share = Field(default=0.75, description="share of the patches that is hidden")
-    normalize_targets: bool = Field(default=True, description="standardise each target patch")
     validation_share: Share = Field(
         default=0.05, description="share of the subjects that only the loss curve sees"
     )
-    augment: Augment = Augment(flip=True)
     seed: Seed = 0
     mixed_precision: bool = Field(default=True, description="bfloat16 autocast, on a GPU")
     compile: bool = Field(default=False, description="torch.compile the model")
+
+    @model_validator(mode="after")
+    def _warm_up_ends(self) -> "_Trained":
+        if self.warmup_steps >= self.steps:
+            raise ValueError(f"`warmup_steps` {self.warmup_steps} must be fewer than `steps` {self.steps}")
+        return self
+
+
+class MaskedAutoencoder(_Trained):
+    """Masked-autoencoder pretraining on a cohort (He 2022; Dhinagar 2024, section 3.2)."""
+
+    kind: Literal["mae"] = "mae"
+    mask_ratio: Share = Field(default=0.75, description="share of the patches that is hidden")
+    mask: Literal["all", "foreground"] = Field(
+        default="all",
+        description="which patches are shown or hidden: all, as in the paper, or those that hold brain in most "
+        "scans; a third of the visible ones is background otherwise",
+    )
+    normalize_targets: bool = Field(default=True, description="standardise each target patch")
+    augment: Augment = Augment(flip=True)
+
+
+class Factors(_Trained):
+    """Pretraining on a synthetic cohort: reading the known anatomy of its brains."""
+
+    kind: Literal["factors"]
+    augment: Augment = Augment()
 
 
 class ImportedWeights(Model):
@@ -304,12 +334,17 @@ class ImportedWeights(Model):
 
 
 def _kind_of_pretraining(value: object) -> str:
-    is_imported = isinstance(value, ImportedWeights) or (isinstance(value, Mapping) and "weights" in value)
-    return "imported" if is_imported else "mae"
+    if isinstance(value, ImportedWeights) or (isinstance(value, Mapping) and "weights" in value):
+        return "imported"
+    kind = value.get("kind", "mae") if isinstance(value, Mapping) else getattr(value, "kind", "mae")
+    return str(kind)
 
 
+Trained = MaskedAutoencoder | Factors
 Pretraining = Annotated[
-    Annotated[MaskedAutoencoder, Tag("mae")] | Annotated[ImportedWeights, Tag("imported")],
+    Annotated[MaskedAutoencoder, Tag("mae")]
+    | Annotated[Factors, Tag("factors")]
+    | Annotated[ImportedWeights, Tag("imported")],
     Discriminator(_kind_of_pretraining),
 ]
 
@@ -317,7 +352,10 @@ Pretraining = Annotated[
 class _Method(Model):
     lr: float = Field(gt=0, description="peak learning rate")
     head_lr: float | None = Field(
-        default=None, gt=0, description="peak learning rate of the head; that of `lr` if absent"
+        default=None,
+        gt=0,
+        description="peak learning rate of a head of 768 inputs, in inverse proportion for others; that of "
+        "`lr` if absent",
     )
     weight_decay: float = Field(default=0.0, ge=0)
     shuffle_labels: bool = Field(default=False, description="control: train and validate on permuted labels")
@@ -333,6 +371,12 @@ class Full(_Method):
     """Fine-tune everything."""
 
     kind: Literal["full"]
+    layer_decay: float = Field(
+        default=0.75,
+        gt=0,
+        le=1,
+        description="factor on the learning rate from each block to the one below it (He 2022, table 9)",
+    )
 
 
 class Attention(_Method):
@@ -368,14 +412,39 @@ Method = Annotated[Scratch | Full | Attention | LayerNorm | LoRA, Field(discrimi
 class Training(_Schedule):
     """What all fine-tunes share (Dhinagar 2024, section 3.2)."""
 
-    epochs: int = Field(default=50, ge=1)
+    epochs: int = Field(
+        default=50,
+        ge=1,
+        description="passes over all training scans; smaller fractions train for as many steps",
+    )
+    min_steps: int = Field(default=0, ge=0, description="steps at least, for cohorts of few scans")
     batch_size: int = Field(default=16, ge=1)
     warmup_epochs: int = Field(default=5, ge=0)
     patience: int = Field(
-        default=10, ge=1, description="epochs without a better validation loss before it stops"
+        default=10,
+        ge=1,
+        description="validations, one an epoch, without a better loss before it stops; those of the warm-up "
+        "do not count",
+    )
+    min_validation: int = Field(
+        default=50,
+        ge=1,
+        description="validation subjects that it takes to choose an epoch; with fewer, the loss is noise and "
+        "the last weights are kept",
     )
     clip: float = Field(default=1.0, gt=0, description="largest gradient norm")
-    augment: Augment = Augment(flip=True)
+    pool: Literal["mean", "attentive", "concat"] = Field(
+        default="mean",
+        description="how tokens become features: their mean, as in the paper; averages by a few learned "
+        "queries; or all of them, each reduced by one shared projection",
+    )
+    feature_norm: Literal["fixed", "refreshed", "layer"] = Field(
+        default="fixed",
+        description="how features are standardised: by the training scans' statistics before the first step; "
+        "by those of each validation; or by a trained LayerNorm (MAE's fc_norm)",
+    )
+    drop_path: float = Field(default=0.0, ge=0, lt=1, description="stochastic depth of the last block")
+    augment: Augment = Augment()
     mixed_precision: bool = Field(default=True, description="bfloat16 autocast, on a GPU")
     compile: bool = Field(default=False, description="torch.compile the model")
 
@@ -390,7 +459,8 @@ class Block(Model):
     backbones: list[Name] = Field(min_length=1)
     methods: list[Name] = Field(min_length=1)
     pretraining: list[Name] = Field(
-        default=[], description="weights that methods other than scratch start from"
+        default=[],
+        description="weights that methods other than scratch start from; `none` leaves them random",
     )
     fractions: list[Annotated[int, Field(ge=1, le=100)]] = Field(
         default=[100], min_length=1, description="percent of the training subjects"
@@ -442,7 +512,8 @@ class Config(Model):
     @model_validator(mode="after")
     def _patches_stay_visible(self) -> "Config":
         vits = {name: value for name, value in self.backbones.items() if isinstance(value, ViT)}
-        for (name, vit), (other, autoencoder) in itertools.product(vits.items(), self.autoencoders.items()):
+        masked = {name: value for name, value in self.trained.items() if isinstance(value, MaskedAutoencoder)}
+        for (name, vit), (other, autoencoder) in itertools.product(vits.items(), masked.items()):
             patches = (self.preprocessing.size // vit.patch_size) ** 3
             if patches * (1 - autoencoder.mask_ratio) < 1:
                 raise ValueError(
@@ -456,11 +527,16 @@ class Config(Model):
         for name, task in self.tasks.items():
             _known(f"tasks.{name}.train", [task.train], self.cohorts)
             _known(f"tasks.{name}.zero_shot", task.zero_shot, self.cohorts)
-        for name, autoencoder in self.autoencoders.items():
-            _known(f"pretraining.{name}.cohort", [autoencoder.cohort], self.cohorts)
+        for name, trained in self.trained.items():
+            _known(f"pretraining.{name}.cohort", [trained.cohort], self.cohorts)
+            if trained.start is not None:
+                _known(f"pretraining.{name}.start", [trained.start], self.pretraining)
+            if name in self.starts(name)[1:]:
+                raise ValueError(f"`pretraining.{name}.start` leads back to {name!r}: give another start")
         for index, block in enumerate(self.grid):
             for key in ("tasks", "backbones", "methods", "pretraining"):
-                _known(f"grid.{index}.{key}", getattr(block, key), getattr(self, key))
+                known = [*getattr(self, key), "none"] if key == "pretraining" else getattr(self, key)
+                _known(f"grid.{index}.{key}", getattr(block, key), known)
         for name, backbone in self.backbones.items():
             if isinstance(backbone, ViT) and self.preprocessing.size % backbone.patch_size:
                 raise ValueError(
@@ -474,12 +550,19 @@ class Config(Model):
                 )
         return self
 
+    def starts(self, pretraining: str) -> list[str]:
+        """Return a pretraining, the one that it goes on from, and so on; it ends where one would come again."""
+        found = [pretraining]
+        while (trained := self.trained.get(found[-1])) and trained.start is not None:
+            found.append(trained.start)
+            if trained.start in found[:-1]:
+                break
+        return found
+
     @property
-    def autoencoders(self) -> dict[str, MaskedAutoencoder]:
+    def trained(self) -> dict[str, Trained]:
         """The pretrainings that the workflow does itself."""
-        return {
-            name: value for name, value in self.pretraining.items() if isinstance(value, MaskedAutoencoder)
-        }
+        return {name: value for name, value in self.pretraining.items() if isinstance(value, Trained)}
 
     @property
     def imported(self) -> dict[str, ImportedWeights]:
@@ -487,7 +570,7 @@ class Config(Model):
         return {name: value for name, value in self.pretraining.items() if isinstance(value, ImportedWeights)}
 
 
-def _known(key: str, names: list[str], known: Mapping[str, object]) -> None:
+def _known(key: str, names: list[str], known: Collection[str]) -> None:
     for name in names:
         if name not in known:
             raise ValueError(f"`{key}` names {name!r}, which is not there; {suggest(name, known)}")

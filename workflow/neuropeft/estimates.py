@@ -4,7 +4,7 @@ Training is reckoned from its floating-point operations on a modest GPU, the res
 were measured on one core and multiplied by about four.
 """
 
-from neuropeft.config import Backbone, MaskedAutoencoder, Training, ViT
+from neuropeft.config import Backbone, Trained, Training, ViT
 
 START_MINUTES = 10  # queue noise, imports, reading volumes from a busy file system
 FLOP_PER_SECOND = 4e12  # what small batches leave of a GPU of 2018
@@ -24,9 +24,10 @@ def finetune_minutes(
 ) -> int:
     """Return the minutes of a job that trains `cells` cells on at most `scans` scans of edge `size`.
 
-    An epoch is three forward passes and, for the features' statistics and the validation, less than another.
+    A step is three forward passes and, for the features' statistics and the validation, less than another.
     """
-    seconds = cells * training.epochs * scans * 4 * _forward_flop(backbone, size) / FLOP_PER_SECOND
+    seen = max(training.epochs * scans, training.min_steps * training.batch_size)
+    seconds = cells * seen * 4 * _forward_flop(backbone, size) / FLOP_PER_SECOND
     return _minutes(seconds / 60, attempt)
 
 
@@ -35,11 +36,10 @@ def predict_minutes(backbone: Backbone, size: int, cells: int, scans: int, attem
     return _minutes(cells * scans * _forward_flop(backbone, size) / FLOP_PER_SECOND / 60, attempt)
 
 
-def pretrain_minutes(
-    backbone: Backbone, pretraining: MaskedAutoencoder, size: int, scans: int, attempt: int
-) -> int:
+def pretrain_minutes(backbone: Backbone, pretraining: Trained, size: int, attempt: int) -> int:
     """Return the minutes of a pretraining on one GPU; encoder and decoder together cost about one encoder."""
-    seconds = pretraining.epochs * scans * 3 * _forward_flop(backbone, size) / FLOP_PER_SECOND
+    seen = pretraining.steps * pretraining.batch_size
+    seconds = seen * 3 * _forward_flop(backbone, size) / FLOP_PER_SECOND
     return _minutes(seconds / 60, attempt)
 
 

@@ -166,7 +166,7 @@ def simulated_participants(cohort, chunk):
 
 def held_out_splits(wildcards):
     """Return a split of every task trained on the cohort that is pretrained on."""
-    cohort = CONFIG.autoencoders[wildcards.pretraining].cohort
+    cohort = CONFIG.trained[wildcards.pretraining].cohort
     # Its test side is that of every seed, so that other seeds pretrain nothing anew.
     return [f"results/splits/{task}/seed-0.tsv" for task in TASKS if CONFIG.tasks[task].train == cohort]
 
@@ -248,7 +248,7 @@ def compared_cohort(wildcards):
 def test_checks(wildcards, seeds):
     """Return the reports that nothing which a group of cells is tested on, in a cohort, was trained or pretrained on."""
     reports = leak_checks(wildcards.task, wildcards.cohort, seeds)
-    if wildcards.pretraining in CONFIG.autoencoders:
+    if wildcards.pretraining in CONFIG.trained:
         folder = f"results/splits/{wildcards.task}/leaks/pretraining-{wildcards.pretraining}"
         reports.append(f"{folder}/{wildcards.cohort}.tsv")
     return reports

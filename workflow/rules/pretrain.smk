@@ -3,7 +3,7 @@
 
 rule pretrain:
     input:
-        volumes=lambda wildcards: volumes(CONFIG.autoencoders[wildcards.pretraining].cohort),
+        volumes=lambda wildcards: volumes(CONFIG.trained[wildcards.pretraining].cohort),
         # Test subjects of tasks trained on the same cohort are held out; they are the same for all seeds.
         splits=held_out_splits,
         code=sources("train.pretrain"),
@@ -17,14 +17,14 @@ rule pretrain:
     benchmark:
         "results/benchmarks/pretrain/{pretraining}/{backbone}.tsv"
     wildcard_constraints:
-        pretraining=one_of(CONFIG.autoencoders),
+        pretraining=one_of(CONFIG.trained),
     priority: 1  # much waits for it
     conda:
         "../../envs/torch.yaml"
     threads: 2
     resources:
         mem_mb=lambda wildcards, attempt: training_mb(
-            CONFIG.autoencoders[wildcards.pretraining].cohort, attempt
+            CONFIG.trained[wildcards.pretraining].cohort, attempt
         ),
         runtime=pretrain_minutes,
         gpu=1,

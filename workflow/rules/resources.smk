@@ -27,12 +27,11 @@ def cohort_minutes(step):
 
 def pretrain_minutes(wildcards, attempt):
     """Return the minutes of a pretraining."""
-    pretraining = CONFIG.autoencoders[wildcards.pretraining]
+    pretraining = CONFIG.trained[wildcards.pretraining]
     return estimates.pretrain_minutes(
         CONFIG.backbones[wildcards.backbone],
         pretraining,
         CONFIG.preprocessing.size,
-        cohort_scans(pretraining.cohort),
         attempt,
     )
 

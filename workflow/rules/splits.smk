@@ -57,7 +57,7 @@ rule check_pretraining:
             wildcards.task, wildcards.cohort, seeds(wildcards.task)[:1]
         ),
         stored=lambda wildcards: stored_scans(wildcards.cohort),
-        pretrained=lambda wildcards: stored_scans(CONFIG.autoencoders[wildcards.pretraining].cohort),
+        pretrained=lambda wildcards: stored_scans(CONFIG.trained[wildcards.pretraining].cohort),
         held_out=held_out_splits,
         code=sources("cohorts.leaks"),
     output:
@@ -65,7 +65,7 @@ rule check_pretraining:
     log:
         "results/logs/check_pretraining/{task}/{pretraining}/{cohort}.log",
     wildcard_constraints:
-        pretraining=one_of(CONFIG.autoencoders),
+        pretraining=one_of(CONFIG.trained),
     conda:
         "../../envs/torch.yaml"
     message:

@@ -150,9 +150,9 @@ def _check_cohorts_apart(config: Config, indexes: Indexes, labels: Labels) -> No
             _check_none_shared(train, tested, f"tasks.{name}.zero_shot", task.train, cohort)
             met.add((task.train, cohort))
     for name, pretraining in sorted({(cell.task, cell.pretraining) for cell in cells(config)}):
-        if pretraining not in config.autoencoders:
+        if pretraining not in config.trained:
             continue
-        task, seen = config.tasks[name], config.autoencoders[pretraining].cohort
+        task, seen = config.tasks[name], config.trained[pretraining].cohort
         if seen in task.zero_shot:
             raise UserError(
                 f"`pretraining.{pretraining}.cohort` is {seen}, which task {name} only tests on; pretrain on "

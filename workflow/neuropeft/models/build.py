@@ -4,9 +4,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from neuropeft.errors import UserError
-from neuropeft.models.heads import Predictor
+from neuropeft.models.heads import Head, Predictor
 from neuropeft.models.mae3d import MAE3D, DecoderConfig
 from neuropeft.models.vit3d import ViT3D, ViTConfig
+
+DEFAULT_SIZE = 80  # edge of a scan in voxels
 
 
 def build_vit(backbone: Mapping[str, Any]) -> ViT3D:
@@ -16,21 +18,27 @@ def build_vit(backbone: Mapping[str, Any]) -> ViT3D:
     return ViT3D(_from_mapping(ViTConfig, backbone, "backbone"))
 
 
-def build_predictor(backbone: Mapping[str, Any], outputs: int) -> Predictor:
+def build_predictor(
+    backbone: Mapping[str, Any], outputs: int, pool: str = "mean", norm: str = "fixed"
+) -> Predictor:
     """Return a randomly initialised `Predictor` of `outputs` outputs.
 
     Args:
-        backbone: `{"kind": "vit", ...keys of ViTConfig}` or `{"kind": "densenet121"}`.
+        backbone: `{"kind": "vit", ...keys of ViTConfig}` or `{"kind": "densenet121", "image_size": ...}`.
         outputs: Width of the head: 1 for a binary or regression task, else the number of classes.
+        pool: How tokens become features, as in `Head`.
+        norm: How features are standardised, as in `Head`.
     """
     kind = backbone.get("kind")
     if kind == "vit":
         encoder = build_vit(backbone)
-        return Predictor(encoder, encoder.config.width, outputs)
+        head = Head(encoder.config.width, encoder.config.tokens, outputs, pool, norm)
+        return Predictor(encoder, head)
     if kind == "densenet121":
-        from neuropeft.models.densenet import DENSENET121_WIDTH, DenseNet121Features
+        from neuropeft.models.densenet import DENSENET121_WIDTH, DenseNet121Features, places
 
-        return Predictor(DenseNet121Features(), DENSENET121_WIDTH, outputs)
+        size = int(backbone.get("image_size", DEFAULT_SIZE))
+        return Predictor(DenseNet121Features(), Head(DENSENET121_WIDTH, places(size), outputs, pool, norm))
     raise UserError(f"backbone kind {kind!r} is unknown; give vit or densenet121")
 
 

@@ -45,7 +45,7 @@ def _use(config: Config, cohort: str) -> str:
     uses = [
         f"pretraining {name}"
         for name in dict.fromkeys(name for name, _ in pretrained(config))
-        if config.autoencoders[name].cohort == cohort
+        if config.trained[name].cohort == cohort
     ]
     tasks = used_tasks(config)
     uses += [task for task in tasks if config.tasks[task].train == cohort]

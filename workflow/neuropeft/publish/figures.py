@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from neuropeft.config import Config
 from neuropeft.evaluate.costs import read_costs
 from neuropeft.evaluate.scores import collect
-from neuropeft.grid import pretrained
+from neuropeft.grid import autoencoded
 from neuropeft.publish.curves import curve_backbones, draw_curves
 from neuropeft.publish.losses import (
     FINETUNING_COLUMNS,
@@ -61,7 +61,7 @@ def _figures(config: Config, results: Path) -> Iterator[tuple[str, Figure]]:
         yield name, draw_curves(config, scores, costs, name, backbone)
     yield "losses_pretraining", draw_pretraining_losses(config, pretraining_histories(config, results))
     yield "losses_finetuning", draw_finetuning_losses(config, finetuning_histories(config, results))
-    for pretraining, backbone in pretrained(config):
+    for pretraining, backbone in autoencoded(config):
         path = results / "pretraining" / pretraining / backbone / "reconstructions.npz"
         figure = draw_reconstructions(config, path, pretraining, backbone)
         yield f"reconstructions_{pretraining}_{backbone}", figure

@@ -12,8 +12,8 @@ from neuropeft.grid import pretrained, used_cohorts
 from neuropeft.train.lock import held
 
 DONE, RUNNING, STOPPED, WAITING = "done", "running", "stopped", "waiting"
-# What `train.loop` prints when an epoch is over, and when it goes on from a checkpoint.
-EPOCH = re.compile(r"pretraining: (going on from )?epoch (\d+)\b(?:.* at most (\d+) s left)?")
+# What `train.loop` prints at a validation, and when it goes on from a checkpoint.
+STEP = re.compile(r"pretraining: (?:going on from )?step (\d+)\b(?:.* at most (\d+) s left)?")
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ class Pretrained:
         pretraining: its name.
         backbone: what is pretrained.
         state: `done`, `running`, `stopped` (its job ended before) or `waiting`.
-        epoch: epochs that are over; None where the log does not tell.
-        epochs: epochs in all.
+        step: steps that are done; None where the log does not say.
+        steps: steps in all.
         seconds_left: the most that it still takes; None where the log does not tell.
         log: its log.
         last_line: the last line of the log; empty if it has none.
@@ -55,8 +55,8 @@ class Pretrained:
     pretraining: str
     backbone: str
     state: str
-    epoch: int | None
-    epochs: int
+    step: int | None
+    steps: int
     seconds_left: int | None
     log: Path
     last_line: str
@@ -85,22 +85,22 @@ def pretrainings(config: Config, results: Path) -> Iterator[Pretrained]:
     for pretraining, backbone in pretrained(config):
         place = Path("pretraining", pretraining, backbone)
         log = results / "logs" / "pretrain" / pretraining / f"{backbone}.log"
-        epochs = config.autoencoders[pretraining].epochs
+        steps = config.trained[pretraining].steps
         lines = last_lines(log)
-        epoch, left = _progress(lines)
+        step, left = _progress(lines)
         if held(results / "_state" / place):
             state = RUNNING
         elif (results / place / "encoder.safetensors").is_file():
-            state, epoch, left = DONE, epochs, 0
+            state, step, left = DONE, steps, 0
         else:
             state = STOPPED if log.exists() else WAITING
-        yield Pretrained(pretraining, backbone, state, epoch, epochs, left, log, next(reversed(lines), ""))
+        yield Pretrained(pretraining, backbone, state, step, steps, left, log, next(reversed(lines), ""))
 
 
 def _progress(lines: list[str]) -> tuple[int | None, int | None]:
-    """Return how many epochs are over and how many seconds are left at most, None where unknown."""
-    said = next((match for line in reversed(lines) if (match := EPOCH.match(line))), None)
+    """Return how many steps are done and how many seconds are left at most, None where unknown."""
+    said = next((match for line in reversed(lines) if (match := STEP.match(line))), None)
     if said is None:
         return None, None
-    going_on, epoch, left = said.groups()
-    return int(epoch) - bool(going_on), int(left) if left else None
+    step, left = said.groups()
+    return int(step), int(left) if left else None

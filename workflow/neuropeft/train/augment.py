@@ -62,7 +62,7 @@ def augment(
     volumes: Tensor,
     options: Augmentation,
     seed: int,
-    step: tuple[int, int],
+    step: int,
     first: int = 0,
     total: int | None = None,
 ) -> Tensor:
@@ -72,12 +72,12 @@ def augment(
         volumes: Volumes `first` to `first + B` of a batch.
         options: What to change, and how much.
         seed: Seed of the run.
-        step: Epoch, and step within it.
+        step: Step of the run.
         first: Place of the first of `volumes` in the batch of all processes.
         total: Size of the batch of all processes; B if there is one process.
     """
     size, device = volumes.shape[0], volumes.device
-    random = generator(device, seed, "augment", *step)
+    random = generator(device, seed, "augment", step)
     draws = torch.rand(total or size, DRAWS, generator=random, device=device)[first : first + size]
     draws = draws * 2 - 1  # [B, DRAWS], from -1 to 1
     if options.flip:
@@ -118,9 +118,9 @@ def _rotation(angle: Tensor, axis: int) -> Tensor:
     return torch.stack(rows, dim=1).view(-1, 3, 3)
 
 
-def _noise(volumes: Tensor, seed: int, step: tuple[int, int], first: int) -> Tensor:
+def _noise(volumes: Tensor, seed: int, step: int, first: int) -> Tensor:
     # Volume by volume: the noise of a whole batch over many processes would not fit into memory.
     noise = torch.empty_like(volumes)
     for i in range(len(volumes)):
-        noise[i].normal_(generator=generator(volumes.device, seed, "noise", *step, first + i))
+        noise[i].normal_(generator=generator(volumes.device, seed, "noise", step, first + i))
     return noise

@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -42,13 +43,26 @@ def generator(device: torch.device, seed: int, *purpose: object) -> torch.Genera
     return torch.Generator(device).manual_seed(derive_seed(seed, *purpose))
 
 
-def epoch_order(samples: int, seed: int, epoch: int) -> Tensor:
-    """Return the permutation [samples] of one epoch, on the CPU.
+@lru_cache(maxsize=4)
+def pass_order(samples: int, seed: int, number: int) -> Tensor:
+    """Return the permutation [samples] of one pass over the scans, on the CPU.
 
     It depends on nothing but the arguments, so a resumed run, another device or another number of processes
     sees the same order.
     """
-    return torch.randperm(samples, generator=generator(torch.device("cpu"), seed, "order", epoch))
+    return torch.randperm(samples, generator=generator(torch.device("cpu"), seed, "order", number))
+
+
+def batch_rows(samples: int, batch_size: int, seed: int, step: int) -> Tensor:
+    """Return the scans [batch_size] of a step, counted from 0.
+
+    Batches are cut from passes that follow one another without a gap, so that all have the same size and every
+    scan is seen equally often, however few there are.
+    """
+    start = step * batch_size
+    first, last = start // samples, (start + batch_size - 1) // samples
+    stream = torch.cat([pass_order(samples, seed, number) for number in range(first, last + 1)])
+    return stream[start - first * samples :][:batch_size]
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,17 @@ from neuropeft.store import Store, open_store
 from neuropeft.train import checkpoint
 from neuropeft.train.augment import augment, read_augmentation
 from neuropeft.train.cost import reset_peak_memory, write_cost
-from neuropeft.train.data import Volumes, epoch_order, load_volumes, pick_device
+from neuropeft.train.data import Volumes, load_volumes, pass_order, pick_device
 from neuropeft.train.flops import training_flops
 from neuropeft.train.history import write_history
-from neuropeft.train.labels import Sides, read_sides, seed_of, shuffled, stored_sessions
+from neuropeft.train.labels import (
+    Sides,
+    read_sides,
+    seed_of,
+    shuffled,
+    stored_sessions,
+    subject_weights,
+)
 from neuropeft.train.loop import CHECKPOINT_SECONDS, Home, Learner, Plan, Progress, fit, run_cost
 from neuropeft.train.losses import Objective, objective, outputs_of
 from neuropeft.train.memory import BatchSize, in_batches
@@ -140,27 +147,36 @@ def finetune(
     if is_finished(home.folder, home.fingerprint):
         return False
     reset_peak_memory(shared.device)
-    goal = objective(spec["task"], [row["y"] for row in sides.train], spec["cell"])
+    weights = subject_weights(sides.train)
+    goal = objective(spec["task"], [row["y"] for row in sides.train], weights, spec["cell"])
     torch.manual_seed(int(spec["seed"]))
     model = make_model(spec, shared.encoder_path).to(shared.device)
     learner = _learner(spec, model, goal, shared, sides)
-    training, method = spec["training"], spec["method"]
-    plan = Plan(
-        name=spec["cell"],
-        samples=len(sides.train),
-        epochs=int(training["epochs"]),
-        batch_size=int(training["batch_size"]),
-        warmup_epochs=int(training["warmup_epochs"]),
-        clip=float(training["clip"]),
-        seed=int(spec["seed"]),
-        patience=int(training["patience"]),
-        began=began,
-    )
-    groups = parameter_groups(model, method["lr"], method.get("weight_decay", 0.0), method.get("head_lr"))
-    progress = fit(learner, groups, plan, home, shared.device)
+    plan = _plan(spec, sides, began)
+    progress = fit(learner, parameter_groups(model, spec["method"]), plan, home, shared.device)
     _write(home, model, goal, sides, progress, shared)
     checkpoint.remove(home.folder)
     return True
+
+
+def _plan(spec: Mapping[str, Any], sides: Sides, began: float) -> Plan:
+    """Return how long a cell trains: as many steps at every fraction as with all of the data."""
+    training = spec["training"]
+    interval = -(-sides.whole // int(training["batch_size"]))  # steps of a pass over all training scans
+    epochs = max(int(training["epochs"]), -(-int(training["min_steps"]) // interval))
+    chosen = len(sides.validation) >= int(training["min_validation"])
+    return Plan(
+        name=spec["cell"],
+        samples=len(sides.train),
+        steps=epochs * interval,
+        interval=interval,
+        batch_size=int(training["batch_size"]),
+        warmup_steps=int(training["warmup_epochs"]) * interval,
+        clip=float(training["clip"]),
+        seed=int(spec["seed"]),
+        patience=int(training["patience"]) if chosen else None,
+        began=began,
+    )
 
 
 def split_of(splits: Mapping[int, Path], spec: Mapping[str, Any]) -> Path:
@@ -174,7 +190,11 @@ def split_of(splits: Mapping[int, Path], spec: Mapping[str, Any]) -> Path:
 
 def make_model(spec: Mapping[str, Any], encoder_path: str | Path | None) -> Predictor:
     """Return the adapted network of a cell, on the CPU, drawn from torch's global generator."""
-    model = build_predictor(spec["backbone"], outputs_of(spec["task"]))
+    training = spec["training"]
+    backbone = dict(spec["backbone"])
+    if backbone["kind"] == "vit":
+        backbone["drop_path"] = training["drop_path"]
+    model = build_predictor(backbone, outputs_of(spec["task"]), training["pool"], training["feature_norm"])
     if encoder_path is not None:
         load_encoder(encoder_path, require_vit(model.backbone, spec["method"]["kind"]))
     adapt(model, spec["method"])
@@ -217,34 +237,41 @@ def _learner(
     # Where the volumes are, so that finding them does not wait for the device.
     places = torch.tensor([shared.places[row["scan_id"]] for row in both], device=volumes.data.device)
     targets = torch.tensor([row["y"] for row in both], dtype=torch.float32)
+    weights = torch.tensor(subject_weights(sides.train), device=device)
     train_targets, validation_targets = targets.to(device), targets[len(sides.train) :]
     validation_places = places[len(sides.train) :]
     changes = read_augmentation(training["augment"])
     forward = torch.compile(model) if training["compile"] else model
     mixed_precision, at_once = training["mixed_precision"], BatchSize(int(training["batch_size"]))
 
-    def batch_losses(rows: Tensor, epoch: int, step: int, parts: int) -> Iterator[Tensor]:
-        changed, found = [], places[rows.to(places.device, non_blocking=True)]
+    def batch_losses(rows: Tensor, step: int, parts: int) -> Iterator[Tensor]:
         for piece in (ALONE.share(len(rows), part, parts) for part in range(parts)):
-            batch = volumes.batch(found[piece])
-            changed.append(augment(batch, changes, seed, (epoch, step), piece.start, len(rows)))
-        # One loss of all parts, and not one each, because the features are standardised over the whole batch.
-        whole = parts == 1
-        network, batch = (forward, changed[0]) if whole else (partial(model, parts=parts), torch.cat(changed))
-        yield goal.loss(
-            forward_outputs(network, batch, mixed_precision),
-            train_targets[rows.to(device, non_blocking=True)],
-        )
+            chosen = rows[piece]
+            batch = volumes.batch(places[chosen.to(places.device, non_blocking=True)])
+            changed = augment(batch, changes, seed, step, piece.start, len(rows))
+            here = chosen.to(device, non_blocking=True)
+            losses = goal.loss(forward_outputs(forward, changed, mixed_precision), train_targets[here])
+            yield (weights[here] * losses).sum() / len(rows)
 
-    measured = places[epoch_order(len(sides.train), seed, 0)[:MEASURED].to(places.device)]
+    measured = places[pass_order(len(sides.train), seed, 0)[:MEASURED].to(places.device)]
+
+    def measure() -> None:
+        with torch.inference_mode():
+            tokens = all_outputs(model.backbone.tokens, volumes, measured, mixed_precision, at_once)
+        model.head.measure(tokens)
 
     def validate() -> dict[str, float]:
-        model.feature_norm.measure(all_outputs(model.backbone, volumes, measured, mixed_precision, at_once))
+        if training["feature_norm"] == "refreshed":
+            measure()
         # By the network as predictions use it, not as it is compiled.
         outputs = all_outputs(model, volumes, validation_places, mixed_precision, at_once)
-        loss = float(goal.loss(outputs, validation_targets))
-        return {"val_loss": loss, "val_metric": goal.metric(outputs, validation_targets)}
+        return {
+            "val_loss": float(goal.loss(outputs, validation_targets).mean()),
+            "val_metric": goal.metric(outputs, validation_targets),
+        }
 
+    model.eval()
+    measure()
     return Learner(
         model, batch_losses, validate, lambda: delta_state(model), lambda state: load_delta(model, state)
     )
@@ -259,7 +286,7 @@ def _write(
         "spec": json.dumps(home.configuration, sort_keys=True),
         "offset": json.dumps(goal.offset),
         "scale": repr(goal.scale),
-        "best_epoch": str(progress.best_epoch),
+        "best_step": str(_kept(progress)["step"]),
         "torch": torch.__version__,
     }
     save_delta(out / "delta.safetensors", model, metadata)
@@ -274,10 +301,15 @@ def _write(
         "total": counts.total,
         "delta_bytes": os.path.getsize(out / "delta.safetensors"),
         "peak_memory_bytes": progress.peak_memory - others * volumes.bytes_each,
-        "best_epoch": progress.best_epoch,
-        "best_val_loss": progress.best_loss,
+        "best_step": _kept(progress)["step"],
+        "best_val_loss": _kept(progress)["val_loss"],
         "train_subjects": len({row["subject"] for row in sides.train}),
         "train_scans": len(sides.train),
         "flops_per_sample": training_flops(model, volumes.data.shape[-1], shared.device),
     }
     write_cost(out / "cost.json", cost | run_cost(progress, home, shared.device))
+
+
+def _kept(progress: Progress) -> dict[str, float]:
+    """Return the row of the history whose weights were kept: the best one's, or the last one's."""
+    return next((row for row in progress.history if row["step"] == progress.best_step), progress.history[-1])

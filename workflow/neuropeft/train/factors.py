@@ -1,0 +1,104 @@
+"""The learner of `factors`: to read the known anatomy of synthetic brains, before any real brain is seen."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from neuropeft.errors import UserError
+from neuropeft.models.build import build_vit
+from neuropeft.models.factors import FactorReader
+from neuropeft.train import ranks
+from neuropeft.train.augment import read_augmentation
+from neuropeft.train.data import Volumes
+from neuropeft.train.loop import Learner
+from neuropeft.train.memory import BatchSize
+from neuropeft.train.pretraining_run import Run, look, mean_over_validation
+
+TISSUE = "tissue.npy"  # of a synthetic store
+FILES: tuple[str, ...] = ()
+SMALLEST_SD = 0.01  # of a tissue's share over scans: below, a place holds always the same
+
+
+def build(spec: Mapping[str, Any], volumes: Volumes, train: int) -> FactorReader:
+    """Return the network of a pretraining, on the CPU, drawn from torch's global generator."""
+    return FactorReader(build_vit(spec["backbone"]), len(spec["factors"]))
+
+
+def learner(run: Run) -> Learner:
+    """Return what the loop trains: the mean squared error of tissue and factors, each standardised."""
+    model = run.model
+    assert isinstance(model, FactorReader)
+    tissue, factors = _targets(run, model)
+    changes = read_augmentation(run.spec["augment"])
+    shared = ranks.spread(model, run.ranks, run.device)
+    forward = torch.compile(shared) if run.spec["compile"] else shared
+
+    def losses(network: Any, volumes: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        with run.autocast():
+            found_tissue, found_factors = network(volumes)
+        of_tissue = (found_tissue.float() - tissue[rows]).square().mean(dim=(1, 2))
+        return of_tissue, (found_factors.float() - factors[rows]).square().mean(dim=1)  # [B] each
+
+    def batch_losses(rows: Tensor, step: int, parts: int) -> Iterator[Tensor]:
+        rows = rows.to(run.device, non_blocking=True)
+        for place, volumes in run.pieces(rows, step, parts, changes):
+            of_tissue, of_factors = losses(forward, volumes, rows[place])
+            yield (of_tissue + of_factors).sum() / len(rows) * run.ranks.size
+
+    at_once = BatchSize(int(run.spec["batch_size"]))
+
+    def mean(which: int) -> float:
+        def summed(places: Tensor) -> Tensor:
+            rows = run.train + places
+            loss = losses(model, run.volumes.batch(rows), rows)[which]
+            return torch.stack([loss.sum(), torch.tensor(float(len(loss)), device=loss.device)])
+
+        return mean_over_validation(run, at_once, summed)
+
+    def validate() -> dict[str, float]:
+        of_tissue, of_factors = mean(0), mean(1)
+        return {
+            "val_loss": of_tissue + of_factors,
+            "val_tissue": of_tissue,
+            "val_factors": of_factors,
+            **look(run, at_once),
+        }
+
+    return Learner(model, batch_losses, validate, lambda: dict(model.state_dict()), model.load_state_dict)
+
+
+def _targets(run: Run, model: FactorReader) -> tuple[Tensor, Tensor]:
+    """Return the standardised tissue [n, N, 3] and factors [n, factors] of all scans.
+
+    Tissue is standardised place by place: what all brains share there is no knowledge of one of them.
+    """
+    names = run.spec["factors"]
+    try:
+        factors = torch.tensor([[float(row[name]) for name in names] for row in run.rows])
+    except KeyError as error:
+        raise UserError(
+            f"{run.store / 'scans.tsv'} has no column {error}; a pretraining of kind factors needs a synthetic cohort"
+        ) from None
+    shares = np.load(run.store / TISSUE, mmap_mode="r")[
+        [int(row["row"]) for row in run.rows]
+    ]  # [n, 3, g, g, g]
+    grid = model.encoder.config.grid
+    pooled = F.adaptive_avg_pool3d(torch.from_numpy(shares).float(), grid)  # [n, 3, grid, grid, grid]
+    tissue = pooled.flatten(2).transpose(1, 2)  # [n, N, 3]
+    tissue, factors = _standardised(tissue, run.train, SMALLEST_SD), _standardised(factors, run.train, 0.0)
+    return tissue.to(run.device), factors.to(run.device)
+
+
+def _standardised(values: Tensor, train: int, smallest: float) -> Tensor:
+    """Return values in SDs of the first `train`; 0 where the SD is not above `smallest`."""
+    deviation, mean = torch.std_mean(values[:train], dim=0)
+    return torch.where(deviation > smallest, (values - mean) / deviation.clamp_min(1e-12), 0.0)
+
+
+def write(folder: Path, run: Run) -> None:
+    """Write nothing beside the encoder."""

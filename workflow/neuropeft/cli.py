@@ -64,10 +64,9 @@ def _split(options: argparse.Namespace) -> None:
     from neuropeft.cohorts.splits import make_split, read_usable, write_split
 
     rows = read_usable(options.labels, options.store_scans)
-    write_split(
-        options.out,
-        make_split(rows, options.seed, options.test, options.validation, options.kind, options.task),
-    )
+    shares = options.test, options.validation
+    folds = options.fold, options.folds
+    write_split(options.out, make_split(rows, options.seed, *shares, options.kind, options.task, *folds))
 
 
 def _check_leaks(options: argparse.Namespace) -> None:
@@ -211,7 +210,7 @@ def _predict(options: argparse.Namespace) -> None:
     _lease_gpu()
     from neuropeft.train.predict import predict
 
-    predict(options.deltas, options.encoder, options.store, options.subjects, options.out)
+    predict(options.deltas, options.encoders, options.store, options.subjects, options.out)
 
 
 # -- evaluation ------------------------------------------------------------------------------------
@@ -220,7 +219,9 @@ def _predict(options: argparse.Namespace) -> None:
 def _controls(options: argparse.Namespace) -> None:
     from neuropeft.evaluate.controls import write_controls
 
-    write_controls(options.kind, options.target, options.split, options.seed, options.cohorts, options.out)
+    write_controls(
+        options.kind, options.target, options.split, options.fractions, options.cohorts, options.out
+    )
 
 
 def _tables(options: argparse.Namespace) -> None:
@@ -338,8 +339,10 @@ def _add_cohorts(verb: Verb) -> None:
     split.add_argument("--task", required=True)
     split.add_argument("--kind", required=True)
     split.add_argument("--seed", type=int, required=True)
-    split.add_argument("--test", type=float, required=True)
+    split.add_argument("--test", type=float, default=0.0, help="share that is tested on, without folds")
     split.add_argument("--validation", type=float, required=True)
+    split.add_argument("--fold", type=int, default=0, help="the fold that is tested on, 1 to --folds")
+    split.add_argument("--folds", type=int, default=0)
 
     leaks = verb("check-leaks", _check_leaks, "check that no subject and no image is on two sides")
     _paths(leaks, "--split", "--stored", "--out")
@@ -403,8 +406,7 @@ def _add_models(verb: Verb) -> None:
     _paths(take, "--state", "--out")
 
     predict = verb("predict", _predict, "predict a cohort with all cells that share a base")
-    _path_lists(predict, "--deltas", "--subjects")
-    predict.add_argument("--encoder", type=Path)
+    _path_lists(predict, "--deltas", "--encoders", "--subjects")
     _paths(predict, "--store", "--out")
 
 
@@ -413,7 +415,7 @@ def _add_evaluation(verb: Verb) -> None:
     controls.add_argument("--kind", required=True)
     controls.add_argument("--target", required=True)
     _paths(controls, "--split", "--out")
-    controls.add_argument("--seed", type=int, required=True)
+    controls.add_argument("--fractions", type=int, nargs="+", required=True)
     controls.add_argument("--cohorts", nargs="+", required=True)
 
     tables = verb("tables", _tables, "write the tables")

@@ -24,6 +24,7 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_]*$")]
 Share = Annotated[float, Field(gt=0, lt=1)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
+TESTED = 0.2  # share of the subjects
 # Of `preprocessing.size`: below, its last maps are single values, and those of a lone scan have no variance.
 SMALLEST_OF_DENSENET = 64
 
@@ -171,20 +172,42 @@ def _as_list(value: LabelValue | list[LabelValue]) -> list[LabelValue]:
 
 
 class Splits(Model):
-    """Shares of a training cohort's subjects; what they leave is for training."""
+    """Shares of a training cohort's subjects, or folds; what they leave is for training."""
 
-    test: Share = Field(
-        default=0.2, description="share of the subjects that is tested on; the same for all seeds"
+    test: Share | None = Field(
+        default=None,
+        description="share of the subjects that is tested on, the same for all seeds; "
+        f"{TESTED} if neither it nor `folds` is given",
     )
     validation: Share = Field(
-        default=0.1, description="share of the subjects that chooses the epoch; per seed"
+        default=0.1, description="share of all subjects that chooses the epoch; per seed"
+    )
+    folds: int | None = Field(
+        default=None,
+        ge=2,
+        description="cross-validation: every subject is tested on once per seed, in one of so many folds",
     )
 
     @model_validator(mode="after")
     def _leave_training_subjects(self) -> "Splits":
-        if self.test + self.validation >= 1:
-            raise ValueError("`test` and `validation` together must leave subjects for training")
+        if self.folds is not None and self.test is not None:
+            raise ValueError("`folds` test every subject, so `test` has no use: remove one of the two")
+        if self.test_share + self.validation >= 1:
+            tested = "`test`" if self.folds is None else "a fold"
+            raise ValueError(f"{tested} and `validation` together must leave subjects for training")
         return self
+
+    @property
+    def test_share(self) -> float:
+        """Share of the subjects that a split tests on."""
+        if self.folds is not None:
+            return 1 / self.folds
+        return TESTED if self.test is None else self.test
+
+    @property
+    def fold_numbers(self) -> range:
+        """The folds of each seed, 1 to `folds`; 0 alone stands for the fixed test side."""
+        return range(1) if self.folds is None else range(1, self.folds + 1)
 
 
 # -- models ----------------------------------------------------------------------------------------
@@ -463,7 +486,7 @@ class Block(Model):
         description="weights that methods other than scratch start from; `none` leaves them random",
     )
     fractions: list[Annotated[int, Field(ge=1, le=100)]] = Field(
-        default=[100], min_length=1, description="percent of the training subjects"
+        default=[100], min_length=1, description="percent of the training and of the validation subjects"
     )
     seeds: list[Seed] = Field(min_length=1)
 

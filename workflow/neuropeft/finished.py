@@ -10,7 +10,7 @@ from neuropeft.config import Config
 from neuropeft.errors import UserError
 from neuropeft.evaluate.costs import cell_folder
 from neuropeft.files import format_tsv
-from neuropeft.grid import Base, Cell, cell_spec, cells
+from neuropeft.grid import Base, Cell, cell_spec, cells, encoder_of
 from neuropeft.train.state import CELL_FILES, FINISHED, is_finished, trained_spec
 
 Stamp = tuple[Path, int]  # a file and its time
@@ -51,9 +51,10 @@ def finished_folder(config: Config, results: Path, cell: Cell) -> Path | None:
 
 
 def _made_from(config: Config, results: Path, cell: Cell) -> list[Path]:
+    encoder = encoder_of(config, cell)
     return [
-        results / "pretraining" / cell.pretraining / cell.backbone / "encoder.safetensors",
-        results / "splits" / cell.task / f"seed-{cell.seed}.tsv",
+        *([results / encoder] if encoder else []),
+        results / "splits" / cell.task / f"{cell.split}.tsv",
         results / "cohorts" / config.tasks[cell.task].train / "store" / "volumes.npy",
     ]
 
@@ -63,12 +64,22 @@ def _split_is_current(config: Config, results: Path, cell: Cell) -> bool:
     task = config.tasks[cell.task]
     labels = results / "tasks" / cell.task / f"{task.train}.tsv"
     stored = results / "cohorts" / task.train / "store" / "scans.tsv"
-    split = results / "splits" / cell.task / f"seed-{cell.seed}.tsv"
+    split = results / "splits" / cell.task / f"{cell.split}.tsv"
+    shares = config.splits
     try:
         stamps = tuple((path, path.stat().st_mtime_ns) for path in (labels, stored, split))
     except FileNotFoundError:
         return True
-    return _gives(*stamps, cell.seed, config.splits.test, config.splits.validation, task.kind, cell.task)
+    return _gives(
+        *stamps,
+        cell.seed,
+        shares.test_share,
+        shares.validation,
+        task.kind,
+        cell.task,
+        cell.fold,
+        shares.folds or 0,
+    )
 
 
 @cache  # once for all cells of a task and a seed, until a file changes

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from neuropeft.config import Block, Config, ViT
 from neuropeft.errors import UserError
+from neuropeft.split_names import split_name
 
 NO_PRETRAINING = "none"
 
@@ -16,7 +17,7 @@ Base = tuple[str, str, str, str]  # task, backbone, pretraining, method
 
 @dataclass(frozen=True, order=True)
 class Group:
-    """The cells that differ in their seed only, or one control of a task (backbone `control`)."""
+    """The cells that differ in seed and fold only, or one control of a task (backbone `control`)."""
 
     task: str
     backbone: str
@@ -26,7 +27,11 @@ class Group:
 
 
 class Cell(NamedTuple):
-    """The unit of fine-tuning. `fraction` is in percent of the training subjects."""
+    """The unit of fine-tuning.
+
+    `fraction` is in percent of the training and of the validation subjects; `fold` is the one that is tested
+    on, from 1, or 0 where all seeds share a fixed test side.
+    """
 
     task: str
     backbone: str
@@ -34,6 +39,7 @@ class Cell(NamedTuple):
     method: str
     fraction: int
     seed: int
+    fold: int = 0
 
     @property
     def base(self) -> Base:
@@ -42,13 +48,18 @@ class Cell(NamedTuple):
 
     @property
     def group(self) -> Group:
-        """The group of cells that differ from it in their seed only."""
+        """The group of cells that differ from it in seed and fold only."""
         return Group(*self[:5])
+
+    @property
+    def split(self) -> str:
+        """The name of the split that it is trained and tested on."""
+        return split_name(self.seed, self.fold)
 
     @property
     def path(self) -> str:
         """Where its results and its state are, below their folders."""
-        return f"{'/'.join(self.base)}/fraction-{self.fraction}/seed-{self.seed}"
+        return f"{'/'.join(self.base)}/fraction-{self.fraction}/{self.split}"
 
 
 def cells(config: Config) -> list[Cell]:
@@ -82,8 +93,9 @@ def _block_cells(config: Config, block: Block) -> Iterator[Cell]:
         starts = [NO_PRETRAINING] if scratch else block.pretraining
         if kind == "full":
             starts = [start for start in starts if start != NO_PRETRAINING]
-        for pretraining, fraction, seed in product(starts, block.fractions, block.seeds):
-            yield Cell(task, backbone, pretraining, method, fraction, seed)
+        folds = config.splits.fold_numbers
+        for pretraining, fraction, seed, fold in product(starts, block.fractions, block.seeds, folds):
+            yield Cell(task, backbone, pretraining, method, fraction, seed, fold)
 
 
 def pretrained(config: Config) -> list[tuple[str, str]]:
@@ -100,6 +112,40 @@ def pretrained(config: Config) -> list[tuple[str, str]]:
 def autoencoded(config: Config) -> list[tuple[str, str]]:
     """Return those pairs of `pretrained` that are masked autoencoders."""
     return [pair for pair in pretrained(config) if config.trained[pair[0]].kind == "mae"]
+
+
+def encoder_folds(config: Config, pretraining: str) -> list[int]:
+    """Return the folds that a pretraining has encoders of; [0] if one encoder serves all folds.
+
+    Where a task of the grid is trained on the cohort that is pretrained on, the test subjects of each fold
+    are left out of an encoder of that fold.
+    """
+    tested = {config.tasks[task].train for block in config.grid for task in block.tasks}
+    seen = {config.trained[name].cohort for name in config.starts(pretraining) if name in config.trained}
+    return list(config.splits.fold_numbers) if seen & tested else [0]
+
+
+def encoder_folder(pretraining: str, backbone: str, fold: int) -> str:
+    """Return where an encoder and what belongs to it are, below `results`; fold 0 serves all folds."""
+    folder = f"pretraining/{pretraining}/{backbone}"
+    return f"{folder}/fold-{fold}" if fold else folder
+
+
+def encoder_of(config: Config, cell: Cell) -> str | None:
+    """Return the encoder that a cell starts from, below `results`; None if it starts from no weights."""
+    if cell.pretraining == NO_PRETRAINING:
+        return None
+    fold = cell.fold if cell.fold in encoder_folds(config, cell.pretraining) else 0
+    return f"{encoder_folder(cell.pretraining, cell.backbone, fold)}/encoder.safetensors"
+
+
+def encoders(config: Config) -> list[tuple[str, str, int]]:
+    """Return (pretraining, backbone, fold) of every encoder that the workflow trains."""
+    return [
+        (pretraining, backbone, fold)
+        for pretraining, backbone in pretrained(config)
+        for fold in encoder_folds(config, pretraining)
+    ]
 
 
 def used_cohorts(config: Config) -> list[str]:
@@ -121,6 +167,16 @@ def seeds_of(all_cells: Iterable[Cell], task: str) -> list[int]:
     return sorted({cell.seed for cell in all_cells if cell.task == task})
 
 
+def splits_of(some: Iterable[Cell]) -> list[str]:
+    """Return the names of the splits of some cells, by seed and fold."""
+    return [split_name(*pair) for pair in sorted({(cell.seed, cell.fold) for cell in some})]
+
+
+def fractions_of(all_cells: Iterable[Cell], task: str) -> list[int]:
+    """Return the fractions that a task is run with, in percent."""
+    return sorted({cell.fraction for cell in all_cells if cell.task == task})
+
+
 def backbone_spec(config: Config, backbone: str) -> dict[str, Any]:
     """Return what defines a backbone, without the decoder that only pretraining uses."""
     spec = config.backbones[backbone].model_dump(mode="json", exclude={"decoder"})
@@ -134,7 +190,7 @@ def cell_spec(config: Config, cell: Cell) -> dict[str, Any]:
     task = config.tasks[cell.task]
     method = config.methods[cell.method].model_dump(mode="json")
     return {
-        "cell": "/".join(map(str, cell)),
+        "cell": "/".join(map(str, cell if cell.fold else cell[:-1])),
         "task": {"name": cell.task, "kind": task.kind, "classes": len(task.classes or {})},
         "backbone": backbone_spec(config, cell.backbone),
         "shuffle_labels": method.pop("shuffle_labels"),
@@ -142,6 +198,7 @@ def cell_spec(config: Config, cell: Cell) -> dict[str, Any]:
         "training": config.training.model_dump(mode="json"),
         "fraction": cell.fraction,
         "seed": cell.seed,
+        "fold": cell.fold,
     }
 
 

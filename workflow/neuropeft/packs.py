@@ -1,8 +1,9 @@
 """Packs: which cells one fine-tune job trains.
 
-The cells of a pack share a task, a backbone, a pretraining and a method, and so the volumes and the base
-weights, which the job loads once. They are predicted together too, so where one of them is trained anew, its
-neighbours' predictions have to be renewed in any case.
+The cells of a pack share a task, a backbone, a pretraining, a method and a fold, and so the volumes and the
+base weights, which the job loads once; those of a fold need not wait for the encoders of others. Packs that
+differ in the fold alone are predicted together, so where one of their cells is trained anew, its neighbours'
+predictions have to be renewed in any case.
 """
 
 from collections.abc import Iterable, Mapping
@@ -30,14 +31,15 @@ class Pack:
 
 def packs(cells: Iterable[Cell], cells_per_job: int) -> dict[Pack, list[Cell]]:
     """Return the packs of a grid and their cells, sorted; none has more than `cells_per_job`."""
-    shared: dict[Base, list[Cell]] = {}
+    shared: dict[tuple[Base, int], list[Cell]] = {}
     for cell in sorted(cells):
-        shared.setdefault(cell.base, []).append(cell)
+        shared.setdefault((cell.base, cell.fold), []).append(cell)
     found: dict[Pack, list[Cell]] = {}
-    for base, members in shared.items():
+    for (base, fold), members in shared.items():
         names = assign_chunks([(cell.path, cell.path) for cell in members], cells_per_job)
+        prefix = f"fold-{fold}_" if fold else ""
         for cell in members:
-            found.setdefault(Pack(*base, names[cell.path]), []).append(cell)
+            found.setdefault(Pack(*base, prefix + names[cell.path]), []).append(cell)
     return found
 
 

@@ -1,6 +1,6 @@
 """The columns of a prediction file, which training and controls write and evaluation reads."""
 
-COLUMNS = ("fraction", "seed", "split", "scan_id", "subject", "session", "y")
+COLUMNS = ("fraction", "seed", "fold", "split", "scan_id", "subject", "session", "y")
 CONTROL_METHOD = "method"  # the column that control files have beyond COLUMNS
 
 
@@ -10,5 +10,5 @@ def score_columns(kind: str, classes: int) -> list[str]:
 
 
 def prior_columns(kind: str, classes: int) -> list[str]:
-    """Return the names of the columns that hold each class's frequency in training, the same for all rows."""
+    """Return the names of the columns that hold each class's frequency in a run's training."""
     return [f"prior_{k}" for k in range(classes)] if kind == "multiclass" else []

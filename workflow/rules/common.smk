@@ -16,6 +16,7 @@ from neuropeft.configfile import load_config, read_yaml
 from neuropeft.errors import UserError
 from neuropeft.finished import deltas_by_base, finished_cells, made_after, state_folder
 from neuropeft.packs import Pack, pack_of, packs
+from neuropeft.split_names import SPLIT_PATTERN, seed_and_fold, split_name
 from neuropeft.sources import source, sources
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
@@ -64,13 +65,14 @@ SIMULATED = [cohort for cohort in COHORTS if CONFIG.cohorts[cohort].simulated is
 wildcard_constraints:
     cohort="|".join(COHORTS),
     chunk="x[01]*",
-    pack="x[01]*",
+    pack=r"(fold-\d+_)?x[01]*",
     task="|".join(TASKS),
     backbone="|".join(CONFIG.backbones),
     pretraining="|".join([*CONFIG.pretraining, grid.NO_PRETRAINING]),
     method="|".join(CONFIG.methods),
     fraction=r"\d+",
-    seed=r"\d+",
+    split=SPLIT_PATTERN,
+    fold_part=r"(/fold-\d+)?",  # of an encoder: nothing where one serves all folds
 
 
 def one_of(names):
@@ -93,6 +95,11 @@ def seeds(task):
     return grid.seeds_of(CELLS, task)
 
 
+def splits(task):
+    """Return the names of a task's splits, one for each seed and fold."""
+    return grid.splits_of(cells(task=task))
+
+
 def cells(**choice):
     """Return the cells whose fields have the given values."""
     return [cell for cell in CELLS if all(getattr(cell, field) == value for field, value in choice.items())]
@@ -113,14 +120,14 @@ def pack_named(wildcards):
     return Pack(wildcards.task, wildcards.backbone, wildcards.pretraining, wildcards.method, wildcards.pack)
 
 
-def pack_seeds(wildcards):
-    """Return the seeds of a pack's cells."""
-    return sorted({cell.seed for cell in PACKS[pack_named(wildcards)]})
+def split_files(task, names):
+    """Return the files of a task's splits that are called so."""
+    return [f"results/splits/{task}/{name}.tsv" for name in names]
 
 
 def pack_splits(wildcards):
-    """Return the splits that a pack's cells are trained on."""
-    return expand("results/splits/{task}/seed-{seed}.tsv", task=wildcards.task, seed=pack_seeds(wildcards))
+    """Return the names of the splits that a pack's cells are trained on."""
+    return grid.splits_of(PACKS[pack_named(wildcards)])
 
 
 def cell_of(wildcards):
@@ -131,15 +138,29 @@ def cell_of(wildcards):
         wildcards.pretraining,
         wildcards.method,
         int(wildcards.fraction),
-        int(wildcards.seed),
+        *seed_and_fold(wildcards.split),
     )
 
 
-def encoder(wildcards):
-    """Return the pretrained encoder that a cell starts from, if it starts from one."""
-    if wildcards.pretraining == grid.NO_PRETRAINING:
-        return []
-    return f"results/pretraining/{wildcards.pretraining}/{wildcards.backbone}/encoder.safetensors"
+def pack_encoder(wildcards):
+    """Return the pretrained encoder that a pack's cells start from, if they start from one."""
+    return encoders(PACKS[pack_named(wildcards)])
+
+
+def encoders(some):
+    """Return the pretrained encoders that cells start from: one, or one for each fold, or none."""
+    found = dict.fromkeys(grid.encoder_of(CONFIG, cell) for cell in some)
+    return [f"results/{encoder}" for encoder in found if encoder is not None]
+
+
+def fold_of(wildcards):
+    """Return the fold that a wildcard `fold_part` names; 0 if none."""
+    return int(wildcards.fold_part.removeprefix("/fold-") or 0)
+
+
+def fold_part(fold):
+    """Return the part of a path that names a fold; nothing for 0."""
+    return f"/fold-{fold}" if fold else ""
 
 
 def chunk_rows(cohort, chunk):
@@ -165,10 +186,11 @@ def simulated_participants(cohort, chunk):
 
 
 def held_out_splits(wildcards):
-    """Return a split of every task trained on the cohort that is pretrained on."""
+    """Return a split, of an encoder's fold, of every task trained on the cohort that is pretrained on."""
     cohort = CONFIG.trained[wildcards.pretraining].cohort
     # Its test side is that of every seed, so that other seeds pretrain nothing anew.
-    return [f"results/splits/{task}/seed-0.tsv" for task in TASKS if CONFIG.tasks[task].train == cohort]
+    name = split_name(0, fold_of(wildcards))
+    return [f"results/splits/{task}/{name}.tsv" for task in TASKS if CONFIG.tasks[task].train == cohort]
 
 
 def launcher(resources, threads):
@@ -221,21 +243,16 @@ def task_labels(task):
     return [f"results/tasks/{task}/{cohort}.tsv" for cohort in task_cohorts(task)]
 
 
-def evaluated_subjects(task, cohort, seeds):
+def evaluated_subjects(task, cohort, names):
     """Return what says who is predicted: the splits in the training cohort, everybody elsewhere."""
     if cohort != CONFIG.tasks[task].train:
         return [f"results/tasks/{task}/{cohort}.tsv"]
-    return expand("results/splits/{task}/seed-{seed}.tsv", task=task, seed=seeds)
+    return split_files(task, names)
 
 
-def group_seeds(wildcards):
-    """Return the seeds of the cells that are predicted together."""
-    return sorted({cell.seed for cell in group_cells(wildcards)})
-
-
-def leak_checks(task, cohort, seeds):
+def leak_checks(task, cohort, names):
     """Return the reports that no subject or image of a cohort is on two sides of a task's splits."""
-    return [f"results/splits/{task}/leaks/{cohort}-seed-{seed}.tsv" for seed in seeds]
+    return [f"results/splits/{task}/leaks/{cohort}-{name}.tsv" for name in names]
 
 
 def compared_cohort(wildcards):
@@ -245,12 +262,16 @@ def compared_cohort(wildcards):
     return [f"results/tasks/{wildcards.task}/{wildcards.cohort}.tsv", stored_scans(wildcards.cohort)]
 
 
-def test_checks(wildcards, seeds):
-    """Return the reports that nothing which a group of cells is tested on, in a cohort, was trained or pretrained on."""
-    reports = leak_checks(wildcards.task, wildcards.cohort, seeds)
+def test_checks(wildcards, some):
+    """Return the reports that nothing which some cells of a group are tested on was trained or pretrained on."""
+    reports = leak_checks(wildcards.task, wildcards.cohort, grid.splits_of(some))
     if wildcards.pretraining in CONFIG.trained:
         folder = f"results/splits/{wildcards.task}/leaks/pretraining-{wildcards.pretraining}"
-        reports.append(f"{folder}/{wildcards.cohort}.tsv")
+        at_home = wildcards.cohort == CONFIG.tasks[wildcards.task].train
+        # A zero-shot cohort is tested on whole in every fold, and pretrained encoders may be the same in all.
+        of_encoders = grid.encoder_folds(CONFIG, wildcards.pretraining)
+        folds = {cell.fold if at_home or cell.fold in of_encoders else 0 for cell in some}
+        reports += [f"{folder}{fold_part(fold)}/{wildcards.cohort}.tsv" for fold in sorted(folds)]
     return reports
 
 
@@ -264,11 +285,11 @@ def result_files(wildcards):
     ]
     trained = [f"{cell_folder(cell)}/{name}" for cell in CELLS for name in ("cost.json", "history.csv")]
     pretrained = [
-        f"results/pretraining/{pretraining}/{backbone}/{name}"
-        for pretraining, backbone in grid.pretrained(CONFIG)
+        f"results/{grid.encoder_folder(*encoder)}/{name}"
+        for encoder in grid.encoders(CONFIG)
         for name in ("cost.json", "history.csv", "reconstructions.npz")
     ]
-    controls = [f"results/controls/{task}/seed-{seed}" for task in TASKS for seed in seeds(task)]
+    controls = [f"results/controls/{task}/{split}" for task in TASKS for split in splits(task)]
     labels = [table for task in TASKS for table in task_labels(task)]
     stores = [stored_scans(cohort) for cohort in COHORTS]
     stores += [f"results/cohorts/{cohort}/subjects.tsv" for cohort in COHORTS]
@@ -293,20 +314,19 @@ def partial_inputs(wildcards):
     """Return what the finished cells of a group are predicted from on a cohort."""
     base = (wildcards.task, wildcards.backbone, wildcards.pretraining, wildcards.method)
     deltas = finished_deltas().get(base, {})
-    # A seed that has just begun may lack its check of this cohort.
+    # A seed or fold that has just begun may lack its checks of this cohort.
     checked = {
-        seed
-        for seed in {cell.seed for cell in deltas}
-        if Path(*leak_checks(wildcards.task, wildcards.cohort, [seed])).exists()
+        split
+        for split in grid.splits_of(deltas)
+        if Path(*leak_checks(wildcards.task, wildcards.cohort, [split])).exists()
     }
-    deltas = {cell: delta for cell, delta in deltas.items() if cell.seed in checked}
-    seeds = sorted(checked)
+    deltas = {cell: delta for cell, delta in deltas.items() if cell.split in checked}
     return {
         "deltas": there(*deltas.values()),
-        "encoder": there(*filter(None, [encoder(wildcards)])),
+        "encoders": there(*encoders(deltas)),
         "volumes": there(volumes(wildcards.cohort)),
-        "subjects": there(*evaluated_subjects(wildcards.task, wildcards.cohort, seeds)),
-        "leaks": there(*test_checks(wildcards, seeds)),
+        "subjects": there(*evaluated_subjects(wildcards.task, wildcards.cohort, grid.splits_of(deltas))),
+        "leaks": there(*test_checks(wildcards, deltas)),
     }
 
 
@@ -335,9 +355,9 @@ def partial_result_files(wildcards):
         delta.with_name("cost.json") for deltas in finished_deltas().values() for delta in deltas.values()
     ]
     controls = [
-        Path(f"results/controls/{task}/seed-{seed}/{cohort}.tsv")
+        Path(f"results/controls/{task}/{split}/{cohort}.tsv")
         for task in TASKS
-        for seed in seeds(task)
+        for split in splits(task)
         for cohort in task_cohorts(task)
     ]
     cohorts = [

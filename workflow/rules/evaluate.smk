@@ -4,12 +4,12 @@
 rule predict:
     input:
         deltas=group_deltas,
-        encoder=encoder,
+        encoders=lambda wildcards: encoders(group_cells(wildcards)),
         volumes=lambda wildcards: volumes(wildcards.cohort),
         subjects=lambda wildcards: evaluated_subjects(
-            wildcards.task, wildcards.cohort, group_seeds(wildcards)
+            wildcards.task, wildcards.cohort, grid.splits_of(group_cells(wildcards))
         ),
-        leaks=lambda wildcards: test_checks(wildcards, group_seeds(wildcards)),
+        leaks=lambda wildcards: test_checks(wildcards, group_cells(wildcards)),
         code=sources("train.predict"),
     output:
         "results/predictions/{task}/{backbone}/{pretraining}/{method}/{cohort}.tsv",
@@ -23,25 +23,23 @@ rule predict:
         mem_mb=lambda wildcards, attempt: training_mb(wildcards.cohort, attempt),
         runtime=predict_minutes,
         gpu=1,
-    params:
-        encoder=lambda wildcards, input: f"--encoder '{input.encoder}'" if input.encoder else "",
     message:
         "Predicting {wildcards.task} on {wildcards.cohort} ({wildcards.backbone}, {wildcards.method})"
     shell:
-        "python -m neuropeft predict --deltas {input.deltas:q} {params.encoder} --store $(dirname {input.volumes:q})"
+        "python -m neuropeft predict --deltas {input.deltas:q} --encoders {input.encoders:q} --store $(dirname {input.volumes:q})"
         " --subjects {input.subjects:q} --out {output} > {log} 2>&1"
 
 
 rule controls:
     input:
-        split="results/splits/{task}/seed-{seed}.tsv",
+        split="results/splits/{task}/{split}.tsv",
         labels=lambda wildcards: task_labels(wildcards.task),
         volumes=lambda wildcards: [volumes(cohort) for cohort in task_cohorts(wildcards.task)],
         code=sources("evaluate.controls"),
     output:
-        directory("results/controls/{task}/seed-{seed}"),
+        directory("results/controls/{task}/{split}"),
     log:
-        "results/logs/controls/{task}/seed-{seed}.log",
+        "results/logs/controls/{task}/{split}.log",
     conda:
         "../../envs/report.yaml"
     resources:
@@ -50,9 +48,10 @@ rule controls:
     params:
         kind=lambda wildcards: CONFIG.tasks[wildcards.task].kind,
         target=lambda wildcards: CONFIG.tasks[wildcards.task].target,
+        fractions=lambda wildcards: grid.fractions_of(CELLS, wildcards.task),
         cohorts=lambda wildcards: task_cohorts(wildcards.task),
     message:
-        "Fitting the controls of task {wildcards.task} (seed {wildcards.seed})"
+        "Fitting the controls of task {wildcards.task} ({wildcards.split})"
     shell:
         "python -m neuropeft controls --kind {params.kind} --target {params.target:q} --split {input.split}"
-        " --seed {wildcards.seed} --cohorts {params.cohorts} --out {output} > {log} 2>&1"
+        " --fractions {params.fractions} --cohorts {params.cohorts} --out {output} > {log} 2>&1"

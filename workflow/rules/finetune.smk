@@ -1,17 +1,17 @@
-# Adapt a backbone to a task by a method, with a fraction of the data and a seed: a cell. One job trains a pack of
+# Adapt a backbone to a task by a method, with a fraction of the data, a seed and a fold: a cell. One job trains a pack of
 # cells, which share volumes and base weights; what it has trained it keeps, whatever becomes of the others.
 
-CELL = "results/cells/{task}/{backbone}/{pretraining}/{method}/fraction-{fraction}/seed-{seed}/"
+CELL = "results/cells/{task}/{backbone}/{pretraining}/{method}/fraction-{fraction}/{split}/"
 
 
 rule finetune:
     input:
         volumes=lambda wildcards: volumes(CONFIG.tasks[wildcards.task].train),
-        splits=pack_splits,
+        splits=lambda wildcards: split_files(wildcards.task, pack_splits(wildcards)),
         leaks=lambda wildcards: leak_checks(
-            wildcards.task, CONFIG.tasks[wildcards.task].train, pack_seeds(wildcards)
+            wildcards.task, CONFIG.tasks[wildcards.task].train, pack_splits(wildcards)
         ),
-        encoder=encoder,
+        encoder=pack_encoder,
         code=sources("train.pack"),
     output:
         "results/packs/{task}/{backbone}/{pretraining}/{method}/{pack}.tsv",
@@ -45,7 +45,7 @@ rule cell:
         history=f"{CELL}history.csv",
         cost=f"{CELL}cost.json",
     log:
-        "results/logs/cell/{task}/{backbone}/{pretraining}/{method}/fraction-{fraction}/seed-{seed}.log",
+        "results/logs/cell/{task}/{backbone}/{pretraining}/{method}/fraction-{fraction}/{split}.log",
     localrule: True
     conda:
         "../../envs/torch.yaml"
@@ -54,7 +54,7 @@ rule cell:
         state=lambda wildcards: state_folder(Path("results"), cell_of(wildcards)),
     message:
         "Taking over {wildcards.task}/{wildcards.backbone}/{wildcards.pretraining}/{wildcards.method}"
-        " (fraction {wildcards.fraction} %, seed {wildcards.seed})"
+        " (fraction {wildcards.fraction} %, {wildcards.split})"
     shell:
         "python -m neuropeft take-cell --spec {params.spec:q} --state {params.state}"
         " --out $(dirname {output.delta}) > {log} 2>&1"

@@ -1,4 +1,5 @@
-# One encoder per (pretraining, backbone): a masked autoencoder trained here, or weights from elsewhere.
+# One encoder per (pretraining, backbone), or one for each fold where tasks are tested on its cohort in folds: a masked
+# autoencoder trained here, or weights from elsewhere.
 
 
 rule pretrain:
@@ -8,14 +9,14 @@ rule pretrain:
         splits=held_out_splits,
         code=sources("train.pretrain"),
     output:
-        encoder="results/pretraining/{pretraining}/{backbone}/encoder.safetensors",
-        history="results/pretraining/{pretraining}/{backbone}/history.csv",
-        cost="results/pretraining/{pretraining}/{backbone}/cost.json",
-        reconstructions="results/pretraining/{pretraining}/{backbone}/reconstructions.npz",
+        encoder="results/pretraining/{pretraining}/{backbone}{fold_part}/encoder.safetensors",
+        history="results/pretraining/{pretraining}/{backbone}{fold_part}/history.csv",
+        cost="results/pretraining/{pretraining}/{backbone}{fold_part}/cost.json",
+        reconstructions="results/pretraining/{pretraining}/{backbone}{fold_part}/reconstructions.npz",
     log:
-        "results/logs/pretrain/{pretraining}/{backbone}.log",
+        "results/logs/pretrain/{pretraining}/{backbone}{fold_part}.log",
     benchmark:
-        "results/benchmarks/pretrain/{pretraining}/{backbone}.tsv"
+        "results/benchmarks/pretrain/{pretraining}/{backbone}{fold_part}.tsv"
     wildcard_constraints:
         pretraining=one_of(CONFIG.trained),
     priority: 1  # much waits for it
@@ -31,10 +32,10 @@ rule pretrain:
     params:
         spec=lambda wildcards: grid.pretraining_spec(CONFIG, wildcards.pretraining, wildcards.backbone),
         # Not an output: Snakemake deletes outputs of a job that failed, and checkpoints must outlive it.
-        state="results/_state/pretraining/{pretraining}/{backbone}",
+        state="results/_state/pretraining/{pretraining}/{backbone}{fold_part}",
         launch=lambda wildcards, resources, threads: launcher(resources, threads),
     message:
-        "Pretraining {wildcards.backbone} as a masked autoencoder ({wildcards.pretraining})"
+        "Pretraining {wildcards.backbone} as a masked autoencoder ({wildcards.pretraining}{wildcards.fold_part})"
     shell:
         "{params.launch} -m neuropeft pretrain --spec {params.spec:q} --store $(dirname {input.volumes})"
         " --hold-out {input.splits} --state {params.state} --out $(dirname {output.encoder}) > {log} 2>&1"

@@ -7,34 +7,39 @@ rule split:
         stored=lambda wildcards: stored_scans(CONFIG.tasks[wildcards.task].train),
         code=sources("cohorts.splits"),
     output:
-        "results/splits/{task}/seed-{seed}.tsv",
+        "results/splits/{task}/{split}.tsv",
     log:
-        "results/logs/split/{task}/seed-{seed}.log",
+        "results/logs/split/{task}/{split}.log",
     conda:
         "../../envs/torch.yaml"
     params:
         kind=lambda wildcards: CONFIG.tasks[wildcards.task].kind,
-        test=CONFIG.splits.test,
+        seed=lambda wildcards: seed_and_fold(wildcards.split)[0],
+        tested=lambda wildcards: (
+            f"--fold {seed_and_fold(wildcards.split)[1]} --folds {CONFIG.splits.folds}"
+            if CONFIG.splits.folds
+            else f"--test {CONFIG.splits.test_share}"
+        ),
         validation=CONFIG.splits.validation,
     message:
-        "Splitting the subjects of task {wildcards.task} (seed {wildcards.seed})"
+        "Splitting the subjects of task {wildcards.task} ({wildcards.split})"
     shell:
         "python -m neuropeft split --task {wildcards.task} --kind {params.kind} --labels {input.labels}"
-        " --store-scans {input.stored} --seed {wildcards.seed} --test {params.test}"
+        " --store-scans {input.stored} --seed {params.seed} {params.tested}"
         " --validation {params.validation} --out {output} > {log} 2>&1"
 
 
-# One job per seed and cohort: a new seed, or a zero-shot cohort that grows, must not retrain what is there.
+# One job per split and cohort: a new seed, or a zero-shot cohort that grows, must not retrain what is there.
 rule check_leaks:
     input:
-        split="results/splits/{task}/seed-{seed}.tsv",
+        split="results/splits/{task}/{split}.tsv",
         stored=lambda wildcards: stored_scans(CONFIG.tasks[wildcards.task].train),
         zero_shot=compared_cohort,
         code=sources("cohorts.leaks"),
     output:
-        "results/splits/{task}/leaks/{cohort}-seed-{seed}.tsv",
+        "results/splits/{task}/leaks/{cohort}-{split}.tsv",
     log:
-        "results/logs/check_leaks/{task}/{cohort}-seed-{seed}.log",
+        "results/logs/check_leaks/{task}/{cohort}-{split}.log",
     conda:
         "../../envs/torch.yaml"
     params:
@@ -42,28 +47,28 @@ rule check_leaks:
             "--labels {} --zero-shot {}".format(*input.zero_shot) if input.zero_shot else ""
         ),
     message:
-        "Checking task {wildcards.task} (seed {wildcards.seed}) for subjects and images of {wildcards.cohort}"
+        "Checking task {wildcards.task} ({wildcards.split}) for subjects and images of {wildcards.cohort}"
         " on two sides"
     shell:
         "python -m neuropeft check-leaks --split {input.split} --stored {input.stored} {params.zero_shot}"
         " --out {output} > {log} 2>&1"
 
 
-# Apart from the check above, so that nothing but predictions waits for the cohort that is pretrained on. The test side
-# is the same for all seeds.
+# Apart from the check above, so that nothing but predictions waits for the cohort that is pretrained on. The test side,
+# or that of a fold, is the same for all seeds.
 rule check_pretraining:
     input:
         tested=lambda wildcards: evaluated_subjects(
-            wildcards.task, wildcards.cohort, seeds(wildcards.task)[:1]
+            wildcards.task, wildcards.cohort, [split_name(seeds(wildcards.task)[0], fold_of(wildcards))]
         ),
         stored=lambda wildcards: stored_scans(wildcards.cohort),
         pretrained=lambda wildcards: stored_scans(CONFIG.trained[wildcards.pretraining].cohort),
         held_out=held_out_splits,
         code=sources("cohorts.leaks"),
     output:
-        "results/splits/{task}/leaks/pretraining-{pretraining}/{cohort}.tsv",
+        "results/splits/{task}/leaks/pretraining-{pretraining}{fold_part}/{cohort}.tsv",
     log:
-        "results/logs/check_pretraining/{task}/{pretraining}/{cohort}.log",
+        "results/logs/check_pretraining/{task}/{pretraining}{fold_part}/{cohort}.log",
     wildcard_constraints:
         pretraining=one_of(CONFIG.trained),
     conda:

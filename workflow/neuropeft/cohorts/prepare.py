@@ -124,7 +124,10 @@ def _check_one_subject_per_file(cohort: str, scans: Sequence[Scan]) -> None:
 def _check_fractions(config: Config, name: str, rows: Sequence[Row]) -> None:
     """Check that the smallest fraction of a task has a subject of each class, which any first ones have."""
     task, shares = config.tasks[name], config.splits
-    split = make_split(rows, 0, shares.test, shares.validation, task.kind, name)
+    fold = shares.fold_numbers[0]  # no other one tests more subjects
+    split = make_split(
+        rows, 0, shares.test_share, shares.validation, task.kind, name, fold, shares.folds or 0
+    )
     subjects = len({row["subject"] for row in split if row["side"] == TRAIN})
     fraction = min(cell.fraction for cell in cells(config) if cell.task == name)
     taken, needed = fraction_size(fraction, subjects), len(task.class_values())

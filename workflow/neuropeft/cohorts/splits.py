@@ -1,8 +1,9 @@
 """Splits by subject: who is trained on, who chooses the epoch, who is tested on.
 
 Nothing is drawn: subjects are ranked by a hash of their name, so that a split follows from the seed and from
-who is in the cohort, and a subject that joins or leaves moves few others. Within each stratum the lowest
-ranks go to test, whatever the task and the seed; the seed decides on the rest.
+who is in the cohort. With a fixed test side, the lowest ranks of each stratum are tested on, and a subject
+that joins or leaves moves few others; with folds, see `cohorts.folds`, everybody is tested on once. Who is
+tested on does not depend on the seed, which decides on the rest.
 """
 
 import hashlib
@@ -11,17 +12,16 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from neuropeft.cohorts.folds import deal_folds, quantile_bins
 from neuropeft.errors import UserError
 from neuropeft.files import MISSING, read_tsv, write_tsv
 
 TRAIN, VALIDATION, TEST = SIDES = ("train", "val", "test")
 ZERO_SHOT = "zero-shot"  # the side of a cohort that is tested on and never trained on
 SPLIT_COLUMNS = ("scan_id", "subject", "side", "order", "y")
-SUBJECTS_PER_BIN = 10
-MOST_BINS = 5  # the coarser, the more do the test sides of several tasks agree
 # In this order and before all others, as in ADNI.
 FIRST_SESSIONS = ("sc", "scr", "screening", "pre", "bl", "base", "baseline")
-_MEND = "do not edit splits; delete the file to have it made anew"
+_FIX = "do not edit splits; delete the file to have it made anew"
 
 Row = Mapping[str, Any]
 Key = TypeVar("Key", bound=Hashable)
@@ -30,7 +30,14 @@ Strata = dict[int, dict[str, list[str]]]
 
 
 def make_split(
-    rows: Sequence[Row], seed: int, test: float, validation: float, kind: str, task: str
+    rows: Sequence[Row],
+    seed: int,
+    test: float,
+    validation: float,
+    kind: str,
+    task: str,
+    fold: int = 0,
+    folds: int = 0,
 ) -> list[dict[str, Any]]:
     """Split the subjects of a task's training cohort.
 
@@ -39,34 +46,46 @@ def make_split(
     subject on every side. A subject with several scans belongs to the stratum of its first one.
 
     Args:
-        rows: one per scan: scan_id, subject, session, y and sex, text or values.
-        seed: decides who validates and in which order training subjects are taken.
-        test: share of the subjects that is tested on, the same whatever the seed.
-        validation: share of the subjects that validates.
+        rows: one per scan: scan_id, subject, session, y, sex and, if known, age, text or values.
+        seed: decides who validates and in which order training and validation subjects are taken.
+        test: share of the subjects that is tested on, the same whatever the seed; not used with folds.
+        validation: share of all subjects that validates.
         kind: binary, multiclass or regression.
         task: name of the task, for errors.
+        fold: the fold that is tested on, 1 to `folds`; 0 tests on the share `test`.
+        folds: into how many folds subjects are dealt, the same whatever the seed.
 
     Returns:
-        Rows with SPLIT_COLUMNS, sorted by scan_id. `order` ranks training subjects: any first part of them is
-        stratified as well as it can be, and begins with one subject of each class. None on other sides.
+        Rows with SPLIT_COLUMNS, sorted by scan_id. `order` ranks the subjects of training, and those of
+        validation: any first part of them is stratified as well as it can be, and begins with one subject of
+        each class. None on the test side.
 
     Raises:
         UserError: a class has too few subjects to be on three sides.
     """
     first = first_rows(rows)
     classes = kind != "regression"
-    strata = _strata(first, classes)
-    _check_enough(strata, classes, task)
+    group = _groups(first, classes)
+    strata = _strata(first, group)
     count = len(first)
-    tested = _take(strata, min(round(test * count), count - 2), classes, keep=2, rank=_rank("test"))
+    if fold:
+        fold_of = deal_folds(first, group, folds, _rank("fold"), classes, task)
+        tested = {subject for subject, of_subject in fold_of.items() if of_subject == fold}
+    else:
+        _check_enough(strata, classes, task)
+        tested = _take(strata, min(round(test * count), count - 2), classes, keep=2, rank=_rank("test"))
     rest = _without(strata, tested)
     left = count - len(tested)
     validated = _take(
         rest, min(round(validation * count), left - 1), classes, keep=1, rank=_rank(f"validation {seed}")
     )
-    trained = _nested_order(_without(rest, validated), _rank(f"order {seed}"))
-    order = {subject: position for position, subject in enumerate(trained)}
-    side = dict.fromkeys(tested, TEST) | dict.fromkeys(validated, VALIDATION) | dict.fromkeys(trained, TRAIN)
+    training = _without(rest, validated)
+    order: dict[str, int] = {}
+    side = dict.fromkeys(tested, TEST)
+    for name, members in ((TRAIN, training), (VALIDATION, _without(rest, _members(training)))):
+        ordered = _nested_order(members, _rank(f"order {seed}"))
+        order |= {subject: position for position, subject in enumerate(ordered)}
+        side |= dict.fromkeys(ordered, name)
     return [
         {
             "scan_id": row["scan_id"],
@@ -100,7 +119,7 @@ def read_split(path: str | Path) -> list[dict[str, Any]]:
             y = int(row["y"]) if re.fullmatch(r"\d+", row["y"]) else float(row["y"])
             rows.append({column: row[column] for column in SPLIT_COLUMNS} | {"order": order, "y": y})
         except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{path}, line {number}: {error} is not what a split holds; {_MEND}") from error
+            raise UserError(f"{path}, line {number}: {error} is not what a split holds; {_FIX}") from error
     check_split(rows, str(path))
     return rows
 
@@ -113,13 +132,15 @@ def split_digest(path: str | Path) -> str:
 def check_split(rows: Sequence[Row], name: str) -> None:
     """Check that nobody is on two sides and that every fraction lies within the larger ones.
 
+    Subjects of training, and those of validation, are ranked each from 0; test subjects are not.
+
     Args:
         rows: rows of a split, `order` as text or value.
         name: what errors call the split, such as its file.
 
     Raises:
-        UserError: a subject or scan is on two sides, a side is empty, or the order is not 0, 1, ..., one rank
-            per training subject.
+        UserError: a subject or scan is on two sides, a side is empty, or the order of a side is not 0, 1,
+            ..., one rank per subject.
     """
     side_of: dict[str, str] = {}
     order_of: dict[str, object] = {}
@@ -127,36 +148,42 @@ def check_split(rows: Sequence[Row], name: str) -> None:
         subject, order = row["subject"], _order(row["order"])
         if side_of.setdefault(subject, row["side"]) != row["side"]:
             sides = f"{side_of[subject]} and {row['side']}"
-            raise UserError(f"{name}: subject {subject} is on two sides, {sides}; {_MEND}")
+            raise UserError(f"{name}: subject {subject} is on two sides, {sides}; {_FIX}")
         if order_of.setdefault(subject, order) != order:
             ranks = f"{order_of[subject]} and {order}"
-            raise UserError(f"{name}: subject {subject} has two ranks, {ranks}; {_MEND}")
-        if (order is None) == (row["side"] == TRAIN):
-            raise UserError(f"{name}: subject {subject} ({row['side']}) has the rank {row['order']}; {_MEND}")
+            raise UserError(f"{name}: subject {subject} has two ranks, {ranks}; {_FIX}")
+        if (order is None) != (row["side"] == TEST):
+            raise UserError(f"{name}: subject {subject} ({row['side']}) has the rank {row['order']}; {_FIX}")
     if len({row["scan_id"] for row in rows}) < len(rows):
-        raise UserError(f"{name}: a scan is listed twice; {_MEND}")
+        raise UserError(f"{name}: a scan is listed twice; {_FIX}")
     if set(side_of.values()) != set(SIDES):
-        raise UserError(f"{name}: the sides are {', '.join(sorted(set(side_of.values())))}; {_MEND}")
-    n_train = sum(side == TRAIN for side in side_of.values())
-    if {order for order in order_of.values() if order is not None} != set(range(n_train)):
-        raise UserError(f"{name}: the ranks of the {n_train} training subjects are not 0 to n - 1; {_MEND}")
+        raise UserError(f"{name}: the sides are {', '.join(sorted(set(side_of.values())))}; {_FIX}")
+    for side in (TRAIN, VALIDATION):
+        ranks = [order_of[subject] for subject, on_side in side_of.items() if on_side == side]
+        if set(ranks) != set(range(len(ranks))):
+            raise UserError(
+                f"{name}: the ranks of the {len(ranks)} {side} subjects are not 0 to n - 1; {_FIX}"
+            )
 
 
-def fraction_size(fraction: int, n_train: int) -> int:
-    """Return how many of `n_train` training subjects `fraction` percent are, rounded up."""
-    return -(-fraction * n_train // 100)
+def fraction_size(fraction: int, subjects: int) -> int:
+    """Return how many of the subjects of a side `fraction` percent are, rounded up."""
+    return -(-fraction * subjects // 100)
 
 
-def take_fraction(rows: Sequence[Row], fraction: int) -> list[dict[str, Any]]:
-    """Return the training rows of the first `fraction` percent of the training subjects.
+def take_fraction(rows: Sequence[Row], fraction: int, side: str = TRAIN) -> list[dict[str, Any]]:
+    """Return the rows of the first `fraction` percent of the subjects of a side.
+
+    Who has labels of 10 % of the subjects has those of 10 % for validation, too.
 
     Args:
         rows: rows of a split.
-        fraction: percent of the training subjects, 1 to 100; all scans of a subject come along.
+        fraction: percent of the subjects, 1 to 100, at least one; all scans of a subject come along.
+        side: `train` or `val`.
     """
-    train = [dict(row) for row in rows if row["side"] == TRAIN]
-    size = fraction_size(fraction, len({row["subject"] for row in train}))
-    return [row for row in train if int(row["order"]) < size]
+    of_side = [dict(row) for row in rows if row["side"] == side]
+    size = fraction_size(fraction, len({row["subject"] for row in of_side}))
+    return [row for row in of_side if int(row["order"]) < size]
 
 
 def held_out_subjects(splits: Iterable[Sequence[Row]]) -> set[str]:
@@ -184,14 +211,15 @@ def session_key(session: str | None) -> list[tuple[int, str]]:
 # -- strata ----------------------------------------------------------------------------------------
 
 
-def _strata(first: Mapping[str, Row], classes: bool) -> Strata:
-    """Group subjects by class or quantile bin, then by sex."""
+def _groups(first: Mapping[str, Row], classes: bool) -> dict[str, int]:
+    """Return the class of each subject, or the quantile bin of its target."""
     if classes:
-        group = {subject: int(row["y"]) for subject, row in first.items()}
-    else:
-        by_value = sorted(first, key=lambda subject: (float(first[subject]["y"]), subject))
-        bins = max(1, min(MOST_BINS, len(first) // SUBJECTS_PER_BIN))
-        group = {subject: rank * bins // len(first) for rank, subject in enumerate(by_value)}
+        return {subject: int(row["y"]) for subject, row in first.items()}
+    return quantile_bins({subject: float(row["y"]) for subject, row in first.items()})
+
+
+def _strata(first: Mapping[str, Row], group: Mapping[str, int]) -> Strata:
+    """Sort subjects by class or quantile bin, then by sex."""
     strata: Strata = {}
     for subject, row in first.items():
         strata.setdefault(group[subject], {}).setdefault(row["sex"] or MISSING, []).append(subject)
@@ -252,6 +280,10 @@ def _interleave(groups: Sequence[Sequence[str]], rank: Callable[[str], bytes]) -
 
 def _sizes(strata: Strata) -> dict[int, int]:
     return {key: sum(map(len, by_sex.values())) for key, by_sex in strata.items()}
+
+
+def _members(strata: Strata) -> set[str]:
+    return {subject for by_sex in strata.values() for subjects in by_sex.values() for subject in subjects}
 
 
 def _without(strata: Strata, taken: set[str]) -> Strata:

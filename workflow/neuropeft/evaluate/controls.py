@@ -1,10 +1,11 @@
 """Controls: what a task's scores are worth without a transformer.
 
 `mean` predicts the training mean (the class frequencies), `age_sex` is a linear model on age and sex, and
-`ridge_voxels` a linear model on mean-pooled voxels. All are fitted on the training subjects only.
+`ridge_voxels` a linear model on mean-pooled voxels. All are fitted on training subjects only, of the same
+fractions as the cells.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from neuropeft.cohorts.splits import TRAIN, ZERO_SHOT
+from neuropeft.cohorts.splits import TEST, TRAIN, VALIDATION, ZERO_SHOT, read_split, take_fraction
 from neuropeft.errors import UserError
 from neuropeft.files import MISSING, read_tsv, write_tsv
 from neuropeft.prediction_columns import COLUMNS, CONTROL_METHOD, prior_columns, score_columns
+from neuropeft.split_names import seed_and_fold
 from neuropeft.store import Store, open_store
 
 Array = NDArray[np.float64]
 Row = dict[str, str]
+Features = Callable[[Row, str], Array]  # a scan's row and its cohort -> [features]
 
 POOLED_SIZE = 10  # voxels along each edge after mean pooling
 RIDGE_PENALTIES = np.logspace(1, 6, 6)  # alpha: weak to strong
@@ -37,14 +40,16 @@ class Side:
     features: Array
 
 
-def write_controls(kind: str, target: str, split: Path, seed: int, cohorts: Sequence[str], out: Path) -> None:
-    """Fit the controls of a task for one seed and predict validation, test and zero-shot scans.
+def write_controls(
+    kind: str, target: str, split: Path, fractions: Sequence[int], cohorts: Sequence[str], out: Path
+) -> None:
+    """Fit the controls of a task on each fraction of a split; predict validation, test and zero-shot scans.
 
     Args:
         kind: binary, multiclass or regression.
         target: column that is predicted; `age_sex` leaves it out of its features.
-        split: `results/splits/{task}/seed-{seed}.tsv`; labels and stores are found from there.
-        seed: seed of the split.
+        split: `results/splits/{task}/{split}.tsv`; labels and stores are found from there.
+        fractions: percents of the training and of the validation subjects.
         cohorts: the training cohort, then the zero-shot cohorts.
         out: folder for one `{cohort}.tsv` each.
 
@@ -52,44 +57,53 @@ def write_controls(kind: str, target: str, split: Path, seed: int, cohorts: Sequ
         UserError: the training subjects are all of one class.
     """
     results, task = split.parents[2], split.parent.name
-    side_of = {row["scan_id"]: row["side"] for row in read_tsv(split)}
+    sides = read_split(split)
     stores = {cohort: open_store(results / "cohorts" / cohort / "store") for cohort in cohorts}
     tables = {
         cohort: _labelled_rows(results / "tasks" / task / f"{cohort}.tsv", store)
         for cohort, store in stores.items()
     }
-    home = cohorts[0]
-    train = [row for row in tables[home] if side_of.get(row["scan_id"]) == TRAIN]
-    tables[home] = [
-        row | {"split": side_of[row["scan_id"]]} for row in tables[home] if row["scan_id"] in side_of
-    ]
-    wanted = {
-        cohort: [row for row in rows if row.get("split", ZERO_SHOT) != TRAIN]
-        for cohort, rows in tables.items()
-    }
     classes = _classes(kind, [row for rows in tables.values() for row in rows])
-    if kind != "regression" and len({row["y"] for row in train}) < 2:
-        raise UserError(f"{split}: all training subjects are of one class; add scans of the other classes")
-
     voxels = {cohort: _pooled(stores[cohort], rows) for cohort, rows in tables.items()}
-    names = _known_variables(train, target)
-    methods: dict[str, Callable[[Row, str], Array]] = {
+    home = cohorts[0]
+    labels = {row["scan_id"]: row for row in tables[home]}
+    seed, fold = seed_and_fold(split)
+    scores: dict[str, list[dict[str, object]]] = {cohort: [] for cohort in cohorts}
+    for fraction in fractions:
+        of_side = {side: take_fraction(sides, fraction, side) for side in (TRAIN, VALIDATION)}
+        of_side[TEST] = [row for row in sides if row["side"] == TEST]
+        found = {
+            side: [labels[row["scan_id"]] | {"split": side} for row in rows if row["scan_id"] in labels]
+            for side, rows in of_side.items()
+        }
+        train, wanted = found[TRAIN], tables | {home: found[VALIDATION] + found[TEST]}
+        if kind != "regression" and len({row["y"] for row in train}) < 2:
+            raise UserError(
+                f"{split}: all training subjects of {fraction} % are of one class; add scans of the other "
+                "classes or give a larger fraction"
+            )
+        run = {"fraction": fraction, "seed": seed, "fold": fold}
+        targets = np.array([float(row["y"]) for row in train])
+        priors = prior_columns(kind, classes)
+        prior = dict(zip(priors, _mean_scores(kind, classes, targets), strict=True)) if priors else {}
+        for method, features in _methods(voxels, _known_variables(train, target)).items():
+            predict = fit(method, kind, classes, make_side(train, home, features))
+            for cohort in cohorts:
+                side = make_side(wanted[cohort], cohort, features)
+                rows = score_rows(method, kind, run, side, predict(side.features))
+                scores[cohort] += [row | prior for row in rows]
+    columns = [CONTROL_METHOD, *COLUMNS, *score_columns(kind, classes), *prior_columns(kind, classes)]
+    for cohort in cohorts:
+        write_tsv(out / f"{cohort}.tsv", scores[cohort], columns)
+
+
+def _methods(voxels: Mapping[str, Mapping[str, Array]], names: list[str]) -> dict[str, Features]:
+    """Return what gives the features of a scan, for each control."""
+    return {
         "mean": lambda row, cohort: np.zeros(1),
         "age_sex": lambda row, cohort: _subject_variables(row, names),
         "ridge_voxels": lambda row, cohort: voxels[cohort][row["scan_id"]],
     }
-    scores: dict[str, list[dict[str, object]]] = {cohort: [] for cohort in cohorts}
-    for method, features in methods.items():
-        predict = _fit(method, kind, classes, _side(train, home, features))
-        for cohort in cohorts:
-            side = _side(wanted[cohort], cohort, features)
-            scores[cohort] += _score_rows(method, kind, seed, side, predict(side.features))
-    priors = prior_columns(kind, classes)
-    columns = [CONTROL_METHOD, *COLUMNS, *score_columns(kind, classes), *priors]
-    targets = np.array([float(row["y"]) for row in train])
-    prior = dict(zip(priors, _mean_scores(kind, classes, targets), strict=True)) if priors else {}
-    for cohort in cohorts:
-        write_tsv(out / f"{cohort}.tsv", [row | prior for row in scores[cohort]], columns)
 
 
 # -- data ------------------------------------------------------------------------------------------
@@ -104,7 +118,8 @@ def _classes(kind: str, rows: list[Row]) -> int:
     return 1 if kind == "regression" else max(2, 1 + max(int(row["y"]) for row in rows))
 
 
-def _side(rows: list[Row], cohort: str, features: Callable[[Row, str], Array]) -> Side:
+def make_side(rows: list[Row], cohort: str, features: Features) -> Side:
+    """Return the scans of a cohort with their targets and features."""
     values = [features(row, cohort) for row in rows]
     return Side(rows, np.array([float(row["y"]) for row in rows]), np.array(values).reshape(len(rows), -1))
 
@@ -140,7 +155,7 @@ def _subject_variables(row: Row, names: list[str]) -> Array:
 # -- models ----------------------------------------------------------------------------------------
 
 
-def _fit(method: str, kind: str, classes: int, train: Side) -> Callable[[Array], Array]:
+def fit(method: str, kind: str, classes: int, train: Side) -> Callable[[Array], Array]:
     """Fit a control; the returned function maps features to scores [scans, columns], NaN where unknown."""
     known = np.isfinite(train.features).all(1)
     columns = classes if kind == "multiclass" else 1
@@ -150,7 +165,7 @@ def _fit(method: str, kind: str, classes: int, train: Side) -> Callable[[Array],
     if not train.features.shape[1] or not known.any() or _one_class(kind, train.y[known]):
         return lambda features: np.full((len(features), columns), np.nan)
     subjects = np.array([row["subject"] for row in train.rows])[known]
-    model = _tuned_linear_model(kind, train.features[known], train.y[known], subjects)
+    model = tuned_linear_model(kind, train.features[known], train.y[known], subjects)
 
     def predict(features: Array) -> Array:
         scores = np.full((len(features), columns), np.nan)
@@ -173,7 +188,7 @@ def _mean_scores(kind: str, classes: int, y: Array) -> Array:
     return frequencies if kind == "multiclass" else frequencies[1:2]
 
 
-def _tuned_linear_model(kind: str, features: Array, y: Array, subjects: NDArray[Any]) -> Any:
+def tuned_linear_model(kind: str, features: Array, y: Array, subjects: NDArray[Any]) -> Any:
     """Ridge or L2-logistic regression; inner folds by subject choose the penalty on training subjects."""
     from sklearn.linear_model import LogisticRegression, Ridge
     from sklearn.model_selection import GridSearchCV, PredefinedSplit
@@ -212,13 +227,23 @@ def _model_scores(model: Any, kind: str, classes: int, features: Array) -> Array
     return probabilities if kind == "multiclass" else probabilities[:, 1:2]
 
 
-def _score_rows(method: str, kind: str, seed: int, side: Side, scores: Array) -> list[dict[str, object]]:
+def score_rows(
+    method: str, kind: str, run: Mapping[str, int], side: Side, scores: Array
+) -> list[dict[str, object]]:
+    """Return the rows of a prediction file.
+
+    Args:
+        method: name of the control.
+        kind: binary, multiclass or regression.
+        run: fraction (percent), seed and fold of the fit.
+        side: what was predicted; the rows' `split` is their side, zero-shot where they have none.
+        scores: [scans, columns] as `fit`'s function returns them; NaN becomes n/a.
+    """
     names = score_columns(kind, scores.shape[1])
     return [
         {
             CONTROL_METHOD: method,
-            "fraction": 100,
-            "seed": seed,
+            **run,
             "split": row.get("split", ZERO_SHOT),
             **{name: row[name] for name in ("scan_id", "subject", "session", "y")},
             **{

@@ -5,8 +5,7 @@ Bootstrap resamples are such weights, so one implementation serves the point val
 A metric that is not defined (one class only, constant predictions) is NaN; `why_undefined` says why.
 """
 
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +20,7 @@ METRICS = {
 HIGHER_IS_BETTER = {"auc": True, "balanced_accuracy": True, "brier": False, "mae": False, "r": True}
 FALLBACK_THRESHOLD = 0.5
 DRAWS = 2000
+RESAMPLED_AT_ONCE = 2_000_000  # weights: some ten arrays of so many numbers are in memory at a time
 
 
 def auc(y: Array, score: Array, weights: Array | None = None) -> Array:
@@ -110,10 +110,10 @@ def measure(kind: str, y: Array, score: Array, rule: Array, weights: Array | Non
         kind: binary, multiclass or regression.
         y: [n] class indices or target values, one row per subject.
         score: [n] (binary: probability of class 1; regression: value) or [n, classes].
-        rule: binary: score from which class 1 is predicted, chosen on validation; as long as it is NaN,
-            balanced accuracy is, too. Multiclass: how frequent the scores take each class to be, [classes];
-            predicted is the class whose score exceeds that most, since balanced accuracy counts rare classes
-            as much as others. Regression has none.
+        rule: binary: score from which class 1 is predicted, chosen on validation, one or [n]; as long as one
+            is NaN, balanced accuracy is, too. Multiclass: how frequent the scores take each class to be,
+            [classes] or [n, classes]; predicted is the class whose score exceeds that most, since balanced
+            accuracy counts rare classes as much as others. Regression has none.
         weights: [..., n] or None for ones.
 
     Returns:
@@ -149,15 +149,24 @@ def why_undefined(kind: str, y: Array, score: Array) -> str:
     return f"{present} of {classes} classes among the subjects" if present < classes else ""
 
 
-@lru_cache(maxsize=8)
-def resamples(n: int, draws: int = DRAWS, seed: int = 0) -> Array:
-    """Bootstrap weights [draws, n]: how often each of `n` subjects is drawn when drawing n of them.
+def resamples(n: int, draws: int = DRAWS, seed: int = 0, at_once: int = RESAMPLED_AT_ONCE) -> Iterator[Array]:
+    """Yield bootstrap weights [some draws, n]: how often each of `n` subjects is drawn when drawing n.
 
-    The same n and seed give the same draws: methods tested on the same subjects are compared in pairs.
+    The same n and seed give the same draws, whatever the size of the pieces: methods tested on the same
+    subjects are compared in pairs.
+
+    Args:
+        n: number of subjects.
+        draws: number of resamples, of all pieces together.
+        seed: seed of the resampling.
+        at_once: most weights of a piece, which has one draw at least.
     """
-    drawn = np.random.default_rng(seed).integers(0, n, size=(draws, n))
-    flat = drawn + n * np.arange(draws)[:, None]
-    return np.bincount(flat.ravel(), minlength=draws * n).reshape(draws, n).astype(np.float64)
+    generator = np.random.default_rng(seed)
+    rows = max(1, at_once // n)
+    for first in range(0, draws, rows):
+        size = min(rows, draws - first)
+        flat = generator.integers(0, n, size=(size, n)) + n * np.arange(size)[:, None]
+        yield np.bincount(flat.ravel(), minlength=size * n).reshape(size, n).astype(np.float64)
 
 
 def percentile_interval(values: Array, level: float = 0.95) -> tuple[float, float]:
@@ -172,20 +181,23 @@ def percentile_interval(values: Array, level: float = 0.95) -> tuple[float, floa
 def bootstrap_draws(
     kind: str, runs: Sequence[tuple[Array, Array, Array]], draws: int = DRAWS, seed: int = 0
 ) -> dict[str, Array]:
-    """Draws of each seed-averaged metric under resampling of subjects.
+    """Draws of the mean of each metric over runs, under resampling of subjects.
 
     Args:
         kind: binary, multiclass or regression.
-        runs: (y [n], score [n] or [n, classes], decision rule) of each seed, subjects in the same order.
-        draws: number of resamples; each resample takes the same subjects for all seeds.
+        runs: (y [n], score [n] or [n, classes], decision rule) of each run, subjects in the same order.
+        draws: number of resamples; each resample takes the same subjects for all runs.
         seed: seed of the resampling.
 
     Returns:
         Metric name to [draws]; give it to `percentile_interval`.
     """
-    weights = resamples(len(runs[0][0]), draws, seed)
-    of_seeds = [measure(kind, y, score, rule, weights) for y, score, rule in runs]
-    return {name: np.mean([values[name] for values in of_seeds], axis=0) for name in METRICS[kind]}
+    pieces: dict[str, list[Array]] = {name: [] for name in METRICS[kind]}
+    for weights in resamples(len(runs[0][0]), draws, seed):
+        measured = [measure(kind, y, score, rule, weights) for y, score, rule in runs]
+        for name, drawn in pieces.items():
+            drawn.append(np.mean([values[name] for values in measured], axis=0))
+    return {name: np.concatenate(drawn) for name, drawn in pieces.items()}
 
 
 def _weights(weights: Array | None, n: int) -> Array:

@@ -23,20 +23,20 @@ def find_partial(results: Path, finished: Mapping[Cell, Path]) -> Find:
 
     @cache
     def folder(group: Group, cohort: str) -> Path:
-        of_group = deltas.get(_cell(group, 0).base, {}).values()
-        whole = made_after(prediction_file(results, group, cohort, 0), of_group)
+        of_group = deltas.get(_cell(group, 0, 0).base, {}).values()
+        whole = made_after(prediction_file(results, group, cohort), of_group)
         return results if whole else results / "partial"
 
-    def find(group: Group, cohort: str, seed: int) -> Path | None:
+    def find(group: Group, cohort: str, seed: int, fold: int) -> Path | None:
         if group.backbone == CONTROL:
-            return prediction_file(results, group, cohort, seed)
-        cell = _cell(group, seed)
+            return prediction_file(results, group, cohort, seed, fold)
+        cell = _cell(group, seed, fold)
         delta = deltas.get(cell.base, {}).get(cell)
-        path = prediction_file(folder(group, cohort), group, cohort, seed)
+        path = prediction_file(folder(group, cohort), group, cohort)
         return path if delta is not None and made_after(path, [delta]) else None
 
     return find
 
 
-def _cell(group: Group, seed: int) -> Cell:
-    return Cell(group.task, group.backbone, group.pretraining, group.method, group.fraction, seed)
+def _cell(group: Group, seed: int, fold: int) -> Cell:
+    return Cell(group.task, group.backbone, group.pretraining, group.method, group.fraction, seed, fold)

@@ -15,12 +15,16 @@ from neuropeft.prediction_columns import COLUMNS, CONTROL_METHOD, prior_columns,
 
 @dataclass(frozen=True)
 class RunKey:
-    """What one run within a file is: `method` is empty unless the file holds several (controls)."""
+    """What one run within a file is: `method` is empty unless the file holds several (controls).
+
+    `split` is the side that was predicted; `fold` 0 stands for the fixed test side.
+    """
 
     method: str
     fraction: int
     seed: int
     split: str
+    fold: int = 0
 
 
 @dataclass(frozen=True)
@@ -58,10 +62,10 @@ def read_predictions(path: Path, kind: str, classes: int) -> dict[RunKey, Run]:
     runs: dict[RunKey, list[dict[str, str]]] = defaultdict(list)
     for number, row in enumerate(rows, start=2):
         try:
-            fraction, seed = int(row["fraction"]), int(row["seed"])
+            fraction, seed, fold = (int(row[name]) for name in ("fraction", "seed", "fold"))
         except (TypeError, ValueError) as error:
             raise UserError(f"{path} row {number}: {error}; delete the file and run again") from error
-        runs[RunKey(row.get(CONTROL_METHOD, ""), fraction, seed, row["split"])].append(row)
+        runs[RunKey(row.get(CONTROL_METHOD, ""), fraction, seed, row["split"], fold)].append(row)
     try:
         read = {key: _run(of_run, names, priors) for key, of_run in runs.items()}
     except ValueError as error:

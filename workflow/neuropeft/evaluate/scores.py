@@ -1,9 +1,15 @@
-"""Scores of all cells and controls of a grid, aggregated over seeds, derived from stored predictions."""
+"""Scores of all cells and controls of a grid, aggregated over seeds, derived from stored predictions.
+
+With folds, the test predictions of a seed's folds are pooled in the training cohort, where each subject is
+tested on once: they are scored as those of one run. A zero-shot cohort is tested on by the model of each fold
+apart, and the seed's value is the mean over its folds.
+"""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -19,15 +25,15 @@ from neuropeft.evaluate.metrics import (
     measure,
     percentile_interval,
     why_undefined,
-    youden_threshold,
 )
 from neuropeft.evaluate.predictions import Run, RunKey, read_predictions
-from neuropeft.grid import NO_PRETRAINING, Group, cells, seeds_of, used_tasks
+from neuropeft.evaluate.tested import Tested, pool, with_rule
+from neuropeft.grid import NO_PRETRAINING, Group, cells, fractions_of, seeds_of, used_tasks
 from neuropeft.progress import track
+from neuropeft.split_names import split_name
 
 CONTROL = "control"  # stands for the backbone of the controls
 CONTROLS = ("mean", "age_sex", "ridge_voxels")
-CONTROL_FRACTION = 100
 
 
 @dataclass(frozen=True)
@@ -39,7 +45,7 @@ class Score:
         cohort: what it was tested on.
         zero_shot: whether the cohort was never trained on.
         metric: a name of `metrics.METRICS`.
-        values: value per seed, without seeds that are missing or have no value.
+        values: value per seed, without seeds that are missing, be it in one fold, or have no value.
         expected: seeds of the grid.
         n: test subjects; None where nothing has been predicted.
         ci_low: lower end of the 95 % interval over subjects of the mean over seeds; NaN if unknown.
@@ -90,14 +96,16 @@ def groups(config: Config) -> dict[Group, tuple[int, ...]]:
     for cell in all_cells:
         seeds[cell.group].append(cell.seed)
     for task in used_tasks(config):
-        for control in CONTROLS:
-            group = Group(task, CONTROL, NO_PRETRAINING, control, CONTROL_FRACTION)
+        for control, fraction in product(CONTROLS, fractions_of(all_cells, task)):
+            group = Group(task, CONTROL, NO_PRETRAINING, control, fraction)
             seeds[group] = seeds_of(all_cells, task)
-    return {group: tuple(of_group) for group, of_group in seeds.items()}
+    return {group: tuple(dict.fromkeys(of_group)) for group, of_group in seeds.items()}
 
 
-# (group, cohort, seed) -> the file that holds the predictions of that cell on that cohort, None if none does.
-Find = Callable[[Group, str, int], Path | None]
+# (group, cohort, seed, fold) -> the file that holds the predictions of that cell on that cohort, None if none
+# does.
+Find = Callable[[Group, str, int, int], Path | None]
+Runs = dict[int, tuple[Run | None, Run | None]]  # fold -> its predictions on validation and on test
 
 
 def collect(config: Config, results: Path, draws: int = DRAWS, find: Find | None = None) -> list[Score]:
@@ -119,29 +127,41 @@ def collect(config: Config, results: Path, draws: int = DRAWS, find: Find | None
     for group, expected in track(wanted.items(), len(wanted), "scores"):
         task = config.tasks[group.task]
         for cohort in (task.train, *task.zero_shot):
-            tested = {seed: _seed_runs(task, group, cohort, seed, files, find) for seed in expected}
+            tested = {
+                seed: {
+                    fold: _runs_of(task, group, cohort, (seed, fold), files, find)
+                    for fold in config.splits.fold_numbers
+                }
+                for seed in expected
+            }
             scores += _score(task, group, cohort, expected, tested, draws)
     return scores
 
 
-def _seed_runs(
-    task: Task, group: Group, cohort: str, seed: int, files: dict[Path, dict[RunKey, Run]], find: Find
+def _runs_of(
+    task: Task,
+    group: Group,
+    cohort: str,
+    place: tuple[int, int],
+    files: dict[Path, dict[RunKey, Run]],
+    find: Find,
 ) -> tuple[Run | None, Run | None]:
-    """Return the validation and the test run of one seed, None where missing."""
+    """Return the validation and the test run of a seed and fold, None where missing."""
+    seed, fold = place
     method = group.method if group.backbone == CONTROL else ""
-    of_train = _runs(find(group, task.train, seed), task, files)
-    of_cohort = _runs(find(group, cohort, seed), task, files)
+    of_train = _runs(find(group, task.train, seed, fold), task, files)
+    of_cohort = _runs(find(group, cohort, seed, fold), task, files)
     side = TEST if cohort == task.train else ZERO_SHOT
     return (
-        of_train.get(RunKey(method, group.fraction, seed, VALIDATION)),
-        of_cohort.get(RunKey(method, group.fraction, seed, side)),
+        of_train.get(RunKey(method, group.fraction, seed, VALIDATION, fold)),
+        of_cohort.get(RunKey(method, group.fraction, seed, side, fold)),
     )
 
 
-def prediction_file(results: Path, group: Group, cohort: str, seed: int) -> Path:
-    """Return the file of a group's predictions on a cohort, which only for controls depends on the seed."""
+def prediction_file(results: Path, group: Group, cohort: str, seed: int = 0, fold: int = 0) -> Path:
+    """Return the file of a group's predictions on a cohort; only controls have one per seed and fold."""
     if group.backbone == CONTROL:
-        return results / "controls" / group.task / f"seed-{seed}" / f"{cohort}.tsv"
+        return results / "controls" / group.task / split_name(seed, fold) / f"{cohort}.tsv"
     folder = results / "predictions" / group.task / group.backbone / group.pretraining / group.method
     return folder / f"{cohort}.tsv"
 
@@ -159,17 +179,18 @@ def _score(
     group: Group,
     cohort: str,
     expected: tuple[int, ...],
-    tested: dict[int, tuple[Run | None, Run | None]],
+    tested: dict[int, Runs],
     draws: int,
 ) -> Iterator[Score]:
-    present = {seed: (run, _rule(task, validation, run)) for seed, (validation, run) in tested.items() if run}
-    points = {seed: measure(task.kind, run.y, run.score, rule) for seed, (run, rule) in present.items()}
-    subjects = _common_subjects(group, cohort, [run for run, _ in present.values()])
-    reason = _reason(task, expected, tested)
+    present = {seed: _tested(task, cohort, runs) for seed, runs in tested.items() if not _absent(runs)}
+    points = {seed: _mean_measures(task, of_seed) for seed, of_seed in present.items()}
+    every = [one for of_seed in present.values() for one in of_seed]
+    subjects = _common_subjects(group, cohort, every)
+    reason = _reason(task, tested, every)
     drawn = {}
-    if draws and present:
-        runs = [(run.y, run.score, rule) for run, rule in present.values()]
-        drawn = bootstrap_draws(task.kind, runs, draws)
+    if draws and every:
+        # All seeds have as many runs, so the mean over runs is that over seeds.
+        drawn = bootstrap_draws(task.kind, [(one.y, one.score, one.rule) for one in every], draws)
     for metric in METRICS[task.kind]:
         values = {seed: float(of_seed[metric]) for seed, of_seed in points.items()}
         finite = {seed: value for seed, value in values.items() if np.isfinite(value)}
@@ -191,32 +212,43 @@ def _score(
         )
 
 
-def _rule(task: Task, validation: Run | None, tested: Run) -> Array:
-    """Return what `measure` predicts classes by: of two, a threshold chosen on validation and then frozen."""
-    if task.kind == "multiclass":
-        return tested.prior
-    if task.kind == "regression" or validation is None:
-        return np.array(np.nan)
-    return np.array(youden_threshold(validation.y, validation.score))
+def _absent(runs: Runs) -> list[int]:
+    """Return the folds of a seed that have no predictions on test."""
+    return [fold for fold, (_, run) in runs.items() if run is None]
 
 
-def _common_subjects(group: Group, cohort: str, runs: Sequence[Run]) -> tuple[str, ...]:
-    # Seeds share the test side by construction; predictions that do not are left from another split.
-    if len({run.subjects for run in runs}) > 1:
+def _tested(task: Task, cohort: str, runs: Runs) -> list[Tested]:
+    """Return what is scored of a seed: its folds pooled in the training cohort, each apart elsewhere."""
+    of_folds = [with_rule(task.kind, validation, run) for validation, run in runs.values() if run]
+    return [pool(of_folds)] if cohort == task.train else of_folds
+
+
+def _mean_measures(task: Task, of_seed: Sequence[Tested]) -> dict[str, Array]:
+    measured = [measure(task.kind, one.y, one.score, one.rule) for one in of_seed]
+    return {metric: np.mean([values[metric] for values in measured], axis=0) for metric in METRICS[task.kind]}
+
+
+def _common_subjects(group: Group, cohort: str, tested: Sequence[Tested]) -> tuple[str, ...]:
+    # Seeds share the test side by construction, and folds no subject; predictions that do not are left from
+    # another split.
+    repeated = any(len(set(one.subjects)) < len(one.subjects) for one in tested)
+    if repeated or len({one.subjects for one in tested}) > 1:
         raise UserError(
             f"predictions of {group.task}/{group.backbone}/{group.pretraining}/{group.method} on {cohort} "
             "were made for different test subjects: delete them and run the workflow again"
         )
-    return runs[0].subjects if runs else ()
+    return tested[0].subjects if tested else ()
 
 
-def _reason(task: Task, expected: tuple[int, ...], tested: dict[int, tuple[Run | None, Run | None]]) -> str:
-    missing = [str(seed) for seed in expected if tested[seed][1] is None]
+def _reason(task: Task, tested: dict[int, Runs], every: Sequence[Tested]) -> str:
+    missing = []
+    for seed, runs in tested.items():
+        folds = _absent(runs)
+        if folds:
+            missing.append(f"{seed} (fold {', '.join(map(str, folds))})" if folds[0] else str(seed))
     reasons = [f"no predictions of seed {', '.join(missing)}"] if missing else []
-    for validation, run in tested.values():
-        why = why_undefined(task.kind, run.y, run.score) if run else ""
-        if run and validation is None and task.kind == "binary":
-            why = why or "no predictions on validation, which chooses the threshold"
-        if why and why not in reasons:
-            reasons.append(why)
-    return "; ".join(reasons)
+    reasons += [why_undefined(task.kind, one.y, one.score) for one in every]
+    pairs = [pair for runs in tested.values() for pair in runs.values()]
+    if task.kind == "binary" and any(run and validation is None for validation, run in pairs):
+        reasons.append("no predictions on validation, which chooses the threshold")
+    return "; ".join(dict.fromkeys(filter(None, reasons)))

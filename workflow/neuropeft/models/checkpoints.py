@@ -78,6 +78,19 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise UserError(f"cannot read the weights {path}: {error}; delete it and make it again") from error
 
 
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """Return the metadata of a safetensors file, whose tensors are not read.
+
+    Raises:
+        UserError: The file cannot be read.
+    """
+    try:
+        with safe_open(path, framework="pt") as stream:
+            return dict(stream.metadata() or {})
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot read the weights {path}: {error}; delete it and make it again") from error
+
+
 def import_encoder(
     source: str | Path, path: str | Path, encoder: ViT3D, metadata: Mapping[str, str]
 ) -> list[str]:

@@ -8,10 +8,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from neuropeft.config import Config, ViT
-from neuropeft.evaluate.scores import CONTROL_FRACTION, Score, primary_metric
+from neuropeft.evaluate.scores import Score, primary_metric
 from neuropeft.grid import cells, used_tasks
 from neuropeft.publish.labels import backbone_label, group_label, is_control
-from neuropeft.publish.panel import FITTED, draw_references, panel_title, references, score_axis
+from neuropeft.publish.panel import FITTED, TRIVIAL, draw_references, panel_title, references, score_axis
 from neuropeft.publish.records import Costs
 from neuropeft.publish.style import GREY, group_look, panels, shared_legend, words_only
 
@@ -89,13 +89,8 @@ def _draw_panel(
         of_curve = [score for score in shown if _curve(score) == curve]
         shift = DODGE * (index - (len(curves) - 1) / 2)
         _draw_curve(axis, config, of_curve, fractions, shift)
-    draw_references(axis, references(config, scores, task, fractions[0]))
-    if CONTROL_FRACTION in fractions[1:]:
-        # Controls that were fitted on all training subjects are a mark there, not a line.
-        for label, value, dashes in references(config, scores, task, CONTROL_FRACTION):
-            if dashes == FITTED:
-                place = fractions.index(CONTROL_FRACTION)
-                axis.plot(place, value, "*", color=GREY, markersize=8, label=label)
+    draw_references(axis, _lines(config, scores, task, fractions[-1], TRIVIAL))
+    _draw_fitted(axis, config, scores, task, fractions)
     axis.set_xticks(range(len(fractions)), [_tick(costs, task, fraction) for fraction in fractions])
     axis.margins(x=0.08)
     axis.set_xlabel("share of the training subjects, and scans")
@@ -103,9 +98,27 @@ def _draw_panel(
     done = sum(len(score.values) for score in shown)
     wanted = sum(len(score.expected) for score in shown)
     title = panel_title(config, shown, task)
+    folds = len(config.splits.fold_numbers)
     if done < wanted:
-        title += f", {done}/{wanted} cells"
+        title += f", {folds * done}/{folds * wanted} cells"
     axis.set_title(title, loc="left")
+
+
+def _lines(
+    config: Config, scores: Sequence[Score], task: str, fraction: int, style: str
+) -> list[tuple[str, float, str]]:
+    return [line for line in references(config, scores, task, fraction) if line[2] == style]
+
+
+def _draw_fitted(
+    axis: Axes, config: Config, scores: Sequence[Score], task: str, fractions: Sequence[int]
+) -> None:
+    """Draw the curve of the linear model on voxels, which is fitted on each fraction."""
+    found = {place: _lines(config, scores, task, f, FITTED) for place, f in enumerate(fractions)}
+    points = [(place, value, label) for place, lines in found.items() for label, value, _ in lines]
+    if points:
+        places, values, labels = zip(*points, strict=True)
+        axis.plot(places, values, FITTED, marker="*", color=GREY, markersize=6, zorder=0, label=labels[0])
 
 
 def _rank(config: Config, curve: tuple[str, str, str], backbone: str) -> tuple[bool, int, str]:

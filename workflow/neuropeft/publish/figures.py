@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from neuropeft.config import Config
 from neuropeft.evaluate.costs import read_costs
 from neuropeft.evaluate.scores import collect
-from neuropeft.grid import autoencoded
+from neuropeft.grid import autoencoded, encoder_folder, encoder_folds
 from neuropeft.publish.curves import curve_backbones, draw_curves
 from neuropeft.publish.losses import (
     FINETUNING_COLUMNS,
@@ -40,8 +40,8 @@ def write_figures(config: Config, results: Path, out: Path) -> None:
 def write_losses(config: Config, results: Path, out: Path) -> None:
     """Write `losses_pretraining.csv` and `losses_finetuning.csv`: every epoch of every run."""
     pretraining_rows = [
-        {"pretraining": pretraining, "backbone": backbone, **row}
-        for (pretraining, backbone), rows in pretraining_histories(config, results).items()
+        {"pretraining": pretraining, "backbone": backbone, "fold": fold, **row}
+        for (pretraining, backbone, fold), rows in pretraining_histories(config, results).items()
         for row in rows
     ]
     write_csv(out / "losses_pretraining.csv", pretraining_rows, PRETRAINING_COLUMNS)
@@ -62,6 +62,7 @@ def _figures(config: Config, results: Path) -> Iterator[tuple[str, Figure]]:
     yield "losses_pretraining", draw_pretraining_losses(config, pretraining_histories(config, results))
     yield "losses_finetuning", draw_finetuning_losses(config, finetuning_histories(config, results))
     for pretraining, backbone in autoencoded(config):
-        path = results / "pretraining" / pretraining / backbone / "reconstructions.npz"
+        first = encoder_folds(config, pretraining)[0]
+        path = results / encoder_folder(pretraining, backbone, first) / "reconstructions.npz"
         figure = draw_reconstructions(config, path, pretraining, backbone)
         yield f"reconstructions_{pretraining}_{backbone}", figure

@@ -84,6 +84,12 @@ def metric_label(task: Task, metric: str) -> str:
     return f"{label} ({task.unit})" if metric == "mae" and task.unit else label
 
 
-def seeds_text(seeds: int) -> str:
-    """Return `1 seed` or `3 seeds`."""
-    return f"{seeds} seed" if seeds == 1 else f"{seeds} seeds"
+def seeds_text(config: Config, seeds: int) -> str:
+    """Return `1 seed` or `3 seeds`, of so many folds each where there are folds."""
+    text = f"{seeds} seed" if seeds == 1 else f"{seeds} seeds"
+    return f"{text}, {folds_text(config)}" if config.splits.folds else text
+
+
+def folds_text(config: Config) -> str:
+    """Return `5-fold`; empty where all seeds share a fixed test side."""
+    return f"{config.splits.folds}-fold" if config.splits.folds else ""

@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from neuropeft.config import Config, ViT
 from neuropeft.evaluate.costs import cell_folder
 from neuropeft.files import read_tsv
-from neuropeft.grid import Cell, Group, cells, pretrained
+from neuropeft.grid import Cell, Group, cells, encoder_folder, encoders
 from neuropeft.publish.labels import backbone_label, cohort_label, group_label, start_label
 from neuropeft.publish.style import BLACK, GREY, group_look, look, panels, shared_legend, words_only
 
@@ -22,6 +22,7 @@ PAGE_HEIGHT = 9.0
 PRETRAINING_COLUMNS = (
     "pretraining",
     "backbone",
+    "fold",
     "step",
     "lr",
     "train_loss",
@@ -39,6 +40,7 @@ FINETUNING_COLUMNS = (
     "method",
     "fraction",
     "seed",
+    "fold",
     "step",
     "lr",
     "train_loss",
@@ -51,12 +53,13 @@ LOSSES = {"mae": "loss on hidden patches (MSE)", "factors": "loss of tissue and 
 MOST_PROBES = 4  # that a panel shows; all are in the CSV's source, history.csv
 
 Row = dict[str, str]
+Encoder = tuple[str, str, int]  # pretraining, backbone, fold
 
 
-def pretraining_histories(config: Config, results: Path) -> dict[tuple[str, str], list[Row]]:
-    """Return the validations of every (pretraining, backbone) that has run."""
-    paths = {pair: results / "pretraining" / pair[0] / pair[1] / "history.csv" for pair in pretrained(config)}
-    return {pair: read_tsv(path) for pair, path in paths.items() if path.is_file()}
+def pretraining_histories(config: Config, results: Path) -> dict[Encoder, list[Row]]:
+    """Return the validations of every (pretraining, backbone, fold) that has run."""
+    paths = {encoder: results / encoder_folder(*encoder) / "history.csv" for encoder in encoders(config)}
+    return {encoder: read_tsv(path) for encoder, path in paths.items() if path.is_file()}
 
 
 def finetuning_histories(config: Config, results: Path) -> dict[Cell, list[Row]]:
@@ -65,18 +68,19 @@ def finetuning_histories(config: Config, results: Path) -> dict[Cell, list[Row]]
     return {cell: read_tsv(path) for cell, path in paths.items() if path.is_file()}
 
 
-def draw_pretraining_losses(config: Config, histories: dict[tuple[str, str], list[Row]]) -> Figure:
+def draw_pretraining_losses(config: Config, histories: dict[Encoder, list[Row]]) -> Figure:
     """Draw each pretraining in two panels: its losses, and what its features know of people.
 
-    The loss of predicting the template is drawn beside a masked autoencoder's: one that is not below it has learnt
-    nothing of any individual.
+    The loss of predicting the template is drawn beside a masked autoencoder's: one that is not below it has
+    learnt nothing of any individual.
     """
     if not histories:
         return words_only("No pretraining loss to show: nothing has been pretrained.")
     figure, axes = panels(2 * len(histories), PANEL_HEIGHT)
-    for number, ((pretraining, backbone), rows) in enumerate(histories.items()):
+    for number, ((pretraining, backbone, fold), rows) in enumerate(histories.items()):
         trained = config.trained[pretraining]
         title = f"{backbone_label(backbone)}, {pretraining} on {cohort_label(config, trained.cohort)}"
+        title += f", fold {fold}" if fold else ""
         _draw_losses(axes[2 * number], rows, f"{title}{_verdict(rows)}")
         axes[2 * number].set_ylabel(LOSSES[trained.kind])
         _draw_features(axes[2 * number + 1], rows)
@@ -128,7 +132,8 @@ def _draw_features(axis: Axes, rows: list[Row]) -> None:
 def draw_finetuning_losses(config: Config, histories: dict[Cell, list[Row]]) -> Figure:
     """Draw training and validation loss of every task and backbone at its largest fraction, side by side.
 
-    A thin line is a seed; the thick one is the median over seeds, as far as all of them reached.
+    A thin line is a seed, or a fold of one; the thick one is the median over these, as far as all of them
+    reached.
     """
     pairs = sorted({(cell.task, cell.backbone) for cell in histories})
     if not pairs:
@@ -151,7 +156,8 @@ def draw_finetuning_losses(config: Config, histories: dict[Cell, list[Row]]) -> 
         kind = config.tasks[pair[0]].kind
         axis.set_ylabel("loss (L1, standardised)" if kind == "regression" else "loss (cross-entropy)")
         _steps(axis)
-    shared_legend(figure, axes, "thin: single seeds; thick: their median")
+    single = "seeds and folds" if config.splits.folds else "seeds"
+    shared_legend(figure, axes, f"thin: single {single}; thick: their median")
     return figure
 
 

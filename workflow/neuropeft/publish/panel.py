@@ -6,12 +6,13 @@ from matplotlib.axes import Axes
 
 from neuropeft.config import Config
 from neuropeft.evaluate.metrics import HIGHER_IS_BETTER
-from neuropeft.evaluate.scores import CONTROL, CONTROL_FRACTION, Score, primary_metric
+from neuropeft.evaluate.scores import CONTROL, Score, primary_metric
 from neuropeft.publish.labels import CONTROL_LABELS, cohort_label, metric_label, seeds_text
 from neuropeft.publish.style import GREY
 
 CHANCE = 0.5
-TRIVIAL, FITTED = "--", ":"  # line styles: what needs no fit, and what was fitted on all training subjects
+VOXELS = "ridge_voxels"
+TRIVIAL, FITTED = "--", ":"  # line styles: what needs no fit, and a linear model
 
 
 def panel_title(config: Config, scores: Sequence[Score], task: str) -> str:
@@ -19,7 +20,7 @@ def panel_title(config: Config, scores: Sequence[Score], task: str) -> str:
     cohort = cohort_label(config, config.tasks[task].train)
     n = max((score.n for score in scores if score.n is not None), default=0)
     seeds = max(len(score.expected) for score in scores)
-    return f"{task} on {cohort}\nn = {n} test subjects, {seeds_text(seeds)}"
+    return f"{task} on {cohort}\nn = {n} test subjects, {seeds_text(config, seeds)}"
 
 
 def score_axis(config: Config, axis: Axes, task: str) -> None:
@@ -34,13 +35,13 @@ def references(
 ) -> list[tuple[str, float, str]]:
     """Return (label, value, line style) of what a score must beat, on the task's own test subjects.
 
-    An AUC must beat chance, an error that of predicting the training mean. The linear model on voxels was
-    fitted on all training subjects, so it is compared at that fraction only.
+    An AUC must beat chance, an error that of predicting the training mean; both must beat the linear model on
+    voxels that was fitted on the same fraction.
     """
     controls = {
         score.group.method: score.mean
         for score in scores
-        if (score.group.task, score.group.backbone) == (task, CONTROL)
+        if (score.group.task, score.group.backbone, score.group.fraction) == (task, CONTROL, fraction)
         and score.metric == primary_metric(config.tasks[task])
         and not score.zero_shot
         and score.values
@@ -50,8 +51,8 @@ def references(
         lines.append(("chance", CHANCE, TRIVIAL))
     elif "mean" in controls:
         lines.append((f"control: {CONTROL_LABELS['mean']}", controls["mean"], TRIVIAL))
-    if fraction == CONTROL_FRACTION and "ridge_voxels" in controls:
-        lines.append((f"control: {CONTROL_LABELS['ridge_voxels']}", controls["ridge_voxels"], FITTED))
+    if VOXELS in controls:
+        lines.append((f"control: {CONTROL_LABELS[VOXELS]}", controls[VOXELS], FITTED))
     return lines
 
 

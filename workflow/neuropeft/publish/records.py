@@ -41,7 +41,7 @@ SCORE_COLUMNS = (
     "seed_values",
     "reason",
 )
-CELL_COLUMNS = ("task", "backbone", "pretraining", "method", "fraction", "seed")
+CELL_COLUMNS = ("task", "backbone", "pretraining", "method", "fraction", "seed", "fold")
 COST_COLUMNS = (*CELL_COLUMNS, "status", *COST_KEYS)
 
 

@@ -11,6 +11,7 @@ from neuropeft.grid import Group, cells, used_tasks
 from neuropeft.publish.labels import (
     backbone_label,
     cohort_label,
+    folds_text,
     group_label,
     is_control,
     is_simulated,
@@ -31,8 +32,15 @@ NOTES = (
     "Balanced accuracy: threshold chosen on validation (Youden), frozen for test and zero-shot cohorts. Of "
     "more than two classes, that whose probability exceeds its frequency in training most.",
     "Trainable parameters: of the network without its head, which every method trains.",
-    "Controls use all training subjects. Predict the mean: training mean or class frequency. Linear models: "
-    "ridge or logistic regression on age and sex, or on voxels averaged to 10 x 10 x 10.",
+    "Controls use the training subjects that the methods of their task use. Predict the mean: training mean or "
+    "class frequency. Linear models: ridge or logistic regression on age and sex, or on voxels averaged to "
+    "10 x 10 x 10.",
+)
+FOLDS_NOTE = (
+    "{}-fold: every subject is tested on once per seed. In the training cohort the predictions of a seed's "
+    "folds are pooled, each row with its own fold's threshold, and scored once; a zero-shot cohort is tested on "
+    "by the model of each fold, and the seed's value is the mean over them. A seed that lacks a fold has no "
+    "value."
 )
 PUBLISHED_NOTE = (
     "published: Dhinagar et al. 2024, Tables 3 and 4, mean (SD) over three seeds; what is not from scratch "
@@ -60,8 +68,11 @@ def select(config: Config, scores: Sequence[Score], table: int) -> list[Score]:
         if of_task:
             largest = max(score.group.fraction for score in of_task)
             chosen += [score for score in of_task if score.group.fraction == largest]
+            control = task, CONTROL, largest
             chosen += [
-                score for score in scores if (score.group.task, score.group.backbone) == (task, CONTROL)
+                score
+                for score in scores
+                if (score.group.task, score.group.backbone, score.group.fraction) == control
             ]
     return chosen
 
@@ -85,10 +96,17 @@ def score_sheet(config: Config, scores: Sequence[Score], trainable: Mapping[Grou
         _caption(config, shown, table),
         (*HEADER, *labels),
         _without_repeats(rows),
-        (*NOTES, PUBLISHED_NOTE) if published else NOTES,
+        _notes(config, published),
         frozenset(breaks),
         text_columns=4,
     )
+
+
+def _notes(config: Config, published: bool) -> list[str]:
+    notes = list(NOTES)
+    if config.splits.folds:
+        notes.insert(1, FOLDS_NOTE.format(config.splits.folds))
+    return [*notes, PUBLISHED_NOTE] if published else notes
 
 
 def _columns(config: Config, shown: Sequence[Score]) -> list[Column]:
@@ -136,7 +154,7 @@ def _metric_rows(config: Config, line: Sequence[Score | None], cohort: str, metr
     head = ["", place, f"{metric_label(task, metric)}, {better} is better"]
     seeds = max(len(score.expected) for score in present)
     rows = [
-        [*head, f"mean (SD), {seeds_text(seeds)}", *(_cell(score, seeds, n) for score in line)],
+        [*head, f"mean (SD), {seeds_text(config, seeds)}", *(_cell(score, seeds, n) for score in line)],
         [*head, "95 % interval", *(_interval(score) for score in line)],
     ]
     published = [published_score(config, score) if score else None for score in line]
@@ -195,8 +213,11 @@ def _caption(config: Config, shown: Sequence[Score], table: int) -> str:
         )
         for group in cells_shown
     }
-    done, wanted = sum(complete.values()), sum(expected[group] for group in cells_shown)
+    folds = len(config.splits.fold_numbers)
+    done, wanted = folds * sum(complete.values()), folds * sum(expected[group] for group in cells_shown)
     text = f"{backbones}, methods by tasks, in-domain and zero-shot; {done} of {wanted} cells have scores."
+    if config.splits.folds:
+        text += f" Cross-validation, {folds_text(config)}."
     simulated = sorted({score.cohort for score in shown if is_simulated(config, score.cohort)})
     if simulated:
         text += f" Simulated data: {', '.join(simulated)}; nothing here says anything about real brains."

@@ -12,6 +12,7 @@ from neuropeft.grid import Group, used_cohorts, used_tasks
 from neuropeft.publish.labels import (
     METRIC_LABELS,
     cohort_label,
+    folds_text,
     group_label,
     is_control,
     is_simulated,
@@ -46,13 +47,14 @@ def _block(config: Config, rows: list[Row], task: str, cohort: str) -> Iterator[
     shown = [row for row in rows if (row["task"], row["cohort"], row["metric"]) == (task, cohort, metric)]
     trained = [int(row["fraction"]) for row in shown if row["backbone"] != CONTROL]
     fraction = max(trained, default=100)
-    shown = [row for row in shown if int(row["fraction"]) == fraction or row["backbone"] == CONTROL]
+    shown = [row for row in shown if int(row["fraction"]) == fraction]
     n = max((int(row["n"]) for row in shown if row["n"] != MISSING), default=0)
     better = "higher" if HIGHER_IS_BETTER[metric] else "lower"
     zero_shot = "" if cohort == spec.train else ", zero-shot"
+    folds = f" ({folds_text(config)})" if config.splits.folds else ""
     yield (
         f"{task} on {cohort_label(config, cohort)}{zero_shot}: {metric_label(spec, metric)} "
-        f"({better} is better), n = {n} test subjects, {fraction} % of the training subjects"
+        f"({better} is better), n = {n} test subjects{folds}, {fraction} % of the training subjects"
     )
     width = max((len(group_label(config, _group(row))) for row in shown), default=0)
     head = f"{METRIC_LABELS[metric]:>8}  {'SD':>8}  {'95 % interval':>18}  {'seeds':>5}  {'trainable':>11}"

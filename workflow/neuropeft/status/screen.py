@@ -66,12 +66,16 @@ def _pretraining(found: Sequence[Pretrained]) -> Iterator[str]:
     if not found:
         return
     rows = [("Pretraining", "backbone", "", "")]
-    rows += [(one.pretraining, one.backbone, one.state, _steps(one)) for one in found]
+    rows += [(one.pretraining, _encoder(one), one.state, _steps(one)) for one in found]
     yield from _aligned(rows, text_columns=4)
     for one in found:
         if one.state == STOPPED:
             yield f"  {one.log}"
             yield from _last_line(one.last_line)
+
+
+def _encoder(one: Pretrained) -> str:
+    return f"{one.backbone}, fold {one.fold}" if one.fold else one.backbone
 
 
 def _steps(one: Pretrained) -> str:
@@ -154,7 +158,8 @@ def _failed(config: Config, results: Path, found: Mapping[Cell, Standing]) -> It
     for log, members in by_log.items():
         yield f"  {log}"
         for cell in members:
-            text = f"fraction {cell.fraction} %, seed {cell.seed}: {found[cell].reason}"
+            fold = f", fold {cell.fold}" if cell.fold else ""
+            text = f"fraction {cell.fraction} %, seed {cell.seed}{fold}: {found[cell].reason}"
             yield from _wrapped(" ".join(text.split()), "    ")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from neuropeft.cohorts.chunks import chunk_tables, index_path, read_chunks
 from neuropeft.config import Config
 from neuropeft.files import last_lines, read_tsv
-from neuropeft.grid import pretrained, used_cohorts
+from neuropeft.grid import encoder_folder, encoders, used_cohorts
 from neuropeft.train.lock import held
 
 DONE, RUNNING, STOPPED, WAITING = "done", "running", "stopped", "waiting"
@@ -44,6 +44,7 @@ class Pretrained:
     Attributes:
         pretraining: its name.
         backbone: what is pretrained.
+        fold: whose test subjects it leaves out; 0 if it serves all folds.
         state: `done`, `running`, `stopped` (its job ended before) or `waiting`.
         step: steps that are done; None where the log does not say.
         steps: steps in all.
@@ -54,6 +55,7 @@ class Pretrained:
 
     pretraining: str
     backbone: str
+    fold: int
     state: str
     step: int | None
     steps: int
@@ -82,9 +84,9 @@ def preprocessed(config: Config, results: Path) -> Iterator[Preprocessed | str]:
 
 def pretrainings(config: Config, results: Path) -> Iterator[Pretrained]:
     """Yield how far each pretraining of the grid has come."""
-    for pretraining, backbone in pretrained(config):
-        place = Path("pretraining", pretraining, backbone)
-        log = results / "logs" / "pretrain" / pretraining / f"{backbone}.log"
+    for pretraining, backbone, fold in encoders(config):
+        place = Path(encoder_folder(pretraining, backbone, fold))
+        log = results / "logs" / "pretrain" / place.relative_to("pretraining").with_suffix(".log")
         steps = config.trained[pretraining].steps
         lines = last_lines(log)
         step, left = _progress(lines)
@@ -94,7 +96,8 @@ def pretrainings(config: Config, results: Path) -> Iterator[Pretrained]:
             state, step, left = DONE, steps, 0
         else:
             state = STOPPED if log.exists() else WAITING
-        yield Pretrained(pretraining, backbone, state, step, steps, left, log, next(reversed(lines), ""))
+        last_line = next(reversed(lines), "")
+        yield Pretrained(pretraining, backbone, fold, state, step, steps, left, log, last_line)
 
 
 def _progress(lines: list[str]) -> tuple[int | None, int | None]:

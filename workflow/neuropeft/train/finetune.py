@@ -19,6 +19,7 @@ from neuropeft.peft.adapt import adapt, delta_state, load_delta, parameter_group
 from neuropeft.peft.counts import count
 from neuropeft.peft.selective import require_vit
 from neuropeft.sources import code_digest
+from neuropeft.split_names import seed_and_fold, split_name
 from neuropeft.store import Store, open_store
 from neuropeft.train import checkpoint
 from neuropeft.train.augment import augment, read_augmentation
@@ -26,14 +27,7 @@ from neuropeft.train.cost import reset_peak_memory, write_cost
 from neuropeft.train.data import Volumes, load_volumes, pass_order, pick_device
 from neuropeft.train.flops import training_flops
 from neuropeft.train.history import write_history
-from neuropeft.train.labels import (
-    Sides,
-    read_sides,
-    seed_of,
-    shuffled,
-    stored_sessions,
-    subject_weights,
-)
+from neuropeft.train.labels import Sides, read_sides, shuffled, stored_sessions, subject_weights
 from neuropeft.train.loop import CHECKPOINT_SECONDS, Home, Learner, Plan, Progress, fit, run_cost
 from neuropeft.train.losses import Objective, objective, outputs_of
 from neuropeft.train.memory import BatchSize, in_batches
@@ -49,16 +43,17 @@ class Shared:
     """What the cells of a pack share: volumes, splits and base weights.
 
     Attributes:
-        splits: Split of the cells' task for each seed; their test sides are not read.
+        splits: Split of the cells' task for each seed and fold; their test sides are not read.
         encoder_path: Pretrained encoder; None starts from random weights.
         device: Where training runs.
         store: All volumes of the training cohort.
         places: {scan_id: row of `volumes`}, of the training and validation scans of all cells.
         sessions: Session of every stored scan.
-        stamps: What tells whether code and encoder are the same as in an earlier run.
+        stamps: What tells whether code and encoder are the same as in an earlier run; the encoder's SHA-256
+            is the last one.
     """
 
-    splits: Mapping[int, Path]
+    splits: Mapping[tuple[int, int], Path]
     encoder_path: Path | None
     device: torch.device
     store: Store
@@ -81,20 +76,20 @@ def open_shared(
     encoder_path: str | Path | None,
     device: str | None = None,
 ) -> Shared:
-    """Load what the cells `specs` share; see `Shared`. The files of `splits` are called `seed-<number>.tsv`.
+    """Load what the cells `specs` share; see `Shared`. The files of `splits` are called as in `split_names`.
 
     Raises:
         UserError: An input is missing or wrong.
     """
     store = open_store(store_dir)
     sessions = stored_sessions(store_dir)
-    of_seed = {seed_of(path): Path(path) for path in splits}
+    of_name = {seed_and_fold(path): Path(path) for path in splits}
     used: dict[str, None] = {}
     for spec in specs:
-        sides = read_sides(split_of(of_seed, spec), int(spec["fraction"]), sessions)
+        sides = read_sides(split_of(of_name, spec), int(spec["fraction"]), sessions)
         used |= dict.fromkeys(row["scan_id"] for row in (*sides.train, *sides.validation))
     return Shared(
-        of_seed,
+        of_name,
         None if encoder_path is None else Path(encoder_path),
         pick_device(device),
         store,
@@ -118,7 +113,7 @@ def finetune(
 
     Args:
         spec: What defines the cell, as `grid.cell_spec` writes it: cell, task, backbone, method, training,
-            fraction, seed, shuffle_labels.
+            fraction, seed, fold, shuffle_labels.
         shared: What it is trained on and starts from.
         state_dir: Folder of this cell alone, for its checkpoints and, in `finished`, for the outcome.
         checkpoint_seconds: Least time between checkpoints.
@@ -179,13 +174,14 @@ def _plan(spec: Mapping[str, Any], sides: Sides, began: float) -> Plan:
     )
 
 
-def split_of(splits: Mapping[int, Path], spec: Mapping[str, Any]) -> Path:
-    """Return the split of a cell's seed."""
+def split_of(splits: Mapping[tuple[int, int], Path], spec: Mapping[str, Any]) -> Path:
+    """Return the split of a cell's seed and fold."""
+    place = int(spec["seed"]), int(spec["fold"])
     try:
-        return splits[int(spec["seed"])]
+        return splits[place]
     except KeyError:
-        missing = f"seed-{spec['seed']}.tsv"
-        raise UserError(f"{spec['cell']}: the split of its seed is not given; add {missing}") from None
+        missing = f"{split_name(*place)}.tsv"
+        raise UserError(f"{spec['cell']}: its split is not given; add {missing}") from None
 
 
 def make_model(spec: Mapping[str, Any], encoder_path: str | Path | None) -> Predictor:
@@ -288,6 +284,7 @@ def _write(
         "scale": repr(goal.scale),
         "best_step": str(_kept(progress)["step"]),
         "torch": torch.__version__,
+        "encoder": str(shared.stamps[-1] or ""),  # its SHA-256; empty from random weights
     }
     save_delta(out / "delta.safetensors", model, metadata)
     write_history(out / "history.csv", progress.history)

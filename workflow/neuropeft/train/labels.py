@@ -33,19 +33,20 @@ def stored_sessions(store_dir: str | Path) -> dict[str, str]:
 
 
 def read_sides(split_tsv: str | Path, fraction: int, sessions: Mapping[str, str]) -> Sides:
-    """Read the training rows of a fraction and the first scan of each validation subject.
+    """Read a fraction of the training rows, and of the validation subjects each one's first scan.
 
     Args:
         split_tsv: The split: scan_id, subject, side, order, y.
-        fraction: Percent of the training subjects.
+        fraction: Percent of the subjects of either side.
         sessions: Session of every stored scan; scans that are not stored are left out.
 
     Raises:
         UserError: The split is not valid, or none of the scans of a side is stored.
     """
     split = [row for row in read_split(split_tsv) if row["side"] in (TRAIN, VALIDATION)]
-    train = with_sessions(take_fraction(split, fraction), sessions)
-    validation = with_sessions([row for row in split if row["side"] == VALIDATION], sessions)
+    train, validation = (
+        with_sessions(take_fraction(split, fraction, side), sessions) for side in (TRAIN, VALIDATION)
+    )
     for side, found in ((TRAIN, train), (VALIDATION, validation)):
         if not found:
             raise UserError(
@@ -80,17 +81,3 @@ def _permuted(rows: Sequence[Row], seed: int, side: str) -> list[Row]:
     random.Random(derive_seed(seed, "shuffle", side)).shuffle(sources)
     source = dict(zip(subjects, sources, strict=True))
     return [{**row, "y": targets[source[row["subject"]]]} for row in rows]
-
-
-def seed_of(split_tsv: str | Path) -> int:
-    """Return the seed that the name of a split tells.
-
-    Raises:
-        UserError: It tells none.
-    """
-    name, _, seed = Path(split_tsv).stem.rpartition("seed-")
-    if name or not seed.isdigit():
-        raise UserError(
-            f"the name of the split {split_tsv} does not tell its seed; call it seed-<number>.tsv"
-        )
-    return int(seed)

@@ -44,7 +44,7 @@ def finetune_pack(
         specs: {path: settings} of each cell, as `grid.cell_specs` writes them; a cell's state, finished files
             included, is in the folder `path` of `state_root`.
         store_dir: Store of the training cohort.
-        splits: Split of the cells' task for each of their seeds, called `seed-<number>.tsv`.
+        splits: Split of the cells' task for each of their seeds and folds, called as `split_names` says.
         encoder_path: Pretrained encoder of all of them; None starts from random weights.
         state_root: Folder of the states of all cells.
         table: The list to write when all are trained: cell, outcome (`trained` or `kept`), seconds.

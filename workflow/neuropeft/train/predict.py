@@ -2,32 +2,36 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from neuropeft.cohorts.splits import TEST, VALIDATION, ZERO_SHOT
+from neuropeft.cohorts.splits import TEST, VALIDATION, ZERO_SHOT, take_fraction
 from neuropeft.errors import UserError
 from neuropeft.files import read_tsv, write_tsv
-from neuropeft.models.checkpoints import read_tensors
+from neuropeft.models.checkpoints import read_metadata, read_tensors
+from neuropeft.models.heads import Predictor
 from neuropeft.peft.adapt import load_delta
 from neuropeft.prediction_columns import COLUMNS, prior_columns, score_columns
 from neuropeft.progress import track
+from neuropeft.split_names import seed_and_fold, split_name
 from neuropeft.store import open_store
+from neuropeft.train.checkpoint import file_digest
 from neuropeft.train.data import load_volumes, pick_device
 from neuropeft.train.finetune import all_outputs, make_model
-from neuropeft.train.labels import seed_of, stored_sessions, with_sessions
+from neuropeft.train.labels import stored_sessions, with_sessions
 from neuropeft.train.losses import scores
 from neuropeft.train.memory import BatchSize
 
 Rows = Sequence[Mapping[str, Any]]
+Place = tuple[int, int]  # seed and fold
 
 
 def predict(
     deltas: Sequence[str | Path],
-    encoder_path: str | Path | None,
+    encoders: Sequence[str | Path],
     store_dir: str | Path,
     subjects: Sequence[str | Path],
     out_tsv: str | Path,
@@ -36,47 +40,40 @@ def predict(
     """Write the predictions of every delta, a row per scan.
 
     Args:
-        deltas: Files that `finetune` wrote, of cells that differ in fraction and seed alone.
-        encoder_path: The pretrained encoder they started from; None if they started from random weights.
+        deltas: Files that `finetune` wrote, of cells that differ in fraction, seed and fold alone.
+        encoders: The pretrained encoders that they started from, in any order: one, or one for each fold;
+            none if they started from random weights.
         store_dir: Store of the cohort.
-        subjects: Who is predicted: the split of each seed (`seed-<seed>.tsv`), of which validation and test
-            sides are; or one table of labels of a zero-shot cohort, of which everybody is.
-        out_tsv: The table to write: fraction, seed, split, scan_id, subject, session, y and score (a
-            probability, or a value in the target's unit); with more than two classes score_0, score_1, ...
-            and prior_0, prior_1, ..., how frequent a class was in training.
+        subjects: Who is predicted: the split of each seed and fold, called as `split_names` says, of which
+            the test side is and, of the validation side, the fraction of a cell; or one table of labels of a
+            zero-shot cohort, of which everybody is.
+        out_tsv: The table to write: fraction, seed, fold, split (the side), scan_id, subject, session, y and
+            score (a probability, or a value in the target's unit); with more than two classes score_0,
+            score_1, ... and prior_0, prior_1, ..., how frequent a class was in training.
         device: As torch names it; the GPU if there is one.
 
     Raises:
-        UserError: A delta belongs to another base, or a delta's seed has no split.
+        UserError: A delta belongs to another base, started from none of the encoders, or has no split.
     """
     where = pick_device(device)
     store = open_store(store_dir)
-    wanted = _wanted(subjects, store_dir)
-    scans = sorted({row["scan_id"] for rows in wanted.values() for row in rows})
+    sessions = stored_sessions(store_dir)
+    wanted = _wanted(subjects, sessions, store_dir)
+    scans = sorted({row["scan_id"] for rows in wanted.values() for row in with_sessions(rows, sessions)})
     volumes = load_volumes(store.volumes, [store.index_of(scan) for scan in scans], where)
     places = {scan: place for place, scan in enumerate(scans)}
-    model, base = None, None
     at_once: BatchSize | None = None
     table: list[dict[str, Any]] = []
-    for path in track(deltas, len(deltas), "predicting"):
-        state, metadata = read_tensors(path)
-        spec = json.loads(metadata["spec"])
-        if model is None:
-            model, base = make_model(spec, encoder_path).to(where).eval(), _base(spec)
-        if _base(spec) != base:
-            raise UserError(
-                f"{path} has another task, backbone or method than {deltas[0]}; predict them apart"
-            )
-        load_delta(model, state)
+    for path, spec, metadata, model in _models(deltas, encoders, where):
         training = spec["training"]
         at_once = at_once or BatchSize(int(training["batch_size"]))
-        rows = _rows_of(wanted, spec["seed"], path)
+        rows = with_sessions(_rows_of(wanted, spec, path), sessions)
         index = torch.tensor([places[row["scan_id"]] for row in rows], device=where)
         with torch.inference_mode():
             outputs = all_outputs(model, volumes, index, training["mixed_precision"], at_once)
         offset, scale = json.loads(metadata["offset"]), float(metadata["scale"])
         numbers = scores(spec["task"], outputs, offset, scale)
-        cell = {"fraction": spec["fraction"], "seed": spec["seed"]}
+        cell = {key: spec[key] for key in ("fraction", "seed", "fold")}
         kind, classes = spec["task"]["kind"], numbers.shape[1]
         names, priors = score_columns(kind, classes), prior_columns(kind, classes)
         prior = _texts(priors, [math.exp(value) for value in offset] if priors else [])
@@ -87,32 +84,70 @@ def predict(
     write_tsv(out_tsv, table, [*COLUMNS, *names, *priors])
 
 
-def _wanted(paths: Sequence[str | Path], store_dir: str | Path) -> dict[int | None, Rows]:
-    """Return the rows to predict for each seed; under None, those of a zero-shot cohort, for all seeds."""
-    sessions = stored_sessions(store_dir)
-    wanted: dict[int | None, Rows] = {}
+def _models(
+    deltas: Sequence[str | Path], encoders: Sequence[str | Path], device: torch.device
+) -> Iterator[tuple[str | Path, dict[str, Any], dict[str, str], Predictor]]:
+    """Yield each delta with its settings, its metadata and its network; those of an encoder together."""
+    digests: dict[str, str | Path | None] = {file_digest(path): path for path in encoders} or {"": None}
+    of_encoder: dict[str, list[str | Path]] = {digest: [] for digest in digests}
+    base = None
+    for path in deltas:
+        metadata = read_metadata(path)
+        spec, digest = json.loads(metadata["spec"]), metadata.get("encoder", "unknown")
+        base = base or _base(spec)
+        if _base(spec) != base:
+            raise UserError(
+                f"{path} has another task, backbone or method than {deltas[0]}; predict them apart"
+            )
+        if digest not in digests:
+            given = ", ".join(map(str, encoders)) or "none"
+            raise UserError(
+                f"{path} was not trained from any of the encoders given ({given}); give the encoder that it "
+                "started from, or train it again"
+            )
+        of_encoder[digest].append(path)
+    model, model_of = None, None
+    in_order = [(digest, path) for digest, paths in of_encoder.items() for path in paths]
+    for digest, path in track(in_order, len(in_order), "predicting"):
+        state, metadata = read_tensors(path)
+        spec = json.loads(metadata["spec"])
+        if model is None or model_of != digest:
+            model, model_of = make_model(spec, digests[digest]).to(device).eval(), digest
+        load_delta(model, state)
+        yield path, spec, metadata, model
+
+
+def _wanted(
+    paths: Sequence[str | Path], sessions: Mapping[str, str], store_dir: str | Path
+) -> dict[Place | None, Rows]:
+    """Return validation and test rows of each split; under None, a zero-shot cohort's, for all cells."""
+    wanted: dict[Place | None, Rows] = {}
     for path in map(Path, paths):
-        rows = with_sessions(read_tsv(path), sessions)
+        rows: list[dict[str, str]] = read_tsv(path)
         is_split = bool(rows) and "side" in rows[0]
         if is_split:
             rows = [{**row, "split": row["side"]} for row in rows if row["side"] in (VALIDATION, TEST)]
         else:
             rows = [{**row, "split": ZERO_SHOT} for row in rows]
-        if not rows:
+        if not with_sessions(rows, sessions):
             raise UserError(
                 f"no scan of {path} that is to be predicted is in the store {store_dir}; check both"
             )
-        wanted[seed_of(path) if is_split else None] = rows
+        wanted[seed_and_fold(path) if is_split else None] = rows
     return wanted
 
 
-def _rows_of(wanted: Mapping[int | None, Rows], seed: int, delta: str | Path) -> Rows:
-    rows = wanted.get(None, wanted.get(seed))
-    if rows is None:
-        raise UserError(
-            f"{delta} was trained with seed {seed}, of which no split is given; add seed-{seed}.tsv"
-        )
-    return rows
+def _rows_of(wanted: Mapping[Place | None, Rows], spec: Mapping[str, Any], delta: str | Path) -> Rows:
+    """Return the rows to predict for a cell: of validation, only those that its fraction holds."""
+    if None in wanted:
+        return wanted[None]
+    place = int(spec["seed"]), int(spec["fold"])
+    if place not in wanted:
+        name = split_name(*place)
+        raise UserError(f"{delta} was trained on the split {name}, which is not given; add {name}.tsv")
+    rows = wanted[place]
+    validation = take_fraction(rows, int(spec["fraction"]), VALIDATION)
+    return [*validation, *(row for row in rows if row["side"] == TEST)]
 
 
 def _base(spec: Mapping[str, Any]) -> dict[str, Any]:

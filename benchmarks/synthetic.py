@@ -7,6 +7,7 @@ Run as: python benchmarks/synthetic.py STORE [STORE ...] [--volumes 64] [--out F
 """
 
 import argparse
+import time
 from pathlib import Path
 
 import matplotlib
@@ -14,7 +15,7 @@ import numpy as np
 from scipy import ndimage
 
 from neuropeft.cohorts.synthetic import people
-from neuropeft.cohorts.synthetic_brain import paint
+from neuropeft.cohorts.synthetic_brain import load_template, paint
 from neuropeft.preprocess.resample import to_model_grid
 from neuropeft.progress import track
 from neuropeft.store import open_store
@@ -22,13 +23,18 @@ from neuropeft.store import open_store
 QUANTILES = (5, 25, 50, 75, 95)
 BINS = np.linspace(-1, 4, 51)
 RIM = 3  # voxels
+ALL = "all of these"
 SCANS_DRAWN = 6
 Numbers = dict[str, np.ndarray | float]
 
 
 def painted(volumes: int, size: int) -> np.ndarray:
+    load_template()
+    started = time.process_time()
     persons = track(people(volumes, 0), volumes, "painting")
-    return np.stack([to_model_grid(paint(person).image, size) for person in persons])
+    cubes = np.stack([to_model_grid(paint(person).image, size) for person in persons])
+    print(f"painted {volumes / (time.process_time() - started):.1f} volumes per second of processor time")
+    return cubes
 
 
 def brains(volumes: np.ndarray) -> np.ndarray:
@@ -52,6 +58,10 @@ def compare(volumes: np.ndarray, reference: np.ndarray) -> Numbers:
         numbers[f"intensity in the brain, {quantile} %"] = np.array(
             [np.percentile(v[m], quantile) for v, m in pairs]
         )
+    deep = [ndimage.binary_erosion(mask, iterations=2 * RIM) for mask in inside]
+    numbers["CSF (deep inside, 1 %)"] = np.array(
+        [np.percentile(v[m], 1) for v, m in zip(volumes, deep, strict=True)]
+    )
     density = histograms(volumes)
     numbers["histogram, SD over scans"] = float(density.std(axis=0).mean())
     apart = np.abs(density.mean(axis=0) - histograms(reference).mean(axis=0)).sum() * np.diff(BINS)[0] / 2
@@ -65,8 +75,8 @@ def compare(volumes: np.ndarray, reference: np.ndarray) -> Numbers:
     for name, sigma in (("finest", 0.7), ("fine", 1.5), ("coarse", 3.0)):
         energy = []
         for volume, mask in pairs:
-            deep = ndimage.binary_erosion(mask, iterations=RIM)
-            energy.append((volume - ndimage.gaussian_filter(volume, sigma))[deep].std())
+            inner = ndimage.binary_erosion(mask, iterations=RIM)
+            energy.append((volume - ndimage.gaussian_filter(volume, sigma))[inner].std())
         numbers[f"detail inside, {name}"] = np.array(energy)
     flat = volumes[:, everyone > 0.5]
     pairwise = np.corrcoef(flat)[np.triu_indices(len(flat), 1)]
@@ -128,6 +138,8 @@ def main() -> None:
         for path in options.stores
     }
     first = next(iter(cohorts.values()))
+    if len(cohorts) > 1:
+        cohorts[ALL] = np.concatenate(list(cohorts.values()))
     cohorts["synthetic"] = painted(options.volumes, first.shape[1])
     columns = {name: compare(volumes, first) for name, volumes in cohorts.items()}
     print("\t".join(["", *(f"{name} (n = {len(cohorts[name])})" for name in columns)]))
@@ -135,7 +147,7 @@ def main() -> None:
         print("\t".join([key, *(show(numbers[key]) for numbers in columns.values())]))
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
-        draw(cohorts, options.out)
+        draw({name: cohort for name, cohort in cohorts.items() if name != ALL}, options.out)
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ IMAGE_FACTORS = (
     "bias",  # SD of the logarithm of the bias field that is left
     "blur_mm",  # full width at half maximum of the point spread, mm
     "slice_blur_mm",  # what is added to it along one axis
-    "noise",  # SD of each of the two channels of the Rician noise
+    "noise",  # SD
     "mask_mm",  # how far the edge of the brain mask lies outside the template's, mm
 )
 FACTORS = (*ANATOMY_FACTORS, *IMAGE_FACTORS)
@@ -78,18 +78,18 @@ def _draw(rng: np.random.Generator) -> dict[str, float]:
         "thinning": rng.uniform(-0.6, 1.0),
         "association_thinning": rng.normal(0.0, 0.3),
         "medial_temporal_loss": rng.uniform(0.0, 0.5),
-        "sulcal_opening": rng.uniform(0.1, 0.8),
+        "sulcal_opening": rng.uniform(0.2, 1.0),
         "white_shift": rng.normal(0.0, 0.3),
         "rim_csf_mm": rng.uniform(0.0, 2.0),
-        "grey_level": rng.normal(0.72, 0.03),
-        "csf_level": rng.normal(0.3, 0.05),
+        "grey_level": rng.uniform(0.65, 0.85),
+        "csf_level": rng.uniform(0.2, 0.4),
         "texture": rng.uniform(0.3, 1.2),
         "gamma": np.exp(rng.normal(0.0, 0.08)),
         "bias": rng.uniform(0.01, 0.06),
-        "blur_mm": rng.uniform(1.0, 2.5),
+        "blur_mm": rng.uniform(0.5, 2.0),
         "slice_blur_mm": max(rng.uniform(-2.0, 2.0), 0.0),  # half of the scanners are isotropic
         "noise": rng.uniform(0.01, 0.06),
-        "mask_mm": rng.normal(0.0, 0.7),
+        "mask_mm": rng.normal(0.4, 0.3),
     }
     return {name: float(value) for name, value in drawn.items()}
 

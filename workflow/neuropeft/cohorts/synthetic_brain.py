@@ -2,11 +2,12 @@
 
 The tissue maps are those of the simulated cohort (`phantom`). One smooth displacement holds everything that
 moves tissue: random shape, ventricles, medial temporal shrinking and the error that registration leaves. It
-and the other smooth fields are made on a grid of 4 mm and interpolated by matrix products; the tissue maps
+and the other smooth fields are made on a grid of 6 mm and interpolated by matrix products; the tissue maps
 are then interpolated once, all together, where there may be brain. Group averages like these maps have
 hardly any sulci, so sulci are drawn: sheets of CSF where a random field crosses zero, white matter between.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -22,18 +23,18 @@ from neuropeft.cohorts.synthetic import Person, axis_of_slices
 from neuropeft.preprocess.template import AFFINE, SHAPE
 
 CELLS = 10  # along each edge of the cube in which tissue shares are summed up
-WARP = ((48.0, 2.0), (24.0, 1.2), (12.0, 0.6))  # distance of the control points of random shape, its SD; mm
-TURN, SHIFT, SCALE = 1.0, 0.7, 0.012  # what registration leaves: SDs in degrees, mm and relative size
+WARP = ((48.0, 1.5), (24.0, 1.0), (12.0, 0.6))  # distance of the control points of random shape, its SD; mm
+TURN, SHIFT, SCALE = 1.0, 0.5, 0.005  # what registration leaves: SDs in degrees, mm and relative size
 MEDIAL_TEMPORAL_MM = 3.0  # by which the structures shrink that have lost all their tissue
 FOLDING = (40.0, 0.25)  # smooth random thinning: distance of its control points and its SD
 SULCI_MM = 13.0  # distance of the control points of the field that sulci follow
 SULCUS = 0.35  # half width of a sulcus, in SDs of that field
 SULCI_DEPTH = 16.0  # mm over which sulci fade towards the inside
 GYRAL_WHITE = 0.8  # logit by which white matter wins in the middle of a gyrus, per SD of that field
-EDGE_MM, EDGE_SPACING = 0.7, 24.0  # SD of the errors of the brain mask, distance of their control points
+EDGE_MM, EDGE_SPACING = 0.5, 24.0  # SD of the errors of the brain mask, distance of their control points
 BIAS_SPACING = 60.0
 MARGIN = 6.0  # mm around the template's brain where there may be brain
-STEP = 2  # voxels of the template grid from one point of the coarse grid to the next
+STEP = 3  # voxels of the template grid from one point of the coarse grid to the next
 BLOCK = 8192  # spots that are interpolated at a time, so that they stay in the cache
 PAD = 6  # voxels around the maps, so that interpolation needs no check of the borders
 FWHM = np.sqrt(8 * np.log(2))
@@ -71,8 +72,8 @@ def paint(person: Person) -> Brain:
     image += csf * factors["csf_level"]
     image = np.maximum(image, 0) ** factors["gamma"] * np.exp(factors["bias"] * bias)
     image = _blurred(image, factors, axis_of_slices(person.seed))
-    noise = factors["noise"] * rng.standard_normal((2, len(image)), dtype=np.float32)
-    image = np.hypot(image + noise[0], noise[1]) * inside
+    # Rician noise is normal where there is signal, as everywhere inside a brain.
+    image = np.abs(image + factors["noise"] * rng.standard_normal(len(image), dtype=np.float32)) * inside
 
     shares = np.stack([grey, white, csf]) * inside
     return Brain(
@@ -179,11 +180,10 @@ def _fields(rng: np.random.Generator, factors: dict[str, float]) -> tuple[Volume
     fold = factors["thinning"] + factors["association_thinning"] * template.association
     fold += FOLDING[1] * field(FOLDING[0])
     coarse = np.stack([*pull / VOXEL, sulci, fold, field(EDGE_SPACING), field(BIAS_SPACING)])
-    fine = coarse.astype(np.float32)
-    for size in template.shape:
-        # The axis that is contracted comes out last, so three rounds restore the order.
-        fine = np.tensordot(fine, _linear_weights(size - 2 * PAD, fine.shape[1]), axes=(1, 1))
-    at_spots = fine.reshape(len(coarse), -1)[:, template.spots]
+    weights = [
+        _linear_weights(size - 2 * PAD, knots) for size, knots in zip(template.shape, shape, strict=True)
+    ]
+    at_spots = _along_axes(coarse.astype(np.float32), weights).reshape(len(coarse), -1)[:, template.spots]
     return template.points + at_spots[:3], *at_spots[3:]
 
 
@@ -193,6 +193,17 @@ def _misregistration(rng: np.random.Generator, coarse: Volume) -> Volume:
     matrix = turn @ np.diag(1 + rng.normal(0, SCALE, 3)) - np.eye(3)
     shift = rng.normal(0, SHIFT, 3) - matrix @ coarse.mean(axis=(1, 2, 3))
     return np.tensordot(matrix, coarse, axes=1) + shift.reshape(3, 1, 1, 1)
+
+
+def _along_axes(volumes: Volume, weights: Sequence[NDArray[np.float32]]) -> Volume:
+    """Multiply each axis of [n, x, y, z] by a matrix [new, old]; returns [n, new x, new y, new z].
+
+    Last axis first: what shrinks is then small early on, and nothing is transposed.
+    """
+    first, second, third = weights
+    volumes = second @ (volumes @ third.T)
+    n, x, y, z = volumes.shape
+    return (first @ volumes.reshape(n, x, y * z)).reshape(n, len(first), y, z)
 
 
 @cache
@@ -280,10 +291,10 @@ def _whole(values: Volume) -> Volume:
 
 def _cells(shares: Volume) -> Volume:
     """Return the mean of [3, spots] over each cell of the template grid, [3, CELLS, CELLS, CELLS]."""
-    cells = _boxed(shares)
-    for size, part in zip(SHAPE, load_template().box, strict=True):
-        cells = np.tensordot(cells, _cell_weights(size)[:, part], axes=(1, 1))
-    return cells
+    box = load_template().box
+    return _along_axes(
+        _boxed(shares), [_cell_weights(size)[:, part] for size, part in zip(SHAPE, box, strict=True)]
+    )
 
 
 @cache

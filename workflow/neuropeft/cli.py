@@ -60,6 +60,12 @@ def _simulate_tables(options: argparse.Namespace) -> None:
     write_cohort_tables(participants(**spec), options.root)
 
 
+def _synthesize(options: argparse.Namespace) -> None:
+    from neuropeft.cohorts.synthetic_store import write_synthetic
+
+    write_synthetic(options.volumes, options.seed, options.size, options.out, options.processes)
+
+
 def _split(options: argparse.Namespace) -> None:
     from neuropeft.cohorts.splits import make_split, read_usable, write_split
 
@@ -333,6 +339,11 @@ def _add_cohorts(verb: Verb) -> None:
     tables = verb("simulate-tables", _simulate_tables, "write the participants of a simulated cohort")
     _paths(tables, "--root")
     tables.add_argument("--spec", required=True)
+
+    synthesize = verb("synthesize", _synthesize, "write the store of a synthetic cohort")
+    for name in ("--volumes", "--seed", "--size", "--processes"):
+        synthesize.add_argument(name, type=int, required=True)
+    _paths(synthesize, "--out")
 
     split = verb("split", _split, "split the subjects of a task into training, validation and test")
     _paths(split, "--labels", "--store-scans", "--out")

@@ -70,8 +70,15 @@ class Simulated(Model):
         return self
 
 
+class Synthetic(Model):
+    """A synthetic cohort: brains painted on the template grid, to pretrain on."""
+
+    volumes: int = Field(ge=4, description="number of synthetic volumes")
+    seed: Seed = Field(default=0, description="seed; more volumes of a seed keep the first ones")
+
+
 class Cohort(Model):
-    """A named set of scans with a table: a BIDS root, a table of paths, or a simulated cohort."""
+    """A named set of scans: a BIDS root, a table of paths, a simulated cohort or a synthetic one."""
 
     bids: str | None = Field(
         default=None, description="BIDS root (participants.tsv, sub-*/[ses-*/]anat/*_T1w.nii[.gz])"
@@ -80,6 +87,9 @@ class Cohort(Model):
         default=None, description="TSV or CSV with a `path` per scan, `subject` and label columns"
     )
     simulated: Simulated | None = Field(default=None, description="simulate this cohort")
+    synthetic: Synthetic | None = Field(
+        default=None, description="paint this cohort's volumes; for pretraining only"
+    )
     columns: dict[str, str] = Field(
         default={},
         description="this cohort's own column names: {name used in tasks: name in the table}",
@@ -96,8 +106,14 @@ class Cohort(Model):
 
     @model_validator(mode="after")
     def _one_source(self) -> "Cohort":
-        if sum(source is not None for source in (self.bids, self.table, self.simulated)) != 1:
-            raise ValueError("a cohort needs exactly one of `bids`, `table` and `simulated`")
+        sources = (self.bids, self.table, self.simulated, self.synthetic)
+        if sum(source is not None for source in sources) != 1:
+            raise ValueError("a cohort needs exactly one of `bids`, `table`, `simulated` and `synthetic`")
+        if self.synthetic and (self.columns or self.brain_masks or self.skull_strip != "deepbet"):
+            raise ValueError(
+                "a synthetic cohort has neither tables nor skulls: remove `columns`, `skull_strip` and "
+                "`brain_masks`"
+            )
         if (self.skull_strip == "given") != (self.brain_masks is not None):
             raise ValueError("`skull_strip: given` and `brain_masks` go together: set both or neither")
         return self
@@ -581,6 +597,18 @@ class Config(Model):
             if trained.start in found[:-1]:
                 break
         return found
+
+    @model_validator(mode="after")
+    def _synthetic_is_for_pretraining(self) -> "Config":
+        for name, task in self.tasks.items():
+            for key, cohorts in (("train", [task.train]), ("zero_shot", task.zero_shot)):
+                for cohort in cohorts:
+                    if self.cohorts[cohort].synthetic:
+                        raise ValueError(
+                            f"`tasks.{name}.{key}` names {cohort!r}, which is synthetic and for pretraining "
+                            "only: name a real or a simulated cohort"
+                        )
+        return self
 
     @property
     def trained(self) -> dict[str, Trained]:

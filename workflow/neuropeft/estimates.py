@@ -10,7 +10,15 @@ START_MINUTES = 10  # queue noise, imports, reading volumes from a busy file sys
 FLOP_PER_SECOND = 4e12  # what small batches leave of a GPU of 2018
 CNN_FLOP = 200e9  # DenseNet121, forward, on 80^3 voxels
 LONGEST_MINUTES = 12 * 60  # many partitions refuse more, and training that is stopped goes on by itself
-SCAN_MINUTES = {"n4": 1.0, "skull_strip": 0.5, "register": 0.5, "resample": 0.3, "pack": 0.01, "qc": 0.02}
+SCAN_MINUTES = {
+    "n4": 1.0,
+    "skull_strip": 0.5,
+    "register": 0.5,
+    "resample": 0.3,
+    "pack": 0.01,
+    "qc": 0.02,
+    "synthesize": 0.01,
+}
 MODEL_MB = 8000  # Python, torch, CUDA and the weights of the largest backbone with their optimiser
 
 

@@ -156,6 +156,16 @@ def used_cohorts(config: Config) -> list[str]:
     return [cohort for cohort in config.cohorts if cohort in used]
 
 
+def scanned_cohorts(config: Config) -> list[str]:
+    """Return the used cohorts whose scans are read and preprocessed: all but the synthetic ones."""
+    return [cohort for cohort in used_cohorts(config) if config.cohorts[cohort].synthetic is None]
+
+
+def synthetic_cohorts(config: Config) -> list[str]:
+    """Return the used cohorts that are painted, in the order of the configuration."""
+    return [cohort for cohort in used_cohorts(config) if config.cohorts[cohort].synthetic is not None]
+
+
 def used_tasks(config: Config) -> list[str]:
     """Return the tasks of the grid, in the order of the configuration."""
     used = {cell.task for cell in cells(config)}

@@ -44,11 +44,13 @@ try:
     PACKS = packs(CELLS, CONFIG.cells_per_job)
     PACK_OF = pack_of(PACKS)
     COHORTS = grid.used_cohorts(CONFIG)
+    SCANNED = grid.scanned_cohorts(CONFIG)
+    SYNTHETIC = grid.synthetic_cohorts(CONFIG)
     TASKS = grid.used_tasks(CONFIG)
     if workflow.is_main_process:
         # What runs beside the workflow leaves the indexes alone, which the workflow's jobs read: a status, and what
         # Snakemake will refuse, or run dry, since the folder is locked. Targets are told by the command line alone.
-        indexed = all(chunks.index_path(Path("results"), cohort).exists() for cohort in COHORTS)
+        indexed = all(chunks.index_path(Path("results"), cohort).exists() for cohort in SCANNED)
         locked = any(Path(".snakemake/locks").glob("*"))
         if indexed and locked:
             logger.info(
@@ -292,7 +294,7 @@ def result_files(wildcards):
     controls = [f"results/controls/{task}/{split}" for task in TASKS for split in splits(task)]
     labels = [table for task in TASKS for table in task_labels(task)]
     stores = [stored_scans(cohort) for cohort in COHORTS]
-    stores += [f"results/cohorts/{cohort}/subjects.tsv" for cohort in COHORTS]
+    stores += [f"results/cohorts/{cohort}/subjects.tsv" for cohort in SCANNED]
     return list(dict.fromkeys([*predictions, *trained, *pretrained, *controls, *labels, *stores]))
 
 

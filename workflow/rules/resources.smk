@@ -10,6 +10,8 @@ def rows(table):
 
 def cohort_scans(cohort):
     """Return the number of scans of a cohort."""
+    if cohort in SYNTHETIC:
+        return CONFIG.cohorts[cohort].synthetic.volumes
     return rows(f"results/cohorts/{cohort}/scans.tsv")
 
 

@@ -18,7 +18,7 @@ STEP = re.compile(r"pretraining: (?:going on from )?step (\d+)\b(?:.* at most (\
 
 @dataclass(frozen=True)
 class Preprocessed:
-    """How far the preprocessing of a cohort has come.
+    """How far the preprocessing of a cohort has come; a synthetic one is a single chunk.
 
     Attributes:
         cohort: its name.
@@ -67,6 +67,10 @@ class Pretrained:
 def preprocessed(config: Config, results: Path) -> Iterator[Preprocessed | str]:
     """Yield how far each cohort has come; only the name of one that the workflow has not looked at yet."""
     for cohort in used_cohorts(config):
+        packed = (results / "cohorts" / cohort / "store" / "scans.tsv").is_file()
+        if (synthetic := config.cohorts[cohort].synthetic) is not None:
+            yield Preprocessed(cohort, 1, int(packed), synthetic.volumes, 0, packed)
+            continue
         if not index_path(results, cohort).is_file():
             yield cohort
             continue
@@ -78,7 +82,7 @@ def preprocessed(config: Config, results: Path) -> Iterator[Preprocessed | str]:
             len(done),
             sum(map(len, chunks.values())),
             sum(row["status"] == "failed" for table in done for row in read_tsv(table)),
-            (results / "cohorts" / cohort / "store" / "scans.tsv").is_file(),
+            packed,
         )
 
 

@@ -448,6 +448,18 @@ class LoRA(_Method):
 Method = Annotated[Scratch | Full | Attention | LayerNorm | LoRA, Field(discriminator="kind")]
 
 
+class Search(Model):
+    """A small search of learning rates, the same for every method: on training folds, chosen by validation."""
+
+    lr: list[Annotated[float, Field(gt=0)]] = Field(
+        default=[0.3, 1.0, 3.0], min_length=1, description="factors on the method's `lr` to try"
+    )
+    head_lr: list[Annotated[float, Field(gt=0)]] = Field(
+        default=[1.0], min_length=1, description="factors on its `head_lr` to try with each of them"
+    )
+    share: float = Field(default=0.25, gt=0, le=1, description="of a cell's steps, for each candidate")
+
+
 class Training(_Schedule):
     """What all fine-tunes share (Dhinagar 2024, section 3.2)."""
 
@@ -484,6 +496,9 @@ class Training(_Schedule):
     )
     drop_path: float = Field(default=0.0, ge=0, lt=1, description="stochastic depth of the last block")
     augment: Augment = Augment()
+    search: Search | None = Field(
+        default=None, description="learning rates to try first; none are tried if absent"
+    )
     mixed_precision: bool = Field(default=True, description="bfloat16 autocast, on a GPU")
     compile: bool = Field(default=False, description="torch.compile the model")
 
@@ -568,6 +583,11 @@ class Config(Model):
             _known(f"tasks.{name}.zero_shot", task.zero_shot, self.cohorts)
         for name, trained in self.trained.items():
             _known(f"pretraining.{name}.cohort", [trained.cohort], self.cohorts)
+            if trained.kind == "factors" and self.cohorts[trained.cohort].synthetic is None:
+                raise ValueError(
+                    f"`pretraining.{name}.cohort` is {trained.cohort!r}, whose anatomy nobody knows: kind factors "
+                    "needs a synthetic cohort"
+                )
             if trained.start is not None:
                 _known(f"pretraining.{name}.start", [trained.start], self.pretraining)
             if name in self.starts(name)[1:]:

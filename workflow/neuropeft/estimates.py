@@ -28,7 +28,7 @@ def scan_minutes(step: str, scans: int, attempt: int) -> int:
 
 
 def finetune_minutes(
-    backbone: Backbone, training: Training, size: int, cells: int, scans: int, attempt: int
+    backbone: Backbone, training: Training, size: int, cells: float, scans: int, attempt: int
 ) -> int:
     """Return the minutes of a job that trains `cells` cells on at most `scans` scans of edge `size`.
 

@@ -212,6 +212,11 @@ def cell_spec(config: Config, cell: Cell) -> dict[str, Any]:
     }
 
 
+def searched(some: Iterable[Cell]) -> Cell:
+    """Return which cell of those that share base and fold the search tries rates with: most data, first seed."""
+    return min(some, key=lambda cell: (-cell.fraction, cell.seed))
+
+
 def cell_specs(config: Config, some: Iterable[Cell]) -> str:
     """Return {path: what defines its training} of some cells, as canonical JSON.
 

@@ -149,6 +149,23 @@ def pack_encoder(wildcards):
     return encoders(PACKS[pack_named(wildcards)])
 
 
+def searched_cell(wildcards):
+    """Return the cell of a split that the search tries learning rates with."""
+    chosen = {field: getattr(wildcards, field) for field in ("task", "backbone", "pretraining", "method")}
+    return grid.searched(cell for cell in cells(**chosen) if cell.split == wildcards.split)
+
+
+def pack_search(wildcards):
+    """Return the learning rates that a search has chosen for a pack's cells, if there is one."""
+    if CONFIG.training.search is None:
+        return []
+    pack = pack_named(wildcards)
+    base = (pack.task, pack.backbone, pack.pretraining, pack.method)
+    fold = PACKS[pack][0].fold
+    cell = grid.searched(cell for cell in CELLS if cell.base == base and cell.fold == fold)
+    return f"results/search/{'/'.join(base)}/{cell.split}.tsv"
+
+
 def encoders(some):
     """Return the pretrained encoders that cells start from: one, or one for each fold, or none."""
     found = dict.fromkeys(grid.encoder_of(CONFIG, cell) for cell in some)
@@ -185,6 +202,21 @@ def simulated_participants(cohort, chunk):
     wanted = {row["scan_id"] for row in chunk_rows(cohort, chunk)}
     everyone = participants(**CONFIG.cohorts[cohort].simulated.model_dump(exclude={"effect"}))
     return json.dumps([person for person in everyone if scan_name(person) in wanted])
+
+
+def known_people(wildcards):
+    """Return the ages and sexes of the cohort that is pretrained on, which are probed for; none of a synthetic one."""
+    cohort = CONFIG.trained[wildcards.pretraining].cohort
+    return [] if cohort in SYNTHETIC else f"results/cohorts/{cohort}/subjects.tsv"
+
+
+def pretraining_start(wildcards):
+    """Return the encoder that a pretraining goes on from, if it goes on from one."""
+    start = CONFIG.trained[wildcards.pretraining].start
+    if start is None:
+        return []
+    fold = fold_of(wildcards) if fold_of(wildcards) in grid.encoder_folds(CONFIG, start) else 0
+    return f"results/{grid.encoder_folder(start, wildcards.backbone, fold)}/encoder.safetensors"
 
 
 def held_out_splits(wildcards):
@@ -289,7 +321,7 @@ def result_files(wildcards):
     pretrained = [
         f"results/{grid.encoder_folder(*encoder)}/{name}"
         for encoder in grid.encoders(CONFIG)
-        for name in ("cost.json", "history.csv", "reconstructions.npz")
+        for name in ("cost.json", "history.csv")
     ]
     controls = [f"results/controls/{task}/{split}" for task in TASKS for split in splits(task)]
     labels = [table for task in TASKS for table in task_labels(task)]

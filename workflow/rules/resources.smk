@@ -50,6 +50,19 @@ def finetune_minutes(wildcards, attempt):
     )
 
 
+def search_minutes(wildcards, attempt):
+    """Return the minutes of the candidates that a search tries."""
+    wanted = CONFIG.training.search
+    return estimates.finetune_minutes(
+        CONFIG.backbones[wildcards.backbone],
+        CONFIG.training,
+        CONFIG.preprocessing.size,
+        len(wanted.lr) * len(wanted.head_lr) * wanted.share,
+        rows(f"results/tasks/{wildcards.task}/{CONFIG.tasks[wildcards.task].train}.tsv"),
+        attempt,
+    )
+
+
 def predict_minutes(wildcards, attempt):
     """Return the minutes of predicting a cohort with the cells that share a base."""
     return estimates.predict_minutes(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from neuropeft.cohorts.synthetic import FACTORS, Person, people, rounded
+from neuropeft.cohorts.synthetic import FACTORS, TISSUE, Person, people, rounded
 from neuropeft.cohorts.synthetic_brain import CELLS, load_template, paint
 from neuropeft.files import atomic_path, write_tsv
 from neuropeft.preprocess.resample import to_model_grid
@@ -26,7 +26,7 @@ def write_synthetic(volumes: int, seed: int, size: int, out: str | Path, process
         volumes: how many brains.
         seed: of the cohort.
         size: edge of the cube that models see, in voxels.
-        out: folder to write: `volumes.npy`, float16 [volumes, size, size, size], z-scored; `tissue.npy`,
+        out: folder to write: `volumes.npy`, float16 [volumes, size, size, size], z-scored; `TISSUE`,
             float16 [volumes, 3, 10, 10, 10], see `synthetic_brain.Brain.tissue`; `scans.tsv`, a row per
             volume with `synthetic.FACTORS` and the SHA-1 of its bytes.
         processes: how many paint at a time.
@@ -48,7 +48,7 @@ def write_synthetic(volumes: int, seed: int, size: int, out: str | Path, process
             yield cube
 
     hashes = write_volumes(out / "volumes.npy", cubes(), (volumes, size, size, size))
-    with atomic_path(out / "tissue.npy") as partial_file:
+    with atomic_path(out / TISSUE) as partial_file:
         np.save(partial_file, tissue)
     stored = [{**row, "sha1": digest} for row, digest in zip(rows, hashes, strict=True)]
     write_tsv(out / "scans.tsv", stored, COLUMNS)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from neuropeft.errors import UserError
+from neuropeft.cohorts.synthetic import ANATOMY_FACTORS, TISSUE
 from neuropeft.models.build import build_vit
 from neuropeft.models.factors import FactorReader
 from neuropeft.train import ranks
@@ -19,14 +19,13 @@ from neuropeft.train.loop import Learner
 from neuropeft.train.memory import BatchSize
 from neuropeft.train.pretraining_run import Run, look, mean_over_validation
 
-TISSUE = "tissue.npy"  # of a synthetic store
 FILES: tuple[str, ...] = ()
 SMALLEST_SD = 0.01  # of a tissue's share over scans: below, a place holds always the same
 
 
 def build(spec: Mapping[str, Any], volumes: Volumes, train: int) -> FactorReader:
     """Return the network of a pretraining, on the CPU, drawn from torch's global generator."""
-    return FactorReader(build_vit(spec["backbone"]), len(spec["factors"]))
+    return FactorReader(build_vit(spec["backbone"]), len(ANATOMY_FACTORS))
 
 
 def learner(run: Run) -> Learner:
@@ -77,13 +76,7 @@ def _targets(run: Run, model: FactorReader) -> tuple[Tensor, Tensor]:
 
     Tissue is standardised place by place: what all brains share there is no knowledge of one of them.
     """
-    names = run.spec["factors"]
-    try:
-        factors = torch.tensor([[float(row[name]) for name in names] for row in run.rows])
-    except KeyError as error:
-        raise UserError(
-            f"{run.store / 'scans.tsv'} has no column {error}; a pretraining of kind factors needs a synthetic cohort"
-        ) from None
+    factors = torch.tensor([[float(row[name]) for name in ANATOMY_FACTORS] for row in run.rows])
     shares = np.load(run.store / TISSUE, mmap_mode="r")[
         [int(row["row"]) for row in run.rows]
     ]  # [n, 3, g, g, g]

@@ -108,6 +108,7 @@ def finetune(
     state_dir: str | Path,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
     began: float = 0.0,
+    rates: Mapping[str, float] | None = None,
 ) -> bool:
     """Train a cell unless that is done; delta.safetensors, history.csv and cost.json are the outcome.
 
@@ -118,6 +119,7 @@ def finetune(
         state_dir: Folder of this cell alone, for its checkpoints and, in `finished`, for the outcome.
         checkpoint_seconds: Least time between checkpoints.
         began: Age of the process, in seconds, from which the time to the first step counts.
+        rates: Learning rates that a search has chosen, in place of the method's own: lr and head_lr.
 
     Returns:
         False if the cell had been trained before with the same settings, code and data.
@@ -135,7 +137,7 @@ def finetune(
     ]
     home = Home(
         Path(state_dir),
-        checkpoint.fingerprint(dict(spec), shared.stamps, rows),
+        checkpoint.fingerprint(dict(spec), shared.stamps, rows, rates),
         spec,
         checkpoint_seconds,
     )
@@ -148,8 +150,10 @@ def finetune(
     model = make_model(spec, shared.encoder_path).to(shared.device)
     learner = _learner(spec, model, goal, shared, sides)
     plan = _plan(spec, sides, began)
-    progress = fit(learner, parameter_groups(model, spec["method"]), plan, home, shared.device)
-    _write(home, model, goal, sides, progress, shared)
+    progress = fit(
+        learner, parameter_groups(model, {**spec["method"], **(rates or {})}), plan, home, shared.device
+    )
+    _write(home, model, goal, sides, progress, shared, rates)
     checkpoint.remove(home.folder)
     return True
 
@@ -274,7 +278,13 @@ def _learner(
 
 
 def _write(
-    home: Home, model: Predictor, goal: Objective, sides: Sides, progress: Progress, shared: Shared
+    home: Home,
+    model: Predictor,
+    goal: Objective,
+    sides: Sides,
+    progress: Progress,
+    shared: Shared,
+    rates: Mapping[str, float] | None,
 ) -> None:
     out = home.folder / FINISHED
     forget(out)
@@ -302,6 +312,7 @@ def _write(
         "best_val_loss": _kept(progress)["val_loss"],
         "train_subjects": len({row["subject"] for row in sides.train}),
         "train_scans": len(sides.train),
+        **{f"chosen_{name}": value for name, value in (rates or {}).items()},
         "flops_per_sample": training_flops(model, volumes.data.shape[-1], shared.device),
     }
     write_cost(out / "cost.json", cost | run_cost(progress, home, shared.device))

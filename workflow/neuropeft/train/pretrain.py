@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from neuropeft.cohorts.splits import held_out_subjects, read_split
+from neuropeft.cohorts.synthetic import ANATOMY_FACTORS, TISSUE
 from neuropeft.errors import UserError
 from neuropeft.files import MISSING, link_or_copy, read_tsv
 from neuropeft.models.checkpoints import load_encoder, save_encoder
@@ -112,13 +113,13 @@ def _pretrain(
     store = open_store(store_dir)
     rows = [*train, *validation]
     scans = [row["scan_id"] for row in rows]
-    factors = spec.get("factors", [])
+    factors = ANATOMY_FACTORS if (store_dir / TISSUE).is_file() else ()  # else the cohort is not synthetic
     home = Home(
         state,
         checkpoint.fingerprint(
             dict(spec),
             store.hashes(scans),
-            [[row.get(name) for name in factors] for row in rows],
+            [[row[name] for name in factors] for row in rows],
             len(train),
             None if start is None else checkpoint.file_digest(start),
             code_digest("train.pretrain", KINDS[spec["kind"]].removeprefix("neuropeft.")),

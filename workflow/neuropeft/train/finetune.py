@@ -23,13 +23,14 @@ from neuropeft.store import Store, open_store
 from neuropeft.train import checkpoint
 from neuropeft.train.augment import augment, read_augmentation
 from neuropeft.train.cost import reset_peak_memory, write_cost
-from neuropeft.train.data import Volumes, epoch_order, load_volumes, pick_device
+from neuropeft.train.data import Volumes, as_input, epoch_order, load_volumes, pick_device
 from neuropeft.train.flops import training_flops
 from neuropeft.train.history import write_history
 from neuropeft.train.labels import Sides, read_sides, seed_of, shuffled, stored_sessions
 from neuropeft.train.loop import CHECKPOINT_SECONDS, Home, Learner, Plan, Progress, fit, run_cost
 from neuropeft.train.losses import Objective, objective, outputs_of
 from neuropeft.train.memory import BatchSize, in_batches
+from neuropeft.train.prefetch import TrainingBatches
 from neuropeft.train.ranks import ALONE
 from neuropeft.train.state import FINISHED, forget, is_finished
 
@@ -222,11 +223,12 @@ def _learner(
     changes = read_augmentation(training["augment"])
     forward = torch.compile(model) if training["compile"] else model
     mixed_precision, at_once = training["mixed_precision"], BatchSize(int(training["batch_size"]))
+    batches = TrainingBatches(volumes, places[: len(sides.train)], int(training["batch_size"]), seed)
 
     def batch_losses(rows: Tensor, epoch: int, step: int, parts: int) -> Iterator[Tensor]:
-        changed, found = [], places[rows.to(places.device, non_blocking=True)]
+        changed, stored = [], batches.get(rows, epoch, step)
         for piece in (ALONE.share(len(rows), part, parts) for part in range(parts)):
-            batch = volumes.batch(found[piece])
+            batch = as_input(stored[piece])
             changed.append(augment(batch, changes, seed, (epoch, step), piece.start, len(rows)))
         # One loss of all parts, and not one each, because the features are standardised over the whole batch.
         whole = parts == 1
@@ -267,7 +269,7 @@ def _write(
     counts = count(model)
     # The volumes that only other cells of the pack use are not this cell's memory.
     volumes = shared.volumes
-    others = len(volumes) - len(sides.train) - len(sides.validation) if volumes.on_device else 0
+    others = len(volumes) - len(sides.train) - len(sides.validation) if volumes.index is None else 0
     cost = {
         "trainable": counts.encoder,
         "head": counts.head,

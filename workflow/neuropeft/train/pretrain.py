@@ -23,11 +23,12 @@ from neuropeft.store import open_store
 from neuropeft.train import checkpoint, ranks
 from neuropeft.train.augment import augment, read_augmentation
 from neuropeft.train.cost import write_cost
-from neuropeft.train.data import Volumes, derive_seed, generator, load_volumes, pick_device
+from neuropeft.train.data import Volumes, as_input, derive_seed, generator, load_volumes, pick_device
 from neuropeft.train.history import write_history
 from neuropeft.train.lock import lock
 from neuropeft.train.loop import CHECKPOINT_SECONDS, Home, Learner, Plan, Progress, fit, run_cost
 from neuropeft.train.memory import BatchSize, in_batches
+from neuropeft.train.prefetch import TrainingBatches
 from neuropeft.train.ranks import Ranks
 from neuropeft.train.signals import stop_request
 from neuropeft.train.state import FINISHED, forget, is_finished
@@ -192,11 +193,14 @@ def _learner(setting: _Setting) -> Learner:
     changes = read_augmentation(spec["augment"])
     shared = ranks.spread(mae, team, device)
     forward = torch.compile(shared) if spec["compile"] else shared
+    places = torch.arange(setting.train, device=setting.volumes.data.device)
+    batches = TrainingBatches(setting.volumes, places, int(spec["batch_size"]), setting.seed, team)
 
     def batch_losses(rows: Tensor, epoch: int, step: int, parts: int) -> Iterator[Tensor]:
         noise = _mask_noise(setting, len(rows), "mask", epoch, step)
+        stored, own = batches.get(rows, epoch, step), batches.part(len(rows))
         if parts == 1 and team.size == 1:  # nothing to weigh: counting patches costs a good tenth
-            batch = augment(setting.volumes.batch(rows), changes, setting.seed, (epoch, step))
+            batch = augment(as_input(stored), changes, setting.seed, (epoch, step))
             with _autocast(setting):
                 loss = forward(batch, noise).loss
             yield loss  # outside: the backward pass is not for autocast
@@ -206,8 +210,8 @@ def _learner(setting: _Setting) -> Learner:
             held = place.stop > place.start
             # Where a batch is smaller than the pieces are many, those without a scan take one that counts
             # nothing.
-            place = place if held else slice(0, 1)
-            volumes = setting.volumes.batch(rows[place])
+            place = place if held else slice(own.start, own.start + 1)
+            volumes = as_input(stored[place.start - own.start : place.stop - own.start])
             changed = augment(volumes, changes, setting.seed, (epoch, step), place.start, len(rows))
             pieces.append((changed, noise[place]))
             counted.append(_scored(mae, changed, mae.mask(noise[place])) * held)

@@ -35,6 +35,8 @@ def test_no_job_asks_for_more_than_a_partition_gives():
 def test_main_memory_has_room_for_the_volumes():
     assert estimates.volumes_mb(38_703, 80) == 39_632  # UK Biobank, as the design says
     assert estimates.training_mb(38_703, 80, 1) > 39_632
+    four = estimates.training_mb(38_703, 80, 1, processes=4)
+    assert four == 39_632 + 4 * estimates.MODEL_MB, "one copy of the volumes for all processes of a node"
     assert estimates.training_mb(100, 80, 2) == estimates.training_mb(100, 80, 1) + estimates.MODEL_MB
 
 

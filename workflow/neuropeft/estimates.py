@@ -19,7 +19,9 @@ SCAN_MINUTES = {
     "qc": 0.02,
     "synthesize": 0.01,
 }
-MODEL_MB = 8000  # Python, torch, CUDA and the weights of the largest backbone with their optimiser
+MODEL_MB = (
+    8000  # of a process: Python, torch, CUDA, batches on their way, the largest backbone and its optimiser
+)
 
 
 def scan_minutes(step: str, scans: int, attempt: int) -> int:
@@ -56,9 +58,13 @@ def volumes_mb(scans: int, size: int) -> int:
     return -(-scans * 2 * size**3 // 10**6)
 
 
-def training_mb(scans: int, size: int, attempt: int) -> int:
-    """Return the main memory of a job that trains on or predicts a store; the GPU may have no room for it."""
-    return attempt * MODEL_MB + volumes_mb(scans, size)
+def training_mb(scans: int, size: int, attempt: int, processes: int = 1) -> int:
+    """Return the main memory, on a node, of a job that trains on or predicts a store of cubes of edge `size`.
+
+    The GPU may have no room for the volumes; then they are read from a map whose pages in main memory the
+    `processes` of the node share.
+    """
+    return attempt * processes * MODEL_MB + volumes_mb(scans, size)
 
 
 def _forward_flop(backbone: Backbone, size: int) -> float:

@@ -25,9 +25,7 @@ rule pretrain:
         "../../envs/torch.yaml"
     threads: 2
     resources:
-        mem_mb=lambda wildcards, attempt: training_mb(
-            CONFIG.trained[wildcards.pretraining].cohort, attempt
-        ),
+        mem_mb=pretrain_mb,
         runtime=pretrain_minutes,
         gpu=1,
     params:

@@ -74,6 +74,18 @@ def predict_minutes(wildcards, attempt):
     )
 
 
-def training_mb(cohort, attempt):
-    """Return the main memory of a job that holds the volumes of a cohort."""
-    return estimates.training_mb(cohort_scans(cohort), CONFIG.preprocessing.size, attempt)
+def training_mb(cohort, attempt, processes=1):
+    """Return the main memory, on a node, of a job whose processes read the volumes of a cohort."""
+    return estimates.training_mb(cohort_scans(cohort), CONFIG.preprocessing.size, attempt, processes)
+
+
+def pretrain_mb(wildcards, attempt):
+    """Return the main memory, on a node, of a pretraining."""
+    # As the rule or the profile writes them, since a resource is not told the others of its job. An expression
+    # in place of a number counts as one GPU.
+    written = {
+        name: str(resource.raw).strip("'\"") for name, resource in rules.pretrain.rule.resources.items()
+    }
+    asked = {name: text for name, text in written.items() if name == "gres" or text.isdigit()}
+    cohort = CONFIG.autoencoders[wildcards.pretraining].cohort
+    return training_mb(cohort, attempt, max(gpus_per_node(asked), 1))

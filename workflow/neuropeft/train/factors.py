@@ -44,9 +44,9 @@ def learner(run: Run) -> Learner:
         return of_tissue, (found_factors.float() - factors[rows]).square().mean(dim=1)  # [B] each
 
     def batch_losses(rows: Tensor, step: int, parts: int) -> Iterator[Tensor]:
-        rows = rows.to(run.device, non_blocking=True)
         for place, volumes in run.pieces(rows, step, parts, changes):
-            of_tissue, of_factors = losses(forward, volumes, rows[place])
+            here = rows[place].to(run.device, non_blocking=True)
+            of_tissue, of_factors = losses(forward, volumes, here)
             yield (of_tissue + of_factors).sum() / len(rows) * run.ranks.size
 
     at_once = BatchSize(int(run.spec["batch_size"]))

@@ -24,13 +24,14 @@ from neuropeft.store import Store, open_store
 from neuropeft.train import checkpoint
 from neuropeft.train.augment import augment, read_augmentation
 from neuropeft.train.cost import reset_peak_memory, write_cost
-from neuropeft.train.data import Volumes, load_volumes, pass_order, pick_device
+from neuropeft.train.data import Volumes, as_input, load_volumes, pass_order, pick_device
 from neuropeft.train.flops import training_flops
 from neuropeft.train.history import write_history
 from neuropeft.train.labels import Sides, read_sides, shuffled, stored_sessions, subject_weights
 from neuropeft.train.loop import CHECKPOINT_SECONDS, Home, Learner, Plan, Progress, fit, run_cost
 from neuropeft.train.losses import Objective, objective, outputs_of
 from neuropeft.train.memory import BatchSize, in_batches
+from neuropeft.train.prefetch import TrainingBatches
 from neuropeft.train.ranks import ALONE
 from neuropeft.train.state import FINISHED, forget, is_finished
 
@@ -243,13 +244,13 @@ def _learner(
     changes = read_augmentation(training["augment"])
     forward = torch.compile(model) if training["compile"] else model
     mixed_precision, at_once = training["mixed_precision"], BatchSize(int(training["batch_size"]))
+    batches = TrainingBatches(volumes, places[: len(sides.train)], int(training["batch_size"]), seed)
 
     def batch_losses(rows: Tensor, step: int, parts: int) -> Iterator[Tensor]:
+        stored = batches.get(rows, step)
         for piece in (ALONE.share(len(rows), part, parts) for part in range(parts)):
-            chosen = rows[piece]
-            batch = volumes.batch(places[chosen.to(places.device, non_blocking=True)])
-            changed = augment(batch, changes, seed, step, piece.start, len(rows))
-            here = chosen.to(device, non_blocking=True)
+            changed = augment(as_input(stored[piece]), changes, seed, step, piece.start, len(rows))
+            here = rows[piece].to(device, non_blocking=True)
             losses = goal.loss(forward_outputs(forward, changed, mixed_precision), train_targets[here])
             yield (weights[here] * losses).sum() / len(rows)
 
@@ -301,7 +302,7 @@ def _write(
     counts = count(model)
     # The volumes that only other cells of the pack use are not this cell's memory.
     volumes = shared.volumes
-    others = len(volumes) - len(sides.train) - len(sides.validation) if volumes.on_device else 0
+    others = len(volumes) - len(sides.train) - len(sides.validation) if volumes.index is None else 0
     cost = {
         "trainable": counts.encoder,
         "head": counts.head,

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,10 @@ from torch import Tensor, nn
 
 from neuropeft.models.vit3d import ViT3D
 from neuropeft.train.augment import Augmentation, augment
-from neuropeft.train.data import Volumes, generator
+from neuropeft.train.data import Volumes, as_input, generator
 from neuropeft.train.diagnose import LARGEST, Targets, participation_ratio, probe
 from neuropeft.train.memory import BatchSize, in_batches
+from neuropeft.train.prefetch import TrainingBatches
 from neuropeft.train.ranks import Ranks
 
 
@@ -44,6 +46,11 @@ class Run:
     def seed(self) -> int:
         """Seed of the run."""
         return int(self.spec["seed"])
+
+    @cached_property
+    def _batches(self) -> TrainingBatches:
+        places = torch.arange(self.train, device=self.volumes.data.device)
+        return TrainingBatches(self.volumes, places, int(self.spec["batch_size"]), self.seed, self.ranks)
 
     @property
     def validation(self) -> int:
@@ -80,8 +87,9 @@ class Run:
         Yields:
             Where in the batch a part lies, and its volumes [B, 1, S, S, S], changed.
         """
+        stored, start = self._batches.get(rows, step), self.ranks.share(len(rows)).start
         for place in (self.ranks.share(len(rows), part, parts) for part in range(parts)):
-            volumes = self.volumes.batch(rows[place])
+            volumes = as_input(stored[place.start - start : place.stop - start])
             yield place, augment(volumes, changes, self.seed, step, place.start, len(rows))
 
 

@@ -76,6 +76,8 @@ MISTAKES = [
     ("training.epochs", 0, "`training.epochs`: input should be greater than or equal to 1, but it is 0"),
     ("training.warmup_epochs", 30, "`training`: `warmup_epochs` 30 must be fewer than `epochs` 30"),
     ("training.epochs", float("nan"), "`training.epochs`: "),
+    ("splits.folds", 5, "`splits`: `folds` test every subject, so `test` has no use: remove one of the two"),
+    ("splits", {"folds": 2, "validation": 0.5}, "`splits`: a fold and `validation` together must leave"),
     ("splits.test", 0.9, "`splits`: `test` and `validation` together must leave subjects for training"),
     ("tasks.ad.zero_shot", ["SimB", "SimB"], "`tasks.ad`: `zero_shot` names 'SimB' twice: remove one"),
     ("methods.lora.targets", ["q", "v", "q"], "`methods.lora`: `targets` names 'q' twice: remove one"),

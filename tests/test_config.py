@@ -68,7 +68,11 @@ MISTAKES = [
     ),
     ("cohorts.X", {"bids": "no/such/place"}, "`cohorts.X.bids` is 'no/such/place', but there is no folder"),
     ("cohorts.X", {"table": "none.tsv"}, "`cohorts.X.table` is 'none.tsv', but there is no file"),
-    ("cohorts.X", {}, "`cohorts.X`: a cohort needs exactly one of `bids`, `table` and `simulated`"),
+    (
+        "cohorts.X",
+        {},
+        "`cohorts.X`: a cohort needs exactly one of `bids`, `table`, `simulated` and `synthetic`",
+    ),
     ("cohorts.SimA.skull_strip", "given", "`skull_strip: given` and `brain_masks` go together"),
     ("cohorts.SimA.brain_masks", "{scan_id}.nii", "`skull_strip: given` and `brain_masks` go together"),
     ("cohorts.SimA.simulated.groups", {"CN": 0.5, "AD": 0.4}, "the shares of `groups` must sum to 1"),

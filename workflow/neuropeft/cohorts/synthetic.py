@@ -44,7 +44,7 @@ IMAGE_FACTORS = (
     "mask_mm",  # how far the edge of the brain mask lies outside the template's, mm
 )
 FACTORS = (*ANATOMY_FACTORS, *IMAGE_FACTORS)
-TISSUE = "tissue.npy"  # in the store, beside the volumes
+TISSUE, DISPLACEMENT = MAPS = ("tissue.npy", "displacement.npy")  # in the store, beside the volumes
 
 
 class Person(NamedTuple):

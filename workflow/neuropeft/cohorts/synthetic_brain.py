@@ -50,11 +50,14 @@ class Brain:
         image: float32 [91, 109, 91] on the template grid, white matter near 1, 0 outside the brain.
         tissue: float32 [3, 10, 10, 10], mean share of grey matter, white matter and CSF in each cell of the
             template grid, which is the whole cube that models see.
+        displacement: float32 [3, 10, 10, 10], mm along x, y and z from where the template has what a cell
+            shows, averaged over the cell, 0 outside the brain.
         measured: the `MEASURED_ANATOMY` of `synthetic`.
     """
 
     image: Volume
     tissue: Volume
+    displacement: Volume
     measured: dict[str, float]
 
 
@@ -64,6 +67,7 @@ def paint(person: Person) -> Brain:
     rng = np.random.default_rng([person.seed, 1])
     template = load_template()
     pull, sulci, fold, edge, bias = _fields(rng, factors)
+    displacement = VOXEL * (pull - template.points)
     maps = _sample(pull)
     grey, white, csf = _tissue(maps, sulci, fold, factors)
     inside = (maps[3] + factors["mask_mm"] + EDGE_MM * edge > 0).astype(np.float32)
@@ -79,6 +83,7 @@ def paint(person: Person) -> Brain:
     return Brain(
         image=_whole(image),
         tissue=_cells(shares),
+        displacement=_cells(displacement * inside),
         measured=_measured(shares, inside, maps[3], template.near_ventricles),
     )
 

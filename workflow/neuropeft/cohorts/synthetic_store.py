@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from neuropeft.cohorts.synthetic import FACTORS, TISSUE, Person, people, rounded
+from neuropeft.cohorts.synthetic import FACTORS, MAPS, Person, people, rounded
 from neuropeft.cohorts.synthetic_brain import CELLS, load_template, paint
 from neuropeft.files import atomic_path, write_tsv
 from neuropeft.preprocess.resample import to_model_grid
@@ -17,7 +17,7 @@ from neuropeft.progress import track
 
 COLUMNS = ("row", "scan_id", "subject", "session", *FACTORS, "sha1")
 
-Painted = tuple[np.ndarray, np.ndarray, dict[str, float]]  # cube, tissue, measured anatomy
+Painted = tuple[np.ndarray, np.ndarray, dict[str, float]]  # cube, maps, measured anatomy
 
 
 def write_synthetic(volumes: int, seed: int, size: int, out: str | Path, processes: int) -> None:
@@ -27,8 +27,8 @@ def write_synthetic(volumes: int, seed: int, size: int, out: str | Path, process
         volumes: how many brains.
         seed: of the cohort.
         size: edge of the cube that models see, in voxels.
-        out: folder to write: `volumes.npy`, float16 [volumes, size, size, size], z-scored; `TISSUE`,
-            float16 [volumes, 3, 10, 10, 10], see `synthetic_brain.Brain.tissue`; `scans.tsv`, a row per
+        out: folder to write: `volumes.npy`, float16 [volumes, size, size, size], z-scored; `MAPS`, float16
+            [volumes, 3, 10, 10, 10] each, see `synthetic_brain.Brain`; `scans.tsv`, a row per
             volume with `synthetic.FACTORS` and the SHA-1 of its bytes.
         processes: how many paint at a time.
 
@@ -37,20 +37,21 @@ def write_synthetic(volumes: int, seed: int, size: int, out: str | Path, process
     """
     out = Path(out)
     persons = people(volumes, seed)
-    tissue = np.empty((volumes, 3, CELLS, CELLS, CELLS), "<f2")
+    maps = np.empty((len(MAPS), volumes, 3, CELLS, CELLS, CELLS), "<f2")
     rows: list[dict[str, object]] = []
 
     def cubes() -> Iterator[np.ndarray]:
         painted = track(_paint_all(persons, size, processes), volumes, "painting")
-        for person, (cube, shares, measured) in zip(persons, painted, strict=True):
-            tissue[len(rows)] = shares
+        for person, (cube, drawn, measured) in zip(persons, painted, strict=True):
+            maps[:, len(rows)] = drawn
             factors = rounded({**person.factors, **measured})
             rows.append({"row": len(rows), "scan_id": person.scan_id, "subject": person.subject, **factors})
             yield cube
 
     hashes = write_volumes(out / "volumes.npy", cubes(), (volumes, size, size, size))
-    with atomic_path(out / TISSUE) as partial_file:
-        np.save(partial_file, tissue)
+    for name, values in zip(MAPS, maps, strict=True):
+        with atomic_path(out / name) as partial_file:
+            np.save(partial_file, values)
     stored = [{**row, "sha1": digest} for row, digest in zip(rows, hashes, strict=True)]
     write_tsv(out / "scans.tsv", stored, COLUMNS)
 
@@ -63,4 +64,8 @@ def _paint_all(persons: Sequence[Person], size: int, processes: int) -> Iterator
 
 def _paint(person: Person, size: int) -> Painted:
     brain = paint(person)
-    return to_model_grid(brain.image, size).astype(np.float16), brain.tissue, brain.measured
+    return (
+        to_model_grid(brain.image, size).astype(np.float16),
+        np.stack([brain.tissue, brain.displacement]),
+        brain.measured,
+    )

@@ -49,7 +49,7 @@ FINETUNING_COLUMNS = (
     "seconds",
 )
 SIDES = {"train_loss": "training", "val_loss": "validation"}
-LOSSES = {"mae": "loss on hidden patches (MSE)", "factors": "loss of tissue and factors (MSE)"}
+LOSSES = {"mae": "loss on hidden patches (MSE)", "factors": "loss of maps and factors (MSE)"}
 MOST_PROBES = 4  # that a panel shows; all are in the CSV's source, history.csv
 
 Row = dict[str, str]

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from neuropeft.cohorts.synthetic import ANATOMY_FACTORS, TISSUE
+from neuropeft.cohorts.synthetic import ANATOMY_FACTORS, MAPS
 from neuropeft.models.build import build_vit
 from neuropeft.models.factors import FactorReader
 from neuropeft.train import ranks
@@ -20,7 +20,7 @@ from neuropeft.train.memory import BatchSize
 from neuropeft.train.pretraining_run import Run, look, mean_over_validation
 
 FILES: tuple[str, ...] = ()
-SMALLEST_SD = 0.01  # of a tissue's share over scans: below, a place holds always the same
+SMALLEST_SD = 0.01  # of a share, or of mm, over scans: below, a place holds always the same
 
 
 def build(spec: Mapping[str, Any], volumes: Volumes, train: int) -> FactorReader:
@@ -29,25 +29,25 @@ def build(spec: Mapping[str, Any], volumes: Volumes, train: int) -> FactorReader
 
 
 def learner(run: Run) -> Learner:
-    """Return what the loop trains: the mean squared error of tissue and factors, each standardised."""
+    """Return what the loop trains: the mean squared error of maps and factors, each standardised."""
     model = run.model
     assert isinstance(model, FactorReader)
-    tissue, factors = _targets(run, model)
+    maps, factors = _targets(run, model)
     changes = read_augmentation(run.spec["augment"])
     shared = ranks.spread(model, run.ranks, run.device)
     forward = torch.compile(shared) if run.spec["compile"] else shared
 
     def losses(network: Any, volumes: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         with run.autocast():
-            found_tissue, found_factors = network(volumes)
-        of_tissue = (found_tissue.float() - tissue[rows]).square().mean(dim=(1, 2))
-        return of_tissue, (found_factors.float() - factors[rows]).square().mean(dim=1)  # [B] each
+            found_maps, found_factors = network(volumes)
+        of_maps = (found_maps.float() - maps[rows]).square().mean(dim=(1, 2))
+        return of_maps, (found_factors.float() - factors[rows]).square().mean(dim=1)  # [B] each
 
     def batch_losses(rows: Tensor, step: int, parts: int) -> Iterator[Tensor]:
         for place, volumes in run.pieces(rows, step, parts, changes):
             here = rows[place].to(run.device, non_blocking=True)
-            of_tissue, of_factors = losses(forward, volumes, here)
-            yield (of_tissue + of_factors).sum() / len(rows) * run.ranks.size
+            of_maps, of_factors = losses(forward, volumes, here)
+            yield (of_maps + of_factors).sum() / len(rows) * run.ranks.size
 
     at_once = BatchSize(int(run.spec["batch_size"]))
 
@@ -60,10 +60,10 @@ def learner(run: Run) -> Learner:
         return mean_over_validation(run, at_once, summed)
 
     def validate() -> dict[str, float]:
-        of_tissue, of_factors = mean(0), mean(1)
+        of_maps, of_factors = mean(0), mean(1)
         return {
-            "val_loss": of_tissue + of_factors,
-            "val_tissue": of_tissue,
+            "val_loss": of_maps + of_factors,
+            "val_maps": of_maps,
             "val_factors": of_factors,
             **look(run, at_once),
         }
@@ -72,19 +72,17 @@ def learner(run: Run) -> Learner:
 
 
 def _targets(run: Run, model: FactorReader) -> tuple[Tensor, Tensor]:
-    """Return the standardised tissue [n, N, 3] and factors [n, factors] of all scans.
+    """Return the standardised maps [n, N, MAPPED] and factors [n, factors] of all scans.
 
-    Tissue is standardised place by place: what all brains share there is no knowledge of one of them.
+    Maps are standardised place by place: what all brains share there is no knowledge of one of them.
     """
     factors = torch.tensor([[float(row[name]) for name in ANATOMY_FACTORS] for row in run.rows])
-    shares = np.load(run.store / TISSUE, mmap_mode="r")[
-        [int(row["row"]) for row in run.rows]
-    ]  # [n, 3, g, g, g]
+    rows = [int(row["row"]) for row in run.rows]
+    drawn = np.concatenate([np.load(run.store / name, mmap_mode="r")[rows] for name in MAPS], axis=1)
     grid = model.encoder.config.grid
-    pooled = F.adaptive_avg_pool3d(torch.from_numpy(shares).float(), grid)  # [n, 3, grid, grid, grid]
-    tissue = pooled.flatten(2).transpose(1, 2)  # [n, N, 3]
-    tissue, factors = _standardised(tissue, run.train, SMALLEST_SD), _standardised(factors, run.train, 0.0)
-    return tissue.to(run.device), factors.to(run.device)
+    pooled = F.adaptive_avg_pool3d(torch.from_numpy(drawn).float(), grid)  # [n, MAPPED, grid, grid, grid]
+    maps = _standardised(pooled.flatten(2).transpose(1, 2), run.train, SMALLEST_SD)  # [n, N, MAPPED]
+    return maps.to(run.device), _standardised(factors, run.train, 0.0).to(run.device)
 
 
 def _standardised(values: Tensor, train: int, smallest: float) -> Tensor:

@@ -285,6 +285,12 @@ class Augment(Model):
         default=0.0, ge=0, description="largest relative scaling, and shift, of the intensities"
     )
     noise: float = Field(default=0.0, ge=0, description="standard deviation of added Gaussian noise")
+    gamma: float = Field(
+        default=0.0, ge=0, description="largest logarithm of the exponent that changes tissue contrast"
+    )
+    bias: float = Field(
+        default=0.0, ge=0, description="largest logarithm of a smooth field that intensities are multiplied with"
+    )
 
 
 class _Schedule(Model):

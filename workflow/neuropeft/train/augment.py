@@ -17,7 +17,9 @@ from torch import Tensor
 from neuropeft.errors import UserError
 from neuropeft.train.data import generator
 
-DRAWS = 10  # uniform numbers per volume: flip, 3 angles, size, 3 shifts, contrast, brightness
+KNOTS = 3  # of the bias field along each axis
+# Uniform numbers per volume: flip, 3 angles, size, 3 shifts, contrast, brightness, gamma, bias field.
+DRAWS = 11 + KNOTS**3
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,9 @@ class Augmentation:
         intensity: Largest relative change of contrast, and largest shift of brightness in standard
             deviations.
         noise: Standard deviation of added Gaussian noise.
+        gamma: Largest logarithm of the exponent that intensities above the background are raised to: another
+            contrast between the tissues.
+        bias: Largest logarithm of a smooth field that they are multiplied with: another coil.
     """
 
     flip: bool = False
@@ -40,6 +45,8 @@ class Augmentation:
     translate_voxels: float = 0.0
     intensity: float = 0.0
     noise: float = 0.0
+    gamma: float = 0.0
+    bias: float = 0.0
 
     @property
     def moves(self) -> bool:
@@ -87,12 +94,26 @@ def augment(
         grid = F.affine_grid(theta, list(volumes.shape), align_corners=False)  # [B, S, S, S, 3]
         # The border of a z-scored volume is background, which is not zero: repeat it outside.
         volumes = F.grid_sample(volumes, grid, padding_mode="border", align_corners=False)
+    if options.gamma or options.bias:
+        volumes = _contrast(volumes, draws[:, 10:], options)
     if options.intensity:
         contrast, brightness = (options.intensity * draws[:, 8:10]).view(-1, 2, 1, 1, 1, 1).unbind(1)
         volumes = volumes * (1 + contrast) + brightness
     if options.noise:
         volumes = volumes + options.noise * _noise(volumes, seed, step, first)
     return volumes
+
+
+def _contrast(volumes: Tensor, draws: Tensor, options: Augmentation) -> Tensor:
+    """Return volumes [B, 1, S, S, S] of another contrast and bias field, for `draws` [B, 1 + KNOTS^3]."""
+    low, high = (edge(dim=(1, 2, 3, 4), keepdim=True) for edge in (volumes.amin, volumes.amax))
+    share = (volumes - low) / (high - low).clamp_min(1e-6)  # from the background, 0, to the brightest, 1
+    if options.gamma:
+        share = share.pow((options.gamma * draws[:, 0]).exp().view(-1, 1, 1, 1, 1))
+    if options.bias:
+        knots = (options.bias * draws[:, 1:]).exp().view(-1, 1, KNOTS, KNOTS, KNOTS)
+        share = share * F.interpolate(knots, volumes.shape[2:], mode="trilinear", align_corners=True)
+    return low + share * (high - low)
 
 
 def _affine(draws: Tensor, options: Augmentation, edge: int) -> Tensor:

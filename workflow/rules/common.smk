@@ -347,14 +347,12 @@ def there(*paths):
 def partial_inputs(wildcards):
     """Return what the finished cells of a group are predicted from on a cohort."""
     base = (wildcards.task, wildcards.backbone, wildcards.pretraining, wildcards.method)
-    deltas = finished_deltas().get(base, {})
     # A seed or fold that has just begun may lack its checks of this cohort.
-    checked = {
-        split
-        for split in grid.splits_of(deltas)
-        if Path(*leak_checks(wildcards.task, wildcards.cohort, [split])).exists()
+    deltas = {
+        cell: delta
+        for cell, delta in finished_deltas().get(base, {}).items()
+        if all(Path(report).exists() for report in test_checks(wildcards, [cell]))
     }
-    deltas = {cell: delta for cell, delta in deltas.items() if cell.split in checked}
     return {
         "deltas": there(*deltas.values()),
         "encoders": there(*encoders(deltas)),

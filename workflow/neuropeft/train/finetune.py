@@ -84,13 +84,13 @@ def open_shared(
     """
     store = open_store(store_dir)
     sessions = stored_sessions(store_dir)
-    of_name = {seed_and_fold(path): Path(path) for path in splits}
+    of_split = {seed_and_fold(path): Path(path) for path in splits}
     used: dict[str, None] = {}
     for spec in specs:
-        sides = read_sides(split_of(of_name, spec), int(spec["fraction"]), sessions)
+        sides = read_sides(split_of(of_split, spec), int(spec["fraction"]), sessions)
         used |= dict.fromkeys(row["scan_id"] for row in (*sides.train, *sides.validation))
     return Shared(
-        of_name,
+        of_split,
         None if encoder_path is None else Path(encoder_path),
         pick_device(device),
         store,

@@ -43,6 +43,7 @@ SPEC: dict[str, Any] = {
     },
     "fraction": 100,
     "seed": 0,
+    "fold": 0,
     "shuffle_labels": False,
 }
 FORWARD = f"""
@@ -133,7 +134,7 @@ def write_data(folder: Path) -> None:
             "scan_id": scan,
             "subject": scan,
             "side": side,
-            "order": i if side == "train" else None,
+            "order": {"train": i, "val": i - (SCANS - 4)}.get(side),
             "y": i % 2,
             "sha1": f"{i:040x}",
         }

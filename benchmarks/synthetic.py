@@ -22,7 +22,7 @@ from neuropeft.store import open_store
 
 QUANTILES = (5, 25, 50, 75, 95)
 BINS = np.linspace(-1, 4, 51)
-RIM = 3  # voxels
+RIM = 3 / 80  # of the edge of the cube
 ALL = "all of these"
 SCANS_DRAWN = 6
 Numbers = dict[str, np.ndarray | float]
@@ -54,11 +54,12 @@ def compare(volumes: np.ndarray, reference: np.ndarray) -> Numbers:
     numbers: Numbers = {"brain, % of the cube": 100 * inside.mean(axis=(1, 2, 3))}
     numbers["background"] = volumes[:, 0, 0, 0]
     pairs = list(zip(volumes, inside, strict=True))
+    rim_voxels = round(RIM * volumes.shape[1])
     for quantile in QUANTILES:
         numbers[f"intensity in the brain, {quantile} %"] = np.array(
             [np.percentile(v[m], quantile) for v, m in pairs]
         )
-    deep = [ndimage.binary_erosion(mask, iterations=2 * RIM) for mask in inside]
+    deep = [ndimage.binary_erosion(mask, iterations=2 * rim_voxels) for mask in inside]
     numbers["CSF (deep inside, 1 %)"] = np.array(
         [np.percentile(v[m], 1) for v, m in zip(volumes, deep, strict=True)]
     )
@@ -68,14 +69,14 @@ def compare(volumes: np.ndarray, reference: np.ndarray) -> Numbers:
     numbers["histogram, share apart from the first"] = float(apart)
     deviation = volumes.std(axis=0)
     everyone = inside.mean(axis=0)
-    core = ndimage.binary_erosion(everyone > 0.5, iterations=RIM)
+    core = ndimage.binary_erosion(everyone > 0.5, iterations=rim_voxels)
     rim = (everyone > 0.05) & ~core
     numbers["SD over scans, inside"] = float(deviation[core].mean())
     numbers["SD over scans, rim"] = float(deviation[rim].mean())
     for name, sigma in (("finest", 0.7), ("fine", 1.5), ("coarse", 3.0)):
         energy = []
         for volume, mask in pairs:
-            inner = ndimage.binary_erosion(mask, iterations=RIM)
+            inner = ndimage.binary_erosion(mask, iterations=rim_voxels)
             energy.append((volume - ndimage.gaussian_filter(volume, sigma))[inner].std())
         numbers[f"detail inside, {name}"] = np.array(energy)
     flat = volumes[:, everyone > 0.5]

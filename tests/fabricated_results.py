@@ -14,7 +14,8 @@ import numpy as np
 from neuropeft.config import Config
 from neuropeft.evaluate.costs import cell_folder
 from neuropeft.files import write_tsv
-from neuropeft.grid import Cell, cells, pretrained, used_tasks
+from neuropeft.grid import Cell, cells, encoder_folder, encoders, fractions_of, used_tasks
+from neuropeft.split_names import split_name
 
 TRAINABLE = {
     ("vit_b", "scratch"): 88204034,
@@ -32,7 +33,7 @@ TRAINABLE = {
 SEPARATION = {"scratch": 0.7, "full": 1.4, "attention": 1.5, "lora": 1.2, "layernorm": 1.0, "shuffled": 0.0}
 MISSING_CELL = Cell("ad", "vit_b", "mae", "lora", 100, 2)
 MISSING_GROUP = ("ad", "vit_s", "mae", "layernorm", 10)
-PREDICTION_COLUMNS = ("fraction", "seed", "split", "scan_id", "subject", "session", "y", "score")
+PREDICTION_COLUMNS = ("fraction", "seed", "fold", "split", "scan_id", "subject", "session", "y", "score")
 UNKNOWN = {"age": None, "sex": None}
 SUBJECTS = {"ADNI": 60, "OASIS": 40, "SimA": 50, "SimB": 30}
 
@@ -115,21 +116,24 @@ def fabricate(config: Config, results: Path) -> None:
             write_tsv(Path(results, "predictions", *group, f"{cohort}.tsv"), rows, PREDICTION_COLUMNS)
     for name in used_tasks(config):
         task = config.tasks[name]
-        for seed in sorted({cell.seed for cell in present if cell.task == name}):
+        for place in sorted({(cell.seed, cell.fold) for cell in present if cell.task == name}):
             for cohort in (task.train, *task.zero_shot):
-                _write_controls(config, results, name, seed, cohort)
-    for pretraining, backbone in pretrained(config):
-        _write_pretraining(config, results / "pretraining" / pretraining / backbone)
+                _write_controls(config, results, name, place, cohort)
+    for encoder in encoders(config):
+        _write_pretraining(config, results / encoder_folder(*encoder))
     for cohort, subjects in SUBJECTS.items():
         _write_cohort(results / "cohorts" / cohort, subjects)
 
 
-def truth(config: Config, task: str, cohort: str, split: str) -> list[tuple[str, float]]:
+def truth(config: Config, task: str, cohort: str, split: str, fold: int = 0) -> list[tuple[str, float]]:
     """Subjects of one side with their targets, the same for all seeds."""
     subjects = range(SUBJECTS[cohort])
-    if split != "zero-shot":  # every third subject is for testing, some others for validation
+    if split != "zero-shot":  # every third subject, or a fold, is for testing, some others for validation
+        folds, tested = (config.splits.folds, fold - 1) if config.splits.folds else (3, 0)
         subjects = [
-            s for s in subjects if (s % 3 == 0) == (split == "test") and (split == "test" or s % 4 == 1)
+            s
+            for s in subjects
+            if (s % folds == tested) == (split == "test") and (split == "test" or s % 4 == 1)
         ]
     if config.tasks[task].kind == "binary":
         return [(f"{cohort}{s:03d}", float(s // 3 % 2)) for s in subjects]
@@ -150,7 +154,7 @@ def _prediction_rows(config: Config, cell: Cell, cohort: str) -> list[dict]:
     strength = SEPARATION[cell.method] * (0.4 + 0.6 * cell.fraction / 100)
     rows = []
     for split in _splits(config, cell.task, cohort):
-        for subject, y in truth(config, cell.task, cohort, split):
+        for subject, y in truth(config, cell.task, cohort, split, cell.fold):
             if config.tasks[cell.task].kind == "binary":
                 score = 1 / (1 + np.exp(-(strength * (2 * y - 1) + rng.normal())))
             else:
@@ -158,6 +162,7 @@ def _prediction_rows(config: Config, cell: Cell, cohort: str) -> list[dict]:
             common = {
                 "fraction": cell.fraction,
                 "seed": cell.seed,
+                "fold": cell.fold,
                 "split": split,
                 "subject": subject,
                 "y": y,
@@ -217,26 +222,37 @@ def _write_cell(config: Config, results: Path, cell: Cell) -> None:
     )
 
 
-def _write_controls(config: Config, results: Path, task: str, seed: int, cohort: str) -> None:
+def _write_controls(config: Config, results: Path, task: str, place: tuple[int, int], cohort: str) -> None:
+    seed, fold = place
+    rng = np.random.default_rng(place)
+    rows = [
+        row
+        for fraction in fractions_of(cells(config), task)
+        for method in ("mean", "age_sex", "ridge_voxels")
+        for split in _splits(config, task, cohort)
+        for row in _control_rows(
+            config, task, cohort, rng, {"method": method, "fraction": fraction, "split": split, "fold": fold}
+        )
+    ]
+    path = results / "controls" / task / split_name(*place) / f"{cohort}.tsv"
+    write_tsv(path, [row | {"seed": seed} for row in rows], ("method", *PREDICTION_COLUMNS))
+
+
+def _control_rows(config: Config, task: str, cohort: str, rng: np.random.Generator, run: dict) -> list[dict]:
     kind = config.tasks[task].kind
-    rng = np.random.default_rng(seed)
     rows = []
-    for method in ("mean", "age_sex", "ridge_voxels"):
-        for split in _splits(config, task, cohort):
-            for index, (subject, y) in enumerate(truth(config, task, cohort, split)):
-                noise = rng.normal()
-                score = 0.5 if kind == "binary" else 67.0
-                if method == "ridge_voxels":
-                    score = 1 / (1 + np.exp(-(2 * y - 1 + noise))) if kind == "binary" else y + 8 * noise
-                elif method == "age_sex":
-                    # Unknown for every fifth subject, as where a table lacks an age.
-                    score = None if index % 5 == 0 else score + noise / 10
-                rows.append(
-                    {"method": method, "fraction": 100, "seed": seed, "split": split, "subject": subject}
-                    | {"scan_id": f"{subject}_1", "session": "M6", "y": y, "score": score}
-                )
-    path = results / "controls" / task / f"seed-{seed}" / f"{cohort}.tsv"
-    write_tsv(path, rows, ("method", *PREDICTION_COLUMNS))
+    for index, (subject, y) in enumerate(truth(config, task, cohort, run["split"], run["fold"])):
+        noise = rng.normal()
+        score = 0.5 if kind == "binary" else 67.0
+        if run["method"] == "ridge_voxels":
+            score = 1 / (1 + np.exp(-(2 * y - 1 + noise))) if kind == "binary" else y + 8 * noise
+        elif run["method"] == "age_sex":
+            # Unknown for every fifth subject, as where a table lacks an age.
+            score = None if index % 5 == 0 else score + noise / 10
+        rows.append(
+            run | {"scan_id": f"{subject}_1", "subject": subject, "session": "M6", "y": y, "score": score}
+        )
+    return rows
 
 
 def _write_pretraining(config: Config, folder: Path) -> None:

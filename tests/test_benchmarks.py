@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from neuropeft.cohorts.simulate import participants, write_scan
+from neuropeft.cohorts.synthetic_store import write_synthetic
 from workflow_command import ROOT
 
 
@@ -80,3 +81,12 @@ def test_of_bias_correction(head: tuple[Path, Path]):
 def test_of_skull_stripping(head: tuple[Path, Path]):
     *_, mean = printed("skull_strip.py", head[1]).splitlines()
     assert float(re.search(r"1 scans: mean ([\d.]+)", mean)[1]) > 0.97
+
+
+def test_of_synthetic_volumes(tmp_path: Path):
+    store = tmp_path / "Synth/store"
+    write_synthetic(4, 0, 32, store, processes=1)
+    printed_lines = printed("synthetic.py", store, "--volumes", 4, "--out", tmp_path).splitlines()
+    same = next(line for line in printed_lines if line.startswith("detail inside, fine\t"))
+    assert len(set(same.split("\t")[1:])) == 1, "the store holds the volumes that it is compared with"
+    assert {"slices.png", "histograms.png"} <= {path.name for path in tmp_path.iterdir()}

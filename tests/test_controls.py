@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from neuropeft.cohorts.splits import read_split, take_fraction
 from neuropeft.errors import UserError
 from neuropeft.evaluate.controls import write_controls
 from neuropeft.evaluate.metrics import auc
@@ -53,15 +54,23 @@ def write_inputs(results, task, kind, ages_known=True, effect=1.0):
             sides = {
                 s: ("train", "train", "train", "val", "test")[i // 2 % 5] for i, s in enumerate(scan_ids)
             }
-            rows = [row | {"side": sides[row["scan_id"]], "order": 0} for row in labels]
+            members: dict[str, dict[str, int]] = {}
+            for row in labels:
+                of_side = members.setdefault(sides[row["scan_id"]], {})
+                of_side.setdefault(row["subject"], len(of_side))
+            rows = [
+                row | {"side": side, "order": members[side][row["subject"]] if side != "test" else None}
+                for row in labels
+                for side in (sides[row["scan_id"]],)
+            ]
             path = results / "splits" / task / "seed-3.tsv"
             write_tsv(path, rows, ("scan_id", "subject", "side", "order", "y"))
     return path
 
 
-def run(results, kind, target, split):
+def run(results, kind, target, split, fractions=(100,)):
     out = results / "controls" / split.parent.name / "seed-3"
-    write_controls(kind, target, split, 3, ["home", "away"], out)
+    write_controls(kind, target, split, fractions, ["home", "away"], out)
     classes = {"binary": 2, "multiclass": 3, "regression": 0}[kind]
     return {name: read_predictions(out / f"{name}.tsv", kind, classes) for name in ("home", "away")}
 
@@ -152,3 +161,17 @@ def test_one_class_in_training_is_an_error(tmp_path):
     write_tsv(path, [row | {"y": "0"} for row in read_tsv(path)], LABEL_COLUMNS)
     with pytest.raises(UserError, match="one class"):
         run(tmp_path, "binary", "diagnosis", split)
+
+
+def test_a_fraction_is_fitted_on_its_own_subjects_and_validated_by_its_share(tmp_path):
+    split = write_inputs(tmp_path, "ad", "binary")
+    whole = run(tmp_path, "binary", "diagnosis", split)["home"]
+    both = run(tmp_path, "binary", "diagnosis", split, fractions=(20, 100))["home"]
+    assert {key.fraction for key in both} == {20, 100}
+    for key, one in whole.items():
+        assert np.array_equal(one.score, both[key].score)
+    few = take_fraction(read_split(split), 20)
+    constant = both[RunKey("mean", 20, 3, "test")]
+    assert constant.score == pytest.approx(np.mean([row["y"] for row in few]), abs=1e-6)
+    sizes = [len(both[RunKey("mean", fraction, 3, "val")].subjects) for fraction in (20, 100)]
+    assert sizes == [2, 9]

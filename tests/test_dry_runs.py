@@ -147,6 +147,45 @@ def test_every_zero_shot_cohort_is_predicted_and_settings_reach_the_commands(tmp
         assert set(re.findall(r"leaks/(\S+)-seed-(\d)\.tsv", reason)) == {("SimA", "0"), ("SimA", "1")}
 
 
+def test_folds(tmp_path):
+    config = copy.deepcopy(TINY) | {"splits": {"folds": 2, "validation": 0.15}}
+    said = shown(tmp_path, config)
+    jobs = jobs_in(said)
+    # two seeds and two folds of two tasks, which share the two encoders
+    assert (jobs["split"], jobs["controls"], jobs["pretrain"], jobs["cell"]) == (8, 8, 2, 20)
+    assert (jobs["check_leaks"], jobs["check_pretraining"]) == (16, 8)
+    assert (jobs["finetune"], jobs["predict"]) == (
+        4 * 2,
+        4 * 2,
+    )  # a job of a fold's cells; all are predicted at once
+    assert "--seed 1 --fold 2 --folds 2 --validation 0.15 --out results/splits/ad/seed-1_fold-2.tsv" in said
+    assert (
+        "controls --kind binary --target group --split results/splits/ad/seed-0_fold-1.tsv --fractions 50 100"
+        in said
+    )
+    encoder = "results/pretraining/mae/vit_xxs/fold-{}/encoder.safetensors"
+    for fold in (1, 2):
+        held_out = " ".join(f"results/splits/{task}/seed-0_fold-{fold}.tsv" for task in ("ad", "age"))
+        assert f"--hold-out {held_out} --state results/_state/pretraining/mae/vit_xxs/fold-{fold}" in said
+        trained = re.findall(
+            rf"--splits (\S+fold-\d.tsv) (\S+fold-\d.tsv) --encoder {encoder.format(fold)}", said
+        )
+        assert len(trained) == 2  # ad and age by lora
+        assert {split[-len("fold-1.tsv") :] for pair in trained for split in pair} == {f"fold-{fold}.tsv"}
+    assert said.count(f"--encoders {encoder.format(1)} {encoder.format(2)} --store") == 4
+
+
+def test_an_encoder_of_another_cohort_serves_all_folds(tmp_path):
+    config = copy.deepcopy(TINY) | {"splits": {"folds": 2}}
+    for task in config["tasks"].values():
+        task["zero_shot"] = []
+    config["pretraining"]["mae"]["cohort"] = "SimB"
+    said = shown(tmp_path, config)
+    jobs = jobs_in(said)
+    assert (jobs["pretrain"], jobs["check_pretraining"]) == (1, 4)  # each fold of both tasks is tested
+    assert "--encoder results/pretraining/mae/vit_xxs/encoder.safetensors" in said
+
+
 def test_a_changed_raw_scan_is_preprocessed_again_with_its_chunk_only(tmp_path):
     config = copy.deepcopy(TINY)
     root = tmp_path / "C"

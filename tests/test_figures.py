@@ -4,6 +4,7 @@ import csv
 import itertools
 import json
 import re
+from collections import Counter
 from itertools import combinations
 
 import numpy as np
@@ -108,8 +109,23 @@ def test_figures_of_results_are_written_with_their_data(results, tmp_path):
     assert of_cell == [key | row for row in read_csv(cell_folder(results, cell) / "history.csv")]
     rows = read_csv(tmp_path / "losses_pretraining.csv")
     assert len(rows) == 2 * 40
-    key = {"pretraining": "mae", "backbone": "vit_b"}
+    key = {"pretraining": "mae", "backbone": "vit_b", "fold": "0"}
     assert rows[:40] == [key | row for row in read_csv(results / "pretraining/mae/vit_b/history.csv")]
+
+
+def test_figures_of_folds(tmp_path):
+    config = small_config(splits={"folds": 3})
+    fabricate(config, tmp_path)
+    write_figures(config, tmp_path, tmp_path / "figures")
+    assert "n = 50 test subjects, 3 seeds, 3-fold" in (tmp_path / "figures/figure3.svg").read_text()
+    assert "fold 3" in (tmp_path / "figures/losses_pretraining.svg").read_text()
+    rows = read_csv(tmp_path / "figures/losses_finetuning.csv")
+    assert {(row["seed"], row["fold"]) for row in rows} == {(seed, fold) for seed in "012" for fold in "123"}
+    assert Counter(row["fold"] for row in read_csv(tmp_path / "figures/losses_pretraining.csv")) == {
+        fold: 2 * 40 for fold in "123"
+    }
+    drawn = (tmp_path / "figures/reconstructions_mae_vit_b.svg").read_text()
+    assert "rebuilt from the visible ones" in drawn
 
 
 def test_tradeoff_bubbles_lie_at_parameters_and_scores_with_proportional_area(scores, costs):
@@ -164,16 +180,19 @@ def test_tradeoff_says_when_it_shows_another_fraction(scores, costs):
     figure = draw_tradeoff(small_config(), scores, trainable_parameters(costs))
     axis = panel(figure, "ViT-B: age on SimA (simulated)")
     assert "25 % of the training subjects (nearest to 10 %)" in axis.get_title(loc="left")
-    (constant,) = {
-        score.mean
-        for score in scores
-        if (score.group.backbone, score.group.method) == ("control", "mean")
-        and (score.cohort, score.metric) == ("SimA", "mae")
-    }
+    constant, voxels = (
+        next(
+            score.mean
+            for score in scores
+            if (score.group.backbone, score.group.method, score.group.fraction) == ("control", method, 25)
+            and (score.cohort, score.metric) == ("SimA", "mae")
+        )
+        for method in ("mean", "ridge_voxels")
+    )
     controls = {line.get_label(): line for line in axis.get_lines() if "control" in line.get_label()}
-    # the linear model was fitted on all training subjects
     assert {name: list(line.get_ydata()) for name, line in controls.items()} == {
-        "control: predict the mean": [constant, constant]
+        "control: predict the mean": [constant, constant],
+        "control: linear model on voxels": [voxels, voxels],  # fitted on 25 %, too
     }
     assert axis.get_ylabel() == "test MAE (years)\nlower is better"
 
@@ -238,6 +257,14 @@ def test_curves_hold_means_over_seeds_at_each_fraction(scores, costs):
         "50 %\n1,290",
         "100 %\n2,580",
     ]
+    ridge = [
+        score.mean
+        for fraction in (10, 50, 100)
+        for score in scores
+        if (score.group.task, score.group.method, score.group.fraction) == ("ad", "ridge_voxels", fraction)
+        and (score.metric, score.cohort) == ("auc", "ADNI")
+    ]
+    assert list(lines["control: linear model on voxels"].get_ydata()) == pytest.approx(ridge)
     named = {"chance", "control: linear model on voxels", "DenseNet121 Scratch"}
     assert named <= lines.keys() & {*legend(figure)}
     hollow = [line for line in axis.get_lines() if line.get_markerfacecolor() == "white"]

@@ -8,8 +8,10 @@ import pytest
 import yaml
 
 from neuropeft import grid
+from neuropeft.config import Splits
 from neuropeft.configfile import load_config, read_config
 from neuropeft.errors import UserError
+from neuropeft.split_names import seed_and_fold, split_name
 
 ROOT = Path(__file__).parents[1]
 
@@ -34,6 +36,30 @@ def test_the_papers_grid(paper):
     assert all((cell.method == "scratch") == (cell.pretraining == "none") for cell in cells)
     assert grid.pretrained(paper) == [("mae_ukb", "vit_b"), ("mae_ukb", "vit_s")]
     assert grid.used_cohorts(paper) == ["UKB", "ADNI", "OASIS", "Taiwan", "UPenn"]
+
+
+def test_with_folds_the_encoder_of_a_cohort_that_is_tested_on_is_one_per_fold(paper):
+    age = paper.tasks["age"].model_copy(update={"train": "UKB"})
+    folded = paper.model_copy(update={"splits": Splits(folds=3), "tasks": {**paper.tasks, "age": age}})
+    cells = grid.cells(folded)
+    assert len(cells) == 3 * len(grid.cells(paper))
+    assert {cell.split for cell in cells if cell.seed == 1} == {f"seed-1_fold-{fold}" for fold in (1, 2, 3)}
+    assert grid.encoder_folds(folded, "mae_ukb") == [1, 2, 3], "age is trained on UKB here"
+    cell = grid.Cell("ad", "vit_b", "mae_ukb", "lora", 10, 1, 2)
+    assert grid.encoder_of(folded, cell) == "pretraining/mae_ukb/vit_b/fold-2/encoder.safetensors"
+    assert grid.encoder_of(folded, cell._replace(pretraining="none", method="scratch")) is None
+    assert len(grid.encoders(folded)) == 2 * 3
+    elsewhere = [block.model_copy(update={"tasks": ["ad"]}) for block in folded.grid]
+    without = folded.model_copy(update={"grid": elsewhere})
+    assert grid.encoder_folds(without, "mae_ukb") == grid.encoder_folds(paper, "mae_ukb") == [0]
+    assert grid.encoder_of(without, cell) == "pretraining/mae_ukb/vit_b/encoder.safetensors"
+
+
+def test_a_name_of_a_split_tells_seed_and_fold():
+    for place in ((0, 0), (12, 0), (3, 10)):
+        assert seed_and_fold(f"results/splits/ad/{split_name(*place)}.tsv") == place
+    with pytest.raises(UserError, match=r"call it seed-<number>\.tsv or"):
+        seed_and_fold("fold-2.tsv")
 
 
 def test_a_cells_specification_names_what_defines_it_and_nothing_else(paper):

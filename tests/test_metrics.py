@@ -1,7 +1,9 @@
 """Metrics against scikit-learn and by hand, intervals, and scores over seeds from stored predictions."""
 
 import dataclasses
+import itertools
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -24,8 +26,9 @@ from neuropeft.evaluate.metrics import (
     why_undefined,
     youden_threshold,
 )
-from neuropeft.evaluate.predictions import RunKey, read_predictions
+from neuropeft.evaluate.predictions import Run, RunKey, read_predictions
 from neuropeft.evaluate.scores import CONTROL, collect
+from neuropeft.evaluate.tested import pool, with_rule
 from neuropeft.files import read_tsv, write_tsv
 
 
@@ -37,7 +40,7 @@ def labelled():
 
 
 def test_without_a_threshold_there_is_no_balanced_accuracy(labelled):
-    weights = resamples(60, 7)
+    (weights,) = resamples(60, 7)
     found = measure("binary", *labelled, np.array(np.nan), weights)
     assert np.isnan(found["balanced_accuracy"]).all()
     assert found["balanced_accuracy"].shape == (7,)
@@ -80,7 +83,7 @@ def test_auc_by_hand():
 
 def test_weights_mean_repeated_subjects(labelled):
     y, score = labelled
-    weights = resamples(len(y), draws=5, seed=1)
+    (weights,) = resamples(len(y), draws=5, seed=1)
     for weight, value in zip(weights, auc(y, score, weights), strict=True):
         repeated = np.repeat(np.arange(len(y)), weight.astype(int))
         assert value == pytest.approx(oracle.roc_auc_score(y[repeated], score[repeated]))
@@ -158,6 +161,24 @@ def test_interval_is_seeded_covers_the_value_and_shrinks_with_n():
     assert widths[1] < widths[0] / 2
 
 
+@pytest.mark.parametrize("at_once", [1, 130, 10**6])
+def test_resamples_are_the_same_in_pieces_of_any_size(at_once):
+    pieces = list(resamples(50, 20, 3, at_once))
+    drawn = np.random.default_rng(3).integers(0, 50, size=(20, 50))
+    expected = np.array([np.bincount(row, minlength=50) for row in drawn])
+    assert np.array_equal(np.concatenate(pieces), expected)
+    assert max(map(len, pieces)) == max(1, min(20, at_once // 50))
+
+
+def test_intervals_at_the_size_of_uk_biobank_need_little_memory():
+    n = 38_703
+    y, score = np.arange(n) % 2.0, np.random.default_rng(0).random(n)
+    tracemalloc.start()
+    bootstrap_draws("binary", [(y, score, np.full(n, 0.5))], draws=120)
+    assert tracemalloc.get_traced_memory()[1] < 200e6
+    tracemalloc.stop()
+
+
 def test_interval_is_near_the_analytic_one():
     rng = np.random.default_rng(1)
     y = rng.normal(size=300)
@@ -188,7 +209,7 @@ def test_predictions_hold_one_row_per_subject(results):
 
 def test_damaged_predictions_are_named(tmp_path):
     write_tsv(tmp_path / "a.tsv", [{"fraction": "x", "seed": 0}], ("fraction", "seed"))
-    with pytest.raises(UserError, match=r"a\.tsv lacks the column 'split'"):
+    with pytest.raises(UserError, match=r"a\.tsv lacks the column 'fold'"):
         read_predictions(tmp_path / "a.tsv", "binary", 2)
 
 
@@ -231,6 +252,82 @@ def test_a_threshold_that_is_not_known_yet_is_not_made_up(tmp_path):
     assert len(find(scores, "auc", **choice).values) == 3
 
 
+# -- folds -----------------------------------------------------------------------------------------
+
+FOLDED = small_config(splits={"folds": 3})
+
+
+@pytest.fixture(scope="module")
+def folded(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("folded") / "results"
+    fabricate(FOLDED, folder)
+    return folder
+
+
+def test_the_folds_of_a_seed_are_scored_as_one_run_over_all_subjects(folded):
+    scores = collect(FOLDED, folded, draws=200)
+    runs = read_predictions(folded / "predictions/ad/vit_b/mae/full/ADNI.tsv", "binary", 2)
+    for method, metric in itertools.product(("full", "scratch"), ("auc", "brier", "balanced_accuracy")):
+        score = find(scores, metric, backbone="vit_b", method=method, fraction=50)
+        assert (score.n, score.complete, len(score.values)) == (60, True, 3)
+        assert score.ci_low < score.mean < score.ci_high
+    for seed in (0, 1, 2):
+        tested = [runs[RunKey("", 50, seed, "test", fold)] for fold in (1, 2, 3)]
+        chosen = [runs[RunKey("", 50, seed, "val", fold)] for fold in (1, 2, 3)]
+        y, probability = (np.concatenate([getattr(run, name) for run in tested]) for name in ("y", "score"))
+        cuts = [
+            np.full(len(run.y), youden_threshold(v.y, v.score)) for run, v in zip(tested, chosen, strict=True)
+        ]
+        expected = {
+            "auc": oracle.roc_auc_score(y, probability),
+            "brier": oracle.brier_score_loss(y, probability),
+            "balanced_accuracy": oracle.balanced_accuracy_score(y, probability >= np.concatenate(cuts)),
+        }
+        for metric, value in expected.items():
+            score = find(scores, metric, backbone="vit_b", method="full", fraction=50)
+            assert score.values[seed] == pytest.approx(value)
+    assert find(scores, backbone=CONTROL, method="ridge_voxels", fraction=10).n == 60
+
+
+def test_a_zero_shot_cohort_is_scored_by_the_mean_over_the_folds_models(folded):
+    scores = collect(FOLDED, folded, draws=200)
+    runs = read_predictions(folded / "predictions/age/vit_b/mae/full/SimB.tsv", "regression", 0)
+    score = find(scores, "mae", "SimB", backbone="vit_b", method="full", fraction=100)
+    for seed, value in score.values.items():
+        of_folds = [runs[RunKey("", 100, seed, "zero-shot", fold)] for fold in (1, 2, 3)]
+        assert value == pytest.approx(np.mean([np.abs(run.y - run.score).mean() for run in of_folds]))
+    assert (score.n, len(score.values)) == (30, 3)
+    assert score.ci_low < score.mean < score.ci_high
+
+
+def test_a_seed_that_lacks_a_fold_is_missing(folded, tmp_path):
+    path = folded / "predictions/ad/vit_b/mae/attention/ADNI.tsv"
+    kept, rows = path.read_bytes(), read_tsv(path)
+    gone = [row for row in rows if (row["fraction"], row["seed"], row["fold"]) != ("100", "1", "2")]
+    try:
+        write_tsv(path, gone, list(rows[0]))
+        scores = collect(FOLDED, folded, draws=0)
+    finally:
+        path.write_bytes(kept)
+    score = find(scores, backbone="vit_b", method="attention", fraction=100)
+    assert (sorted(score.values), score.n) == ([0, 2], 60)
+    assert score.reason == "no predictions of seed 1 (fold 2)"
+
+
+def test_the_rule_of_each_row_is_that_of_its_fold():
+    def fold(*subjects, prior):
+        n = len(subjects)
+        return Run(subjects, np.arange(n) % 3.0, np.full((n, 3), 1 / 3), np.array(prior))
+
+    one, other = fold("a", "c", prior=(0.2, 0.3, 0.5)), fold("b", prior=(0.5, 0.3, 0.2))
+    pooled = pool([with_rule("multiclass", None, run) for run in (one, other)])
+    assert pooled.subjects == ("a", "b", "c")
+    assert pooled.rule.tolist() == [[0.2, 0.3, 0.5], [0.5, 0.3, 0.2], [0.2, 0.3, 0.5]]
+    # of equal probabilities, the class that was rarest in the fold's training is predicted: 0, 2 and 0
+    found = measure("multiclass", np.array([0.0, 2, 1]), pooled.score, pooled.rule)
+    assert found["balanced_accuracy"] == pytest.approx(2 / 3)
+
+
 def test_missing_seeds_are_counted_not_averaged_away(scores):
     part = find(scores, backbone="vit_b", method="lora", fraction=100)
     assert MISSING_CELL.seed not in part.values
@@ -243,11 +340,11 @@ def test_missing_seeds_are_counted_not_averaged_away(scores):
 
 
 def test_controls_are_scored_like_methods(scores):
-    constant = find(scores, backbone=CONTROL, method="mean")
+    constant = find(scores, backbone=CONTROL, method="mean", fraction=10)
     assert constant.mean == pytest.approx(0.5)
-    undefined = find(scores, "r", "SimA", backbone=CONTROL, method="mean")
+    undefined = find(scores, "r", "SimA", backbone=CONTROL, method="mean", fraction=100)
     assert (len(undefined.values), undefined.reason) == (0, "predictions are constant")
-    partly_known = find(scores, backbone=CONTROL, method="age_sex")
+    partly_known = find(scores, backbone=CONTROL, method="age_sex", fraction=100)
     assert partly_known.n == 16  # of 20: subjects without an age have no prediction
 
 

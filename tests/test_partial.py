@@ -32,7 +32,7 @@ def results(tmp_path: Path) -> Path:
 def test_a_cell_that_was_trained_anew_is_not_shown_with_its_old_predictions(results: Path) -> None:
     def found() -> list[Path | None]:
         find = find_partial(results, finished_cells(CONFIG, results))
-        return [find(GROUP, "SimA", cell.seed) for cell in CELLS]
+        return [find(GROUP, "SimA", cell.seed, cell.fold) for cell in CELLS]
 
     def made(path: Path, minute: int) -> None:
         os.utime(path, (60 * minute, 60 * minute))

@@ -178,6 +178,75 @@ def test_class_with_too_few_subjects(classes: dict[int, int]) -> None:
         split(aged(2), kind="regression")
 
 
+# -- folds -----------------------------------------------------------------------------------------
+
+
+def folds_of(
+    rows: list[dict], folds: int, seed: int = 0, kind: str = "binary", task: str = "ad"
+) -> list[list[dict]]:
+    """The split of each fold."""
+    made = [
+        make_split(rows, seed, 0, 0.15, kind, task, fold=fold, folds=folds) for fold in range(1, folds + 1)
+    ]
+    for one in made:
+        check_split(one, "a split")
+    return made
+
+
+def with_ages(rows: list[dict]) -> list[dict]:
+    return [row | {"age": 50.5 + (37 * i) % 41} for i, row in enumerate(rows)]
+
+
+@pytest.mark.parametrize("folds", [2, 3, 5])
+def test_every_subject_is_tested_once_whatever_the_seed(folds: int) -> None:
+    rows = with_ages(people({0: 33, 1: 20}, scans=2))
+    of_seeds = [[side(made, "test") for made in folds_of(rows, folds, seed)] for seed in (0, 1)]
+    assert of_seeds[0] == of_seeds[1], "or another seed would pretrain anew"
+    assert Counter(subject for tested in of_seeds[0] for subject in tested) == Counter(subjects(rows))
+    assert max(map(len, of_seeds[0])) - min(map(len, of_seeds[0])) <= 1
+    for y, size in ((0, 33), (1, 20)):
+        for tested in of_seeds[0]:
+            assert abs(sum(name.startswith(f"{y}x") for name in tested) - size / folds) < 3
+    validated = [[side(made, "val") for made in folds_of(rows, folds, seed)] for seed in (0, 1)]
+    assert all(one != other for one, other in zip(*validated, strict=True))
+
+
+def test_tasks_of_the_same_people_and_strata_have_the_same_folds() -> None:
+    rows = with_ages(people({0: 60}))  # healthy, of half whom the sex is F
+    sexes = [row | {"y": "FM".index(row["sex"])} for row in rows]
+    other_way = [row | {"y": "MF".index(row["sex"])} for row in rows]
+    ages = [row | {"y": row["age"]} for row in rows]
+    as_text = [row | {"y": str(row["age"]), "age": str(row["age"])} for row in rows]
+    tasks = (
+        folds_of(sexes, 5),
+        folds_of(other_way, 5),
+        folds_of(ages, 5, kind="regression", task="age"),
+        folds_of(as_text, 5, kind="regression", task="age"),
+    )
+    tested = [[side(made, "test") for made in of_task] for of_task in tasks]
+    assert tested[0] == tested[1] == tested[2] == tested[3]
+
+
+@pytest.mark.parametrize(
+    ("classes", "folds"), [({0: 5, 1: 40}, 5), ({0: 4, 1: 4}, 2), ({0: 50, 1: 3, 2: 3}, 3)]
+)
+def test_every_class_is_on_every_side_of_every_fold(classes: dict[int, int], folds: int) -> None:
+    for rows in (people(classes), with_ages(people(classes))):
+        for seed in range(3):
+            for made in folds_of(rows, folds, seed, kind="multiclass"):
+                for name in ("train", "val", "test"):
+                    assert {row["y"] for row in made if row["side"] == name} == set(classes)
+
+
+@pytest.mark.parametrize(("size", "folds", "needed"), [(4, 5, 5), (3, 2, 4), (2, 3, 3)])
+def test_too_few_subjects_for_folds(size: int, folds: int, needed: int) -> None:
+    words = rf"task 'ad' cannot be split into {folds} folds: class 1 has {size} .*{needed} are needed"
+    with pytest.raises(UserError, match=words):
+        folds_of(people({0: 20, 1: size}), folds)
+    with pytest.raises(UserError, match=rf"there are {size} usable subjects"):
+        folds_of(aged(size), folds, kind="regression")
+
+
 # -- fractions -------------------------------------------------------------------------------------
 
 
@@ -192,6 +261,17 @@ def test_fractions_are_nested_and_take_whole_subjects() -> None:
         assert smaller <= subjects(taken) <= side(made, "train")
         smaller = subjects(taken)
     assert smaller == side(made, "train")
+
+
+def test_validation_is_of_the_same_fraction_nested_and_stratified() -> None:
+    made = split(people({0: 60, 1: 40}, scans=2), validation=0.2)
+    smaller: set[str] = set()
+    for fraction, size in ((1, 1), (10, 2), (25, 5), (50, 10), (100, 20)):
+        taken = take_fraction(made, fraction, "val")
+        assert len(subjects(taken)) == size
+        assert smaller <= subjects(taken) <= side(made, "val")
+        assert size < 2 or {row["y"] for row in taken} == {0, 1}
+        smaller = subjects(taken)
 
 
 def test_fraction_of_a_split_that_was_read_as_text() -> None:
@@ -230,7 +310,7 @@ def plant(made: list[dict], what: str) -> None:
         train[0]["order"] = train[2]["order"]
     elif what == "has the rank":
         for row in made:
-            row["order"] = 0 if row["side"] == "val" else row["order"]
+            row["order"] = 0 if row["side"] == "test" else row["order"]
     elif what == "not 0 to n - 1":
         last = max(row["order"] for row in train)
         for row in train:

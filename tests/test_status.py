@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from neuropeft.cli import main
-from neuropeft.config import Config
+from neuropeft.config import Config, Splits
 from neuropeft.configfile import read_config
 from neuropeft.files import write_tsv
 from neuropeft.finished import state_folder
@@ -169,6 +169,28 @@ def test_a_delta_older_than_what_it_is_made_from_is_not_done(
     assert standings(config, tmp_path)[cell].state == "done"
 
 
+def test_cells_of_a_fold_wait_for_its_own_encoder_and_split(
+    config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folded = config.model_copy(update={"splits": Splits(folds=2)})
+    first, second = (Cell("ad", "vit_xxs", "mae", "lora", 50, 0, fold) for fold in (1, 2))
+    for cell in (first, second):
+        finish_state(folded, tmp_path, cell)
+    write(tmp_path / "pretraining/mae/vit_xxs/fold-2/encoder.safetensors")
+    write(tmp_path / "splits/ad/seed-0.tsv")  # of a fixed test side, before
+    found = standings(folded, tmp_path)
+    assert len(found) == 20
+    assert (found[first].state, found[second].state) == ("done", "missing")
+    note_failure(state_folder(tmp_path, second), "too few subjects")
+    text = printed(folded, tmp_path, capsys)
+    assert "fraction 50 %, seed 0, fold 2: too few subjects" in text
+    assert re.search(r"^mae +vit_xxs, fold 1 +waiting$", text, flags=re.MULTILINE)
+    assert re.search(r"^mae +vit_xxs, fold 2 +done", text, flags=re.MULTILINE)
+    assert {pack.name for pack in packs(found, 2)} == {
+        f"fold-{fold}_{name}" for fold in (1, 2) for name in ("x", "x0", "x1")
+    }
+
+
 def test_a_cell_whose_split_would_be_another_one_by_now_is_not_done(config: Config, tmp_path: Path) -> None:
     cell = Cell("ad", "vit_xxs", "mae", "lora", 50, 0)
     rows = [
@@ -185,12 +207,25 @@ def test_a_cell_whose_split_would_be_another_one_by_now_is_not_done(config: Conf
         f"--labels={labels}",
         f"--store-scans={stored}",
     ]
-    shares = [f"--test={config.splits.test}", f"--validation={config.splits.validation}"]
+    shares = [f"--test={config.splits.test_share}", f"--validation={config.splits.validation}"]
     assert main([*made, *shares, f"--out={tmp_path / 'splits/ad/seed-0.tsv'}"]) == 0
     finish_state(config, tmp_path, cell)
     assert standings(config, tmp_path)[cell].state == "done"
     other = config.model_copy(update={"splits": config.splits.model_copy(update={"test": 0.4})})
     assert standings(other, tmp_path)[cell].state == "missing"
+    folded = config.model_copy(update={"splits": Splits(folds=2, validation=0.2)})
+    of_fold = cell._replace(fold=2)
+    options = [
+        "--fold=2",
+        "--folds=2",
+        "--validation=0.2",
+        f"--out={tmp_path / 'splits/ad/seed-0_fold-2.tsv'}",
+    ]
+    assert main([*made, *options]) == 0
+    finish_state(folded, tmp_path, of_fold)
+    assert standings(folded, tmp_path)[of_fold].state == "done"
+    three = config.model_copy(update={"splits": Splits(folds=3, validation=0.2)})
+    assert standings(three, tmp_path)[of_fold].state == "missing"
     corrected = [row | {"y": 1} if row["scan_id"] == "s0" else row for row in rows]
     write_tsv(labels, corrected, ("scan_id", "subject", "session", "y", "sex"))
     assert standings(config, tmp_path)[cell].state == "missing"

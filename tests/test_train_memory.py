@@ -153,7 +153,7 @@ def test_batches_without_gradients_shrink(capsys) -> None:
 
 def test_predictions_are_the_same_in_smaller_batches(store: Path) -> None:
     out = tune(store, tiny_cells.cell(method={"kind": "full"}), "out")  # random weights, all in the delta
-    arguments = [out / "delta.safetensors"], None, store, [store.parent / "seed-0.tsv"]
+    arguments = [out / "delta.safetensors"], [], store, [store.parent / "seed-0.tsv"]
     predict(*arguments, store.parent / "whole.tsv", "cpu")
     with room_for(2, ViT3D):
         predict(*arguments, store.parent / "cut.tsv", "cpu")

@@ -8,13 +8,14 @@ import torch
 import tiny_cells
 from neuropeft.errors import UserError
 from neuropeft.files import read_tsv, write_tsv
-from neuropeft.models.checkpoints import read_tensors
+from neuropeft.models.build import build_vit
+from neuropeft.models.checkpoints import read_tensors, save_encoder
 from neuropeft.peft.adapt import load_delta
 from neuropeft.store import open_store
 from neuropeft.train.finetune import make_model
 from neuropeft.train.predict import predict
 
-HEAD = ["fraction", "seed", "split", "scan_id", "subject", "session", "y"]
+HEAD = ["fraction", "seed", "fold", "split", "scan_id", "subject", "session", "y"]
 
 
 @pytest.fixture
@@ -34,7 +35,7 @@ def trained(
 
 def predicted(store: Path, deltas: list[Path], subjects: list[Path]) -> list[dict[str, str]]:
     out = store.parent / "predictions.tsv"
-    predict(deltas, None, store, subjects, out, device="cpu")
+    predict(deltas, [], store, subjects, out, device="cpu")
     return read_tsv(out)
 
 
@@ -68,7 +69,7 @@ def test_every_scan_of_validation_and_test_subjects_per_delta(store: Path, monke
         key = (row["fraction"], row["seed"], row["split"])
         counts[key] = counts.get(key, 0) + 1
         assert row["session"] in ("ses-1", "ses-2")
-    sizes = {("50", "0"): 6, ("100", "0"): 6, ("100", "1"): 4}  # subjects, of two scans each
+    sizes = {("50", "0"): 3, ("100", "0"): 6, ("100", "1"): 4}  # subjects, of two scans each
     expected = {(*cell, "val"): 2 * size for cell, size in sizes.items()}
     expected |= {(*cell, "test"): 4 for cell in sizes}
     assert counts == expected
@@ -122,13 +123,41 @@ def test_a_zero_shot_cohort_is_predicted_whole_with_every_delta(store: Path, mon
     assert [row["subject"] for row in table] == everybody * 2
 
 
+def test_each_fold_is_predicted_from_its_own_encoder_and_a_wrong_one_is_refused(store: Path) -> None:
+    encoders, deltas, splits = [], [], []
+    for fold in (1, 2):
+        encoders.append(store.parent / f"fold-{fold}" / "encoder.safetensors")
+        torch.manual_seed(fold)
+        save_encoder(encoders[-1], build_vit(tiny_cells.BACKBONE), {})
+        splits.append(tiny_cells.make_split(store.parent / f"seed-0_fold-{fold}.tsv", store, test=2 + fold))
+        out = store.parent / f"cell-{fold}"
+        spec = tiny_cells.cell(fold=fold)
+        tiny_cells.finetune(spec, store, splits[-1], encoders[-1], out, store.parent / "state")
+        deltas.append(out / "delta.safetensors")
+    out = store.parent / "predictions.tsv"
+    predict(deltas, encoders[::-1], store, splits, out, device="cpu")
+    table = read_tsv(out)
+    tested = Counter(row["fold"] for row in table if row["split"] == "test")
+    assert tested == {"1": 2 * 3, "2": 2 * 4}
+    for fold, encoder, delta in zip("12", encoders, deltas, strict=True):
+        alone = store.parent / "alone.tsv"
+        predict([delta], [encoder], store, splits, alone, device="cpu")
+        assert read_tsv(alone) == [row for row in table if row["fold"] == fold]
+    words = (
+        r"cell-1/delta.safetensors was not trained from any of the encoders given \(.*fold-2.*\); give the"
+    )
+    for given in ([encoders[1]], []):
+        with pytest.raises(UserError, match=words if given else r"encoders given \(none\)"):
+            predict(deltas[:1], given, store, splits, out, device="cpu")
+
+
 def test_mistakes_are_named(store: Path, monkeypatch) -> None:
     full(monkeypatch)
     delta, split = trained(store)
     regression, _ = trained(store, "regression", seed=2, regression=True)
     with pytest.raises(UserError, match="another task, backbone or method"):
         predicted(store, [delta, regression], [split, store.parent / "seed-2.tsv"])
-    with pytest.raises(UserError, match="trained with seed 2, of which no split is given"):
+    with pytest.raises(UserError, match=r"trained on the split seed-2, which is not given; add seed-2\.tsv"):
         predicted(store, [regression], [split])
     renamed = split.rename(split.with_name("split.tsv"))
     with pytest.raises(UserError, match=r"call it seed-<number>\.tsv"):

@@ -68,7 +68,7 @@ def make_split(
     for row in scans:
         number = subjects.index(row["subject"])
         side = "train" if number < training else "val" if number < training + validation else "test"
-        order = number if side == "train" else None
+        order = {"train": number, "val": number - training}.get(side)
         y = 60 + 10.5 * (number % 2) + 0.1 * number if regression else number % classes
         rows.append({**row, "side": side, "order": order, "y": y})
     write_tsv(path, rows, ["scan_id", "subject", "side", "order", "y"])
@@ -101,6 +101,7 @@ def cell(kind: str = "binary", method: dict[str, Any] = LORA, **changes: Any) ->
         "training": training,
         "fraction": 100,
         "seed": 0,
+        "fold": 0,
         "shuffle_labels": False,
     }
     return spec | changes

@@ -1,6 +1,6 @@
 """Cross-validation: subjects are dealt into folds, the same ones whatever the seed."""
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -64,7 +64,7 @@ def deal_folds(
     return _deal(chain.from_iterable(of_class.values()), folds)
 
 
-def _deal(strata: Any, folds: int) -> dict[str, int]:
+def _deal(strata: Iterable[Sequence[str]], folds: int) -> dict[str, int]:
     return {subject: place % folds + 1 for place, subject in enumerate(chain.from_iterable(strata))}
 
 

@@ -159,10 +159,10 @@ def check_split(rows: Sequence[Row], name: str) -> None:
     if set(side_of.values()) != set(SIDES):
         raise UserError(f"{name}: the sides are {', '.join(sorted(set(side_of.values())))}; {_FIX}")
     for side in (TRAIN, VALIDATION):
-        ranks = [order_of[subject] for subject, on_side in side_of.items() if on_side == side]
-        if set(ranks) != set(range(len(ranks))):
+        found = [order_of[subject] for subject, on_side in side_of.items() if on_side == side]
+        if set(found) != set(range(len(found))):
             raise UserError(
-                f"{name}: the ranks of the {len(ranks)} {side} subjects are not 0 to n - 1; {_FIX}"
+                f"{name}: the ranks of the {len(found)} {side} subjects are not 0 to n - 1; {_FIX}"
             )
 
 

@@ -1,8 +1,9 @@
 """The store of a synthetic cohort: its volumes, their tissue, and the numbers that they were painted from."""
 
-import multiprocessing
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -56,8 +57,8 @@ def write_synthetic(volumes: int, seed: int, size: int, out: str | Path, process
 
 def _paint_all(persons: Sequence[Person], size: int, processes: int) -> Iterator[Painted]:
     load_template()  # before the processes part, which then share it
-    with multiprocessing.get_context("fork").Pool(processes) as pool:
-        yield from pool.imap(partial(_paint, size=size), persons, chunksize=4)
+    with ProcessPoolExecutor(processes, get_context("fork")) as pool:
+        yield from pool.map(partial(_paint, size=size), persons, chunksize=4)
 
 
 def _paint(person: Person, size: int) -> Painted:

@@ -89,6 +89,7 @@ def _draw_panel(
         of_curve = [score for score in shown if _curve(score) == curve]
         shift = DODGE * (index - (len(curves) - 1) / 2)
         _draw_curve(axis, config, of_curve, fractions, shift)
+    # Of the mean, whose error hardly depends on the fraction, that of the largest.
     draw_references(axis, _lines(config, scores, task, fractions[-1], TRIVIAL))
     _draw_fitted(axis, config, scores, task, fractions)
     axis.set_xticks(range(len(fractions)), [_tick(costs, task, fraction) for fraction in fractions])

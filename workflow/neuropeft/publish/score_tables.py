@@ -32,15 +32,15 @@ NOTES = (
     "Balanced accuracy: threshold chosen on validation (Youden), frozen for test and zero-shot cohorts. Of "
     "more than two classes, that whose probability exceeds its frequency in training most.",
     "Trainable parameters: of the network without its head, which every method trains.",
-    "Controls use the training subjects that the methods of their task use. Predict the mean: training mean or "
-    "class frequency. Linear models: ridge or logistic regression on age and sex, or on voxels averaged to "
-    "10 x 10 x 10.",
+    "Controls use the training subjects that the methods of their task use. Predict the mean: training mean "
+    "or class frequency. Linear models: ridge or logistic regression on age and sex, or on voxels averaged "
+    "to 10 x 10 x 10.",
 )
 FOLDS_NOTE = (
     "{}-fold: every subject is tested on once per seed. In the training cohort the predictions of a seed's "
-    "folds are pooled, each row with its own fold's threshold, and scored once; a zero-shot cohort is tested on "
-    "by the model of each fold, and the seed's value is the mean over them. A seed that lacks a fold has no "
-    "value."
+    "folds are pooled, each row with its own fold's threshold, and scored once; a zero-shot cohort is tested "
+    "on by the model of each fold, and the seed's value is the mean over them. A seed that lacks a fold has "
+    "no value."
 )
 PUBLISHED_NOTE = (
     "published: Dhinagar et al. 2024, Tables 3 and 4, mean (SD) over three seeds; what is not from scratch "

@@ -53,7 +53,7 @@ def estimate(found: Mapping[Cell, Standing]) -> Estimate:
     by_likeness = [_sorted_by(fields, costs) for fields in NEAREST]
     scans = _scans_per_percent(costs)
     seconds, far = 0.0, 0
-    for alike in _sorted_by(NEAREST[0], left).values():  # seeds alone differ
+    for alike in _sorted_by(NEAREST[0], left).values():  # seeds and folds alone differ
         fields, near = next(
             (fields, near)
             for fields, kinds in zip(NEAREST, by_likeness, strict=True)

@@ -1,4 +1,4 @@
-"""An encoder that reads a synthetic brain's anatomy: the share of each tissue in every patch, and named numbers."""
+"""An encoder that reads a synthetic brain's anatomy: each patch's shares of tissue, and named numbers."""
 
 from torch import Tensor, nn
 

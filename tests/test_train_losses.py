@@ -68,7 +68,7 @@ def test_no_constant_beats_the_offset_of_a_skewed_target() -> None:
 
 @pytest.mark.parametrize("task", [BINARY, THREE, AGE], ids=lambda task: task["kind"])
 def test_a_scans_loss_does_not_depend_on_its_neighbours(task: dict) -> None:
-    targets = [0.0, 1, 2, 2, 1, 0] if task is THREE else [0.0, 1, 0, 1, 1, 1]
+    targets = [0.0, 1.0, 2.0, 2.0, 1.0, 0.0] if task is THREE else [0.0, 1.0, 0.0, 1.0, 1.0, 1.0]
     goal = objective(task, targets, alike(targets), "cell")
     outputs = torch.randn(6, outputs_of(task), generator=torch.Generator().manual_seed(0))
     whole = goal.loss(outputs, torch.tensor(targets))
@@ -84,7 +84,9 @@ def test_weights_count_as_if_scans_were_there_so_often() -> None:
         assert weighted.offset == pytest.approx(repeated.offset)
         assert weighted.scale == pytest.approx(repeated.scale)
         outputs, values = torch.ones(3, outputs_of(task)), torch.tensor(targets)
-        assert weighted.loss(outputs, values).tolist() == pytest.approx(repeated.loss(outputs, values).tolist())
+        assert weighted.loss(outputs, values).tolist() == pytest.approx(
+            repeated.loss(outputs, values).tolist()
+        )
 
 
 def test_scores_are_probabilities_or_values() -> None:

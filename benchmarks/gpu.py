@@ -36,7 +36,7 @@ from neuropeft.models.build import build_vit
 from neuropeft.models.mae3d import MAE3D
 from neuropeft.train import data, pretrain
 from neuropeft.train.cost import device_name, peak_memory, reset_peak_memory
-from neuropeft.train.data import Volumes, epoch_order, load_volumes
+from neuropeft.train.data import Volumes, load_volumes, pass_order
 from neuropeft.train.flops import training_flops
 from neuropeft.train.optimizer import AdamW
 from neuropeft.train.prefetch import prefetch
@@ -103,7 +103,7 @@ def check_volumes(case: Case) -> Outcome:
         with redirect_stderr(io.StringIO()):
             mapped = load_volumes(source, range(len(source)), case.device)
         outside = pretrained(case, case.mae())
-    batches = epoch_order(len(source), 0, 0).split(case.batch)
+    batches = pass_order(len(source), 0, 0).split(case.batch)
     same = all(torch.equal(batch, resident.take(rows)) for rows, batch in prefetch(mapped, batches))
     figure, good = alike(inside.losses, outside.losses, FINE)
     which = "same batches" if same else "other batches"
@@ -151,7 +151,7 @@ def check_ranks(case: Case) -> Outcome:
         return "one GPU", "skipped"
     spec, one, two = case.mae(mixed_precision=False), case.new_folder(), case.new_folder()
     with redirect_stderr(io.StringIO()):
-        pretrain.pretrain(spec, case.store, [case.split], one, case.new_folder(), str(case.device))
+        pretrain.pretrain(spec, case.store, [case.split], one, case.new_folder(), device=str(case.device))
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"),
         *("neuropeft", "pretrain", "--spec", json.dumps(spec), "--store", case.store),
@@ -166,7 +166,7 @@ def check_ranks(case: Case) -> Outcome:
     if done.returncode:
         return done.stderr.strip().splitlines()[-1], False
     figure, good = alike(_train_losses(one), _train_losses(two), FINE)
-    return f"{'NCCL' if on_gpu else 'gloo'}; {figure.replace('steps', 'epochs')}", good
+    return f"{'NCCL' if on_gpu else 'gloo'}; {figure}", good
 
 
 def _train_losses(folder: Path) -> list[float]:
@@ -213,7 +213,7 @@ def utilisation(case: Case, train: Callable[[bool], Run]) -> Outcome:
 
 
 def check_mae_speed(case: Case) -> Outcome:
-    return utilisation(case, lambda on: pretrained(case, case.mae("vit_b", epochs=8, compile=on)))
+    return utilisation(case, lambda on: pretrained(case, case.mae("vit_b", steps=32, compile=on)))
 
 
 def check_full_speed(case: Case) -> Outcome:

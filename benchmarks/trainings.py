@@ -30,6 +30,7 @@ from neuropeft.grid import cell_spec, cells, pretraining_spec  # noqa: E402
 from neuropeft.train import finetune, loop, pretrain  # noqa: E402
 
 CONFIG = Config.model_validate(yaml.safe_load((ROOT / "config.yaml").read_text()))
+INTERVAL = 4  # steps between validations
 TINY = {"width": 48, "depth": 2, "heads": 2, "patch_size": 4, "image_size": 16}
 
 
@@ -48,7 +49,7 @@ class Case:
 
     @property
     def batch(self) -> int:
-        """Return the scans of a step: four steps make an epoch."""
+        """Return the scans of a step: four steps are a pass over all of them."""
         return self.scans // 4
 
     @property
@@ -61,7 +62,7 @@ class Case:
         spec = json.loads(pretraining_spec(CONFIG, "mae_ukb", backbone))
         if self.small:
             spec |= {"backbone": spec["backbone"] | TINY, "decoder": tiny_cells.DECODER}
-        short = {"epochs": 3, "warmup_epochs": 1, "batch_size": self.batch, "validation_share": 1e-9}
+        short = {"steps": 12, "warmup_steps": 4, "batch_size": self.batch, "validation_share": 1e-9}
         return spec | short | changes
 
     def cell(self, method: str, **changes: Any) -> dict[str, Any]:
@@ -95,17 +96,17 @@ class Case:
 
 @dataclass
 class Run:
-    """What a training showed: the loss of each step, when each epoch ended, and what was trained."""
+    """What a training showed: the loss of each step, when steps were validated, and what was trained."""
 
     losses: list[float] = field(default_factory=list)
     ends: list[float] = field(default_factory=list)
-    scans: int = 0
+    scans: int = 0  # between two validations
     parts: int = 1
     module: nn.Module = field(default_factory=nn.Identity)
 
     @property
     def speed(self) -> float:
-        """Return scans per second, by the median of the epochs after the first."""
+        """Return scans per second, by the median of the times between validations."""
         return self.scans / statistics.median(np.diff(self.ends).tolist())
 
 
@@ -121,6 +122,8 @@ def watch(module: ModuleType, start: Callable[[], object], stop_at: int | None =
     run, losses = Run(), list[Tensor]()
 
     def fit(learner: loop.Learner, groups: Any, plan: loop.Plan, *rest: Any) -> None:
+        plan = replace(plan, interval=INTERVAL)
+
         def batch_losses(rows: Tensor, *place: int) -> Iterator[Tensor]:
             if len(losses) == stop_at:
                 os.kill(os.getpid(), signal.SIGUSR1)
@@ -134,7 +137,7 @@ def watch(module: ModuleType, start: Callable[[], object], stop_at: int | None =
             run.ends.append(time.perf_counter())  # the loop has just waited for the device
             return {"val_loss": 0.0}
 
-        run.module, run.scans = learner.module, plan.samples
+        run.module, run.scans = learner.module, INTERVAL * plan.batch_size
         watched = replace(learner, batch_losses=batch_losses, validate=validate)
         run.parts = loop.fit(watched, groups, plan, *rest).parts
         raise _Trained
@@ -155,8 +158,8 @@ def pretrained(
     case: Case, spec: dict[str, Any], state: Path | None = None, stop_at: int | None = None
 ) -> Run:
     """Return what a pretraining shows."""
-    arguments = case.store, [case.split], case.new_folder(), state or case.new_folder(), str(case.device)
-    return watch(pretrain, lambda: pretrain.pretrain(spec, *arguments), stop_at)
+    paths = case.store, [case.split], case.new_folder(), state or case.new_folder()
+    return watch(pretrain, lambda: pretrain.pretrain(spec, *paths, device=str(case.device)), stop_at)
 
 
 def finetuned(case: Case, spec: dict[str, Any]) -> Run:

@@ -6,18 +6,26 @@ import pytest
 import torch
 
 from neuropeft.train import data
-from neuropeft.train.data import Volumes, derive_seed, epoch_order, load_volumes
+from neuropeft.train.data import Volumes, batch_rows, derive_seed, load_volumes, pass_order
 
 CPU = torch.device("cpu")
 
 
-def test_order_is_a_permutation_and_a_function_of_seed_and_epoch() -> None:
-    order = epoch_order(50, seed=3, epoch=7)
+def test_order_is_a_permutation_and_a_function_of_seed_and_pass() -> None:
+    order = pass_order(50, seed=3, number=7)
     assert sorted(order.tolist()) == list(range(50))
     torch.rand(5)  # other draws must not matter
-    assert torch.equal(order, epoch_order(50, 3, 7))
-    assert not torch.equal(order, epoch_order(50, 3, 8))
-    assert not torch.equal(order, epoch_order(50, 4, 7))
+    assert torch.equal(order, pass_order(50, 3, 7))
+    assert not torch.equal(order, pass_order(50, 3, 8))
+    assert not torch.equal(order, pass_order(50, 4, 7))
+
+
+@pytest.mark.parametrize(("samples", "batch_size"), [(10, 4), (10, 5), (3, 8), (1, 4), (16, 16)])
+def test_batches_are_cut_from_passes_that_follow_one_another(samples: int, batch_size: int) -> None:
+    batches = [batch_rows(samples, batch_size, seed=2, step=step) for step in range(2 * samples)]
+    assert {tuple(batch.shape) for batch in batches} == {(batch_size,)}
+    passes = [pass_order(samples, 2, number) for number in range(2 * batch_size)]
+    assert torch.equal(torch.cat(batches), torch.cat(passes))
 
 
 def test_seeds_differ_by_purpose() -> None:

@@ -11,8 +11,8 @@ from torch import Tensor
 
 import tiny_cells
 from neuropeft.models.checkpoints import read_tensors
-from neuropeft.train.data import Volumes, epoch_order, load_volumes
-from neuropeft.train.prefetch import TrainingBatches, prefetch
+from neuropeft.train.data import Volumes, batch_rows, load_volumes
+from neuropeft.train.prefetch import DEPTH, TrainingBatches, prefetch
 from neuropeft.train.pretrain import pretrain
 from neuropeft.train.ranks import Ranks
 from test_train_memory import room_for
@@ -84,24 +84,26 @@ def test_the_thread_ends_when_nobody_wants_more(volumes: Volumes) -> None:
 def test_training_takes_each_batch_once_wherever_it_begins(
     volumes: Volumes, away: list[list[int]], rank: int
 ) -> None:
-    places = torch.tensor([9, 8, 7, 6, 5, 4, 3])  # in batches of 2: the last has one scan for two processes
-    batches = TrainingBatches(volumes, places, 2, seed=5, ranks=Ranks(rank, 2))
+    places = torch.tensor([9, 8, 7, 6, 5, 4, 3])
+    part = Ranks(rank, 2)
+    batches = TrainingBatches(volumes, places, 3, seed=5, ranks=part)  # uneven parts
 
-    def expect(epoch: int, step: int) -> None:
-        rows = epoch_order(7, 5, epoch)[2 * step : 2 * step + 2]
-        mine = places[rows[batches.part(len(rows))]]
-        assert np.array_equal(batches.get(rows, epoch, step), SOURCE[mine.numpy()])
+    def expect(rows: Tensor, step: int) -> None:
+        mine = places[rows[part.share(len(rows))]]
+        assert np.array_equal(batches.get(rows, step), SOURCE[mine.numpy()])
 
-    for step in range(4):
-        expect(0, step)
-    assert len(away) == 4
-    for step in (2, 3):  # of a run that goes on there
-        expect(1, step)
-    assert len(away) == 6
-    expect(1, 2)  # again
-    expect(1, 2)
-    other = torch.tensor([0, 1])  # what the order does not say
-    assert np.array_equal(batches.get(other, 1, 3), SOURCE[places[other[batches.part(2)]].numpy()])
+    def expect_step(step: int) -> None:
+        expect(batch_rows(7, 3, 5, step), step)
+
+    for step in range(4):  # the third ends one pass and begins another
+        expect_step(step)
+    assert len(away) <= 4 + DEPTH, "none is loaded twice"
+    for step in (9, 10):  # of a run that goes on there
+        expect_step(step)
+    expect_step(10)  # again
+    expect_step(10)
+    expect(torch.tensor([0, 1, 2]), 11)  # what the order does not say
+    expect_step(12)
 
 
 def outcomes(store: Path, name: str) -> tuple[list, list]:

@@ -1,6 +1,6 @@
 """The configuration: what config.yaml may say; `configfile` reads it.
 
-Every model forbids unknown keys, and what a validator says names the key and the mend.
+Every model forbids unknown keys, and what a validator says names the key and what to change.
 """
 
 import itertools
@@ -347,8 +347,8 @@ class MaskedAutoencoder(_Trained):
     mask_ratio: Share = Field(default=0.75, description="share of the patches that is hidden")
     mask: Literal["all", "foreground"] = Field(
         default="all",
-        description="which patches are shown or hidden: all, as in the paper, or those that hold brain in most "
-        "scans; a third of the visible ones is background otherwise",
+        description="which patches are shown or hidden: all, as in the paper, or those that hold brain in "
+        "most scans; a third of the visible ones is background otherwise",
     )
     normalize_targets: bool = Field(default=True, description="standardise each target patch")
     augment: Augment = Augment(flip=True)
@@ -455,7 +455,7 @@ Method = Annotated[Scratch | Full | Attention | LayerNorm | LoRA, Field(discrimi
 
 
 class Search(Model):
-    """A small search of learning rates, the same for every method: on training folds, chosen by validation."""
+    """A small search of learning rates, the same for every method; validation chooses."""
 
     lr: list[Annotated[float, Field(gt=0)]] = Field(
         default=[0.3, 1.0, 3.0], min_length=1, description="factors on the method's `lr` to try"
@@ -591,8 +591,8 @@ class Config(Model):
             _known(f"pretraining.{name}.cohort", [trained.cohort], self.cohorts)
             if trained.kind == "factors" and self.cohorts[trained.cohort].synthetic is None:
                 raise ValueError(
-                    f"`pretraining.{name}.cohort` is {trained.cohort!r}, whose anatomy nobody knows: kind factors "
-                    "needs a synthetic cohort"
+                    f"`pretraining.{name}.cohort` is {trained.cohort!r}, whose anatomy nobody knows: kind "
+                    "factors needs a synthetic cohort"
                 )
             if trained.start is not None:
                 _known(f"pretraining.{name}.start", [trained.start], self.pretraining)
@@ -616,7 +616,7 @@ class Config(Model):
         return self
 
     def starts(self, pretraining: str) -> list[str]:
-        """Return a pretraining, the one that it goes on from, and so on; it ends where one would come again."""
+        """Return a pretraining, the one that it goes on from, and so on, up to one that comes again."""
         found = [pretraining]
         while (trained := self.trained.get(found[-1])) and trained.start is not None:
             found.append(trained.start)

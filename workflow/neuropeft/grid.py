@@ -65,8 +65,9 @@ class Cell(NamedTuple):
 def cells(config: Config) -> list[Cell]:
     """Return the distinct valid cells of all grid blocks, sorted.
 
-    Scratch starts from no weights. Of full fine-tuning that would be the same, so it needs a pretraining; every
-    other method takes what the block lists, `none` too: what it makes of random weights is its untrained twin.
+    Scratch starts from no weights. Of full fine-tuning that would be the same, so it needs a pretraining;
+    every other method takes what the block lists, `none` too: what it makes of random weights is its
+    untrained twin.
     A CNN has neither pretraining nor methods other than scratch.
 
     Raises:
@@ -78,7 +79,8 @@ def cells(config: Config) -> list[Cell]:
         if not of_block:
             raise UserError(
                 f"`grid.{index}` has no valid cell: methods other than scratch need a ViT and an entry in "
-                f"`grid.{index}.pretraining`, full fine-tuning one other than none, and a CNN knows only scratch"
+                f"`grid.{index}.pretraining`, full fine-tuning one other than none, and a CNN knows only "
+                "scratch"
             )
         found |= of_block
     return sorted(found)
@@ -213,7 +215,7 @@ def cell_spec(config: Config, cell: Cell) -> dict[str, Any]:
 
 
 def searched(some: Iterable[Cell]) -> Cell:
-    """Return which cell of those that share base and fold the search tries rates with: most data, first seed."""
+    """Return the cell, of those that share base and fold, to try rates with: of most data, the first seed."""
     return min(some, key=lambda cell: (-cell.fraction, cell.seed))
 
 

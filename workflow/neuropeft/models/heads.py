@@ -1,8 +1,8 @@
 """A backbone with a head: the network that every cell fine-tunes.
 
-Registered brains look alike: what a backbone says of all of them is some hundred times larger than what it says of
-one. A head therefore works on tokens or features that are standardised first, by statistics that are the same for
-every batch, so that a scan's outputs never depend on its neighbours.
+Registered brains look alike: what a backbone says of all of them is some hundred times larger than what it
+says of one. A head therefore works on tokens or features that are standardised first, by statistics that are
+the same for every batch, so that a scan's outputs never depend on its neighbours.
 """
 
 from typing import TYPE_CHECKING
@@ -28,8 +28,8 @@ NORMS = ("fixed", "refreshed", "layer")
 class FeatureNorm(nn.Module):
     """Standardise features [B, *shape] by statistics of the training scans, without parameters.
 
-    What MAE's linear probe does with the statistics of the batch (He 2022, appendix A.1). Those of a batch are
-    unsteady where batches are small, and a head that learns by them learns the batch.
+    What MAE's linear probe does with the statistics of the batch (He 2022, appendix A.1). Those of a batch
+    are unsteady where batches are small, and a head that learns by them learns the batch.
     """
 
     mean: Tensor
@@ -53,7 +53,7 @@ class FeatureNorm(nn.Module):
 
 
 class AttentivePool(nn.Module):
-    """A few learned queries, each of which averages the tokens by its own weights (Lee 2019, Set Transformer)."""
+    """Learned queries, each of which averages the tokens by its own weights (Lee 2019, Set Transformer)."""
 
     def __init__(self, width: int) -> None:
         """Make queries for tokens of `width` channels; they start by averaging all places alike."""
@@ -62,7 +62,11 @@ class AttentivePool(nn.Module):
         nn.init.normal_(self.queries, std=0.02)
 
     def forward(self, tokens: Tensor, values: Tensor) -> Tensor:
-        """Return [B, QUERIES * width]: `values` averaged by the weights that `tokens` (both [B, N, width]) give."""
+        """Average `values` by the weights that `tokens` give, both [B, N, width].
+
+        Returns:
+            The averages of all queries, [B, QUERIES * width].
+        """
         logits = tokens @ self.queries.T / tokens.shape[-1] ** 0.5  # [B, N, QUERIES]
         return (logits.softmax(dim=1).transpose(1, 2) @ values).flatten(1)
 
@@ -84,8 +88,8 @@ class Head(nn.Module):
             outputs: Outputs of a scan.
             pool: `mean` averages the tokens, as the paper does; `attentive` averages them by learned weights;
                 `concat` reduces each by one shared projection and keeps its place.
-            norm: `fixed` standardises by the training scans' statistics at the start, `refreshed` measures them
-                again at each validation, `layer` is a trained LayerNorm (MAE's fc_norm).
+            norm: `fixed` standardises by the training scans' statistics at the start, `refreshed` measures
+                them again at each validation, `layer` is a trained LayerNorm (MAE's fc_norm).
         """
         super().__init__()
         if pool not in POOLS or norm not in NORMS:
@@ -113,7 +117,7 @@ class Head(nn.Module):
         return self.linear(self.reduce(values).flatten(1))  # [B, N * REDUCED]
 
     def measure(self, tokens: Tensor) -> None:
-        """Take the statistics of the training scans' tokens [n, N, width], if that is how this head standardises."""
+        """Take the statistics of training scans' tokens [n, N, width], if this head standardises by them."""
         if isinstance(self.norm, FeatureNorm):
             self.norm.measure(tokens.mean(dim=1) if self.pool == "mean" else tokens)
 

@@ -109,8 +109,8 @@ class MAE3D(nn.Module):
 
         Args:
             x: Z-scored scans [B, 1, S, S, S].
-            noise: [B, N] random numbers whose smallest per scan, 1 - ratio of them, say what stays visible; drawn
-                here on the device of `x` when not given.
+            noise: [B, N] random numbers whose smallest per scan, 1 - ratio of them, say what stays visible;
+                drawn here on the device of `x` when not given.
 
         Returns:
             The loss, the prediction and what was masked.
@@ -135,7 +135,7 @@ class MAE3D(nn.Module):
         return torch.where(self.foreground, noise, 2.0).argsort(dim=1)[:, : self.used]
 
     def targets(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what the network is to predict at every place of scans, [B, N, patch^3], and which count, [B, N]."""
+        """Return what to predict at every place of scans, [B, N, patch^3], and which of it counts, [B, N]."""
         return self._target(patchify(x, self.encoder.config.patch_size).float())
 
     def _target(self, patches: Tensor) -> tuple[Tensor, Tensor]:

@@ -103,9 +103,9 @@ def parameter_groups(model: Predictor, method: Mapping[str, Any]) -> list[dict[s
     """Return the optimiser groups of an adapted `model`.
 
     Biases, norms and other 1-D parameters get no weight decay. The matrices of the head learn at the method's
-    `head_lr` times `REFERENCE_WIDTH` over their inputs: a step of Adam moves every weight alike, so outputs of
-    more inputs move further at the same rate. With `layer_decay` a block learns that much slower than the one
-    above it, and the embedding slowest (Clark 2020, ELECTRA; MAE's fine-tuning).
+    `head_lr` times `REFERENCE_WIDTH` over their inputs: a step of Adam moves every weight alike, so outputs
+    of more inputs move further at the same rate. With `layer_decay` a block learns that much slower than the
+    one above it, and the embedding slowest (Clark 2020, ELECTRA; MAE's fine-tuning).
 
     Args:
         model: The network, after `adapt`.
@@ -134,7 +134,7 @@ def parameter_groups(model: Predictor, method: Mapping[str, Any]) -> list[dict[s
 
 
 def _layers_above(name: str, depth: int) -> int:
-    """Return how many layers lie between a parameter of a ViT of `depth` blocks and its last block or norm."""
+    """Return how many layers lie above a parameter's, of a ViT of `depth` blocks; the last norm is none."""
     if found := re.match(r"backbone\.blocks\.(\d+)\.", name):
         return depth - 1 - int(found[1])
     return depth if name.startswith("backbone.patch_embed.") else 0

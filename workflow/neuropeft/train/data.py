@@ -34,7 +34,7 @@ def pick_device(device: str | torch.device | None = None) -> torch.device:
 
 
 def derive_seed(seed: int, *purpose: object) -> int:
-    """Return a seed for one `purpose` (such as "order", epoch); other purposes get unrelated seeds."""
+    """Return a seed for one `purpose` (such as "order", pass); other purposes get unrelated seeds."""
     digest = hashlib.blake2b(repr((seed, *purpose)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
@@ -57,8 +57,8 @@ def pass_order(samples: int, seed: int, number: int) -> Tensor:
 def batch_rows(samples: int, batch_size: int, seed: int, step: int) -> Tensor:
     """Return the scans [batch_size] of a step, counted from 0.
 
-    Batches are cut from passes that follow one another without a gap, so that all have the same size and every
-    scan is seen equally often, however few there are.
+    Batches are cut from passes that follow one another without a gap, so that all have the same size and
+    every scan is seen equally often, however few there are.
     """
     start = step * batch_size
     first, last = start // samples, (start + batch_size - 1) // samples

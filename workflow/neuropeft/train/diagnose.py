@@ -1,8 +1,9 @@
 """What a pretraining has learnt so far: is it more than the template, and does it tell people apart?
 
-A low reconstruction loss can be reached without seeing any individual, since registered brains look alike. Three
-numbers beside the loss say so: the loss of predicting each place's mean patch, how many directions the features of
-different scans spread over, and how well a linear model on the frozen features predicts something that is known.
+A low reconstruction loss can be reached without seeing any individual, since registered brains look alike.
+Three numbers beside the loss say so: the loss of predicting each place's mean patch, how many directions the
+features of different scans spread over, and how well a linear model on the frozen features predicts something
+that is known.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,9 +22,10 @@ Targets = Mapping[str, Sequence[float]]
 
 
 def participation_ratio(features: Tensor) -> float:
-    """Return over how many directions the features [n, d] of scans spread: (sum of variances)^2 / sum of their squares.
+    """Return over how many directions the features [n, d] of scans spread.
 
-    Of principal components; from 1, where one direction holds all variance, to min(n - 1, d).
+    It is (sum of variances)^2 / sum of their squares, of principal components: from 1, where one direction
+    holds all variance, to min(n - 1, d).
     """
     centred = (features - features.mean(dim=0)).double()
     variances = torch.linalg.svdvals(centred).square()

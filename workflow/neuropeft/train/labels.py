@@ -69,7 +69,7 @@ def shuffled(sides: Sides, seed: int) -> Sides:
 
 
 def subject_weights(rows: Sequence[Row]) -> list[float]:
-    """Return how much each scan counts, 1 on average: a subject as much as any other, however many scans it has."""
+    """Return how much each scan counts, 1 on average: subjects count alike, however many scans they have."""
     scans = Counter(row["subject"] for row in rows)
     return [len(rows) / (len(scans) * scans[row["subject"]]) for row in rows]
 

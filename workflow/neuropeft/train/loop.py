@@ -36,9 +36,10 @@ class Learner:
 
     Attributes:
         module: The network; `train()` is called after each validation.
-        batch_losses: (rows [B] of a batch, step, parts) -> scalars that add up to the mean loss of the batch; over several processes, to what makes the mean over the processes that loss. The backward
-            pass of each follows before the next is asked for, and none needs the memory of more than one of
-            `parts` parts of the batch, whose scans, changes and masks stay those of the whole batch.
+        batch_losses: (rows [B] of a batch, step, parts) -> scalars that add up to the mean loss of the batch;
+            over several processes, to what makes the mean over the processes that loss. The backward pass of
+            each follows before the next is asked for, and none needs the memory of more than one of `parts`
+            parts of the batch, whose scans, changes and masks stay those of the whole batch.
         validate: () -> `val_loss` and whatever else the history shall hold.
         state: () -> the tensors that training changes, not copied.
         load: Takes back what `state` returned.
@@ -102,8 +103,8 @@ class Home:
 class Progress:
     """How far a run has come; a checkpoint holds it beside weights, optimiser and generators.
 
-    `step` counts the steps that are done; `loss_sum` and `interval_seconds` are those since the last validation.
-    `parts` is into how many parts a batch is cut so that it fits into the memory.
+    `step` counts the steps that are done; `loss_sum` and `interval_seconds` are those since the last
+    validation. `parts` is into how many parts a batch is cut so that it fits into the memory.
     """
 
     step: int = 0
@@ -187,7 +188,7 @@ def _finished(run: _Run) -> bool:
     plan, progress = run.plan, run.progress
     if plan.patience is None:
         return progress.step >= plan.steps
-    # The warm-up's epochs are no choice: their weights have hardly left the start.
+    # The weights of the warm-up are no choice: they have hardly left the start.
     since = progress.step - max(progress.best_step, plan.warmup_steps)
     return progress.step >= plan.steps or since >= plan.patience * plan.interval
 

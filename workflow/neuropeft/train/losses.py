@@ -21,8 +21,8 @@ class Objective:
         metric: What a person wants to watch: AUC, balanced accuracy, or the mean absolute error in the
             target's unit.
         offset: What turns outputs into what is reported, one per output: the median of a regression target,
-            which is the best constant for its loss, or what the loss weighs away of the classes, the log-odds of class 1 or, of more classes, the
-            logarithms of their frequencies.
+            which is the best constant for its loss, or what the loss weighs away of the classes, the log-odds
+            of class 1 or, of more classes, the logarithms of their frequencies.
         scale: SD of a regression target; 1 otherwise. Reported are outputs * scale + offset.
     """
 

@@ -88,7 +88,7 @@ class TrainingBatches:
             rows: The training scans of the batch, [B] on the CPU.
             step: Step of the run.
         """
-        wanted = self._own(rows)
+        wanted = _own(self.places, self.ranks, rows)
         if self.volumes.on_device:
             return self.volumes.take(wanted)
         for found, batch in self._ahead:
@@ -99,10 +99,12 @@ class TrainingBatches:
         self._ahead = prefetch(self.volumes, chain([wanted], self._following(step)))
         return next(self._ahead)[1]
 
-    def _own(self, rows: Tensor) -> Tensor:
-        return self.places[rows[self.ranks.share(len(rows))].to(self.places.device, non_blocking=True)]
-
     def _following(self, step: int) -> Iterator[Tensor]:
-        """Yield the places of this process's part of the batches after `step`, without end."""
-        for later in count(step + 1):
-            yield self._own(batch_rows(len(self.places), self.batch_size, self.seed, later))
+        """Return the places of this process's part of the batches after `step`, without end."""
+        # It does not hold `self`, which holds it: the thread ends as soon as nobody holds `self`.
+        places, ranks, size, seed = self.places, self.ranks, self.batch_size, self.seed
+        return (_own(places, ranks, batch_rows(len(places), size, seed, later)) for later in count(step + 1))
+
+
+def _own(places: Tensor, ranks: Ranks, rows: Tensor) -> Tensor:
+    return places[rows[ranks.share(len(rows))].to(places.device, non_blocking=True)]

@@ -83,8 +83,8 @@ def pretrain(
         with lock(state) if team.first else nullcontext():
             team.wait()
             _pretrain(
-                spec, Path(store_dir), held_out_splits, state, None if people is None else Path(people), start,
-                pick_device(device or gpu), checkpoint_seconds, team,
+                spec, Path(store_dir), held_out_splits, state, people, start, pick_device(device or gpu),
+                checkpoint_seconds, team,
             )  # fmt: skip
             if team.first:
                 for name in files(spec["kind"]):
@@ -99,7 +99,7 @@ def _pretrain(
     store_dir: Path,
     held_out_splits: Sequence[str | Path],
     state: Path,
-    people: Path | None,
+    people: str | Path | None,
     start: str | Path | None,
     device: torch.device,
     checkpoint_seconds: float,
@@ -138,9 +138,8 @@ def _pretrain(
         load_encoder(start, model.encoder)
     model.to(device)
     if not team.first:
-        torch.manual_seed(
-            derive_seed(int(spec["seed"]), "rank", team.rank)
-        )  # other scans, other stochastic depth
+        # Other scans, other stochastic depth.
+        torch.manual_seed(derive_seed(int(spec["seed"]), "rank", team.rank))
     run = Run(spec, model, volumes, rows, len(train), team, store_dir, _known(rows, people, factors))
     steps = int(spec["steps"])
     plan = Plan(
@@ -179,7 +178,7 @@ def _scans(
     return train, [row for row in rows if row["subject"] in validating]
 
 
-def _known(rows: Sequence[Mapping[str, str]], people: Path | None, factors: Sequence[str]) -> Targets:
+def _known(rows: Sequence[Mapping[str, str]], people: str | Path | None, factors: Sequence[str]) -> Targets:
     """Return what is probed for: age and sex (0, 1), where the cohort's table has them, and known factors."""
     known = {name: [_number(row.get(name)) for row in rows] for name in factors}
     if people is None:
@@ -232,7 +231,7 @@ def _write(home: Home, kind: Any, run: Run, progress: Progress) -> None:
 
 
 def _verdict(history: Sequence[Mapping[str, float]]) -> dict[str, Any]:
-    """Return what the last validation says of the encoder; print it if it has learnt nothing but the template."""
+    """Return what the last validation says of the encoder; print if that is no more than the template."""
     last = {name: value for name, value in history[-1].items() if name not in NOT_LEARNT}
     template = last.get("template_loss")
     if template is None:
@@ -240,7 +239,7 @@ def _verdict(history: Sequence[Mapping[str, float]]) -> dict[str, Any]:
     beaten = last["val_loss"] < template
     if not beaten:
         print(
-            f"pretraining: its loss on validation scans, {last['val_loss']:.3g}, is not below {template:.3g}, that of "
+            f"pretraining: its validation loss, {last['val_loss']:.3g}, is not below {template:.3g}, that of "
             "predicting at each place the mean training patch: the encoder has learnt the template and no "
             "individual; train longer, on more scans, or start from another pretraining",
             file=sys.stderr,

@@ -1,8 +1,8 @@
 """The equal search: every method tries the same few learning rates, and validation chooses.
 
-A comparison of methods at one learning rate compares learning rates. Each candidate trains for a share of the steps
-that a cell gets, on the training subjects of one split alone. The one with the lowest validation loss gives the rates
-of all cells of that fold.
+A comparison of methods at one learning rate compares learning rates. Each candidate trains for a share of the
+steps that a cell gets, on the training subjects of one split alone. The one with the lowest validation loss
+gives the rates of all cells of that fold.
 """
 
 import sys
@@ -43,8 +43,8 @@ def search(
         split: Split of the cell.
         encoder_path: Pretrained encoder that it starts from; None starts from random weights.
         state_dir: Folder for the states of the candidates.
-        table: The table to write, with `COLUMNS`: `chosen` marks the best candidate, and `at_edge` says whether a
-            rate of it is the lowest or highest that was tried.
+        table: The table to write, with `COLUMNS`: `chosen` marks the best candidate, and `at_edge` says
+            whether a rate of it is the lowest or highest that was tried.
         device: As torch names it; the GPU if there is one.
         checkpoint_seconds: Least time between checkpoints.
     """

@@ -27,9 +27,7 @@ rule search:
         runtime=search_minutes,
         gpu=1,
     params:
-        spec=lambda wildcards: json.dumps(
-            grid.cell_spec(CONFIG, searched_cell(wildcards)), sort_keys=True
-        ),
+        spec=lambda wildcards: json.dumps(grid.cell_spec(CONFIG, searched_cell(wildcards)), sort_keys=True),
         encoder=lambda wildcards, input: f"--encoder {input.encoder}" if input.encoder else "",
         # Not an output: Snakemake deletes outputs of a job that failed.
         state="results/_state/search/{task}/{backbone}/{pretraining}/{method}/{split}",

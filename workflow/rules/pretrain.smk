@@ -9,7 +9,9 @@ rule pretrain:
         splits=held_out_splits,
         people=known_people,
         start=pretraining_start,
-        code=lambda wildcards: sources("train.pretrain", f"train.{CONFIG.trained[wildcards.pretraining].kind}"),
+        code=lambda wildcards: sources(
+            "train.pretrain", f"train.{CONFIG.trained[wildcards.pretraining].kind}"
+        ),
     output:
         encoder="results/pretraining/{pretraining}/{backbone}{fold_part}/encoder.safetensors",
         history="results/pretraining/{pretraining}/{backbone}{fold_part}/history.csv",

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from neuropeft.errors import UserError
 from neuropeft.models.build import build_predictor
@@ -256,10 +256,15 @@ def _learner(
 
     measured = places[pass_order(len(sides.train), seed, 0)[:MEASURED].to(places.device)]
 
+    batch_norms = any(isinstance(module, nn.BatchNorm3d) for module in model.backbone.modules())
+
     def measure() -> None:
+        # As training sees them: by their running statistics, which lag behind, batch norms give others.
+        model.train(batch_norms)
         with torch.inference_mode():
             tokens = all_outputs(model.backbone.tokens, volumes, measured, mixed_precision, at_once)
         model.head.measure(tokens)
+        model.eval()
 
     def validate() -> dict[str, float]:
         if training["feature_norm"] == "refreshed":
@@ -271,7 +276,6 @@ def _learner(
             "val_metric": goal.metric(outputs, validation_targets),
         }
 
-    model.eval()
     measure()
     return Learner(
         model, batch_losses, validate, lambda: delta_state(model), lambda state: load_delta(model, state)

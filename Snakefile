@@ -41,6 +41,6 @@ rule all:
     input:
         TABLES,
         FIGURES,
-        expand("results/qc/{cohort}/index.html", cohort=COHORTS),
+        expand("results/qc/{cohort}/index.html", cohort=SCANNED),
         expand("results/simulated/{cohort}/participants.tsv", cohort=SIMULATED),
     localrule: True

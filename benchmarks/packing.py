@@ -4,7 +4,7 @@
 
 It starts a SLURM of its own (root, slurm-wlm and munge; see tests/slurm), whose GPUs are pretended: cells
 train on one CPU core each, two at a time, so leave two cores idle. Printed for each mode: the makespan from
-Snakemake's start to its end; the pure training time, which is the sum of all epochs over the two GPUs; their
+Snakemake's start to its end; the pure training time, which is the sum of all cells over the two GPUs; their
 ratio; the share of the makespan in which a GPU does not train; and, of a job, the seconds from submission to
 start where nothing is waited for, from its start to the first step, and from the last cell's end to its own.
 """

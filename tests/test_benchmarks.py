@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from neuropeft.cohorts.simulate import participants, write_scan
+from neuropeft.cohorts.synthetic_store import write_synthetic
 from workflow_command import ROOT
 
 
@@ -31,6 +32,37 @@ def test_of_the_autoencoder():
     assert "of the memory" in printed("mae.py", "--batch", 1, "--steps", 1)
 
 
+def test_of_what_only_a_gpu_shows():
+    _, *lines = printed("gpu.py", "--device", "cpu", "--small").splitlines()
+    assert len(lines) == 10
+    told = [re.search(r" s  (pass|unknown) ", line)[1] for line in lines]
+    assert told == ["pass"] * 7 + ["unknown"] * 3
+    assert "in 2 parts" in lines[4]
+
+
+def test_a_failing_check_of_the_gpu_stops_no_other_and_is_told():
+    code = """
+import sys
+import gpu
+gpu.CHECKS = {
+    "raises": lambda case: 1 / 0,
+    "differs": lambda case: gpu.alike([1.0, 2.0], [1.0, 2.1], 0.02),
+    "stops": lambda case: gpu.alike([1.0, 2.0], [1.0], 0.02),
+    "is nan": lambda case: gpu.alike([1.0], [float("nan")], 0.02),
+    "holds": lambda case: gpu.alike([1.0, 2.0], [1.0, 2.01], 0.02),
+}
+sys.argv = ["gpu.py", "--device", "cpu", "--small"]
+gpu.main()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT / "benchmarks", capture_output=True, text=True, check=False
+    )
+    _, *lines = done.stdout.splitlines()
+    assert [line.split(" s  ")[1].split()[0] for line in lines] == ["FAIL"] * 4 + ["pass"]
+    assert "ZeroDivisionError" in lines[0]
+    assert done.returncode == 1
+
+
 @pytest.fixture(scope="module")
 def head(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A simulated head with its true mask, and the BIDS folder in which they lie."""
@@ -49,3 +81,12 @@ def test_of_bias_correction(head: tuple[Path, Path]):
 def test_of_skull_stripping(head: tuple[Path, Path]):
     *_, mean = printed("skull_strip.py", head[1]).splitlines()
     assert float(re.search(r"1 scans: mean ([\d.]+)", mean)[1]) > 0.97
+
+
+def test_of_synthetic_volumes(tmp_path: Path):
+    store = tmp_path / "Synth/store"
+    write_synthetic(4, 0, 32, store, processes=1)
+    printed_lines = printed("synthetic.py", store, "--volumes", 4, "--out", tmp_path).splitlines()
+    same = next(line for line in printed_lines if line.startswith("detail inside, fine\t"))
+    assert len(set(same.split("\t")[1:])) == 1, "the store holds the volumes that it is compared with"
+    assert {"slices.png", "histograms.png"} <= {path.name for path in tmp_path.iterdir()}

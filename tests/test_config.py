@@ -1,4 +1,4 @@
-"""The configuration refuses every mistake in one sentence that names the key and the mend."""
+"""The configuration refuses every mistake in one sentence that names the key and what to change."""
 
 import copy
 import re
@@ -68,7 +68,11 @@ MISTAKES = [
     ),
     ("cohorts.X", {"bids": "no/such/place"}, "`cohorts.X.bids` is 'no/such/place', but there is no folder"),
     ("cohorts.X", {"table": "none.tsv"}, "`cohorts.X.table` is 'none.tsv', but there is no file"),
-    ("cohorts.X", {}, "`cohorts.X`: a cohort needs exactly one of `bids`, `table` and `simulated`"),
+    (
+        "cohorts.X",
+        {},
+        "`cohorts.X`: a cohort needs exactly one of `bids`, `table`, `simulated` and `synthetic`",
+    ),
     ("cohorts.SimA.skull_strip", "given", "`skull_strip: given` and `brain_masks` go together"),
     ("cohorts.SimA.brain_masks", "{scan_id}.nii", "`skull_strip: given` and `brain_masks` go together"),
     ("cohorts.SimA.simulated.groups", {"CN": 0.5, "AD": 0.4}, "the shares of `groups` must sum to 1"),
@@ -98,18 +102,48 @@ MISTAKES = [
     ("grid.0.pretraining", ["mae_x"], "`grid.0.pretraining` names 'mae_x', which is not there"),
     ("pretraining.mae_sim.cohort", "SimC", "`pretraining.mae_sim.cohort` names 'SimC', which is not there"),
     ("pretraining.none", {"cohort": "SimA"}, "`none` stands for no pretraining"),
-    ("pretraining.mae_sim.epoch", 3, "unknown key `pretraining.mae_sim.epoch`: did you mean 'epochs'?"),
+    ("pretraining.mae_sim.step", 3, "unknown key `pretraining.mae_sim.step`: did you mean 'steps'?"),
     (
         "pretraining.mae_sim.weights",
         "a.pt",
         "`pretraining.mae_sim`: weights that are there are not trained",
     ),
+    (
+        "pretraining.mae_sim.mask",
+        "brain",
+        "`pretraining.mae_sim.mask`: input should be 'all' or 'foreground'",
+    ),
+    ("pretraining.mae_sim.kind", "factor", "`pretraining.mae_sim.kind` is 'factor': choose from"),
+    (
+        "pretraining.mae_sim.warmup_steps",
+        10**6,
+        "`pretraining.mae_sim`: `warmup_steps` 1000000 must be fewer than `steps`",
+    ),
+    ("pretraining.mae_sim.start", "mae_x", "`pretraining.mae_sim.start` names 'mae_x', which is not there"),
+    (
+        "pretraining.mae_sim.start",
+        "mae_sim",
+        "`pretraining.mae_sim.start` leads back to 'mae_sim': give another start",
+    ),
+    (
+        "pretraining.X",
+        {"kind": "factors", "cohort": "SimA"},
+        "`pretraining.X.cohort` is 'SimA', whose anatomy nobody knows: kind factors needs a synthetic cohort",
+    ),
+    ("methods.lora.layer_decay", 0.7, "unknown key `methods.lora.layer_decay`"),
+    ("methods.full.layer_decay", 1.5, "`methods.full.layer_decay`: input should be less than or equal to 1"),
+    ("training.pool", "max", "`training.pool`: input should be 'mean', 'attentive' or 'concat'"),
+    ("training.feature_norm", "batch", "`training.feature_norm`: input should be 'fixed', 'refreshed' or 'l"),
+    ("training.search", {"lr": []}, "`training.search.lr`: "),
+    ("training.search", {"share": 0}, "`training.search.share`: input should be greater than 0"),
+    ("training.min_steps", -1, "`training.min_steps`: input should be greater than or equal to 0"),
+    ("backbones.vit_xs.drop_path", 0.1, "unknown key `backbones.vit_xs.drop_path`"),
     ("pretraining.X", {"weights": "no.pt"}, "`pretraining.X.weights` is 'no.pt', but there is no file"),
 ]
 
 
 @pytest.mark.parametrize(("key", "value", "sentence"), MISTAKES)
-def test_mistake_names_key_and_mend(raw, key, value, sentence):
+def test_mistake_names_key_and_remedy(raw, key, value, sentence):
     _set(raw, key, value)
     with pytest.raises(UserError) as error:
         load_config(raw, ROOT, "demo.yaml")
@@ -117,6 +151,16 @@ def test_mistake_names_key_and_mend(raw, key, value, sentence):
     assert text.startswith("demo.yaml: ")
     assert sentence in text
     assert "\n" not in text, "one mistake is one sentence"
+
+
+def test_starts_that_lead_in_a_circle_are_refused_however_long_it_is(raw):
+    mae = raw["pretraining"]["mae_sim"]
+    raw["pretraining"] |= {f"mae_{n}": mae | {"start": f"mae_{(n + 1) % 3}"} for n in range(3)}
+    with pytest.raises(UserError, match=r"`pretraining\.mae_0\.start` leads back to 'mae_0'"):
+        load_config(raw, ROOT)
+    raw["pretraining"]["mae_2"]["start"] = "mae_sim"
+    config = load_config(raw, ROOT)
+    assert config.starts("mae_0") == ["mae_0", "mae_1", "mae_2", "mae_sim"]
 
 
 def test_a_volume_too_small_for_a_densenet_is_told(raw):
@@ -203,7 +247,7 @@ def test_config_yaml_is_the_papers_benchmark():
     }
     for name in ("ad", "pd"):  # the second class is the positive one
         assert [*config.tasks[name].class_values().values()] == [["CN"], [name.upper()]]
-    assert {name: mae.cohort for name, mae in config.autoencoders.items()} == {"mae_ukb": "UKB"}
+    assert {name: mae.cohort for name, mae in config.trained.items()} == {"mae_ukb": "UKB"}
     # Table 1 counts the parameters of these networks and methods.
     methods = {name: method for name, method in config.methods.items() if not method.shuffle_labels}
     for ours, counted in ((config.backbones, BACKBONES), (methods, METHODS)):

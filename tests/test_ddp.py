@@ -13,7 +13,7 @@ from neuropeft.train.ranks import Ranks
 SCRIPT = """
 import sys, tiny_cells
 from neuropeft.train.pretrain import pretrain
-pretrain(tiny_cells.pretraining(), sys.argv[1], [], sys.argv[2], sys.argv[3], "cpu")
+pretrain(tiny_cells.pretraining(), sys.argv[1], [], sys.argv[2], sys.argv[3], device="cpu")
 """
 
 

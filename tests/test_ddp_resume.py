@@ -34,7 +34,8 @@ def one(rank, port, spec, name, told):
         step(self, scale)
     optimizer.AdamW.step = counted
     try:
-        pretrain(spec, folder / "store", [], folder / name, folder / f"state-{name}", "cpu", 1e9)
+        state = folder / f"state-{name}"
+        pretrain(spec, folder / "store", [], folder / name, state, device="cpu", checkpoint_seconds=1e9)
     except UserError as error:
         print(error, file=sys.stderr, flush=True)
         os._exit(1)
@@ -69,8 +70,8 @@ print(json.dumps({
 def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, Path]:
     """How the pairs ended and what they said, and where their results are.
 
-    Each process draws its own random numbers, for stochastic depth. The signal comes in the second of three
-    steps of the second epoch, and to one of the two alone.
+    Each process draws its own random numbers, for stochastic depth. The signal comes in the fifth of nine
+    steps, and to one of the two alone.
     """
     folder = tmp_path_factory.mktemp("pairs")
     tiny_cells.make_store(folder / "store")

@@ -81,6 +81,13 @@ def test_other_seeds_pretrain_nothing_anew(finished):
     assert not {"pretrain", "pack_cohort", *STEPS} & jobs.keys()
 
 
+def test_folds_preprocess_nothing_anew(finished):
+    config = copy.deepcopy(TINY) | {"splits": {"folds": 2, "validation": 0.15}}
+    jobs = dry_run(finished, config)
+    assert (jobs["split"], jobs["pretrain"], jobs["finetune"], jobs["cell"]) == (8, 2, 8, 20)
+    assert not {"pack_cohort", *STEPS} & jobs.keys()
+
+
 def test_a_changed_method_runs_its_own_cells_only(finished):
     config = copy.deepcopy(TINY)
     config["methods"]["lora"]["r"] = 2

@@ -24,8 +24,19 @@ def test_more_cells_scans_weights_and_attempts_take_longer():
     assert estimates.scan_minutes("n4", 32, 1) > estimates.scan_minutes("n4", 4, 1) > 0
     assert estimates.predict_minutes(VIT_B, 80, 3, 300, 1) < minutes()
     pretraining = CONFIG.pretraining["mae_ukb"]
-    small, large = (estimates.pretrain_minutes(VIT_S, pretraining, 80, scans, 1) for scans in (100, 1000))
+    small, large = (
+        estimates.pretrain_minutes(VIT_S, pretraining.model_copy(update={"steps": steps}), 80, 1)
+        for steps in (100, 1000)
+    )
     assert small < large
+
+
+def test_a_fine_tune_trains_at_least_its_least_steps():
+    longer = CONFIG.training.model_copy(update={"min_steps": 10**4})
+    few, many = (
+        estimates.finetune_minutes(VIT_S, training, 80, 1, 100, 1) for training in (CONFIG.training, longer)
+    )
+    assert few < many
 
 
 def test_no_job_asks_for_more_than_a_partition_gives():
@@ -35,6 +46,8 @@ def test_no_job_asks_for_more_than_a_partition_gives():
 def test_main_memory_has_room_for_the_volumes():
     assert estimates.volumes_mb(38_703, 80) == 39_632  # UK Biobank, as the design says
     assert estimates.training_mb(38_703, 80, 1) > 39_632
+    four = estimates.training_mb(38_703, 80, 1, processes=4)
+    assert four == 39_632 + 4 * estimates.MODEL_MB, "one copy of the volumes for all processes of a node"
     assert estimates.training_mb(100, 80, 2) == estimates.training_mb(100, 80, 1) + estimates.MODEL_MB
 
 

@@ -102,7 +102,9 @@ def test_the_papers_autoencoders(paper):
     for name, depth, heads in (("vit_b", 8, 12), ("vit_s", 4, 8)):
         spec = json.loads(grid.pretraining_spec(paper, "mae_ukb", name))
         assert spec["decoder"] == {"width": 384, "depth": depth, "heads": heads}
-        assert (spec["mask_ratio"], spec["epochs"]) == (0.75, 1000)
+        assert (spec["kind"], spec["mask_ratio"], spec["mask"]) == ("mae", 0.75, "all")
+        # 1,000 epochs of 38,703 scans
+        assert spec["steps"] * spec["batch_size"] == pytest.approx(1000 * 38_703, rel=0.01)
 
 
 # Peak learning rates that are in use for each method: few trained parameters want a high one.

@@ -3,6 +3,7 @@ import torch
 
 from neuropeft.errors import UserError
 from neuropeft.models.build import build_mae
+from neuropeft.models.mae3d import MAE3D
 from neuropeft.models.vit3d import patchify, unpatchify
 
 BACKBONE = {"kind": "vit", "width": 48, "depth": 2, "heads": 4, "patch_size": 8, "image_size": 32}
@@ -149,6 +150,45 @@ def test_a_reconstruction_has_the_level_and_contrast_of_the_true_patches(model, 
 
     model.decoder_pred = Perfect()
     torch.testing.assert_close(model.reconstruct(scans, noise)[0], scans, atol=1e-5, rtol=1e-5)
+
+
+@pytest.fixture
+def brain():
+    """Return the places that hold brain: all but an outer layer on two sides."""
+    places = torch.ones(4, 4, 4, dtype=torch.bool)
+    places[0] = places[:, 3] = False
+    return places.flatten()
+
+
+@pytest.fixture
+def of_brain(model, brain):
+    return MAE3D(model.encoder, model.shape, 0.75, foreground=brain)
+
+
+def test_background_is_neither_shown_nor_scored(of_brain, scans, noise, brain):
+    assert (of_brain.used, of_brain.visible) == (36, 9)
+    out = of_brain(scans, noise)
+    assert brain[out.masked].all()
+    assert out.masked.shape == (3, 27)
+    assert not out.mask[:, ~brain].any()
+    assert torch.equal(out.mask, of_brain.mask(noise))
+    patches = patchify(scans, 8)
+    patches[:, ~brain] = 7 * torch.randn(3, 28, 512)
+    other = of_brain(unpatchify(patches, 8), noise)
+    assert torch.equal(other.prediction, out.prediction)
+    assert torch.equal(other.loss, out.loss)
+
+
+def test_all_places_as_foreground_are_no_restriction(model, scans, noise):
+    everywhere = MAE3D(model.encoder, model.shape, 0.75, foreground=torch.ones(N, dtype=torch.bool))
+    everywhere.load_state_dict(model.state_dict())
+    assert torch.equal(everywhere(scans, noise).prediction, model(scans, noise).prediction)
+
+
+def test_a_reconstruction_leaves_the_background_as_it_is(of_brain, scans, noise, brain):
+    image, mask = of_brain.reconstruct(scans, noise)
+    assert torch.equal(patchify(image, 8)[:, ~brain], patchify(scans, 8)[:, ~brain])
+    assert not patchify(mask, 8)[:, ~brain].any()
 
 
 @pytest.mark.parametrize("ratio", [0.0, 0.999])

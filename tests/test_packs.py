@@ -56,7 +56,7 @@ def train(folder: Path, specs: dict, state: str = "state") -> list[str]:
     """Train a pack; return the outcome of each cell."""
     table, seeds = folder / "pack.tsv", sorted({spec["seed"] for spec in specs.values()})
     splits = [folder / f"seed-{seed}.tsv" for seed in seeds]
-    finetune_pack(specs, folder / "store", splits, None, folder / state, table, "cpu")
+    finetune_pack(specs, folder / "store", splits, None, folder / state, table, device="cpu")
     return [row["outcome"] for row in read_tsv(table)]
 
 
@@ -129,7 +129,7 @@ def test_a_pack_that_comes_back_after_another_grid_is_trained_again(folder: Path
     changed = {name: spec | {"method": FULL | {"lr": 1e-4}} for name, spec in second.items()}
     finetune_pack(
         changed, folder / "store", [folder / "seed-0.tsv", folder / "seed-1.tsv"], None, folder / "state",
-        folder / "other.tsv", "cpu",
+        folder / "other.tsv", device="cpu",
     )  # fmt: skip
     assert not (folder / "pack.tsv").exists(), "it said that a cell is there which is not any more"
     assert sorted(train(folder, first)) == ["kept", "trained"]
@@ -155,24 +155,24 @@ def test_an_encoder_made_again_just_the_same_trains_nothing_and_another_one_all(
         save_encoder(encoder, build_vit(tiny_cells.BACKBONE), {})
         os.utime(encoder, (0, 0))
         finetune_pack(
-            {"lora": SPECS["lora"]}, folder / "store", splits, encoder, folder / "state", table, "cpu"
+            {"lora": SPECS["lora"]}, folder / "store", splits, encoder, folder / "state", table, device="cpu"
         )
         assert [row["outcome"] for row in read_tsv(table)] == [outcome]
 
 
-@pytest.mark.parametrize("last", ["epoch", "file"])
+@pytest.mark.parametrize("last", ["validation", "file"])
 def test_a_signal_while_a_cell_ends_stops_the_pack(
     folder: Path, monkeypatch: pytest.MonkeyPatch, last: str
 ) -> None:
     def told_to_stop(run: loop._Run) -> None:
-        if len(run.progress.history) == run.plan.epochs:
+        if run.progress.step == run.plan.steps:
             os.kill(os.getpid(), signal.SIGUSR1)
 
     def write(path: Path, rows: list) -> None:
         write_history(path, rows)
         os.kill(os.getpid(), signal.SIGUSR1)
 
-    if last == "epoch":
+    if last == "validation":
         monkeypatch.setattr(loop, "_report", told_to_stop)
     else:
         monkeypatch.setattr(finetuning, "write_history", write)
@@ -188,7 +188,7 @@ def test_changed_code_trains_anew(folder: Path, monkeypatch: pytest.MonkeyPatch)
     one = {"lora": SPECS["lora"]}
     train(folder, one)
     assert train(folder, one) == ["kept"]
-    monkeypatch.setattr(finetuning, "code_digest", lambda module: "of other code")
+    monkeypatch.setattr(finetuning, "code_digest", lambda *modules: "of other code")
     assert train(folder, one) == ["trained"]
 
 

@@ -38,7 +38,7 @@ def scans():
 def train(model, scans, steps):
     """Train for `steps` with weight decay on everything; return the gradients' names seen."""
     model.train()
-    groups = parameter_groups(model, lr=1e-2, weight_decay=0.1)
+    groups = parameter_groups(model, {"lr": 1e-2, "weight_decay": 0.1})
     optimiser = torch.optim.AdamW(groups)
     moved = set()
     for _ in range(steps):
@@ -54,7 +54,7 @@ def test_every_trained_parameter_has_a_gradient_within_two_steps(method, scans):
     model = network(method)
     trained = {name for name, value in model.named_parameters() if value.requires_grad}
     assert train(model, scans, 2) == trained
-    assert {"head.weight", "head.bias"} < trained
+    assert {"head.linear.weight", "head.linear.bias"} < trained
 
 
 @pytest.mark.parametrize("method", METHODS, ids=names)
@@ -62,7 +62,7 @@ def test_frozen_tensors_stay_bitwise_and_trained_ones_move(method, scans):
     model = network(method)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     train(model, scans, 10)
-    model.feature_norm.measure(model.backbone(scans).detach())
+    model.head.measure(model.backbone.tokens(scans).detach())
     trained = set(delta_state(model))
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]) == (name not in trained), name
@@ -91,7 +91,7 @@ def test_a_delta_restores_the_trained_network(method, scans, tmp_path):
     save_delta(tmp_path / "delta.safetensors", model, {"cell": "c"})
     state, metadata = read_tensors(tmp_path / "delta.safetensors")
     assert metadata == {"cell": "c"}
-    assert {"head.weight", "head.bias"} <= set(state)
+    assert {"head.linear.weight", "head.linear.bias"} <= set(state)
     fresh = network(method)  # the same base; the head differs from the trained one
     load_delta(fresh, state)
     assert torch.equal(fresh.eval()(scans), model.eval()(scans))
@@ -107,9 +107,9 @@ LAYERS = {
 def test_a_delta_holds_nothing_but_what_was_trained(targets):
     assert set(delta_state(network({**LORA, "targets": targets}))) == {
         *(f"backbone.blocks.{i}.{LAYERS[t]}.lora_{m}.{t}" for i in (0, 1) for m in "ab" for t in targets),
-        *(f"feature_norm.{name}" for name in ("mean", "variance")),
-        "head.weight",
-        "head.bias",
+        *(f"head.norm.{name}" for name in ("mean", "variance")),
+        "head.linear.weight",
+        "head.linear.bias",
     }
 
 
@@ -118,11 +118,11 @@ def test_a_delta_that_does_not_fit_is_refused(broken):
     model = network(LORA)
     state = {name: value.clone() for name, value in delta_state(model).items()}
     if broken == "missing":
-        del state["head.bias"]
+        del state["head.linear.bias"]
     elif broken == "unexpected":
         state["backbone.norm.weight"] = torch.ones(48)
     elif broken == "shape":
-        state["head.bias"] = torch.ones(3)
+        state["head.linear.bias"] = torch.ones(3)
     else:
         state = delta_state(network({"kind": "attention"}))
     with pytest.raises(UserError, match="delta"):
@@ -192,7 +192,7 @@ def test_the_base_keeps_its_names_so_that_weights_load_after_adapting():
     adapted = network(LORA, seed=2)
     missing, unexpected = adapted.load_state_dict(plain.state_dict(), strict=False)
     assert not unexpected
-    own = {name for name in delta_state(adapted) if name.startswith(("head.", "feature_norm."))}
+    own = {name for name in delta_state(adapted) if name.startswith("head.")}
     assert set(missing) == set(delta_state(adapted)) - own
 
 
@@ -236,19 +236,48 @@ def test_a_method_that_cannot_be_is_refused(method, words):
 
 def test_how_a_method_is_trained_is_left_to_the_trainer():
     network({**LORA, "lr": 1e-3, "head_lr": None, "weight_decay": 0.0, "shuffle_labels": False})
+    network({"kind": "full", "lr": 1e-3, "layer_decay": 0.75})
 
 
 def test_groups_decay_matrices_only_and_keep_the_head_apart():
     model = network({"kind": "full"})
-    groups = parameter_groups(model, lr=1e-4, weight_decay=0.05, head_lr=1e-2)
+    groups = parameter_groups(model, {"lr": 1e-4, "weight_decay": 0.05, "head_lr": 1e-2})
     named = {group["name"]: group for group in groups}
     assert set(named) == {"backbone", "backbone_no_decay", "head", "head_no_decay"}
     for name, group in named.items():
         assert group["weight_decay"] == (0.0 if name.endswith("no_decay") else 0.05)
-        assert group["lr"] == (1e-2 if name.startswith("head") else 1e-4)
         assert all((value.ndim > 1) != name.endswith("no_decay") for value in group["params"])
+    assert {name: group["lr"] for name, group in named.items()} == {
+        "backbone": 1e-4,
+        "backbone_no_decay": 1e-4,
+        "head": pytest.approx(1e-2 * 768 / 48),  # in inverse proportion to its inputs
+        "head_no_decay": 1e-2,
+    }
     assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
-    assert {group["lr"] for group in parameter_groups(model, 1e-4, 0.0)} == {1e-4}
+    without = parameter_groups(model, {"lr": 1e-4, "head_lr": None})
+    assert {group["lr"] for group in without if group["name"] != "head"} == {1e-4}
+
+
+def rates(method):
+    """Return the peak learning rate of every trained parameter."""
+    model = network(method)
+    settings = {"lr": 1.0, "head_lr": 5.0, **method}
+    names = {id(value): name for name, value in model.named_parameters()}
+    groups = parameter_groups(model, settings)
+    return {names[id(value)]: group["lr"] for group in groups for value in group["params"]}
+
+
+def test_with_layer_decay_lower_layers_of_a_full_fine_tune_learn_slower():
+    found = rates({"kind": "full", "layer_decay": 0.5})
+    expected = {"patch_embed": 0.25, "blocks.0": 0.5, "blocks.1": 1.0, "norm": 1.0}
+    for name, rate in found.items():
+        if name.startswith("backbone."):
+            layer = next(layer for layer in expected if name.startswith(f"backbone.{layer}."))
+            assert rate == expected[layer], name
+    assert found["head.linear.bias"] == 5.0, "the head learns at its own rate"
+    for method in (LORA, {"kind": "attention"}, {"kind": "layernorm"}, {"kind": "scratch"}):
+        others = rates(method)
+        assert {rate for name, rate in others.items() if name.startswith("backbone.")} == {1.0}
 
 
 def test_a_frozen_part_stays_in_evaluation_mode_in_training():
@@ -275,7 +304,7 @@ def test_densenet_is_monais_with_the_head_apart(densenet):
     model = copy.deepcopy(densenet).eval()
     theirs = DenseNet121(spatial_dims=3, in_channels=1, out_channels=1).eval()
     theirs.features.load_state_dict(model.backbone.features.state_dict())
-    theirs.class_layers.out.load_state_dict(model.head.state_dict())
+    theirs.class_layers.out.load_state_dict(model.head.linear.state_dict())
     x = torch.randn(1, 1, 32, 32, 32)
     torch.testing.assert_close(model(x), theirs(x))
 
@@ -298,30 +327,10 @@ def test_a_frozen_cnn_keeps_its_batch_norm_statistics(densenet):
     model.train()(torch.randn(2, 1, 32, 32, 32))
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     assert not changed
-    assert {name.split(".")[0] for name in delta_state(model)} == {"feature_norm", "head"}
+    assert {name.split(".")[0] for name in delta_state(model)} == {"head"}
 
 
 @pytest.mark.parametrize("kind", ["attention", "layernorm", "lora"])
 def test_a_cnn_refuses_the_transformers_methods(densenet, kind):
     with pytest.raises(UserError, match="needs a ViT"):
         adapt(copy.deepcopy(densenet), {**LORA, "kind": kind} if kind == "lora" else {"kind": kind})
-
-
-def test_features_are_standardised_before_the_head():
-    """What all scans share must not drown what tells them apart."""
-    model = network(None).train()
-    features = 100 + 0.01 * torch.randn(16, 48)
-    standard = model.feature_norm(features)
-    torch.testing.assert_close(standard.mean(0), torch.zeros(48), atol=1e-2, rtol=0)
-    torch.testing.assert_close(standard.std(0, correction=0), torch.ones(48), atol=2e-2, rtol=0)
-    model.feature_norm.measure(features)
-    torch.testing.assert_close(model.eval().feature_norm(features), standard, atol=0.1, rtol=0)
-    one = model.train().feature_norm(features[:1])  # the last batch of an epoch
-    torch.testing.assert_close(one, standard[:1], atol=0.1, rtol=0)
-    assert not list(model.feature_norm.parameters())
-
-
-def test_the_head_works_in_float32_under_autocast():
-    model = network(None).train()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert model(torch.randn(2, 1, 32, 32, 32)).dtype == torch.float32

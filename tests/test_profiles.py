@@ -2,12 +2,15 @@
 
 import re
 import shutil
+from contextlib import chdir
 from pathlib import Path
 
 import pytest
 import yaml
 
 import planned
+from neuropeft import estimates
+from neuropeft.files import read_tsv
 from workflow_command import ROOT, TINY, write_config
 
 pytestmark = pytest.mark.filterwarnings("ignore:coroutine")  # Snakemake's own, of disk_mb
@@ -76,3 +79,22 @@ def test_the_profiles_line_for_several_nodes_gives_each_a_process_for_each_gpu(t
     assert asked["cpus-per-task"] == "8"
     assert job.shellcmd.startswith("srun ")
     assert "--nproc-per-node 4 --nnodes 2 " in job.shellcmd
+    with chdir(tmp_path):
+        assert int(asked["mem"]) == memory_of(processes=4), "on each node"
+
+
+def memory_of(processes: int) -> int:
+    """Megabytes that a pretraining on the test's first cohort asks for on a node."""
+    scans = len(read_tsv("results/cohorts/SimA/scans.tsv"))
+    return estimates.training_mb(scans, TINY["preprocessing"]["size"], 1, processes)
+
+
+@pytest.mark.parametrize(
+    ("asked", "processes"), [("gpu=1", 1), ("gpu=4", 4), ("gpu=1 * attempt", 1), ("gres='gpu:a100:3'", 3)]
+)
+def test_each_process_of_a_pretraining_has_its_memory(tmp_path: Path, asked: str, processes: int) -> None:
+    target = "results/pretraining/mae/vit_xxs/encoder.safetensors"
+    arguments = ("--configfile", write_config(tmp_path, TINY), "--set-resources", f"pretrain:{asked}")
+    (job,) = (job for job in planned.jobs(tmp_path, *arguments, "--", target) if job.rule.name == "pretrain")
+    with chdir(tmp_path):
+        assert job.resources.mem_mb == memory_of(processes)

@@ -99,7 +99,7 @@ def test_settings_are_understood():
         "stripped",
     )
     assert (config.tasks["ad"].where, config.tasks["ad"].zero_shot) == ({"site": [1, 2]}, ["OASIS"])
-    assert (config.autoencoders.keys(), config.imported.keys()) == ({"mae_ukb"}, {"theirs"})
+    assert (config.trained.keys(), config.imported.keys()) == ({"mae_ukb"}, {"theirs"})
 
 
 def test_files_that_are_shown_exist():

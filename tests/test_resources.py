@@ -32,7 +32,7 @@ SIZED["backbones"] = {
     for name, backbone in yaml.safe_load((ROOT / "config.yaml").read_text())["backbones"].items()
     if backbone["kind"] == "vit"
 }
-SIZED["pretraining"]["mae"]["epochs"] = 100
+SIZED["pretraining"]["mae"] |= {"steps": 12_000, "batch_size": 16}
 SIZED["training"]["epochs"] = 20
 SIZED["tasks"] = {"ad": TINY["tasks"]["ad"]}
 SIZED["grid"] = [
@@ -48,14 +48,14 @@ SIZED["cells_per_job"] = 5
 CONFIG = Config.model_validate(SIZED)
 SIZE = CONFIG.preprocessing.size
 CELLS_OF_A_BASE = 2 * 6
-Reckoned = Callable[[Job, int], int]  # from a job and its attempt
+Estimated = Callable[[Job, int], int]  # from a job and its attempt
 
 
-def scaled(number: int) -> Reckoned:
+def scaled(number: int) -> Estimated:
     return lambda job, attempt: number * attempt
 
 
-def per_chunk(step: str) -> Reckoned:
+def per_chunk(step: str) -> Estimated:
     def minutes(job: Job, attempt: int) -> int:
         chunks = scans_by_chunk(Path("results/cohorts", job.wildcards.cohort, "scans.tsv").absolute())
         return estimates.scan_minutes(step, chunks[job.wildcards.chunk], attempt)
@@ -68,13 +68,13 @@ def scans_by_chunk(index: Path) -> Counter[str]:
     return Counter(row["chunk"] for row in read_tsv(index))
 
 
-def per_cohort(step: str) -> Reckoned:
+def per_cohort(step: str) -> Estimated:
     return lambda job, attempt: estimates.scan_minutes(step, SCANS[job.wildcards.cohort], attempt)
 
 
 def pretraining(job: Job, attempt: int) -> int:
     backbone = CONFIG.backbones[job.wildcards.backbone]
-    return estimates.pretrain_minutes(backbone, CONFIG.autoencoders["mae"], SIZE, SCANS["SimA"], attempt)
+    return estimates.pretrain_minutes(backbone, CONFIG.trained["mae"], SIZE, attempt)
 
 
 def fine_tuning(job: Job, attempt: int) -> int:

@@ -15,14 +15,15 @@ from neuropeft.train.signals import REQUEUE_EXIT_CODE
 
 # Dropout and stochastic depth draw from torch's own generator, augmentation and order from derived seeds.
 METHOD = tiny_cells.LORA | {"dropout": 0.2}
-BACKBONE = tiny_cells.BACKBONE | {"drop_path": 0.2}
-SPEC = tiny_cells.cell(method=METHOD, backbone=BACKBONE, training={"epochs": 4})
+SPEC = tiny_cells.cell(method=METHOD, training={"epochs": 4, "drop_path": 0.2})
 # Nothing to learn: the first epoch stays the best one, and patience runs over the kill and ends it.
 HOPELESS = tiny_cells.cell(
-    method=METHOD | {"lr": 0.01}, shuffle_labels=True, training={"epochs": 4, "patience": 2}
+    method=METHOD | {"lr": 0.01},
+    shuffle_labels=True,
+    training={"epochs": 4, "patience": 2, "warmup_epochs": 0},
 )
-PRETRAINING = tiny_cells.pretraining(backbone=BACKBONE)
-KILLED_AT = 6  # the second step of the second epoch, of four and three steps
+PRETRAINING = tiny_cells.pretraining(backbone=tiny_cells.BACKBONE | {"drop_path": 0.2})
+KILLED_AT = 6  # of a fine-tune the second step of the second epoch
 
 KILL = """
 import os, signal, tiny_cells
@@ -61,15 +62,15 @@ def assert_same_delta(one: Path, other: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "status", "spec", "best"),
+    ("number", "status", "spec", "best", "steps"),
     [
-        (signal.SIGKILL, -signal.SIGKILL, SPEC, 4),
-        (signal.SIGTERM, REQUEUE_EXIT_CODE, SPEC, 4),
-        (signal.SIGUSR1, REQUEUE_EXIT_CODE, HOPELESS, 1),
+        (signal.SIGKILL, -signal.SIGKILL, SPEC, 16, 16),
+        (signal.SIGTERM, REQUEUE_EXIT_CODE, SPEC, 16, 16),
+        (signal.SIGUSR1, REQUEUE_EXIT_CODE, HOPELESS, 4, 12),
     ],
 )
 def test_a_killed_fine_tune_goes_on_exactly(
-    store: Path, number: int, status: int, spec: dict, best: int, capsys
+    store: Path, number: int, status: int, spec: dict, best: int, steps: int, capsys
 ) -> None:
     folder = store.parent
     seconds = 0 if number == signal.SIGKILL else 1e9  # a signal saves even where no checkpoint is due
@@ -80,11 +81,11 @@ def test_a_killed_fine_tune_goes_on_exactly(
     assert not (folder / "resumed").exists()
     split = folder / "seed-0.tsv"
     tiny_cells.finetune(spec, store, split, None, folder / "resumed", folder / "state")
-    assert "going on from epoch 2, step" in capsys.readouterr().err
+    assert f"going on from step {5 if seconds == 0 else 6} of" in capsys.readouterr().err
     tiny_cells.finetune(spec, store, split, None, folder / "whole", folder / "other state")
     assert_same_delta(folder / "resumed", folder / "whole")
     cost = tiny_cells.read_cost(folder / "resumed")
-    assert (cost["resumed"], cost["best_epoch"]) == (1, best)
+    assert (cost["resumed"], cost["best_step"], cost["steps"]) == (1, best, steps)
 
 
 def test_a_damaged_checkpoint_costs_time_but_not_exactness(store: Path, capsys) -> None:
@@ -98,7 +99,7 @@ def test_a_damaged_checkpoint_costs_time_but_not_exactness(store: Path, capsys) 
     tiny_cells.finetune(SPEC, store, split, None, folder / "resumed", folder / "state")
     said = capsys.readouterr().err
     assert "cannot read the checkpoint" in said
-    assert "going on from epoch 1, step 5" in said  # the end of the first epoch, not yet validated
+    assert "going on from step 4 of" in said  # the end of the first epoch, not yet validated
     tiny_cells.finetune(SPEC, store, split, None, folder / "whole", folder / "other state")
     assert_same_delta(folder / "resumed", folder / "whole")
 
@@ -148,7 +149,7 @@ def test_the_fingerprint_sees_the_data(store: Path) -> None:
 def test_a_killed_pretraining_goes_on_exactly(store: Path) -> None:
     folder = store.parent
     out, state = str(folder / "resumed"), str(folder / "state")
-    arguments = f"{PRETRAINING!r}, {str(store)!r}, [], {out!r}, {state!r}, 'cpu', 0"
+    arguments = f"{PRETRAINING!r}, {str(store)!r}, [], {out!r}, {state!r}, device='cpu', checkpoint_seconds=0"
     run = f"from neuropeft.train.pretrain import pretrain\npretrain({arguments})"
     assert killed(run, signal.SIGKILL) == -signal.SIGKILL
     pretrain(PRETRAINING, store, [], folder / "resumed", folder / "state", device="cpu")

@@ -39,7 +39,7 @@ def finish(config: Config, folder: Path, cell: Cell, spec: dict | None = None, *
     metadata = {"spec": json.dumps(spec or cell_spec(config, cell), sort_keys=True)}
     header = json.dumps({"__metadata__": metadata}).encode()
     (folder / "delta.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
-    (folder / "history.csv").write_text("epoch\n")
+    (folder / "history.csv").write_text("step\n")
     told = {"train_seconds": 3600.0, "train_scans": cell.fraction, "device": "NVIDIA H200"} | cost
     (folder / "cost.json").write_text(json.dumps(told))
 
@@ -236,7 +236,7 @@ def test_a_job_that_ended_without_a_word(
 ) -> None:
     of_pack = pack_of(packs(cells(config), config.cells_per_job))
     stopped, trained, failed, waiting, *_ = sorted(set(of_pack.values()))
-    write(log_of(tmp_path, stopped), "epoch 1\nslurmstepd: error: Detected 1 oom_kill event\n\n")
+    write(log_of(tmp_path, stopped), "step 1\nslurmstepd: error: Detected 1 oom_kill event\n\n")
     write(log_of(tmp_path, trained), "cell 2/2\n")
     write(tmp_path / f"packs/{trained.path}.tsv")  # its cells are missing since their settings changed
     write(log_of(tmp_path, failed), "it says why\n")
@@ -261,19 +261,19 @@ def test_preprocessing_and_pretraining(
     done[0]["status"] = "failed"
     write_tsv(tmp_path / "cohorts/SimA/chunks/x0/resample.tsv", done, ("scan_id", "status"))
     log = tmp_path / "logs/pretrain/mae/vit_xxs.log"
-    said = "pretraining: epoch 1/2, lr 0.1, train_loss 0.5, 900.0 s, at most 900 s left\n"
+    said = "pretraining: step 1/4, lr 0.1, train_loss 0.5, 900.0 s, at most 900 s left\n"
     write(log, said + "Terminated\n")
     text = printed(config, tmp_path, capsys)
     assert re.search(r"^SimA +1 of 2 +7 +1 +no$", text, flags=re.MULTILINE)
-    assert re.search(r"^mae +vit_xxs +stopped +epoch 1 of 2, at most 0.2 h left$", text, flags=re.MULTILINE)
+    assert re.search(r"^mae +vit_xxs +stopped +step 1 of 4, at most 0.2 h left$", text, flags=re.MULTILINE)
     assert f"{log}\n    Terminated" in text
-    write(log, "pretraining: going on from epoch 2, step 3 of the checkpoint\n")
+    write(log, "pretraining: going on from step 3 of the checkpoint\n")
     with write(tmp_path / "_state/pretraining/mae/vit_xxs/lock").open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         text = printed(config, tmp_path, capsys)
-        assert re.search(r"^mae +vit_xxs +running +epoch 1 of 2$", text, flags=re.MULTILINE)
+        assert re.search(r"^mae +vit_xxs +running +step 3 of 4$", text, flags=re.MULTILINE)
     write(tmp_path / "pretraining/mae/vit_xxs/encoder.safetensors")
-    assert re.search(r"^mae +vit_xxs +done +epoch 2 of 2$", printed(config, tmp_path, capsys), re.MULTILINE)
+    assert re.search(r"^mae +vit_xxs +done +step 4 of 4$", printed(config, tmp_path, capsys), re.MULTILINE)
 
 
 def test_time_left_follows_from_the_nearest_finished_cells(config: Config, tmp_path: Path) -> None:

@@ -131,23 +131,23 @@ def save_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("save_every_step")
-def test_a_run_goes_on_with_its_best_epoch_and_tells_how_long_it_took_to_start_again(
+def test_a_run_goes_on_with_its_best_weights_and_tells_how_long_it_took_to_start_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ages = iter([10.0, 3.0])  # of the two processes, at their first step
     monkeypatch.setattr(loop, "seconds_since_process_start", lambda: next(ages))
     steps = count()
 
-    def die(weight: torch.Tensor, epoch: int) -> torch.Tensor:
+    def die(weight: torch.Tensor, step: int) -> torch.Tensor:
         if next(steps) == 7:
-            raise KeyboardInterrupt  # in the third epoch, of three steps each
+            raise KeyboardInterrupt  # validated twice, every three steps
         return weight.sum()
 
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path, [3.0, 1.0], die, epochs=4)
-    progress, *_ = run(tmp_path, [2.0, 2.5], epochs=4)
+        run(tmp_path, [3.0, 1.0], die, steps=12)
+    progress, *_ = run(tmp_path, [2.0, 2.5], steps=12)
     assert [row["val_loss"] for row in progress.history] == [3.0, 1.0, 2.0, 2.5]
-    assert (progress.best_epoch, progress.best_loss, progress.resumed) == (2, 1.0, 1)
+    assert (progress.best_step, progress.best_loss, progress.resumed) == (6, 1.0, 1)
     assert progress.start_seconds == 3.0
 
 
@@ -155,7 +155,7 @@ def test_a_run_goes_on_with_its_best_epoch_and_tells_how_long_it_took_to_start_a
 def test_a_run_that_has_broken_does_not_replace_its_last_good_checkpoint(tmp_path: Path) -> None:
     steps = count()
     with pytest.raises(UserError, match="the training loss is not finite"):
-        run(tmp_path, [1.0], lambda weight, epoch: weight.sum() * (1 if next(steps) == 0 else math.nan))
+        run(tmp_path, [1.0], lambda weight, step: weight.sum() * (1 if next(steps) == 0 else math.nan))
     found = checkpoint.load(tmp_path, "f")
     assert found is not None
     assert found["progress"]["step"] == 1

@@ -11,21 +11,23 @@ import torch
 
 import tiny_cells
 from neuropeft.errors import UserError
+from neuropeft.files import read_tsv, write_tsv
 from neuropeft.models.build import build_vit
 from neuropeft.models.checkpoints import read_tensors, save_encoder
+from neuropeft.models.heads import NORMS, POOLS, QUERIES, FeatureNorm
 from neuropeft.peft.adapt import load_delta
 from neuropeft.store import open_store
 from neuropeft.train import finetune as finetuning
 from neuropeft.train.augment import Augmentation
 from neuropeft.train.cost import seconds_since_process_start
 from neuropeft.train.finetune import forward_outputs, make_model
-from neuropeft.train.loop import Plan
+from neuropeft.train.loop import Learner, Plan
 from neuropeft.train.losses import objective
-from neuropeft.train.pretrain import _autocast
+from neuropeft.train.pretraining_run import Run
 
 COST = {
     "trainable", "head", "total", "delta_bytes", "peak_memory_bytes", "train_seconds", "start_seconds",
-    "seconds_per_epoch", "epochs", "best_epoch", "best_val_loss", "train_subjects", "train_scans", "device",
+    "seconds_per_step", "steps", "best_step", "best_val_loss", "train_subjects", "train_scans", "device",
     "torch", "flops_per_sample", "resumed", "fingerprint", "accumulation",
 }  # fmt: skip
 SCRATCH = {"kind": "scratch"}
@@ -49,19 +51,21 @@ def test_writes_delta_history_and_cost(store: Path) -> None:
     assert sorted(path.name for path in out.iterdir()) == ["cost.json", "delta.safetensors", "history.csv"]
     history = tiny_cells.read_history(out)
     assert list(history[0]) == [
-        "epoch", "lr", "train_loss", "val_loss", "val_metric", "accumulation",
+        "step", "lr", "train_loss", "val_loss", "val_metric", "accumulation",
     ]  # fmt: skip
-    assert len(history) == 3
+    assert [row["step"] for row in history] == ["4", "8", "12"], "16 scans in batches of 5"
     cost = tiny_cells.read_cost(out)
     assert set(cost) == COST
     state, metadata = read_tensors(out / "delta.safetensors")
-    trained = sum(value.numel() for name, value in state.items() if not name.startswith("feature_norm."))
+    trained = sum(value.numel() for name, value in state.items() if not name.startswith("head.norm."))
     assert cost["total"] == trained == cost["trainable"] + cost["head"]
     assert cost["delta_bytes"] == (out / "delta.safetensors").stat().st_size
     assert (cost["train_subjects"], cost["train_scans"], cost["resumed"]) == (16, 16, 0)
     assert cost["start_seconds"] > 0
     assert cost["flops_per_sample"] > 0
-    assert cost["best_val_loss"] == min(float(row["val_loss"]) for row in history)
+    best = min(history[1:], key=lambda row: float(row["val_loss"]))  # the first one is of the warm-up
+    assert (cost["best_step"], cost["best_val_loss"]) == (int(best["step"]), float(best["val_loss"]))
+    assert (cost["steps"], cost["seconds_per_step"]) == (12, pytest.approx(cost["train_seconds"] / 12))
     assert json.loads(metadata["spec"]) == tiny_cells.cell()
     assert not list((store.parent / "state").iterdir()), "the checkpoint is done with"
 
@@ -80,27 +84,40 @@ def test_the_settings_of_a_cell_reach_its_training(store: Path, monkeypatch: pyt
 
     monkeypatch.setattr(torch, "compile", compiling)
     monkeypatch.setattr(finetuning, "augment", changing)
-    method = FULL | {"lr": 1e-4, "head_lr": 1e-2, "weight_decay": 0.05}
+    method = FULL | {"lr": 1e-4, "head_lr": 1e-2, "weight_decay": 0.05, "layer_decay": 1.0}
     training = {"epochs": 9, "batch_size": 4, "warmup_epochs": 2, "patience": 3, "clip": 0.5, "compile": True}
+    training |= {"pool": "attentive", "feature_norm": "refreshed", "drop_path": 0.3}
     spec = tiny_cells.cell(method=method, training=training, seed=6)
     split = tiny_cells.make_split(store.parent / "seed-6.tsv", store)
     paths = (store, split, None, store.parent / "out", store.parent / "state")
     given = tiny_cells.given_to_fit("finetune", tiny_cells.finetune, spec, *paths)
     assert given["plan"] == Plan(
-        name=spec["cell"], samples=16, epochs=9, batch_size=4, warmup_epochs=2, clip=0.5, seed=6, patience=3
+        name=spec["cell"],
+        samples=16,
+        steps=36,
+        interval=4,
+        batch_size=4,
+        warmup_steps=8,
+        clip=0.5,
+        seed=6,
+        patience=3,
     )
+    width = tiny_cells.BACKBONE["width"]
     assert {(group["name"], group["lr"], group["weight_decay"]) for group in given["groups"]} == {
         ("backbone", 1e-4, 0.05),
         ("backbone_no_decay", 1e-4, 0.0),
-        ("head", 1e-2, 0.05),
+        ("head", pytest.approx(1e-2 * 768 / width), 0.05),  # the queries
+        ("head", pytest.approx(1e-2 * 768 / (QUERIES * width)), 0.05),
         ("head_no_decay", 1e-2, 0.0),
     }
     learner = given["learner"]
-    next(learner.batch_losses(torch.arange(4), 1, 2, 1))
+    assert [block.drop_path for block in learner.module.backbone.blocks] == [0.0, 0.3]
+    assert (learner.module.head.pool, type(learner.module.head.norm)) == ("attentive", FeatureNorm)
+    next(learner.batch_losses(torch.arange(4), 5, 1))
     with torch.inference_mode():
         learner.validate()  # on the scans as they are, by the network as predictions use it
     augmentation = Augmentation(flip=True, rotate_deg=5, translate_voxels=1, intensity=0.1)
-    assert changed == [(augmentation, 6, (1, 2), 0, 4)]
+    assert changed == [(augmentation, 6, 5, 0, 4)]
     assert (compiled, calls) == ([learner.module], ["compiled"])
     spec["training"]["compile"] = False
     tiny_cells.given_to_fit("finetune", tiny_cells.finetune, spec, *paths)
@@ -123,7 +140,7 @@ def test_a_gpu_computes_in_bfloat16_where_that_is_wanted(
     there = SimpleNamespace(device=torch.device(device))  # scans as a GPU would hold them
     outputs = forward_outputs(lambda scans: torch.ones(2, 1, dtype=torch.bfloat16), there, wanted)
     assert outputs.dtype == torch.float32
-    _autocast(SimpleNamespace(volumes=there, spec={"mixed_precision": wanted}))
+    Run.autocast(SimpleNamespace(device=there.device, spec={"mixed_precision": wanted}))
     assert entered == 2 * [(device, {"dtype": torch.bfloat16, "enabled": enabled})]
 
 
@@ -143,7 +160,7 @@ def test_the_same_cell_gives_the_same_delta_and_another_seed_another(store: Path
     ]
     first, again, other = (read_tensors(out / "delta.safetensors")[0] for out in runs)
     assert all(torch.equal(first[name], again[name]) for name in first)
-    assert not torch.equal(first["head.weight"], other["head.weight"])
+    assert not torch.equal(first["head.linear.weight"], other["head.linear.weight"])
 
 
 def test_a_pretrained_encoder_is_the_start_and_stays_frozen(store: Path) -> None:
@@ -158,7 +175,6 @@ def test_a_pretrained_encoder_is_the_start_and_stays_frozen(store: Path) -> None
     out = train(store, tiny_cells.cell(), path)
     assert {name.split(".")[0] for name in read_tensors(out / "delta.safetensors")[0]} == {
         "backbone",
-        "feature_norm",
         "head",
     }
 
@@ -167,21 +183,130 @@ def test_regression_keeps_the_training_statistics_beside_the_delta(store: Path) 
     out = train(store, tiny_cells.cell("regression"), regression=True)
     metadata = read_tensors(out / "delta.safetensors")[1]
     y = torch.tensor([60 + 10.5 * (i % 2) + 0.1 * i for i in range(16)], dtype=torch.float64)
-    assert json.loads(metadata["offset"])[0] == pytest.approx(float(y.mean()))
+    assert json.loads(metadata["offset"])[0] == pytest.approx(float(y.median()))
     assert float(metadata["scale"]) == pytest.approx(float(y.std(correction=0)))
 
 
-def test_what_is_evaluated_is_standardised_by_the_training_scans(store: Path) -> None:
-    """However far the backbone moved: running means over batches would lag behind."""
-    spec = tiny_cells.cell(method=FULL | {"lr": 0.01})
-    out = train(store, spec)
-    model = make_model(spec, None).eval()
-    load_delta(model, read_tensors(out / "delta.safetensors")[0])
+@pytest.mark.parametrize(("norm", "current"), [("fixed", False), ("refreshed", True)])
+def test_features_are_standardised_by_the_training_scans(store: Path, norm: str, current: bool) -> None:
+    """Of the network as it started, or of the one that is stored, however far it has moved."""
+    spec = tiny_cells.cell(method=FULL | {"lr": 0.01}, training={"feature_norm": norm})
+    state, _ = read_tensors(train(store, spec) / "delta.safetensors")
+    model = make_model(spec, None).eval()  # random weights: those that the cell started from
     scans = torch.from_numpy(open_store(store).volumes[:16].astype(np.float32))[:, None]  # those trained on
+    for network_is_current in (False, True):
+        if network_is_current:
+            load_delta(model, state)
+        with torch.inference_mode():
+            features = model.backbone(scans)
+        fits = torch.allclose(features.mean(0), state["head.norm.mean"], atol=1e-3)
+        fits &= torch.allclose(features.var(0, correction=0), state["head.norm.variance"], rtol=1e-2)
+        assert fits == (network_is_current == current)
+
+
+def plan_of(store: Path, **changes) -> Plan:
+    spec = tiny_cells.cell(**changes)
+    split = tiny_cells.make_split(store.parent / "seed-0.tsv", store)
+    paths = (store, split, None, store.parent / "out", store.parent / "state")
+    return tiny_cells.given_to_fit("finetune", tiny_cells.finetune, spec, *paths)["plan"]
+
+
+def test_every_fraction_trains_for_as_many_steps(store: Path) -> None:
+    whole, part = plan_of(store), plan_of(store, fraction=25)
+    assert (whole.samples, part.samples) == (16, 4)
+    for plan in (whole, part):
+        assert (plan.steps, plan.interval, plan.warmup_steps, plan.batch_size) == (12, 4, 4, 5)
+
+
+def test_few_scans_train_for_the_least_steps_in_whole_epochs(store: Path) -> None:
+    plan = plan_of(store, training={"min_steps": 50})
+    assert (plan.steps, plan.interval, plan.warmup_steps) == (52, 4, 4)
+    assert plan_of(store, training={"min_steps": 12}).steps == 12
+
+
+def test_few_validation_subjects_choose_nothing(store: Path) -> None:
+    """Six of them in all, three at half of the labels."""
+    assert plan_of(store, training={"min_validation": 6}).patience == 10
+    assert plan_of(store, training={"min_validation": 7}).patience is None
+    assert plan_of(store, training={"min_validation": 6}, fraction=50).patience is None
+    spec = tiny_cells.cell(method=FULL, training={"min_validation": 7, "patience": 1})
+    out = train(store, spec)
+    cost, last = tiny_cells.read_cost(out), tiny_cells.read_history(out)[-1]
+    assert (cost["steps"], cost["best_step"]) == (12, 12)
+    assert cost["best_val_loss"] == float(last["val_loss"])
+
+
+def learner_of(store: Path, **changes) -> Learner:
+    changes["training"] = {"augment": {"flip": True, "intensity": 0.1}} | changes.get("training", {})
+    split = tiny_cells.make_split(store.parent / "seed-0.tsv", store)
+    paths = (store, split, None, store.parent / "out", store.parent / "state")
+    spec = tiny_cells.cell(**changes)
+    learner = tiny_cells.given_to_fit("finetune", tiny_cells.finetune, spec, *paths)["learner"]
+    learner.module.train()
+    return learner
+
+
+@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("norm", NORMS)
+def test_parts_of_a_batch_add_up_to_its_gradient(store: Path, pool: str, norm: str) -> None:
+    learner = learner_of(store, method=FULL, training={"pool": pool, "feature_norm": norm})
+    rows, gradients, losses = torch.arange(7), [], []
+    for parts in (1, 2, 3, 7):
+        learner.module.zero_grad()
+        losses.append(0.0)
+        for loss in learner.batch_losses(rows, 2, parts):
+            loss.backward()
+            losses[-1] += float(loss)
+        gradients.append({name: value.grad for name, value in learner.module.named_parameters()})
+    assert losses == pytest.approx([losses[0]] * 4, abs=1e-6)
+    for other in gradients[1:]:
+        for name, gradient in other.items():
+            torch.testing.assert_close(gradient, gradients[0][name], atol=1e-6, rtol=1e-4)
+
+
+def test_a_batch_weighs_subjects_and_not_their_scans(tmp_path: Path) -> None:
+    store = tiny_cells.make_store(tmp_path / "store", scans=40, sessions=2)
+    scans = read_tsv(store / "scans.tsv")
+    kept = [row for row in scans if (row["subject"], row["session"]) != ("sub-000", "ses-2")]
+    write_tsv(store / "scans.tsv", kept, list(kept[0]))
+    learner = learner_of(store, training={"augment": {}})
+    (whole,) = learner.batch_losses(torch.arange(23), 0, 1)
+    alone = torch.stack([next(learner.batch_losses(torch.tensor([i]), 0, 1)) for i in range(23)])
+    assert float(whole) == pytest.approx(float(alone.mean()), rel=1e-5)
+    unweighted = learner_losses(store, learner.module)
+    weights = torch.tensor([2.0] + [1.0] * 22) * 23 / 24
+    torch.testing.assert_close(alone, weights * unweighted, atol=1e-5, rtol=1e-4)
+
+
+def learner_losses(store: Path, model: torch.nn.Module) -> torch.Tensor:
+    """Return the unweighted loss of each training scan in turn; subjects of either class weigh the same."""
+    goal = objective({"kind": "binary", "classes": 2, "name": "t"}, [0, 1], [1, 1], "cell")
+    opened, rows = open_store(store), read_tsv(store / "scans.tsv")[:23]
+    volumes = [opened.volumes[opened.index_of(row["scan_id"])].astype(np.float32) for row in rows]
+    targets = torch.tensor([int(row["subject"][-3:]) % 2 for row in rows], dtype=torch.float32)
     with torch.inference_mode():
-        standard = model.feature_norm(model.backbone(scans))
-    torch.testing.assert_close(standard.mean(0), torch.zeros(standard.shape[1]), atol=1e-3, rtol=0)
-    torch.testing.assert_close(standard.std(0), torch.ones(standard.shape[1]), atol=1e-2, rtol=0)
+        return goal.loss(model(torch.from_numpy(np.stack(volumes))[:, None]), targets)
+
+
+def test_chosen_rates_reach_the_optimiser_the_fingerprint_and_the_cost(store: Path) -> None:
+    split = tiny_cells.make_split(store.parent / "seed-0.tsv", store)
+    spec = tiny_cells.cell(method={"kind": "attention"}, training={"epochs": 2})
+    shared = finetuning.open_shared([spec], store, [split], None, "cpu")
+
+    def given(rates: dict[str, float] | None) -> dict:
+        state = store.parent / "state"
+        return tiny_cells.given_to_fit("finetune", finetuning.finetune, spec, shared, state, 1e9, 0.0, rates)
+
+    plain, chosen = given(None), given({"lr": 5e-4, "head_lr": 7e-3})
+    rates = [{group["name"]: group["lr"] for group in one["groups"]} for one in (plain, chosen)]
+    assert (rates[0]["backbone"], rates[0]["head_no_decay"]) == (3e-3, 3e-3)
+    assert (rates[1]["backbone"], rates[1]["head_no_decay"]) == (5e-4, 7e-3)
+    assert plain["home"].fingerprint != chosen["home"].fingerprint
+    assert chosen["home"].fingerprint != given({"lr": 5e-4, "head_lr": 8e-3})["home"].fingerprint
+    state = store.parent / "trained"
+    finetuning.finetune(spec, shared, state, rates={"lr": 5e-4, "head_lr": 7e-3})
+    cost = tiny_cells.read_cost(state / "finished")
+    assert (cost["chosen_lr"], cost["chosen_head_lr"]) == (5e-4, 7e-3)
 
 
 def test_a_cnn_is_stored_as_it_was_validated(tmp_path: Path) -> None:
@@ -194,19 +319,19 @@ def test_a_cnn_is_stored_as_it_was_validated(tmp_path: Path) -> None:
     load_delta(model, read_tensors(out / "delta.safetensors")[0])
     scans = torch.from_numpy(open_store(store).volumes[2:4].astype(np.float32))[:, None]
     with torch.inference_mode():
-        loss = objective(spec["task"], [0, 1], "cell").loss(model(scans), torch.tensor([0.0, 1]))
-    assert float(loss) == pytest.approx(tiny_cells.read_cost(out)["best_val_loss"], rel=1e-4)
+        loss = objective(spec["task"], [0, 1], [1, 1], "cell").loss(model(scans), torch.tensor([0.0, 1]))
+    assert float(loss.mean()) == pytest.approx(tiny_cells.read_cost(out)["best_val_loss"], rel=1e-4)
 
 
 def test_multiclass(store: Path) -> None:
     out = train(store, tiny_cells.cell("multiclass"), classes=3)
-    assert read_tensors(out / "delta.safetensors")[0]["head.weight"].shape == (
+    assert read_tensors(out / "delta.safetensors")[0]["head.linear.weight"].shape == (
         3,
         tiny_cells.BACKBONE["width"],
     )
 
 
-def test_a_delta_of_the_best_epoch_fits_its_model(store: Path) -> None:
+def test_the_delta_that_was_best_fits_its_model(store: Path) -> None:
     spec = tiny_cells.cell(method=FULL)
     out = train(store, spec)
     load_delta(make_model(spec, None), read_tensors(out / "delta.safetensors")[0])
@@ -225,7 +350,7 @@ def test_shuffled_labels_leave_nothing_to_learn_from(store: Path) -> None:
 
 def test_too_high_a_learning_rate_is_explained(store: Path) -> None:
     method = SCRATCH | {"lr": 1e30}
-    with pytest.raises(UserError, match=r"scratch/100/0: the \w+ loss is not finite in epoch 1 .*lower lr"):
+    with pytest.raises(UserError, match=r"scratch/100/0: the \w+ loss is not finite at step 4 .*lower lr"):
         train(store, tiny_cells.cell(method=method, training={"augment": {}}))
 
 

@@ -4,7 +4,7 @@ import pytest
 
 import tiny_cells
 from neuropeft.errors import UserError
-from neuropeft.train.labels import Sides, read_sides, shuffled, stored_sessions
+from neuropeft.train.labels import Sides, read_sides, shuffled, stored_sessions, subject_weights
 
 
 @pytest.fixture
@@ -27,6 +27,13 @@ def test_all_scans_train_first_scans_validate_nobody_tests(store: Path) -> None:
     assert len(subjects(found.train)) == 12
     assert [row["session"] for row in found.validation] == ["ses-1"] * 6
     assert {row["side"] for row in (*found.train, *found.validation)} == {"train", "val"}
+
+
+def test_subjects_weigh_alike_however_many_scans_they_have() -> None:
+    rows = [{"subject": subject} for subject in "aaabcc"]
+    weights = subject_weights(rows)
+    assert sum(weights) == pytest.approx(6), "1 on average"
+    assert weights == pytest.approx([2 / 3] * 3 + [2] + [1] * 2)
 
 
 def test_fractions_are_of_subjects_and_nested(store: Path) -> None:

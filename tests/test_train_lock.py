@@ -116,7 +116,7 @@ def test_a_second_pretraining_waits_and_takes_over(tmp_path: Path, killed: bool)
     first.communicate("\n" * 99)
     steps, said = second.communicate(timeout=120)
     assert second.returncode == 0, said
-    assert ("going on from epoch" in said) == killed
+    assert ("going on from step" in said) == killed
     assert (steps == "") == (not killed), "what the first has finished is not trained again"
     assert (tmp_path / "two" / "encoder.safetensors").exists()
     assert not (tmp_path / "state" / LOCK).read_text().startswith(f"process {first.pid} ")

@@ -14,16 +14,16 @@ CPU = torch.device("cpu")
 
 
 def run(folder: Path, validation: list[float], loss=None, **plan) -> tuple[Progress, nn.Parameter, list]:
-    """Train one number towards 0 by constant steps, with the given validation losses."""
+    """Train one number towards 0 by constant steps, three between the given validation losses."""
     weight = nn.Parameter(torch.tensor([1.0]))
     module = nn.Module()
     module.weight = weight
     losses: Iterator[float] = iter(validation)
     seen = []
 
-    def batch_losses(rows, epoch, step, parts):
-        seen.append((epoch, step, rows.tolist()))
-        yield loss(weight, epoch) if loss else weight.sum()
+    def batch_losses(rows, step, parts):
+        seen.append((step, rows.tolist()))
+        yield loss(weight, step) if loss else weight.sum()
 
     learner = Learner(
         module,
@@ -33,25 +33,25 @@ def run(folder: Path, validation: list[float], loss=None, **plan) -> tuple[Progr
         lambda state: weight.data.copy_(state["weight"]),
     )
     group = {"params": [weight], "lr": 0.01, "weight_decay": 0.0}
-    defaults = {"epochs": len(validation), "batch_size": 4, "warmup_epochs": 0, "clip": 1.0, "patience": 2}
-    settings = Plan("a/cell", 10, seed=0, **(defaults | plan))
+    defaults = {"steps": 3 * len(validation), "interval": 3, "warmup_steps": 0, "clip": 1.0, "patience": 2}
+    settings = Plan("a/cell", 10, batch_size=4, seed=0, **(defaults | plan))
     return fit(learner, [group], settings, Home(folder, "f", {}), CPU), weight, seen
 
 
-def test_stops_early_and_returns_to_the_best_epoch(tmp_path: Path) -> None:
+def test_stops_early_and_returns_to_the_best_validation(tmp_path: Path) -> None:
     progress, weight, seen = run(tmp_path / "a", [3.0, 2.0, 1.0, 1.5, 1.0, 0.5, 0.4])
-    assert (progress.best_epoch, progress.best_loss) == (3, 1.0)
-    assert [row["epoch"] for row in progress.history] == [1, 2, 3, 4, 5]
+    assert (progress.best_step, progress.best_loss) == (9, 1.0)
+    assert [row["step"] for row in progress.history] == [3, 6, 9, 12, 15]
     assert len(seen) == 5 * 3
-    # Adam's step on a constant gradient is the learning rate: three epochs of three steps, at their rates.
+    # Adam's step on a constant gradient is the learning rate: nine steps, at their rates.
     scales = [0.5 * (1 + math.cos(math.pi * step / 21)) for step in range(9)]
     assert weight.item() == pytest.approx(1 - 0.01 * sum(scales), abs=1e-5)
 
 
-def test_the_warm_up_lasts_its_epochs(tmp_path: Path) -> None:
-    progress, weight, _ = run(tmp_path, [1.0] * 4, warmup_epochs=2, patience=None)
-    rates = [0.01 * lr_scale(step, 6, 12) for step in range(12)]  # three steps an epoch
-    assert [row["lr"] for row in progress.history] == pytest.approx(rates[2::3]), "at the end of each epoch"
+def test_the_warm_up_lasts_its_steps(tmp_path: Path) -> None:
+    progress, weight, _ = run(tmp_path, [1.0] * 4, warmup_steps=6, patience=None)
+    rates = [0.01 * lr_scale(step, 6, 12) for step in range(12)]
+    assert [row["lr"] for row in progress.history] == pytest.approx(rates[2::3]), "at each validation"
     assert weight.item() == pytest.approx(1 - sum(rates), abs=1e-5)
 
 
@@ -62,25 +62,55 @@ def test_without_patience_it_trains_to_the_end_and_keeps_the_last(tmp_path: Path
     assert weight.item() < 1 - 0.04
 
 
-def test_every_scan_is_seen_once_an_epoch_in_another_order(tmp_path: Path) -> None:
-    _, _, seen = run(tmp_path, [2.0, 1.0])
-    assert [len(rows) for _, _, rows in seen] == [4, 4, 2, 4, 4, 2]
-    epochs = [[row for epoch, _, rows in seen if epoch == wanted for row in rows] for wanted in (0, 1)]
-    assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(10))
-    assert epochs[0] != epochs[1]
+@pytest.mark.parametrize(
+    ("validation", "best", "validations"),
+    [
+        ([0.1, 0.2, 3.0, 2.0, 2.5, 2.5, 0.0], 12, 6),  # those of the warm-up are the lowest
+        ([0.1, 0.2, 3.0, 4.0, 5.0], 9, 5),  # patience begins to count after it
+        ([0.1, 0.2], 6, 2),  # nothing but warm-up: the end of it
+    ],
+)
+def test_no_weights_of_the_warm_up_are_chosen(
+    tmp_path: Path, validation: list[float], best: int, validations: int
+) -> None:
+    warmup = min(6, 3 * len(validation) - 1)
+    progress, _, _ = run(tmp_path, validation, warmup_steps=warmup)
+    assert (progress.best_step, len(progress.history)) == (best, validations)
 
 
-def test_train_loss_is_the_mean_over_scans(tmp_path: Path) -> None:
-    # The loss is 4 in batches of 4 scans and 1 in the last one, of 2 scans.
-    values = iter([4.0, 4.0, 1.0])
-    progress, _, _ = run(tmp_path, [1.0], loss=lambda weight, epoch: weight.sum() * 0 + next(values))
-    assert progress.history[0]["train_loss"] == pytest.approx((4 * 8 + 1 * 2) / 10)
+def test_without_patience_no_loss_chooses(tmp_path: Path) -> None:
+    progress, _, _ = run(tmp_path, [1.0, 2.0], patience=None)
+    assert (progress.best_step, progress.best_state) == (0, {})
+
+
+def test_batches_are_full_and_every_pass_sees_every_scan_once_in_another_order(tmp_path: Path) -> None:
+    _, _, seen = run(tmp_path, [1.0] * 5, steps=10, interval=2, patience=None)
+    assert [step for step, _ in seen] == list(range(10))
+    assert {len(rows) for _, rows in seen} == {4}, "however many scans there are"
+    stream = [row for _, rows in seen for row in rows]
+    passes = [stream[start : start + 10] for start in range(0, 40, 10)]
+    assert all(sorted(one) == list(range(10)) for one in passes)
+    assert len({tuple(one) for one in passes}) == 4
+
+
+def test_train_loss_is_the_mean_over_the_steps_since_the_last_validation(tmp_path: Path) -> None:
+    values = iter([4.0, 4.0, 1.0, 6.0])
+    progress, _, _ = run(
+        tmp_path, [1.0, 1.0], steps=4, loss=lambda weight, step: weight.sum() * 0 + next(values)
+    )
+    assert [row["step"] for row in progress.history] == [3, 4], "the end is validated too"
+    assert [row["train_loss"] for row in progress.history] == [3.0, 6.0]
+
+
+def test_a_warm_up_of_all_steps_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="a/cell: a warm-up of 6 steps leaves none of 6 at the full lr"):
+        run(tmp_path, [1.0, 1.0], warmup_steps=6)
 
 
 def test_gradients_are_clipped(tmp_path: Path) -> None:
     norms = []
 
-    def loss(weight, epoch):
+    def loss(weight, step):
         return 1e6 * weight.sum()
 
     original = nn.utils.clip_grad_norm_
@@ -96,11 +126,11 @@ def test_gradients_are_clipped(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("which", ["training", "validation"])
-def test_loss_that_is_not_finite_names_cell_epoch_and_a_lower_lr(tmp_path: Path, which: str) -> None:
-    def loss(weight, epoch):
-        return weight.sum() * (math.nan if which == "training" and epoch == 1 else 1.0)
+def test_loss_that_is_not_finite_names_cell_step_and_a_lower_lr(tmp_path: Path, which: str) -> None:
+    def loss(weight, step):
+        return weight.sum() * (math.nan if which == "training" and step == 4 else 1.0)
 
     validation = [1.0, math.inf if which == "validation" else 1.0, 1.0]
-    message = f"a/cell: the {which} loss is not finite in epoch 2 at peak learning rate 0.01; give a lower lr"
+    message = f"a/cell: the {which} loss is not finite at step 6 at peak learning rate 0.01; give a lower lr"
     with pytest.raises(UserError, match=message):
         run(tmp_path, validation, loss=loss)

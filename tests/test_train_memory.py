@@ -77,7 +77,7 @@ def test_a_fine_tune_in_parts_ends_as_one_in_whole_batches(
     store: Path, room: int, parts: int, capsys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("neuropeft.train.finetune.training_flops", lambda *_: 0)  # takes room for two scans
-    spec = tiny_cells.cell(training={"batch_size": 6})  # of 16 scans: a last batch of 4
+    spec = tiny_cells.cell(training={"batch_size": 6})
     whole = tune(store, spec, "whole")
     with room_for(room, ViT3D) as tried:
         cut = tune(store, spec, "cut")
@@ -124,7 +124,7 @@ def test_a_resumed_run_keeps_its_parts(store: Path, monkeypatch: pytest.MonkeyPa
     assert_alike(whole, cut, "delta.safetensors")
 
 
-def test_what_does_not_fit_at_all_is_said_with_a_mend(store: Path) -> None:
+def test_what_does_not_fit_at_all_is_said_with_a_remedy(store: Path) -> None:
     spec = tiny_cells.cell()
     message = f"{spec['cell']}: not even one scan at a time fits into the memory of cpu; give a GPU with more"
     with room_for(0, ViT3D), pytest.raises(UserError, match=message):
@@ -175,7 +175,7 @@ def limited(self, x, *rest):
     return forward(self, x, *rest)
 MAE3D.forward = limited
 store, out, state, port = sys.argv[1:]
-spec = json.dumps(tiny_cells.pretraining(epochs=2))
+spec = json.dumps(tiny_cells.pretraining(steps=4))
 def fork(rank):
     child = os.fork()
     if child:
@@ -200,7 +200,7 @@ def test_processes_that_share_a_batch_start_again_with_more_parts(store: Path) -
     assert "out of GPU memory with 4 scans at once; start again, then each process goes through" in said
     assert tiny_cells.read_cost(folder / "cut")["accumulation"] == 2
     assert {path.name for path in state.iterdir()} == {FINISHED, LOCK}, "note and checkpoint are done with"
-    pretrain(tiny_cells.pretraining(epochs=2), store, [], folder / "whole", folder / "alone", device="cpu")
+    pretrain(tiny_cells.pretraining(steps=4), store, [], folder / "whole", folder / "alone", device="cpu")
     assert_alike(folder / "whole", folder / "cut", "encoder.safetensors")
 
 
@@ -221,13 +221,13 @@ def test_a_note_of_another_run_does_not_count(tmp_path: Path) -> None:
 def test_batch_norms_inside_a_backbone_are_mentioned(tmp_path: Path, capsys) -> None:
     module = nn.Sequential(nn.Linear(1, 1), nn.BatchNorm3d(1))
 
-    def batch_losses(rows: Tensor, epoch: int, step: int, parts: int) -> Iterator[Tensor]:
+    def batch_losses(rows: Tensor, step: int, parts: int) -> Iterator[Tensor]:
         if parts == 1:
             raise torch.OutOfMemoryError("CUDA out of memory.")
         yield module[0].weight.sum()
 
     learner = loop.Learner(module, batch_losses, lambda: {"val_loss": 1.0}, dict, lambda state: None)
-    plan = loop.Plan("a/cell", 4, epochs=1, batch_size=4, warmup_epochs=0, clip=1.0, seed=0)
+    plan = loop.Plan("a/cell", 4, steps=1, interval=1, batch_size=4, warmup_steps=0, clip=1.0, seed=0)
     groups = [{"params": [module[0].weight], "lr": 0.01, "weight_decay": 0.0}]
     loop.fit(learner, groups, plan, loop.Home(tmp_path, "f", {}), torch.device("cpu"))
     assert "the backbone's batch norms see one part at a time" in capsys.readouterr().err

@@ -78,7 +78,7 @@ def test_schedule_warms_up_then_falls_to_zero() -> None:
     assert lr_scale(0, 0, 10) == 1.0
 
 
-def test_warm_up_must_leave_epochs() -> None:
+def test_warm_up_must_leave_steps() -> None:
     check_warmup("cell", 2, 3)
-    with pytest.raises(UserError, match="cell: warmup_epochs 3 leaves none of 3 epochs"):
+    with pytest.raises(UserError, match="cell: a warm-up of 3 steps leaves none of 3 at the full lr"):
         check_warmup("cell", 3, 3)

@@ -26,7 +26,6 @@ BACKBONE = {
     "mlp_ratio": 2.0,
     "patch_size": 4,
     "image_size": EDGE,
-    "drop_path": 0.0,
 }
 DECODER = {"width": 24, "depth": 1, "heads": 2}
 LORA = {"kind": "lora", "r": 2, "alpha": 2.0, "targets": ["q", "v"], "dropout": 0.0}
@@ -83,6 +82,12 @@ def cell(kind: str = "binary", method: dict[str, Any] = LORA, **changes: Any) ->
         "batch_size": 5,
         "warmup_epochs": 1,
         "patience": 10,
+        "min_steps": 0,
+        "min_validation": 1,
+        "pool": "mean",
+        "feature_norm": "fixed",
+        "drop_path": 0.0,
+        "search": None,
         "clip": 1.0,
         "augment": {"flip": True, "rotate_deg": 5, "translate_voxels": 1, "intensity": 0.1},
         "mixed_precision": True,
@@ -105,13 +110,15 @@ def cell(kind: str = "binary", method: dict[str, Any] = LORA, **changes: Any) ->
 def pretraining(**changes: Any) -> dict[str, Any]:
     """Return the settings of a pretraining."""
     spec = {
+        "kind": "mae",
         "backbone": BACKBONE,
         "decoder": DECODER,
         "mask_ratio": 0.75,
-        "epochs": 3,
+        "mask": "all",
+        "steps": 9,
         "batch_size": 8,
         "lr": 1e-3,
-        "warmup_epochs": 1,
+        "warmup_steps": 3,
         "weight_decay": 0.05,
         "betas": [0.9, 0.95],
         "clip": 1.0,

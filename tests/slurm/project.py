@@ -29,11 +29,11 @@ FASTER = [
 ]
 
 
-def make(folder: Path, pretrainings: Sequence[str], epochs: int) -> None:
+def make(folder: Path, pretrainings: Sequence[str], steps: int) -> None:
     """Write a configuration of pretrainings that differ in their names alone, and what they need."""
     config = copy.deepcopy(workflow_command.TINY)
     template = config["pretraining"].pop("mae")
-    config["pretraining"] = {name: template | {"epochs": epochs} for name in pretrainings}
+    config["pretraining"] = {name: template | {"steps": steps} for name in pretrainings}
     config["tasks"] = {"ad": config["tasks"]["ad"]}
     grid = config["grid"][0]
     config["grid"] = [grid | {"tasks": ["ad"], "pretraining": list(pretrainings), "seeds": [0]}]

@@ -12,13 +12,13 @@ RESOURCES = ["mpi=srun", f"nodes={NODES}", f"tasks={NODES}", "tasks_per_gpu=0", 
 
 
 def test_two_nodes_follow_the_curve_of_one_process(slurm: Cluster, tmp_path: Path) -> None:
-    project.make(tmp_path, ("nodes", "alone"), 150)
+    project.make(tmp_path, ("nodes", "alone"), 300)
     resources = [f"pretrain:{resource}" for resource in RESOURCES]
     # On the command line the profile's whole set-resources is replaced.
     resources += ["pretrain:slurm_partition=gpu", "pretrain:mem_mb=1000", "pretrain:runtime=60"]
     head = project.Head(tmp_path, project.encoders(["nodes"]), "--set-resources", *resources)
     try:
-        trains = lambda: "epoch 3/" in project.log(tmp_path, "nodes")  # noqa: E731
+        trains = lambda: "step " in project.log(tmp_path, "nodes")  # noqa: E731
         wait_for("it trains", lambda: trains() or head.process.poll() is not None)
         job = project.job_of(slurm, "nodes")
         assert "NumNodes=2" in slurm.call("scontrol", "show", "job", job), head.said()

@@ -60,6 +60,12 @@ def _simulate_tables(options: argparse.Namespace) -> None:
     write_cohort_tables(participants(**spec), options.root)
 
 
+def _synthesize(options: argparse.Namespace) -> None:
+    from neuropeft.cohorts.synthetic_store import write_synthetic
+
+    write_synthetic(options.volumes, options.seed, options.size, options.out, options.processes)
+
+
 def _split(options: argparse.Namespace) -> None:
     from neuropeft.cohorts.splits import make_split, read_usable, write_split
 
@@ -174,7 +180,15 @@ def _pretrain(options: argparse.Namespace) -> None:
     _lease_gpu()
     from neuropeft.train.pretrain import pretrain
 
-    pretrain(json.loads(options.spec), options.store, options.hold_out, options.out, options.state)
+    pretrain(
+        json.loads(options.spec),
+        options.store,
+        options.hold_out,
+        options.out,
+        options.state,
+        options.people,
+        options.start,
+    )
 
 
 def _import_encoder(options: argparse.Namespace) -> None:
@@ -194,6 +208,21 @@ def _finetune(options: argparse.Namespace) -> None:
         json.loads(options.specs),
         options.store,
         options.splits,
+        options.encoder,
+        options.state,
+        options.table,
+        options.search,
+    )
+
+
+def _search(options: argparse.Namespace) -> None:
+    _lease_gpu()
+    from neuropeft.train.search import search
+
+    search(
+        json.loads(options.spec),
+        options.store,
+        options.split,
         options.encoder,
         options.state,
         options.table,
@@ -354,6 +383,11 @@ def _add_cohorts(verb: Verb) -> None:
     _paths(tables, "--root")
     tables.add_argument("--spec", required=True)
 
+    synthesize = verb("synthesize", _synthesize, "write the store of a synthetic cohort")
+    for name in ("--volumes", "--seed", "--size", "--processes"):
+        synthesize.add_argument(name, type=int, required=True)
+    _paths(synthesize, "--out")
+
     split = verb("split", _split, "split the subjects of a task into training, validation and test")
     _paths(split, "--labels", "--store-scans", "--out")
     split.add_argument("--task", required=True)
@@ -411,6 +445,8 @@ def _add_models(verb: Verb) -> None:
     pretrain.add_argument("--spec", required=True)
     _paths(pretrain, "--store", "--out", "--state")
     _path_lists(pretrain, "--hold-out")
+    pretrain.add_argument("--people", type=Path, help="ages and sexes of the scans, which are probed for")
+    pretrain.add_argument("--start", type=Path, help="encoder of another pretraining to go on from")
 
     imported = verb("import-encoder", _import_encoder, "turn weights from elsewhere into an encoder file")
     _paths(imported, "--weights", "--out")
@@ -421,6 +457,13 @@ def _add_models(verb: Verb) -> None:
     _paths(finetune, "--store", "--state", "--table")
     _path_lists(finetune, "--splits")
     finetune.add_argument("--encoder", type=Path)
+
+    finetune.add_argument("--search", type=Path, help="table of the search, whose rates are taken")
+
+    search = verb("search", _search, "try learning rates of a method on one split")
+    search.add_argument("--spec", required=True)
+    _paths(search, "--store", "--split", "--state", "--table")
+    search.add_argument("--encoder", type=Path)
 
     take = verb("take-cell", _take_cell, "take over what the training of a cell has left")
     take.add_argument("--spec", required=True)

@@ -1,10 +1,10 @@
 """The configuration: what config.yaml may say; `configfile` reads it.
 
-Every model forbids unknown keys, and what a validator says names the key and the mend.
+Every model forbids unknown keys, and what a validator says names the key and what to change.
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Annotated, Literal
 
 from pydantic import (
@@ -71,8 +71,15 @@ class Simulated(Model):
         return self
 
 
+class Synthetic(Model):
+    """A synthetic cohort: brains painted on the template grid, to pretrain on."""
+
+    volumes: int = Field(ge=4, description="number of synthetic volumes")
+    seed: Seed = Field(default=0, description="seed; more volumes of a seed keep the first ones")
+
+
 class Cohort(Model):
-    """A named set of scans with a table: a BIDS root, a table of paths, or a simulated cohort."""
+    """A named set of scans: a BIDS root, a table of paths, a simulated cohort or a synthetic one."""
 
     bids: str | None = Field(
         default=None, description="BIDS root (participants.tsv, sub-*/[ses-*/]anat/*_T1w.nii[.gz])"
@@ -81,6 +88,9 @@ class Cohort(Model):
         default=None, description="TSV or CSV with a `path` per scan, `subject` and label columns"
     )
     simulated: Simulated | None = Field(default=None, description="simulate this cohort")
+    synthetic: Synthetic | None = Field(
+        default=None, description="paint this cohort's volumes; for pretraining only"
+    )
     columns: dict[str, str] = Field(
         default={},
         description="this cohort's own column names: {name used in tasks: name in the table}",
@@ -97,8 +107,14 @@ class Cohort(Model):
 
     @model_validator(mode="after")
     def _one_source(self) -> "Cohort":
-        if sum(source is not None for source in (self.bids, self.table, self.simulated)) != 1:
-            raise ValueError("a cohort needs exactly one of `bids`, `table` and `simulated`")
+        sources = (self.bids, self.table, self.simulated, self.synthetic)
+        if sum(source is not None for source in sources) != 1:
+            raise ValueError("a cohort needs exactly one of `bids`, `table`, `simulated` and `synthetic`")
+        if self.synthetic and (self.columns or self.brain_masks or self.skull_strip != "deepbet"):
+            raise ValueError(
+                "a synthetic cohort has neither tables nor skulls: remove `columns`, `skull_strip` and "
+                "`brain_masks`"
+            )
         if (self.skull_strip == "given") != (self.brain_masks is not None):
             raise ValueError("`skull_strip: given` and `brain_masks` go together: set both or neither")
         return self
@@ -233,7 +249,6 @@ class ViT(Model):
         default=4.0, gt=0, description="hidden width of the MLP over the embedding width"
     )
     patch_size: int = Field(default=16, ge=1, description="edge of a patch, in voxels")
-    drop_path: float = Field(default=0.0, ge=0, lt=1, description="stochastic depth of the last block")
     decoder: Decoder = Field(description="decoder of the masked autoencoder that pretrains this backbone")
 
     @model_validator(mode="after")
@@ -271,6 +286,12 @@ class Augment(Model):
         default=0.0, ge=0, description="largest relative scaling, and shift, of the intensities"
     )
     noise: float = Field(default=0.0, ge=0, description="standard deviation of added Gaussian noise")
+    gamma: float = Field(
+        default=0.0, ge=0, description="largest logarithm of the exponent that changes tissue contrast"
+    )
+    bias: float = Field(
+        default=0.0, ge=0, description="largest logarithm of a smooth field that intensities are multiplied with"
+    )
 
 
 class _Schedule(Model):
@@ -286,28 +307,59 @@ class _Schedule(Model):
         return self
 
 
-class MaskedAutoencoder(_Schedule):
-    """Masked-autoencoder pretraining on a cohort (He 2022; Dhinagar 2024, section 3.2)."""
+class _Trained(Model):
+    """What pretrainings on a cohort share; budgets are in steps, so that a larger cohort costs no more."""
 
     cohort: Name = Field(
         description="cohort to pretrain on; test subjects of tasks trained on it are left out"
     )
-    epochs: int = Field(default=1000, ge=1)
+    start: Name | None = Field(
+        default=None, description="another pretraining, from whose encoder this one goes on"
+    )
+    steps: int = Field(
+        default=75_000, ge=1, description="steps; the paper's 1,000 epochs of 38,703 scans are 75,000"
+    )
+    warmup_steps: int = Field(
+        default=3_000, ge=0, description="steps over which the learning rate rises to its peak"
+    )
     batch_size: int = Field(default=512, ge=1, description="scans per step, over all processes")
     lr: float = Field(default=3e-4, gt=0, description="peak learning rate")
-    warmup_epochs: int = Field(default=40, ge=0)
     weight_decay: float = Field(default=0.05, ge=0)
     betas: tuple[Beta, Beta] = (0.9, 0.95)
     clip: float = Field(default=1.0, gt=0, description="largest gradient norm")
-    mask_ratio: Share = Field(default=0.75, description="share of the patches that is hidden")
-    normalize_targets: bool = Field(default=True, description="standardise each target patch")
     validation_share: Share = Field(
         default=0.05, description="share of the subjects that only the loss curve sees"
     )
-    augment: Augment = Augment(flip=True)
     seed: Seed = 0
     mixed_precision: bool = Field(default=True, description="bfloat16 autocast, on a GPU")
     compile: bool = Field(default=False, description="torch.compile the model")
+
+    @model_validator(mode="after")
+    def _warm_up_ends(self) -> "_Trained":
+        if self.warmup_steps >= self.steps:
+            raise ValueError(f"`warmup_steps` {self.warmup_steps} must be fewer than `steps` {self.steps}")
+        return self
+
+
+class MaskedAutoencoder(_Trained):
+    """Masked-autoencoder pretraining on a cohort (He 2022; Dhinagar 2024, section 3.2)."""
+
+    kind: Literal["mae"] = "mae"
+    mask_ratio: Share = Field(default=0.75, description="share of the patches that is hidden")
+    mask: Literal["all", "foreground"] = Field(
+        default="all",
+        description="which patches are shown or hidden: all, as in the paper, or those that hold brain in "
+        "most scans; a third of the visible ones is background otherwise",
+    )
+    normalize_targets: bool = Field(default=True, description="standardise each target patch")
+    augment: Augment = Augment(flip=True)
+
+
+class Factors(_Trained):
+    """Pretraining on a synthetic cohort: reading the known anatomy of its brains."""
+
+    kind: Literal["factors"]
+    augment: Augment = Augment()
 
 
 class ImportedWeights(Model):
@@ -328,12 +380,17 @@ class ImportedWeights(Model):
 
 
 def _kind_of_pretraining(value: object) -> str:
-    is_imported = isinstance(value, ImportedWeights) or (isinstance(value, Mapping) and "weights" in value)
-    return "imported" if is_imported else "mae"
+    if isinstance(value, ImportedWeights) or (isinstance(value, Mapping) and "weights" in value):
+        return "imported"
+    kind = value.get("kind", "mae") if isinstance(value, Mapping) else getattr(value, "kind", "mae")
+    return str(kind)
 
 
+Trained = MaskedAutoencoder | Factors
 Pretraining = Annotated[
-    Annotated[MaskedAutoencoder, Tag("mae")] | Annotated[ImportedWeights, Tag("imported")],
+    Annotated[MaskedAutoencoder, Tag("mae")]
+    | Annotated[Factors, Tag("factors")]
+    | Annotated[ImportedWeights, Tag("imported")],
     Discriminator(_kind_of_pretraining),
 ]
 
@@ -341,7 +398,10 @@ Pretraining = Annotated[
 class _Method(Model):
     lr: float = Field(gt=0, description="peak learning rate")
     head_lr: float | None = Field(
-        default=None, gt=0, description="peak learning rate of the head; that of `lr` if absent"
+        default=None,
+        gt=0,
+        description="peak learning rate of a head of 768 inputs, in inverse proportion for others; that of "
+        "`lr` if absent",
     )
     weight_decay: float = Field(default=0.0, ge=0)
     shuffle_labels: bool = Field(default=False, description="control: train and validate on permuted labels")
@@ -357,6 +417,12 @@ class Full(_Method):
     """Fine-tune everything."""
 
     kind: Literal["full"]
+    layer_decay: float = Field(
+        default=0.75,
+        gt=0,
+        le=1,
+        description="factor on the learning rate from each block to the one below it (He 2022, table 9)",
+    )
 
 
 class Attention(_Method):
@@ -389,17 +455,57 @@ class LoRA(_Method):
 Method = Annotated[Scratch | Full | Attention | LayerNorm | LoRA, Field(discriminator="kind")]
 
 
+class Search(Model):
+    """A small search of learning rates, the same for every method; validation chooses."""
+
+    lr: list[Annotated[float, Field(gt=0)]] = Field(
+        default=[0.3, 1.0, 3.0], min_length=1, description="factors on the method's `lr` to try"
+    )
+    head_lr: list[Annotated[float, Field(gt=0)]] = Field(
+        default=[1.0], min_length=1, description="factors on its `head_lr` to try with each of them"
+    )
+    share: float = Field(default=0.25, gt=0, le=1, description="of a cell's steps, for each candidate")
+
+
 class Training(_Schedule):
     """What all fine-tunes share (Dhinagar 2024, section 3.2)."""
 
-    epochs: int = Field(default=50, ge=1)
+    epochs: int = Field(
+        default=50,
+        ge=1,
+        description="passes over all training scans; smaller fractions train for as many steps",
+    )
+    min_steps: int = Field(default=0, ge=0, description="steps at least, for cohorts of few scans")
     batch_size: int = Field(default=16, ge=1)
     warmup_epochs: int = Field(default=5, ge=0)
     patience: int = Field(
-        default=10, ge=1, description="epochs without a better validation loss before it stops"
+        default=10,
+        ge=1,
+        description="validations, one an epoch, without a better loss before it stops; those of the warm-up "
+        "do not count",
+    )
+    min_validation: int = Field(
+        default=50,
+        ge=1,
+        description="validation subjects that it takes to choose an epoch; with fewer, the loss is noise and "
+        "the last weights are kept",
     )
     clip: float = Field(default=1.0, gt=0, description="largest gradient norm")
-    augment: Augment = Augment(flip=True)
+    pool: Literal["mean", "attentive", "concat"] = Field(
+        default="mean",
+        description="how tokens become features: their mean, as in the paper; averages by a few learned "
+        "queries; or all of them, each reduced by one shared projection",
+    )
+    feature_norm: Literal["fixed", "refreshed", "layer"] = Field(
+        default="fixed",
+        description="how features are standardised: by the training scans' statistics before the first step; "
+        "by those of each validation; or by a trained LayerNorm (MAE's fc_norm)",
+    )
+    drop_path: float = Field(default=0.0, ge=0, lt=1, description="stochastic depth of the last block")
+    augment: Augment = Augment()
+    search: Search | None = Field(
+        default=None, description="learning rates to try first; none are tried if absent"
+    )
     mixed_precision: bool = Field(default=True, description="bfloat16 autocast, on a GPU")
     compile: bool = Field(default=False, description="torch.compile the model")
 
@@ -414,7 +520,8 @@ class Block(Model):
     backbones: list[Name] = Field(min_length=1)
     methods: list[Name] = Field(min_length=1)
     pretraining: list[Name] = Field(
-        default=[], description="weights that methods other than scratch start from"
+        default=[],
+        description="weights that methods other than scratch start from; `none` leaves them random",
     )
     fractions: list[Annotated[int, Field(ge=1, le=100)]] = Field(
         default=[100], min_length=1, description="percent of the training and of the validation subjects"
@@ -474,7 +581,8 @@ class Config(Model):
     @model_validator(mode="after")
     def _patches_stay_visible(self) -> "Config":
         vits = {name: value for name, value in self.backbones.items() if isinstance(value, ViT)}
-        for (name, vit), (other, autoencoder) in itertools.product(vits.items(), self.autoencoders.items()):
+        masked = {name: value for name, value in self.trained.items() if isinstance(value, MaskedAutoencoder)}
+        for (name, vit), (other, autoencoder) in itertools.product(vits.items(), masked.items()):
             patches = (self.preprocessing.size // vit.patch_size) ** 3
             if patches * (1 - autoencoder.mask_ratio) < 1:
                 raise ValueError(
@@ -488,11 +596,21 @@ class Config(Model):
         for name, task in self.tasks.items():
             _known(f"tasks.{name}.train", [task.train], self.cohorts)
             _known(f"tasks.{name}.zero_shot", task.zero_shot, self.cohorts)
-        for name, autoencoder in self.autoencoders.items():
-            _known(f"pretraining.{name}.cohort", [autoencoder.cohort], self.cohorts)
+        for name, trained in self.trained.items():
+            _known(f"pretraining.{name}.cohort", [trained.cohort], self.cohorts)
+            if trained.kind == "factors" and self.cohorts[trained.cohort].synthetic is None:
+                raise ValueError(
+                    f"`pretraining.{name}.cohort` is {trained.cohort!r}, whose anatomy nobody knows: kind "
+                    "factors needs a synthetic cohort"
+                )
+            if trained.start is not None:
+                _known(f"pretraining.{name}.start", [trained.start], self.pretraining)
+            if name in self.starts(name)[1:]:
+                raise ValueError(f"`pretraining.{name}.start` leads back to {name!r}: give another start")
         for index, block in enumerate(self.grid):
             for key in ("tasks", "backbones", "methods", "pretraining"):
-                _known(f"grid.{index}.{key}", getattr(block, key), getattr(self, key))
+                known = [*getattr(self, key), "none"] if key == "pretraining" else getattr(self, key)
+                _known(f"grid.{index}.{key}", getattr(block, key), known)
         for name, backbone in self.backbones.items():
             if isinstance(backbone, ViT) and self.preprocessing.size % backbone.patch_size:
                 raise ValueError(
@@ -506,12 +624,31 @@ class Config(Model):
                 )
         return self
 
+    def starts(self, pretraining: str) -> list[str]:
+        """Return a pretraining, the one that it goes on from, and so on, up to one that comes again."""
+        found = [pretraining]
+        while (trained := self.trained.get(found[-1])) and trained.start is not None:
+            found.append(trained.start)
+            if trained.start in found[:-1]:
+                break
+        return found
+
+    @model_validator(mode="after")
+    def _synthetic_is_for_pretraining(self) -> "Config":
+        for name, task in self.tasks.items():
+            for key, cohorts in (("train", [task.train]), ("zero_shot", task.zero_shot)):
+                for cohort in cohorts:
+                    if self.cohorts[cohort].synthetic:
+                        raise ValueError(
+                            f"`tasks.{name}.{key}` names {cohort!r}, which is synthetic and for pretraining "
+                            "only: name a real or a simulated cohort"
+                        )
+        return self
+
     @property
-    def autoencoders(self) -> dict[str, MaskedAutoencoder]:
+    def trained(self) -> dict[str, Trained]:
         """The pretrainings that the workflow does itself."""
-        return {
-            name: value for name, value in self.pretraining.items() if isinstance(value, MaskedAutoencoder)
-        }
+        return {name: value for name, value in self.pretraining.items() if isinstance(value, Trained)}
 
     @property
     def imported(self) -> dict[str, ImportedWeights]:
@@ -519,7 +656,7 @@ class Config(Model):
         return {name: value for name, value in self.pretraining.items() if isinstance(value, ImportedWeights)}
 
 
-def _known(key: str, names: list[str], known: Mapping[str, object]) -> None:
+def _known(key: str, names: list[str], known: Collection[str]) -> None:
     for name in names:
         if name not in known:
             raise ValueError(f"`{key}` names {name!r}, which is not there; {suggest(name, known)}")

@@ -4,14 +4,24 @@ Training is reckoned from its floating-point operations on a modest GPU, the res
 were measured on one core and multiplied by about four.
 """
 
-from neuropeft.config import Backbone, MaskedAutoencoder, Training, ViT
+from neuropeft.config import Backbone, Trained, Training, ViT
 
 START_MINUTES = 10  # queue noise, imports, reading volumes from a busy file system
 FLOP_PER_SECOND = 4e12  # what small batches leave of a GPU of 2018
 CNN_FLOP = 200e9  # DenseNet121, forward, on 80^3 voxels
 LONGEST_MINUTES = 12 * 60  # many partitions refuse more, and training that is stopped goes on by itself
-SCAN_MINUTES = {"n4": 1.0, "skull_strip": 0.5, "register": 0.5, "resample": 0.3, "pack": 0.01, "qc": 0.02}
-MODEL_MB = 8000  # Python, torch, CUDA and the weights of the largest backbone with their optimiser
+SCAN_MINUTES = {
+    "n4": 1.0,
+    "skull_strip": 0.5,
+    "register": 0.5,
+    "resample": 0.3,
+    "pack": 0.01,
+    "qc": 0.02,
+    "synthesize": 0.01,
+}
+MODEL_MB = (
+    8000  # of a process: Python, torch, CUDA, batches on their way, the largest backbone and its optimiser
+)
 
 
 def scan_minutes(step: str, scans: int, attempt: int) -> int:
@@ -20,13 +30,14 @@ def scan_minutes(step: str, scans: int, attempt: int) -> int:
 
 
 def finetune_minutes(
-    backbone: Backbone, training: Training, size: int, cells: int, scans: int, attempt: int
+    backbone: Backbone, training: Training, size: int, cells: float, scans: int, attempt: int
 ) -> int:
     """Return the minutes of a job that trains `cells` cells on at most `scans` scans of edge `size`.
 
-    An epoch is three forward passes and, for the features' statistics and the validation, less than another.
+    A step is three forward passes and, for the features' statistics and the validation, less than another.
     """
-    seconds = cells * training.epochs * scans * 4 * _forward_flop(backbone, size) / FLOP_PER_SECOND
+    seen = max(training.epochs * scans, training.min_steps * training.batch_size)
+    seconds = cells * seen * 4 * _forward_flop(backbone, size) / FLOP_PER_SECOND
     return _minutes(seconds / 60, attempt)
 
 
@@ -35,11 +46,10 @@ def predict_minutes(backbone: Backbone, size: int, cells: int, scans: int, attem
     return _minutes(cells * scans * _forward_flop(backbone, size) / FLOP_PER_SECOND / 60, attempt)
 
 
-def pretrain_minutes(
-    backbone: Backbone, pretraining: MaskedAutoencoder, size: int, scans: int, attempt: int
-) -> int:
+def pretrain_minutes(backbone: Backbone, pretraining: Trained, size: int, attempt: int) -> int:
     """Return the minutes of a pretraining on one GPU; encoder and decoder together cost about one encoder."""
-    seconds = pretraining.epochs * scans * 3 * _forward_flop(backbone, size) / FLOP_PER_SECOND
+    seen = pretraining.steps * pretraining.batch_size
+    seconds = seen * 3 * _forward_flop(backbone, size) / FLOP_PER_SECOND
     return _minutes(seconds / 60, attempt)
 
 
@@ -48,9 +58,13 @@ def volumes_mb(scans: int, size: int) -> int:
     return -(-scans * 2 * size**3 // 10**6)
 
 
-def training_mb(scans: int, size: int, attempt: int) -> int:
-    """Return the main memory of a job that trains on or predicts a store; the GPU may have no room for it."""
-    return attempt * MODEL_MB + volumes_mb(scans, size)
+def training_mb(scans: int, size: int, attempt: int, processes: int = 1) -> int:
+    """Return the main memory, on a node, of a job that trains on or predicts a store of cubes of edge `size`.
+
+    The GPU may have no room for the volumes; then they are read from a map whose pages in main memory the
+    `processes` of the node share.
+    """
+    return attempt * processes * MODEL_MB + volumes_mb(scans, size)
 
 
 def probes_mb(train: int, scans: int, attempt: int) -> int:

@@ -65,7 +65,9 @@ class Cell(NamedTuple):
 def cells(config: Config) -> list[Cell]:
     """Return the distinct valid cells of all grid blocks, sorted.
 
-    Scratch starts from no weights, so it pairs with no pretraining; every other method needs some.
+    Scratch starts from no weights. Of full fine-tuning that would be the same, so it needs a pretraining;
+    every other method takes what the block lists, `none` too: what it makes of random weights is its
+    untrained twin.
     A CNN has neither pretraining nor methods other than scratch.
 
     Raises:
@@ -77,7 +79,8 @@ def cells(config: Config) -> list[Cell]:
         if not of_block:
             raise UserError(
                 f"`grid.{index}` has no valid cell: methods other than scratch need a ViT and an entry in "
-                f"`grid.{index}.pretraining`, and a CNN knows only scratch"
+                f"`grid.{index}.pretraining`, full fine-tuning one other than none, and a CNN knows only "
+                "scratch"
             )
         found |= of_block
     return sorted(found)
@@ -85,10 +88,13 @@ def cells(config: Config) -> list[Cell]:
 
 def _block_cells(config: Config, block: Block) -> Iterator[Cell]:
     for task, backbone, method in product(block.tasks, block.backbones, block.methods):
-        scratch = config.methods[method].kind == "scratch"
+        kind = config.methods[method].kind
+        scratch = kind == "scratch"
         if not scratch and not isinstance(config.backbones[backbone], ViT):
             continue
         starts = [NO_PRETRAINING] if scratch else block.pretraining
+        if kind == "full":
+            starts = [start for start in starts if start != NO_PRETRAINING]
         folds = config.splits.fold_numbers
         for pretraining, fraction, seed, fold in product(starts, block.fractions, block.seeds, folds):
             yield Cell(task, backbone, pretraining, method, fraction, seed, fold)
@@ -96,8 +102,18 @@ def _block_cells(config: Config, block: Block) -> Iterator[Cell]:
 
 def pretrained(config: Config) -> list[tuple[str, str]]:
     """Return the (pretraining, backbone) pairs that the workflow trains, since some cell starts from them."""
-    pairs = {(cell.pretraining, cell.backbone) for cell in cells(config)}
-    return sorted(pair for pair in pairs if pair[0] in config.autoencoders)
+    pairs = {
+        (start, cell.backbone)
+        for cell in cells(config)
+        if cell.pretraining != NO_PRETRAINING
+        for start in config.starts(cell.pretraining)
+    }
+    return sorted(pair for pair in pairs if pair[0] in config.trained)
+
+
+def autoencoded(config: Config) -> list[tuple[str, str]]:
+    """Return those pairs of `pretrained` that are masked autoencoders."""
+    return [pair for pair in pretrained(config) if config.trained[pair[0]].kind == "mae"]
 
 
 def encoder_folds(config: Config, pretraining: str) -> list[int]:
@@ -106,11 +122,9 @@ def encoder_folds(config: Config, pretraining: str) -> list[int]:
     Where a task of the grid is trained on the cohort that is pretrained on, the test subjects of each fold
     are left out of an encoder of that fold.
     """
-    autoencoder = config.autoencoders.get(pretraining)
-    trained_on = {config.tasks[task].train for block in config.grid for task in block.tasks}
-    if autoencoder is None or autoencoder.cohort not in trained_on:
-        return [0]
-    return list(config.splits.fold_numbers)
+    tested = {config.tasks[task].train for block in config.grid for task in block.tasks}
+    seen = {config.trained[name].cohort for name in config.starts(pretraining) if name in config.trained}
+    return list(config.splits.fold_numbers) if seen & tested else [0]
 
 
 def encoder_folder(pretraining: str, backbone: str, fold: int) -> str:
@@ -138,10 +152,20 @@ def encoders(config: Config) -> list[tuple[str, str, int]]:
 
 def used_cohorts(config: Config) -> list[str]:
     """Return the cohorts that the grid needs, in the order of the configuration."""
-    used = {config.autoencoders[pretraining].cohort for pretraining, _ in pretrained(config)}
+    used = {config.trained[pretraining].cohort for pretraining, _ in pretrained(config)}
     for name in used_tasks(config):
         used |= {config.tasks[name].train, *config.tasks[name].zero_shot}
     return [cohort for cohort in config.cohorts if cohort in used]
+
+
+def scanned_cohorts(config: Config) -> list[str]:
+    """Return the used cohorts whose scans are read and preprocessed: all but the synthetic ones."""
+    return [cohort for cohort in used_cohorts(config) if config.cohorts[cohort].synthetic is None]
+
+
+def synthetic_cohorts(config: Config) -> list[str]:
+    """Return the used cohorts that are painted, in the order of the configuration."""
+    return [cohort for cohort in used_cohorts(config) if config.cohorts[cohort].synthetic is not None]
 
 
 def used_tasks(config: Config) -> list[str]:
@@ -190,6 +214,11 @@ def cell_spec(config: Config, cell: Cell) -> dict[str, Any]:
     }
 
 
+def searched(some: Iterable[Cell]) -> Cell:
+    """Return the cell, of those that share base and fold, to try rates with: of most data, the first seed."""
+    return min(some, key=lambda cell: (-cell.fraction, cell.seed))
+
+
 def cell_specs(config: Config, some: Iterable[Cell]) -> str:
     """Return {path: what defines its training} of some cells, as canonical JSON.
 
@@ -202,11 +231,11 @@ def pretraining_spec(config: Config, pretraining: str, backbone: str) -> str:
     """Return everything that defines a pretraining, as canonical JSON."""
     vit = config.backbones[backbone]
     assert isinstance(vit, ViT), "only ViTs are pretrained: see cells()"
-    settings = config.autoencoders[pretraining].model_dump(mode="json", exclude={"cohort"})
-    return _canonical(
-        {"backbone": backbone_spec(config, backbone), "decoder": vit.decoder.model_dump(mode="json")}
-        | settings
-    )
+    trained = config.trained[pretraining]
+    settings = trained.model_dump(mode="json", exclude={"cohort", "start"})
+    if trained.kind == "mae":
+        settings["decoder"] = vit.decoder.model_dump(mode="json")
+    return _canonical(settings | {"backbone": backbone_spec(config, backbone)})
 
 
 def _canonical(value: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-# Simulated cohorts: the raw scans that other cohorts bring with them.
+# Cohorts that are made here: the raw scans of simulated ones, and the stores of synthetic ones.
 
 
 rule simulate_scans:
@@ -41,3 +41,35 @@ rule simulate_tables:
         "Writing the participants of the simulated cohort {wildcards.cohort}"
     shell:
         "python -m neuropeft simulate-tables --spec {params.spec:q} --root {params.root} > {log} 2>&1"
+
+
+rule synthesize:
+    input:
+        code=sources("cohorts.synthetic_store"),
+    output:
+        volumes="results/cohorts/{cohort}/store/volumes.npy",
+        tissue="results/cohorts/{cohort}/store/tissue.npy",
+        scans="results/cohorts/{cohort}/store/scans.tsv",
+    log:
+        "results/logs/synthesize/{cohort}.log",
+    benchmark:
+        "results/benchmarks/synthesize/{cohort}.tsv"
+    wildcard_constraints:
+        cohort=one_of(SYNTHETIC),
+    conda:
+        "../../envs/preprocessing.yaml"
+    threads: 2
+    resources:
+        mem_mb=lambda wildcards, attempt: 4000 * attempt,
+        runtime=cohort_minutes("synthesize"),
+    params:
+        volumes=lambda wildcards: CONFIG.cohorts[wildcards.cohort].synthetic.volumes,
+        seed=lambda wildcards: CONFIG.cohorts[wildcards.cohort].synthetic.seed,
+        size=CONFIG.preprocessing.size,
+    message:
+        "Painting the synthetic cohort {wildcards.cohort}"
+    shell:
+        # Each process paints on one core.
+        "OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1"
+        " python -m neuropeft synthesize --volumes {params.volumes} --seed {params.seed} --size {params.size}"
+        " --processes {threads} --out $(dirname {output.volumes}) > {log} 2>&1"

@@ -44,11 +44,13 @@ try:
     PACKS = packs(CELLS, CONFIG.cells_per_job)
     PACK_OF = pack_of(PACKS)
     COHORTS = grid.used_cohorts(CONFIG)
+    SCANNED = grid.scanned_cohorts(CONFIG)
+    SYNTHETIC = grid.synthetic_cohorts(CONFIG)
     TASKS = grid.used_tasks(CONFIG)
     if workflow.is_main_process:
         # What runs beside the workflow leaves the indexes alone, which the workflow's jobs read: a status, and what
         # Snakemake will refuse, or run dry, since the folder is locked. Targets are told by the command line alone.
-        indexed = all(chunks.index_path(Path("results"), cohort).exists() for cohort in COHORTS)
+        indexed = all(chunks.index_path(Path("results"), cohort).exists() for cohort in SCANNED)
         locked = any(Path(".snakemake/locks").glob("*"))
         if indexed and locked:
             logger.info(
@@ -147,6 +149,23 @@ def pack_encoder(wildcards):
     return encoders(PACKS[pack_named(wildcards)])
 
 
+def searched_cell(wildcards):
+    """Return the cell of a split that the search tries learning rates with."""
+    chosen = {field: getattr(wildcards, field) for field in ("task", "backbone", "pretraining", "method")}
+    return grid.searched(cell for cell in cells(**chosen) if cell.split == wildcards.split)
+
+
+def pack_search(wildcards):
+    """Return the learning rates that a search has chosen for a pack's cells, if there is one."""
+    if CONFIG.training.search is None:
+        return []
+    pack = pack_named(wildcards)
+    base = (pack.task, pack.backbone, pack.pretraining, pack.method)
+    fold = PACKS[pack][0].fold
+    cell = grid.searched(cell for cell in CELLS if cell.base == base and cell.fold == fold)
+    return f"results/search/{'/'.join(base)}/{cell.split}.tsv"
+
+
 def encoders(some):
     """Return the pretrained encoders that cells start from: one, or one for each fold, or none."""
     found = dict.fromkeys(grid.encoder_of(CONFIG, cell) for cell in some)
@@ -185,9 +204,24 @@ def simulated_participants(cohort, chunk):
     return json.dumps([person for person in everyone if scan_name(person) in wanted])
 
 
+def known_people(wildcards):
+    """Return the ages and sexes of the cohort that is pretrained on, which are probed for; none of a synthetic one."""
+    cohort = CONFIG.trained[wildcards.pretraining].cohort
+    return [] if cohort in SYNTHETIC else f"results/cohorts/{cohort}/subjects.tsv"
+
+
+def pretraining_start(wildcards):
+    """Return the encoder that a pretraining goes on from, if it goes on from one."""
+    start = CONFIG.trained[wildcards.pretraining].start
+    if start is None:
+        return []
+    fold = fold_of(wildcards) if fold_of(wildcards) in grid.encoder_folds(CONFIG, start) else 0
+    return f"results/{grid.encoder_folder(start, wildcards.backbone, fold)}/encoder.safetensors"
+
+
 def held_out_splits(wildcards):
     """Return a split, of an encoder's fold, of every task trained on the cohort that is pretrained on."""
-    cohort = CONFIG.autoencoders[wildcards.pretraining].cohort
+    cohort = CONFIG.trained[wildcards.pretraining].cohort
     # Its test side is that of every seed, so that other seeds pretrain nothing anew.
     name = split_name(0, fold_of(wildcards))
     return [f"results/splits/{task}/{name}.tsv" for task in TASKS if CONFIG.tasks[task].train == cohort]
@@ -288,7 +322,7 @@ def frozen_encoder(wildcards):
 def test_checks(wildcards, some):
     """Return the reports that nothing which some cells of a group are tested on was trained or pretrained on."""
     reports = leak_checks(wildcards.task, wildcards.cohort, grid.splits_of(some))
-    if wildcards.pretraining in CONFIG.autoencoders:
+    if wildcards.pretraining in CONFIG.trained:
         folder = f"results/splits/{wildcards.task}/leaks/pretraining-{wildcards.pretraining}"
         at_home = wildcards.cohort == CONFIG.tasks[wildcards.task].train
         # A zero-shot cohort is tested on whole in every fold, and pretrained encoders may be the same in all.
@@ -310,13 +344,13 @@ def result_files(wildcards):
     pretrained = [
         f"results/{grid.encoder_folder(*encoder)}/{name}"
         for encoder in grid.encoders(CONFIG)
-        for name in ("cost.json", "history.csv", "reconstructions.npz")
+        for name in ("cost.json", "history.csv")
     ]
     controls = [f"results/controls/{task}/{split}" for task in TASKS for split in splits(task)]
     controls += [str(probe_grid.probe_folder(Path("results"), *job)) for job in probed_splits()]
     labels = [table for task in TASKS for table in task_labels(task)]
     stores = [stored_scans(cohort) for cohort in COHORTS]
-    stores += [f"results/cohorts/{cohort}/subjects.tsv" for cohort in COHORTS]
+    stores += [f"results/cohorts/{cohort}/subjects.tsv" for cohort in SCANNED]
     return list(dict.fromkeys([*predictions, *trained, *pretrained, *controls, *labels, *stores]))
 
 
@@ -337,14 +371,12 @@ def there(*paths):
 def partial_inputs(wildcards):
     """Return what the finished cells of a group are predicted from on a cohort."""
     base = (wildcards.task, wildcards.backbone, wildcards.pretraining, wildcards.method)
-    deltas = finished_deltas().get(base, {})
     # A seed or fold that has just begun may lack its checks of this cohort.
-    checked = {
-        split
-        for split in grid.splits_of(deltas)
-        if Path(*leak_checks(wildcards.task, wildcards.cohort, [split])).exists()
+    deltas = {
+        cell: delta
+        for cell, delta in finished_deltas().get(base, {}).items()
+        if all(Path(report).exists() for report in test_checks(wildcards, [cell]))
     }
-    deltas = {cell: delta for cell, delta in deltas.items() if cell.split in checked}
     return {
         "deltas": there(*deltas.values()),
         "encoders": there(*encoders(deltas)),

@@ -4,6 +4,41 @@
 CELL = "results/cells/{task}/{backbone}/{pretraining}/{method}/fraction-{fraction}/{split}/"
 
 
+# Every method tries the same few learning rates, on each fold, before its cells are trained.
+rule search:
+    input:
+        volumes=lambda wildcards: volumes(CONFIG.tasks[wildcards.task].train),
+        split="results/splits/{task}/{split}.tsv",
+        leaks=lambda wildcards: leak_checks(
+            wildcards.task, CONFIG.tasks[wildcards.task].train, [wildcards.split]
+        ),
+        encoder=lambda wildcards: encoders([searched_cell(wildcards)]),
+        code=sources("train.search"),
+    output:
+        "results/search/{task}/{backbone}/{pretraining}/{method}/{split}.tsv",
+    log:
+        "results/logs/search/{task}/{backbone}/{pretraining}/{method}/{split}.log",
+    benchmark:
+        "results/benchmarks/search/{task}/{backbone}/{pretraining}/{method}/{split}.tsv"
+    conda:
+        "../../envs/torch.yaml"
+    resources:
+        mem_mb=lambda wildcards, attempt: training_mb(CONFIG.tasks[wildcards.task].train, attempt),
+        runtime=search_minutes,
+        gpu=1,
+    params:
+        spec=lambda wildcards: json.dumps(grid.cell_spec(CONFIG, searched_cell(wildcards)), sort_keys=True),
+        encoder=lambda wildcards, input: f"--encoder {input.encoder}" if input.encoder else "",
+        # Not an output: Snakemake deletes outputs of a job that failed.
+        state="results/_state/search/{task}/{backbone}/{pretraining}/{method}/{split}",
+    message:
+        "Trying learning rates of {wildcards.method} for {wildcards.task} ({wildcards.backbone},"
+        " {wildcards.pretraining}, {wildcards.split})"
+    shell:
+        "python -m neuropeft search --spec {params.spec:q} --store $(dirname {input.volumes})"
+        " --split {input.split} {params.encoder} --state {params.state} --table {output} > {log} 2>&1"
+
+
 rule finetune:
     input:
         volumes=lambda wildcards: volumes(CONFIG.tasks[wildcards.task].train),
@@ -12,6 +47,7 @@ rule finetune:
             wildcards.task, CONFIG.tasks[wildcards.task].train, pack_splits(wildcards)
         ),
         encoder=pack_encoder,
+        search=pack_search,
         code=sources("train.pack"),
     output:
         "results/packs/{task}/{backbone}/{pretraining}/{method}/{pack}.tsv",
@@ -28,13 +64,14 @@ rule finetune:
     params:
         specs=lambda wildcards: grid.cell_specs(CONFIG, PACKS[pack_named(wildcards)]),
         encoder=lambda wildcards, input: f"--encoder {input.encoder}" if input.encoder else "",
+        search=lambda wildcards, input: f"--search {input.search}" if input.search else "",
         # Not an output: Snakemake deletes outputs of a job that failed, and trained cells must outlive it.
         state="results/_state/cells",
     message:
         "Fine-tuning {wildcards.backbone} for {wildcards.task} by {wildcards.method} (pack {wildcards.pack})"
     shell:
         "python -m neuropeft finetune --specs {params.specs:q} --store $(dirname {input.volumes})"
-        " --splits {input.splits} {params.encoder} --state {params.state} --table {output} > {log} 2>&1"
+        " --splits {input.splits} {params.encoder} {params.search} --state {params.state} --table {output} > {log} 2>&1"
 
 
 rule cell:

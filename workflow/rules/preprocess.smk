@@ -136,6 +136,8 @@ rule pack_cohort:
         "results/logs/pack_cohort/{cohort}.log",
     benchmark:
         "results/benchmarks/pack_cohort/{cohort}.tsv"
+    wildcard_constraints:
+        cohort=one_of(SCANNED),
     conda:
         "../../envs/preprocessing.yaml"
     resources:

@@ -4,41 +4,45 @@
 
 rule pretrain:
     input:
-        volumes=lambda wildcards: volumes(CONFIG.autoencoders[wildcards.pretraining].cohort),
+        volumes=lambda wildcards: volumes(CONFIG.trained[wildcards.pretraining].cohort),
         # Test subjects of tasks trained on the same cohort are held out; they are the same for all seeds.
         splits=held_out_splits,
-        code=sources("train.pretrain"),
+        people=known_people,
+        start=pretraining_start,
+        code=lambda wildcards: sources(
+            "train.pretrain", f"train.{CONFIG.trained[wildcards.pretraining].kind}"
+        ),
     output:
         encoder="results/pretraining/{pretraining}/{backbone}{fold_part}/encoder.safetensors",
         history="results/pretraining/{pretraining}/{backbone}{fold_part}/history.csv",
         cost="results/pretraining/{pretraining}/{backbone}{fold_part}/cost.json",
-        reconstructions="results/pretraining/{pretraining}/{backbone}{fold_part}/reconstructions.npz",
     log:
         "results/logs/pretrain/{pretraining}/{backbone}{fold_part}.log",
     benchmark:
         "results/benchmarks/pretrain/{pretraining}/{backbone}{fold_part}.tsv"
     wildcard_constraints:
-        pretraining=one_of(CONFIG.autoencoders),
+        pretraining=one_of(CONFIG.trained),
     priority: 1  # much waits for it
     conda:
         "../../envs/torch.yaml"
     threads: 2
     resources:
-        mem_mb=lambda wildcards, attempt: training_mb(
-            CONFIG.autoencoders[wildcards.pretraining].cohort, attempt
-        ),
+        mem_mb=pretrain_mb,
         runtime=pretrain_minutes,
         gpu=1,
     params:
         spec=lambda wildcards: grid.pretraining_spec(CONFIG, wildcards.pretraining, wildcards.backbone),
+        people=lambda wildcards, input: f"--people {input.people}" if input.people else "",
+        start=lambda wildcards, input: f"--start {input.start}" if input.start else "",
         # Not an output: Snakemake deletes outputs of a job that failed, and checkpoints must outlive it.
         state="results/_state/pretraining/{pretraining}/{backbone}{fold_part}",
         launch=lambda wildcards, resources, threads: launcher(resources, threads),
     message:
-        "Pretraining {wildcards.backbone} as a masked autoencoder ({wildcards.pretraining}{wildcards.fold_part})"
+        "Pretraining {wildcards.backbone} ({wildcards.pretraining}{wildcards.fold_part})"
     shell:
         "{params.launch} -m neuropeft pretrain --spec {params.spec:q} --store $(dirname {input.volumes})"
-        " --hold-out {input.splits} --state {params.state} --out $(dirname {output.encoder}) > {log} 2>&1"
+        " --hold-out {input.splits} {params.people} {params.start} --state {params.state}"
+        " --out $(dirname {output.encoder}) > {log} 2>&1"
 
 
 rule import_encoder:

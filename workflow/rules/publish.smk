@@ -16,7 +16,7 @@ FIGURES = multiext(
             "figure3",
             "losses_pretraining",
             "losses_finetuning",
-            *(f"reconstructions_{'_'.join(pair)}" for pair in grid.pretrained(CONFIG)),
+            *(f"reconstructions_{'_'.join(pair)}" for pair in grid.autoencoded(CONFIG)),
         )
         for kind in ("png", "svg", "pdf")
     ),

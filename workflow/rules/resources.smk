@@ -10,6 +10,8 @@ def rows(table):
 
 def cohort_scans(cohort):
     """Return the number of scans of a cohort."""
+    if cohort in SYNTHETIC:
+        return CONFIG.cohorts[cohort].synthetic.volumes
     return rows(f"results/cohorts/{cohort}/scans.tsv")
 
 
@@ -27,12 +29,11 @@ def cohort_minutes(step):
 
 def pretrain_minutes(wildcards, attempt):
     """Return the minutes of a pretraining."""
-    pretraining = CONFIG.autoencoders[wildcards.pretraining]
+    pretraining = CONFIG.trained[wildcards.pretraining]
     return estimates.pretrain_minutes(
         CONFIG.backbones[wildcards.backbone],
         pretraining,
         CONFIG.preprocessing.size,
-        cohort_scans(pretraining.cohort),
         attempt,
     )
 
@@ -44,6 +45,19 @@ def finetune_minutes(wildcards, attempt):
         CONFIG.training,
         CONFIG.preprocessing.size,
         len(PACKS[pack_named(wildcards)]),
+        rows(f"results/tasks/{wildcards.task}/{CONFIG.tasks[wildcards.task].train}.tsv"),
+        attempt,
+    )
+
+
+def search_minutes(wildcards, attempt):
+    """Return the minutes of the candidates that a search tries."""
+    wanted = CONFIG.training.search
+    return estimates.finetune_minutes(
+        CONFIG.backbones[wildcards.backbone],
+        CONFIG.training,
+        CONFIG.preprocessing.size,
+        len(wanted.lr) * len(wanted.head_lr) * wanted.share,
         rows(f"results/tasks/{wildcards.task}/{CONFIG.tasks[wildcards.task].train}.tsv"),
         attempt,
     )
@@ -77,6 +91,18 @@ def probes_mb(wildcards, attempt):
     return estimates.probes_mb(scans[0], sum(scans), attempt)
 
 
-def training_mb(cohort, attempt):
-    """Return the main memory of a job that holds the volumes of a cohort."""
-    return estimates.training_mb(cohort_scans(cohort), CONFIG.preprocessing.size, attempt)
+def training_mb(cohort, attempt, processes=1):
+    """Return the main memory, on a node, of a job whose processes read the volumes of a cohort."""
+    return estimates.training_mb(cohort_scans(cohort), CONFIG.preprocessing.size, attempt, processes)
+
+
+def pretrain_mb(wildcards, attempt):
+    """Return the main memory, on a node, of a pretraining."""
+    # As the rule or the profile writes them, since a resource is not told the others of its job. An expression
+    # in place of a number counts as one GPU.
+    written = {
+        name: str(resource.raw).strip("'\"") for name, resource in rules.pretrain.rule.resources.items()
+    }
+    asked = {name: text for name, text in written.items() if name == "gres" or text.isdigit()}
+    cohort = CONFIG.trained[wildcards.pretraining].cohort
+    return training_mb(cohort, attempt, max(gpus_per_node(asked), 1))

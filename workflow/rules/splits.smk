@@ -62,7 +62,7 @@ rule check_pretraining:
             wildcards.task, wildcards.cohort, [split_name(seeds(wildcards.task)[0], fold_of(wildcards))]
         ),
         stored=lambda wildcards: stored_scans(wildcards.cohort),
-        pretrained=lambda wildcards: stored_scans(CONFIG.autoencoders[wildcards.pretraining].cohort),
+        pretrained=lambda wildcards: stored_scans(CONFIG.trained[wildcards.pretraining].cohort),
         held_out=held_out_splits,
         code=sources("cohorts.leaks"),
     output:
@@ -70,7 +70,7 @@ rule check_pretraining:
     log:
         "results/logs/check_pretraining/{task}/{pretraining}{fold_part}/{cohort}.log",
     wildcard_constraints:
-        pretraining=one_of(CONFIG.autoencoders),
+        pretraining=one_of(CONFIG.trained),
     conda:
         "../../envs/torch.yaml"
     message:

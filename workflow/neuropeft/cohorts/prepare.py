@@ -13,7 +13,7 @@ from neuropeft.cohorts.readers import is_missing, label_source
 from neuropeft.cohorts.splits import TRAIN, fraction_size, make_split
 from neuropeft.config import Config
 from neuropeft.errors import UserError
-from neuropeft.grid import cells, used_cohorts, used_tasks
+from neuropeft.grid import cells, scanned_cohorts, used_tasks
 
 SUBJECT_COLUMNS = ("scan_id", "subject", "session", "age", "sex")
 
@@ -23,7 +23,7 @@ Files = Mapping[tuple[int, int], str]  # paths, by what tells files apart
 
 
 def prepare(config: Config, results: Path) -> None:
-    """Write the index of every used cohort and the labels of every used task, where they changed.
+    """Write the index of every used cohort with scans and the labels of every used task, where they changed.
 
     Args:
         config: the configuration.
@@ -34,7 +34,7 @@ def prepare(config: Config, results: Path) -> None:
     """
     indexes = {
         name: index_cohort(name, config.cohorts[name], config.preprocessing.scans_per_job)
-        for name in used_cohorts(config)
+        for name in scanned_cohorts(config)
     }
     for name, scans in indexes.items():
         _check_one_subject_per_file(name, scans)
@@ -152,10 +152,14 @@ def _check_cohorts_apart(config: Config, indexes: Indexes, labels: Labels) -> No
             tested = _files(indexes[cohort], labels[name, cohort])
             _check_none_shared(train, tested, f"tasks.{name}.zero_shot", task.train, cohort)
             met.add((task.train, cohort))
-    for name, pretraining in sorted({(cell.task, cell.pretraining) for cell in cells(config)}):
-        if pretraining not in config.autoencoders:
+    started = {(cell.task, cell.pretraining) for cell in cells(config)}
+    pairs = {(task, start) for task, pretraining in started for start in config.starts(pretraining)}
+    for name, pretraining in sorted(pairs):
+        if pretraining not in config.trained:
             continue
-        task, seen = config.tasks[name], config.autoencoders[pretraining].cohort
+        task, seen = config.tasks[name], config.trained[pretraining].cohort
+        if config.cohorts[seen].synthetic is not None:  # nobody's scans
+            continue
         if seen in task.zero_shot:
             raise UserError(
                 f"`pretraining.{pretraining}.cohort` is {seen}, which task {name} only tests on; pretrain on "

@@ -40,7 +40,7 @@ def read_cohort(name: str, cohort: Cohort) -> list[Record]:
         return _read_bids(name, Path(cohort.bids), cohort.columns)
     if cohort.table is not None:
         return _read_table(name, Path(cohort.table), cohort.columns)
-    assert cohort.simulated is not None, "a cohort has one of three sources: see Cohort"
+    assert cohort.simulated is not None, "a synthetic cohort has no scans to read: see grid.scanned_cohorts"
     return _read_simulated(name, cohort.simulated, cohort.columns)
 
 

@@ -141,7 +141,7 @@ def simulate(participant: Mapping[str, Any], effect: float) -> SimulatedScan:
     image = ndimage.map_coordinates(head, points, order=1, output=np.float32)
     mask = ndimage.map_coordinates(template_head().brain, points, order=1, output=np.float32) > 0.5
 
-    image *= np.exp(scanner.bias * _field(rng, scanner.shape, (4, 4, 4)))
+    image *= np.exp(scanner.bias * spline_field(rng, scanner.shape, (4, 4, 4)))
     noise = scanner.noise * rng.standard_normal((2, *scanner.shape), dtype=np.float32)
     image = np.hypot(image + noise[0], noise[1])
     image[image < NOISE_FLOOR * scanner.noise] = 0
@@ -181,23 +181,23 @@ def _warp(anatomy: Anatomy) -> Volume:
     Shape [3, *SHAPE]. The displacement pulls: where it points towards a structure, the structure grows.
     """
     warp = sum(
-        np.stack([amplitude * _field(anatomy.rng, SHAPE, _knots(spacing)) for _ in range(3)])
+        np.stack([amplitude * spline_field(anatomy.rng, SHAPE, _knots(spacing)) for _ in range(3)])
         for spacing, amplitude in WARP
     )
-    towards_ventricles, towards_hippocampus, torque = _planted_directions()
+    towards_ventricles, towards_hippocampus, torque = planted_directions()
     return warp + anatomy.ventricles * towards_ventricles - anatomy.hippocampus * towards_hippocampus + torque
 
 
 def _head_image(anatomy: Anatomy, scanner: Scanner) -> Volume:
     """Return the noise-free intensities of a head on the template grid, white matter being 1."""
     head = template_head()
-    streaks = _field(anatomy.rng, SHAPE, _knots(10.0))
+    streaks = spline_field(anatomy.rng, SHAPE, _knots(10.0))
     image = np.asarray(scanner.surroundings, np.float32)[head.surroundings]
     image *= np.clip(1 + 0.3 * streaks, 0.2, 1.8)
 
-    folding = _field(anatomy.rng, SHAPE, _knots(14.0))
+    folding = spline_field(anatomy.rng, SHAPE, _knots(14.0))
     inside = head.brain > 0.01
-    medial_temporal, association, putamen, nigra = (volume[inside] for volume in _planted_structures())
+    medial_temporal, association, putamen, nigra = (volume[inside] for volume in planted_structures())
     grey, white = head.grey[inside], head.white[inside]
     tissue = grey + white
     # Raising the share of tissue to a power moves the border with CSF and leaves pure tissue as it is.
@@ -214,14 +214,15 @@ def _head_image(anatomy: Anatomy, scanner: Scanner) -> Volume:
 
 
 @cache
-def _planted_structures() -> tuple[Volume, Volume, Volume, Volume]:
+def planted_structures() -> tuple[Volume, Volume, Volume, Volume]:
+    """Weights 0..1 of medial temporal lobe, association cortex, putamen and nigra, each [*SHAPE]."""
     medial_temporal = structure(phantom.HIPPOCAMPUS, left=LEFT_LOSS, right=RIGHT_LOSS)
     association = structure(phantom.ASSOCIATION_CORTEX)
     return medial_temporal, association, structure(phantom.PUTAMEN), structure(phantom.NIGRA)
 
 
 @cache
-def _planted_directions() -> tuple[Volume, Volume, Volume]:
+def planted_directions() -> tuple[Volume, Volume, Volume]:
     """Displacements of 1 mm at most towards ventricles and hippocampi, and the head's torque in mm."""
     head = template_head()
     fluid = head.brain * (1 - head.grey - head.white)
@@ -300,7 +301,7 @@ def _knots(spacing: float) -> tuple[int, int, int]:
     return first, second, third
 
 
-def _field(rng: np.random.Generator, shape: tuple[int, int, int], knots: tuple[int, int, int]) -> Volume:
+def spline_field(rng: np.random.Generator, shape: tuple[int, ...], knots: tuple[int, ...]) -> Volume:
     """Return cubic B-splines through normal noise at `knots`: a smooth field of mean 0 and SD of about 1."""
     field = rng.standard_normal(tuple(count + 3 for count in knots), dtype=np.float32)
     for size, count in zip(shape, knots, strict=True):

@@ -4,12 +4,14 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from neuropeft.errors import UserError
-from neuropeft.models.heads import Predictor
+from neuropeft.models.heads import Head, Predictor
 from neuropeft.models.mae3d import MAE3D, DecoderConfig
 from neuropeft.models.vit3d import ViT3D, ViTConfig
 
 if TYPE_CHECKING:
     from neuropeft.models.densenet import DenseNet121Features
+
+DEFAULT_SIZE = 80  # edge of a scan in voxels
 
 
 def build_vit(backbone: Mapping[str, Any]) -> ViT3D:
@@ -19,19 +21,23 @@ def build_vit(backbone: Mapping[str, Any]) -> ViT3D:
     return ViT3D(_from_mapping(ViTConfig, backbone, "backbone"))
 
 
-def build_predictor(backbone: Mapping[str, Any], outputs: int) -> Predictor:
+def build_predictor(
+    backbone: Mapping[str, Any], outputs: int, pool: str = "mean", norm: str = "fixed"
+) -> Predictor:
     """Return a randomly initialised `Predictor` of `outputs` outputs.
 
     Args:
-        backbone: `{"kind": "vit", ...keys of ViTConfig}` or `{"kind": "densenet121"}`.
+        backbone: `{"kind": "vit", ...keys of ViTConfig}` or `{"kind": "densenet121", "image_size": ...}`.
         outputs: Width of the head: 1 for a binary or regression task, else the number of classes.
+        pool: How tokens become features, as in `Head`.
+        norm: How features are standardised, as in `Head`.
     """
-    network, width = build_backbone(backbone)
-    return Predictor(network, width, outputs)
+    network, width, tokens = build_backbone(backbone)
+    return Predictor(network, Head(width, tokens, outputs, pool, norm))
 
 
-def build_backbone(backbone: Mapping[str, Any]) -> "tuple[ViT3D | DenseNet121Features, int]":
-    """Return a randomly initialised backbone and the width of its features.
+def build_backbone(backbone: Mapping[str, Any]) -> "tuple[ViT3D | DenseNet121Features, int, int]":
+    """Return a randomly initialised backbone, the width of its tokens and how many a scan has.
 
     Raises:
         UserError: `backbone` is of an unknown kind or shape.
@@ -39,11 +45,11 @@ def build_backbone(backbone: Mapping[str, Any]) -> "tuple[ViT3D | DenseNet121Fea
     kind = backbone.get("kind")
     if kind == "vit":
         encoder = build_vit(backbone)
-        return encoder, encoder.config.width
+        return encoder, encoder.config.width, encoder.config.tokens
     if kind == "densenet121":
-        from neuropeft.models.densenet import DENSENET121_WIDTH, DenseNet121Features
+        from neuropeft.models.densenet import DENSENET121_WIDTH, DenseNet121Features, places
 
-        return DenseNet121Features(), DENSENET121_WIDTH
+        return DenseNet121Features(), DENSENET121_WIDTH, places(int(backbone.get("image_size", DEFAULT_SIZE)))
     raise UserError(f"backbone kind {kind!r} is unknown; give vit or densenet121")
 
 

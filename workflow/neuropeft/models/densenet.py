@@ -3,6 +3,12 @@
 from torch import Tensor, nn
 
 DENSENET121_WIDTH = 1024
+HALVINGS = 5  # of a scan's edge up to the last feature map
+
+
+def places(size: int) -> int:
+    """Return how many places the last feature map of scans of edge `size` has."""
+    return (size // 2**HALVINGS) ** 3
 
 
 class DenseNet121Features(nn.Module):
@@ -16,9 +22,9 @@ class DenseNet121Features(nn.Module):
         self.features = DenseNet121(spatial_dims=3, in_channels=1, out_channels=1).features
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the features [B, 1024] of scans [B, 1, S, S, S]."""
-        return self.features(x).relu().mean(dim=(2, 3, 4))
+        """Return the features [B, 1024] of scans [B, 1, S, S, S]: the mean over places."""
+        return self.tokens(x).mean(dim=1)
 
     def tokens(self, x: Tensor) -> Tensor:
-        """Return the last feature map of scans [B, 1, S, S, S], a token for each place: [B, N, 1024]."""
+        """Return the last feature map of scans [B, 1, S, S, S], place by place: [B, N, 1024]."""
         return self.features(x).relu().flatten(2).transpose(1, 2)

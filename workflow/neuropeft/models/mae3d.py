@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from neuropeft.errors import UserError
@@ -59,6 +58,7 @@ class MAE3D(nn.Module):
     """Encode the visible patches of a scan, decode all places, predict the voxels of the masked ones."""
 
     positions: Tensor
+    foreground: Tensor
 
     def __init__(
         self,
@@ -66,6 +66,7 @@ class MAE3D(nn.Module):
         decoder: DecoderConfig,
         mask_ratio: float = 0.75,
         normalize_targets: bool = True,
+        foreground: Tensor | None = None,
     ) -> None:
         """Put a decoder of the shape `decoder` behind `encoder`.
 
@@ -75,14 +76,19 @@ class MAE3D(nn.Module):
             mask_ratio: Share of patches hidden; N * (1 - mask_ratio), rounded down, stay visible, 31 of 125
                 at 0.75.
             normalize_targets: Predict each patch's voxels scaled to its own mean 0 and variance 1.
+            foreground: [N] bool, the places that hold brain; the others are neither shown nor predicted. None
+                takes all places.
         """
         super().__init__()
-        self.encoder = encoder
+        self.encoder, self.shape = encoder, decoder
         self.normalize_targets = normalize_targets
-        self.visible = int(encoder.config.tokens * (1 - mask_ratio) + ROUNDING)
-        if not 0 < self.visible < encoder.config.tokens:
+        places = torch.ones(encoder.config.tokens, dtype=torch.bool) if foreground is None else foreground
+        self.register_buffer("foreground", places, persistent=False)
+        self.used = int(places.sum())
+        self.visible = int(self.used * (1 - mask_ratio) + ROUNDING)
+        if not 0 < self.visible < self.used:
             raise UserError(
-                f"mask_ratio {mask_ratio} leaves {self.visible} of {encoder.config.tokens} patches visible; "
+                f"mask_ratio {mask_ratio} leaves {self.visible} of {self.used} patches visible; "
                 "give a ratio that hides some and leaves some"
             )
         width, patch = decoder.width, encoder.config.patch_size
@@ -103,8 +109,8 @@ class MAE3D(nn.Module):
 
         Args:
             x: Z-scored scans [B, 1, S, S, S].
-            noise: [B, N] random numbers whose N(1 - ratio) smallest per scan say what stays visible; drawn
-                here on the device of `x` when not given.
+            noise: [B, N] random numbers whose smallest per scan, 1 - ratio of them, say what stays visible;
+                drawn here on the device of `x` when not given.
 
         Returns:
             The loss, the prediction and what was masked.
@@ -112,7 +118,7 @@ class MAE3D(nn.Module):
         self.encoder.check(x)
         if noise is None:
             noise = torch.rand(x.shape[0], self.encoder.config.tokens, device=x.device)
-        order = noise.argsort(dim=1)  # [B, N]: visible places first
+        order = self._order(noise)  # [B, used]: visible places first
         visible, masked = order[:, : self.visible], order[:, self.visible :]
         latent = self.encoder.encode(self.encoder.embed_patches(self._patches(x, visible), visible))
         prediction = self._decode(latent, order)
@@ -121,8 +127,25 @@ class MAE3D(nn.Module):
 
     def mask(self, noise: Tensor) -> Tensor:
         """Return which patches `noise` [B, N] masks, bool [B, N]."""
-        visible = noise.argsort(dim=1)[:, : self.visible]
-        return torch.ones_like(noise, dtype=torch.bool).scatter(1, visible, False)
+        visible = self._order(noise)[:, : self.visible]
+        return self.foreground.expand(noise.shape).scatter(1, visible, False)
+
+    def _order(self, noise: Tensor) -> Tensor:
+        # Background places come last, and are cut off.
+        return torch.where(self.foreground, noise, 2.0).argsort(dim=1)[:, : self.used]
+
+    def targets(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what to predict at every place of scans, [B, N, patch^3], and which of it counts, [B, N]."""
+        return self._target(patchify(x, self.encoder.config.patch_size).float())
+
+    def _target(self, patches: Tensor) -> tuple[Tensor, Tensor]:
+        # Background patches have no pattern to normalise: they count nothing, rather than divide by nearly
+        # zero.
+        if not self.normalize_targets:
+            return patches, torch.ones(patches.shape[:2], device=patches.device)
+        variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
+        weight = (variance > MINIMUM_VARIANCE).squeeze(-1).float()
+        return (patches - mean) * variance.clamp_min(MINIMUM_VARIANCE).rsqrt(), weight
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -170,13 +193,6 @@ class MAE3D(nn.Module):
         return self.decoder_pred(self.decoder_norm(x[:, self.visible :]))  # [B, M, patch^3]
 
     def _loss(self, prediction: Tensor, target: Tensor) -> Tensor:
-        # Background patches have no pattern to normalise: they count nothing, rather than divide by nearly
-        # zero.
-        prediction, target = prediction.float(), target.float()
-        if not self.normalize_targets:
-            return F.mse_loss(prediction, target)
-        variance, mean = torch.var_mean(target, dim=-1, keepdim=True)
-        weight = (variance > MINIMUM_VARIANCE).squeeze(-1).float()  # [B, M]
-        target = (target - mean) * variance.clamp_min(MINIMUM_VARIANCE).rsqrt()
-        error = (prediction - target).square().mean(dim=-1)
+        target, weight = self._target(target.float())
+        error = (prediction.float() - target).square().mean(dim=-1)  # [B, M]
         return (error * weight).sum() / weight.sum().clamp_min(1)

@@ -183,11 +183,11 @@ class ViT3D(nn.Module):
         initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the features [B, width] of scans [B, 1, S, S, S]."""
+        """Return the features [B, width] of scans [B, 1, S, S, S]: the mean over tokens."""
         return self.tokens(x).mean(dim=1)
 
     def tokens(self, x: Tensor) -> Tensor:
-        """Return the tokens [B, N, width] of scans [B, 1, S, S, S] after the final norm."""
+        """Return the tokens [B, N, width] of scans [B, 1, S, S, S], after the final norm."""
         return self.encode(self.embed(x))
 
     def embed(self, x: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """The door to every method: adapt a network, and store what training it changed."""
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from neuropeft.errors import UserError
 from neuropeft.files import atomic_path
 from neuropeft.models.heads import FeatureNorm, Predictor
+from neuropeft.models.vit3d import ViT3D
 from neuropeft.peft import lora, selective
 
 
@@ -29,7 +31,8 @@ METHODS: dict[str, Callable[..., None]] = {
 }
 
 # Keys of a configured method that say how it is trained, not what.
-NOT_ADAPTING = frozenset({"kind", "lr", "head_lr", "weight_decay", "shuffle_labels"})
+NOT_ADAPTING = frozenset({"kind", "lr", "head_lr", "weight_decay", "layer_decay", "shuffle_labels"})
+REFERENCE_WIDTH = 768  # of ViT-B: the inputs of a head for which `head_lr` is given
 
 
 def adapt(model: Predictor, method: Mapping[str, Any]) -> None:
@@ -96,22 +99,42 @@ def save_delta(path: str | Path, model: nn.Module, metadata: Mapping[str, str]) 
         save_file(state, partial, metadata=dict(metadata))
 
 
-def parameter_groups(
-    model: Predictor, lr: float, weight_decay: float, head_lr: float | None = None
-) -> list[dict[str, Any]]:
+def parameter_groups(model: Predictor, method: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the optimiser groups of an adapted `model`.
 
-    Biases, norms and other 1-D parameters get no weight decay; the head has groups of its own, with `head_lr`
-    if given. Each group has the keys params, lr, weight_decay and name; empty groups are left out.
+    Biases, norms and other 1-D parameters get no weight decay. The matrices of the head learn at the method's
+    `head_lr` times `REFERENCE_WIDTH` over their inputs: a step of Adam moves every weight alike, so outputs
+    of more inputs move further at the same rate. With `layer_decay` a block learns that much slower than the
+    one above it, and the embedding slowest (Clark 2020, ELECTRA; MAE's fine-tuning).
+
+    Args:
+        model: The network, after `adapt`.
+        method: Its configured method: lr, head_lr, weight_decay and layer_decay.
+
+    Returns:
+        Groups with the keys params, lr, weight_decay and name; empty groups are left out.
     """
-    groups: dict[str, dict[str, Any]] = {}
+    groups: dict[tuple[float, bool, str], dict[str, Any]] = {}
+    depth = len(model.backbone.blocks) if isinstance(model.backbone, ViT3D) else 0
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         part = "head" if name.startswith("head.") else "backbone"
         decayed = parameter.ndim > 1
+        if part == "head":
+            rate = method.get("head_lr") or method["lr"]
+            rate *= REFERENCE_WIDTH / parameter.shape[1] if decayed else 1
+        else:
+            rate = method["lr"] * method.get("layer_decay", 1.0) ** _layers_above(name, depth)
         label = part if decayed else f"{part}_no_decay"
-        rate = head_lr if part == "head" and head_lr is not None else lr
-        group = {"params": [], "lr": rate, "weight_decay": weight_decay if decayed else 0.0, "name": label}
-        groups.setdefault(label, group)["params"].append(parameter)
+        decay = method.get("weight_decay", 0.0) if decayed else 0.0
+        group = {"params": [], "lr": rate, "weight_decay": decay, "name": label}
+        groups.setdefault((rate, decayed, part), group)["params"].append(parameter)
     return list(groups.values())
+
+
+def _layers_above(name: str, depth: int) -> int:
+    """Return how many layers lie above a parameter's, of a ViT of `depth` blocks; the last norm is none."""
+    if found := re.match(r"backbone\.blocks\.(\d+)\.", name):
+        return depth - 1 - int(found[1])
+    return depth if name.startswith("backbone.patch_embed.") else 0

@@ -2,9 +2,10 @@
 
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from hashlib import sha1
 from pathlib import Path
+from typing import BinaryIO
 
 import nibabel as nib
 import numpy as np
@@ -59,19 +60,44 @@ def pack(
     rows = read_chunks(tables)
     kept = [row for row in rows if row["status"] == "ok"]
     _check_share(rows, kept, max_excluded_share, excluded)
-    shape = (len(kept), size, size, size)
-    _check_space(Path(volumes), 2 * int(np.prod(shape, dtype=np.int64)))
-    stored: list[dict[str, object]] = []
+    cubes = (to_model_grid(_read(row["preproc"]), size) for row in track(kept, len(kept), "packing"))
+    hashes = write_volumes(volumes, cubes, (len(kept), size, size, size))
+    stored = [
+        {**row, "row": number, "sha1": digest}
+        for number, (row, digest) in enumerate(zip(kept, hashes, strict=True))
+    ]
+    write_tsv(scans, stored, STORE_COLUMNS)
+
+
+def write_volumes(
+    path: str | Path, cubes: Iterable[np.ndarray], shape: tuple[int, int, int, int]
+) -> list[str]:
+    """Write the volumes of a store, one at a time.
+
+    Args:
+        path: .npy file to write, float16.
+        cubes: the volumes; as many and as large as `shape` says.
+        shape: of the whole array.
+
+    Returns:
+        The SHA-1 of each volume's bytes.
+
+    Raises:
+        UserError: the disk is too small.
+    """
+    _check_space(Path(path), 2 * int(np.prod(shape, dtype=np.int64)))
     # Written front to back as a plain file: running out of disk is then an error, on a memory map a crash.
-    with atomic_path(volumes) as partial, partial.open("wb") as stream:
+    with atomic_path(path) as partial, partial.open("wb") as stream:
         header = {"descr": np.dtype("<f2").str, "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(stream, header)
-        for row in track(kept, len(kept), "packing"):
-            volume = to_model_grid(_read(row["preproc"]), size).astype("<f2").tobytes()
-            stream.write(volume)
-            digest = sha1(volume, usedforsecurity=False).hexdigest()
-            stored.append({**row, "row": len(stored), "sha1": digest})
-    write_tsv(scans, stored, STORE_COLUMNS)
+        return list(_write_each(stream, cubes))
+
+
+def _write_each(stream: BinaryIO, cubes: Iterable[np.ndarray]) -> Iterator[str]:
+    for cube in cubes:
+        volume = cube.astype("<f2").tobytes()
+        stream.write(volume)
+        yield sha1(volume, usedforsecurity=False).hexdigest()
 
 
 def _check_share(rows: list, kept: list, max_share: float, excluded: str | Path) -> None:

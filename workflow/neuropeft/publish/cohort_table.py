@@ -6,7 +6,7 @@ from pathlib import Path
 from neuropeft.config import Config
 from neuropeft.files import MISSING, read_tsv
 from neuropeft.grid import pretrained, used_cohorts, used_tasks
-from neuropeft.publish.labels import cohort_label, is_simulated
+from neuropeft.publish.labels import cohort_label, is_simulated, is_synthetic
 from neuropeft.publish.published import published_cohort
 from neuropeft.publish.sheet import Sheet
 
@@ -14,6 +14,7 @@ COHORT_COLUMNS = (
     "cohort",
     "source",
     "simulated",
+    "synthetic",
     "use",
     "scans",
     "excluded",
@@ -31,7 +32,11 @@ def cohort_records(config: Config, results: Path) -> list[dict[str, object]]:
     """Return a row per used cohort (source `ours`), and the paper's row (source `published`) below it."""
     records: list[dict[str, object]] = []
     for cohort in used_cohorts(config):
-        common = {"cohort": cohort_label(config, cohort), "simulated": is_simulated(config, cohort)}
+        common = {
+            "cohort": cohort_label(config, cohort),
+            "simulated": is_simulated(config, cohort),
+            "synthetic": is_synthetic(config, cohort),
+        }
         counted = _count(results / "cohorts" / cohort)
         records.append({**common, "source": "ours", "use": _use(config, cohort), **counted})
         if (published := published_cohort(config, cohort)) is not None:
@@ -45,7 +50,7 @@ def _use(config: Config, cohort: str) -> str:
     uses = [
         f"pretraining {name}"
         for name in dict.fromkeys(name for name, _ in pretrained(config))
-        if config.autoencoders[name].cohort == cohort
+        if config.trained[name].cohort == cohort
     ]
     tasks = used_tasks(config)
     uses += [task for task in tasks if config.tasks[task].train == cohort]
@@ -96,6 +101,8 @@ def cohort_sheet(records: Sequence[Mapping[str, object]]) -> Sheet:
         "Scans and subjects are those that passed preprocessing; excluded scans and their reasons are in "
         "results/cohorts/COHORT/excluded.tsv. Use names a task where the cohort is trained and tested on.",
     ]
+    if any(record["synthetic"] for record in records):
+        notes.append("Synthetic volumes are painted, to pretrain on only; they are of no real people.")
     cohorts = [str(record["cohort"]) for record in records]
     if any(record["source"] == "published" for record in records):
         notes.append("published: Dhinagar et al. 2024, Table 2, as printed.")

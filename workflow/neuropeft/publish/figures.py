@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from neuropeft.config import Config
 from neuropeft.evaluate.costs import read_costs
 from neuropeft.evaluate.scores import collect
-from neuropeft.grid import encoder_folder, encoder_folds, pretrained
+from neuropeft.grid import autoencoded, encoder_folder, encoder_folds
 from neuropeft.publish.curves import curve_backbones, draw_curves
 from neuropeft.publish.losses import (
     FINETUNING_COLUMNS,
@@ -61,7 +61,7 @@ def _figures(config: Config, results: Path) -> Iterator[tuple[str, Figure]]:
         yield name, draw_curves(config, scores, costs, name, backbone)
     yield "losses_pretraining", draw_pretraining_losses(config, pretraining_histories(config, results))
     yield "losses_finetuning", draw_finetuning_losses(config, finetuning_histories(config, results))
-    for pretraining, backbone in pretrained(config):
+    for pretraining, backbone in autoencoded(config):
         first = encoder_folds(config, pretraining)[0]
         path = results / encoder_folder(pretraining, backbone, first) / "reconstructions.npz"
         figure = draw_reconstructions(config, path, pretraining, backbone)

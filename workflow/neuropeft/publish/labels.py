@@ -81,12 +81,19 @@ def is_control(config: Config, group: Group) -> bool:
 
 
 def cohort_label(config: Config, cohort: str) -> str:
-    """Return the cohort's name, and that it is simulated if it is."""
+    """Return the cohort's name, and that it is simulated or synthetic if it is."""
+    if is_synthetic(config, cohort):
+        return f"{cohort} (synthetic)"
     return f"{cohort} (simulated)" if is_simulated(config, cohort) else cohort
 
 
+def is_synthetic(config: Config, cohort: str) -> bool:
+    """Whether a cohort is synthetic: painted, to pretrain on only."""
+    return config.cohorts[cohort].synthetic is not None
+
+
 def is_simulated(config: Config, cohort: str) -> bool:
-    """Whether a cohort is simulated."""
+    """Whether a cohort is simulated; a synthetic one, which no score is about, is not."""
     return config.cohorts[cohort].simulated is not None
 
 

@@ -14,12 +14,25 @@ from neuropeft.evaluate.costs import cell_folder
 from neuropeft.files import read_tsv
 from neuropeft.grid import Cell, Group, cells, encoder_folder, encoders
 from neuropeft.publish.labels import backbone_label, cohort_label, group_label, start_label
-from neuropeft.publish.style import group_look, look, panels, shared_legend, words_only
+from neuropeft.publish.style import BLACK, GREY, group_look, look, panels, shared_legend, words_only
 
 PANEL_HEIGHT = 2.3  # inches
 LEAST_HEIGHT = 1.6
 PAGE_HEIGHT = 9.0
-PRETRAINING_COLUMNS = ("pretraining", "backbone", "fold", "epoch", "lr", "train_loss", "val_loss", "seconds")
+PRETRAINING_COLUMNS = (
+    "pretraining",
+    "backbone",
+    "fold",
+    "step",
+    "lr",
+    "train_loss",
+    "val_loss",
+    "template_loss",
+    "participation_ratio",
+    "probe_age",
+    "probe_sex",
+    "seconds",
+)
 FINETUNING_COLUMNS = (
     "task",
     "backbone",
@@ -28,7 +41,7 @@ FINETUNING_COLUMNS = (
     "fraction",
     "seed",
     "fold",
-    "epoch",
+    "step",
     "lr",
     "train_loss",
     "val_loss",
@@ -36,46 +49,91 @@ FINETUNING_COLUMNS = (
     "seconds",
 )
 SIDES = {"train_loss": "training", "val_loss": "validation"}
+LOSSES = {"mae": "loss on hidden patches (MSE)", "factors": "loss of maps and factors (MSE)"}
+MOST_PROBES = 4  # that a panel shows; all are in the CSV's source, history.csv
 
 Row = dict[str, str]
 Encoder = tuple[str, str, int]  # pretraining, backbone, fold
 
 
 def pretraining_histories(config: Config, results: Path) -> dict[Encoder, list[Row]]:
-    """Return the epochs of every (pretraining, backbone, fold) that has run."""
+    """Return the validations of every (pretraining, backbone, fold) that has run."""
     paths = {encoder: results / encoder_folder(*encoder) / "history.csv" for encoder in encoders(config)}
     return {encoder: read_tsv(path) for encoder, path in paths.items() if path.is_file()}
 
 
 def finetuning_histories(config: Config, results: Path) -> dict[Cell, list[Row]]:
-    """Return the epochs of every cell that has run."""
+    """Return the validations of every cell that has run."""
     paths = {cell: cell_folder(results, cell) / "history.csv" for cell in cells(config)}
     return {cell: read_tsv(path) for cell, path in paths.items() if path.is_file()}
 
 
 def draw_pretraining_losses(config: Config, histories: dict[Encoder, list[Row]]) -> Figure:
-    """Draw training and validation loss of the masked autoencoders, a panel for each."""
+    """Draw each pretraining in two panels: its losses, and what its features know of people.
+
+    The loss of predicting the template is drawn beside a masked autoencoder's: one that is not below it has
+    learnt nothing of any individual.
+    """
     if not histories:
         return words_only("No pretraining loss to show: nothing has been pretrained.")
-    figure, axes = panels(len(histories), PANEL_HEIGHT)
-    for axis, ((pretraining, backbone, fold), rows) in zip(axes, histories.items(), strict=True):
-        for index, (column, label) in enumerate(SIDES.items()):
-            style = look(index)
-            axis.plot(*_curve(rows, column), color=style.colour, linestyle=style.dashes, label=label)
-        cohort = cohort_label(config, config.autoencoders[pretraining].cohort)
-        title = f"{backbone_label(backbone)}, {pretraining} on {cohort}"
-        axis.set_title(f"{title}, fold {fold}" if fold else title, loc="left")
-        axis.set_ylabel("loss on hidden patches (MSE)")
-        _epochs(axis)
+    figure, axes = panels(2 * len(histories), PANEL_HEIGHT)
+    for number, ((pretraining, backbone, fold), rows) in enumerate(histories.items()):
+        trained = config.trained[pretraining]
+        title = f"{backbone_label(backbone)}, {pretraining} on {cohort_label(config, trained.cohort)}"
+        title += f", fold {fold}" if fold else ""
+        _draw_losses(axes[2 * number], rows, f"{title}{_verdict(rows)}")
+        axes[2 * number].set_ylabel(LOSSES[trained.kind])
+        _draw_features(axes[2 * number + 1], rows)
     shared_legend(figure, axes)
     return figure
+
+
+def _draw_losses(axis: Axes, rows: list[Row], title: str) -> None:
+    for index, (column, label) in enumerate(SIDES.items()):
+        style = look(index)
+        axis.plot(*_curve(rows, column), color=style.colour, linestyle=style.dashes, label=label)
+    if "template_loss" in rows[-1]:
+        axis.plot(*_curve(rows, "template_loss"), color=GREY, linestyle=":", label="predicting the template")
+    axis.set_title(title, loc="left")
+    _steps(axis)
+
+
+def _verdict(rows: list[Row]) -> str:
+    template = rows[-1].get("template_loss")
+    beaten = template is None or float(rows[-1]["val_loss"]) < float(template)
+    return "" if beaten else "\nno better than the template: it has learnt no individual"
+
+
+def _draw_features(axis: Axes, rows: list[Row]) -> None:
+    """Draw the probes of the frozen features and over how many directions these spread."""
+    probes = [column for column in rows[-1] if column.startswith("probe_")]
+    for index, column in enumerate(probes[:MOST_PROBES], start=len(SIDES)):
+        style = look(index)
+        label = f"{column.removeprefix('probe_').replace('_', ' ')} by a linear model on frozen features"
+        axis.plot(*_curve(rows, column), color=style.colour, linestyle=style.dashes, label=label)
+    axis.set_ylim(-0.2, 1)
+    axis.set_ylabel("correlation, held-out scans" if probes else "nothing known to probe for")
+    spread = axis.twinx()
+    spread.plot(*_curve(rows, "participation_ratio"), color=BLACK, linewidth=0.8, linestyle="-.")
+    axis.plot(
+        [],
+        [],
+        color=BLACK,
+        linewidth=0.8,
+        linestyle="-.",
+        label="participation ratio of the features (right)",
+    )
+    spread.set_ylim(bottom=0)
+    spread.set_ylabel("participation ratio")
+    axis.set_title("features of the encoder", loc="left")
+    _steps(axis)
 
 
 def draw_finetuning_losses(config: Config, histories: dict[Cell, list[Row]]) -> Figure:
     """Draw training and validation loss of every task and backbone at its largest fraction, side by side.
 
-    A thin line is a seed, or a fold of one; the thick one is the median over these, for the epochs that all
-    of them reached.
+    A thin line is a seed, or a fold of one; the thick one is the median over these, as far as all of them
+    reached.
     """
     pairs = sorted({(cell.task, cell.backbone) for cell in histories})
     if not pairs:
@@ -97,31 +155,34 @@ def draw_finetuning_losses(config: Config, histories: dict[Cell, list[Row]]) -> 
         )
         kind = config.tasks[pair[0]].kind
         axis.set_ylabel("loss (L1, standardised)" if kind == "regression" else "loss (cross-entropy)")
-        _epochs(axis)
+        _steps(axis)
     single = "seeds and folds" if config.splits.folds else "seeds"
     shared_legend(figure, axes, f"thin: single {single}; thick: their median")
     return figure
 
 
 def _draw_groups(axis: Axes, config: Config, shown: dict[Cell, list[Row]], column: str) -> None:
-    groups: dict[Group, list[list[float]]] = {}
+    groups: dict[Group, list[tuple[list[int], list[float]]]] = {}
     for cell, rows in shown.items():
-        groups.setdefault(cell.group, []).append(_curve(rows, column)[1])
+        groups.setdefault(cell.group, []).append(_curve(rows, column))
     methods = list(config.methods)
     for group, curves in sorted(groups.items(), key=lambda pair: methods.index(pair[0].method)):
         style = group_look(config, group)
-        for losses in curves:
-            axis.plot(range(1, len(losses) + 1), losses, color=style.colour, alpha=0.35, linewidth=0.5)
-        median = [statistics.median(values) for values in zip(*curves, strict=False)]
+        for steps, losses in curves:
+            axis.plot(steps, losses, color=style.colour, alpha=0.35, linewidth=0.5)
+        median = [
+            statistics.median(values) for values in zip(*(losses for _, losses in curves), strict=False)
+        ]
+        steps = curves[0][0][: len(median)]
         is_vit = isinstance(config.backbones[group.backbone], ViT)
         label = start_label(config, group) if is_vit else group_label(config, group)
-        axis.plot(range(1, len(median) + 1), median, color=style.colour, linestyle=style.dashes, label=label)
+        axis.plot(steps, median, color=style.colour, linestyle=style.dashes, label=label)
 
 
 def _curve(rows: Sequence[Row], column: str) -> tuple[list[int], list[float]]:
-    return [int(row["epoch"]) for row in rows], [float(row[column]) for row in rows]
+    return [int(row["step"]) for row in rows], [float(row[column]) for row in rows]
 
 
-def _epochs(axis: Axes) -> None:
-    axis.set_xlabel("epoch")
+def _steps(axis: Axes) -> None:
+    axis.set_xlabel("step")
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))

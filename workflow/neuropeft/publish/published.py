@@ -43,6 +43,6 @@ def published_cohort(config: Config, cohort: str) -> dict[str, str] | None:
 
     OASIS is inconsistent in the paper itself: 600 subjects, but 341 women and 359 men. It is kept as printed.
     """
-    if config.cohorts[cohort].simulated is not None:
+    if config.cohorts[cohort].simulated is not None or config.cohorts[cohort].synthetic is not None:
         return None
     return next((row for row in _read("dhinagar2024_table2.csv") if row["cohort"] == cohort), None)

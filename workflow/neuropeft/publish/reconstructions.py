@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from neuropeft.config import Config
+from neuropeft.config import Config, MaskedAutoencoder
 from neuropeft.errors import UserError
 from neuropeft.publish.labels import backbone_label, cohort_label
 from neuropeft.publish.style import DOUBLE_COLUMN, FONT_SIZE, new_figure, words_only
@@ -49,7 +49,8 @@ def draw_reconstructions(config: Config, path: Path, pretraining: str, backbone:
                     head = f"{plane}\n" if stage_index == 0 else "\n"
                     axis.set_title(head + STAGES[stage_index])
         axes[row, 0].set_ylabel(f"scan {row + 1}")
-    spec = config.autoencoders[pretraining]
+    spec = config.trained[pretraining]
+    assert isinstance(spec, MaskedAutoencoder), "see grid.autoencoded"
     title = (
         f"{backbone_label(backbone)}, {pretraining} on {cohort_label(config, spec.cohort)}: "
         f"reconstructions by the masked autoencoder\n{spec.mask_ratio * 100:g} % of the patches are hidden "

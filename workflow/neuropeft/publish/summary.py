@@ -8,7 +8,7 @@ from neuropeft.errors import UserError
 from neuropeft.evaluate.metrics import HIGHER_IS_BETTER
 from neuropeft.evaluate.scores import CONTROL, primary_metric
 from neuropeft.files import MISSING, read_tsv
-from neuropeft.grid import Group, used_cohorts, used_tasks
+from neuropeft.grid import Group, scanned_cohorts, used_cohorts, used_tasks
 from neuropeft.probe_grid import is_probe
 from neuropeft.publish.labels import (
     METRIC_LABELS,
@@ -91,5 +91,5 @@ def _values(row: Row) -> str:
 def _places(config: Config, results: Path) -> Iterator[str]:
     yield f"tables   {results / 'tables'}"
     yield f"figures  {results / 'figures'}"
-    for cohort in used_cohorts(config):
+    for cohort in scanned_cohorts(config):
         yield f"QC       {results / 'qc' / cohort / 'index.html'}"

@@ -66,7 +66,7 @@ def _pretraining(found: Sequence[Pretrained]) -> Iterator[str]:
     if not found:
         return
     rows = [("Pretraining", "backbone", "", "")]
-    rows += [(one.pretraining, _encoder(one), one.state, _epochs(one)) for one in found]
+    rows += [(one.pretraining, _encoder(one), one.state, _steps(one)) for one in found]
     yield from _aligned(rows, text_columns=4)
     for one in found:
         if one.state == STOPPED:
@@ -78,11 +78,11 @@ def _encoder(one: Pretrained) -> str:
     return f"{one.backbone}, fold {one.fold}" if one.fold else one.backbone
 
 
-def _epochs(one: Pretrained) -> str:
-    if one.epoch is None:
+def _steps(one: Pretrained) -> str:
+    if one.step is None:
         return ""
     left = f", at most {_hours(one.seconds_left)} left" if one.seconds_left else ""
-    return f"epoch {one.epoch:,} of {one.epochs:,}{left}"
+    return f"step {one.step:,} of {one.steps:,}{left}"
 
 
 def _cells(found: Mapping[Cell, Standing]) -> Iterator[str]:

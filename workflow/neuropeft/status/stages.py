@@ -12,13 +12,13 @@ from neuropeft.grid import encoder_folder, encoders, used_cohorts
 from neuropeft.train.lock import held
 
 DONE, RUNNING, STOPPED, WAITING = "done", "running", "stopped", "waiting"
-# What `train.loop` prints when an epoch is over, and when it goes on from a checkpoint.
-EPOCH = re.compile(r"pretraining: (going on from )?epoch (\d+)\b(?:.* at most (\d+) s left)?")
+# What `train.loop` prints at a validation, and when it goes on from a checkpoint.
+STEP = re.compile(r"pretraining: (?:going on from )?step (\d+)\b(?:.* at most (\d+) s left)?")
 
 
 @dataclass(frozen=True)
 class Preprocessed:
-    """How far the preprocessing of a cohort has come.
+    """How far the preprocessing of a cohort has come; a synthetic one is a single chunk.
 
     Attributes:
         cohort: its name.
@@ -46,8 +46,8 @@ class Pretrained:
         backbone: what is pretrained.
         fold: whose test subjects it leaves out; 0 if it serves all folds.
         state: `done`, `running`, `stopped` (its job ended before) or `waiting`.
-        epoch: epochs that are over; None where the log does not tell.
-        epochs: epochs in all.
+        step: steps that are done; None where the log does not say.
+        steps: steps in all.
         seconds_left: the most that it still takes; None where the log does not tell.
         log: its log.
         last_line: the last line of the log; empty if it has none.
@@ -57,8 +57,8 @@ class Pretrained:
     backbone: str
     fold: int
     state: str
-    epoch: int | None
-    epochs: int
+    step: int | None
+    steps: int
     seconds_left: int | None
     log: Path
     last_line: str
@@ -67,6 +67,10 @@ class Pretrained:
 def preprocessed(config: Config, results: Path) -> Iterator[Preprocessed | str]:
     """Yield how far each cohort has come; only the name of one that the workflow has not looked at yet."""
     for cohort in used_cohorts(config):
+        packed = (results / "cohorts" / cohort / "store" / "scans.tsv").is_file()
+        if (synthetic := config.cohorts[cohort].synthetic) is not None:
+            yield Preprocessed(cohort, 1, int(packed), synthetic.volumes, 0, packed)
+            continue
         if not index_path(results, cohort).is_file():
             yield cohort
             continue
@@ -78,7 +82,7 @@ def preprocessed(config: Config, results: Path) -> Iterator[Preprocessed | str]:
             len(done),
             sum(map(len, chunks.values())),
             sum(row["status"] == "failed" for table in done for row in read_tsv(table)),
-            (results / "cohorts" / cohort / "store" / "scans.tsv").is_file(),
+            packed,
         )
 
 
@@ -87,23 +91,23 @@ def pretrainings(config: Config, results: Path) -> Iterator[Pretrained]:
     for pretraining, backbone, fold in encoders(config):
         place = Path(encoder_folder(pretraining, backbone, fold))
         log = results / "logs" / "pretrain" / place.relative_to("pretraining").with_suffix(".log")
-        epochs = config.autoencoders[pretraining].epochs
+        steps = config.trained[pretraining].steps
         lines = last_lines(log)
-        epoch, left = _progress(lines)
+        step, left = _progress(lines)
         if held(results / "_state" / place):
             state = RUNNING
         elif (results / place / "encoder.safetensors").is_file():
-            state, epoch, left = DONE, epochs, 0
+            state, step, left = DONE, steps, 0
         else:
             state = STOPPED if log.exists() else WAITING
         last_line = next(reversed(lines), "")
-        yield Pretrained(pretraining, backbone, fold, state, epoch, epochs, left, log, last_line)
+        yield Pretrained(pretraining, backbone, fold, state, step, steps, left, log, last_line)
 
 
 def _progress(lines: list[str]) -> tuple[int | None, int | None]:
-    """Return how many epochs are over and how many seconds are left at most, None where unknown."""
-    said = next((match for line in reversed(lines) if (match := EPOCH.match(line))), None)
+    """Return how many steps are done and how many seconds are left at most, None where unknown."""
+    said = next((match for line in reversed(lines) if (match := STEP.match(line))), None)
     if said is None:
         return None, None
-    going_on, epoch, left = said.groups()
-    return int(epoch) - bool(going_on), int(left) if left else None
+    step, left = said.groups()
+    return int(step), int(left) if left else None

@@ -17,7 +17,9 @@ from torch import Tensor
 from neuropeft.errors import UserError
 from neuropeft.train.data import generator
 
-DRAWS = 10  # uniform numbers per volume: flip, 3 angles, size, 3 shifts, contrast, brightness
+KNOTS = 3  # of the bias field along each axis
+# Uniform numbers per volume: flip, 3 angles, size, 3 shifts, contrast, brightness, gamma, bias field.
+DRAWS = 11 + KNOTS**3
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,9 @@ class Augmentation:
         intensity: Largest relative change of contrast, and largest shift of brightness in standard
             deviations.
         noise: Standard deviation of added Gaussian noise.
+        gamma: Largest logarithm of the exponent that intensities above the background are raised to: another
+            contrast between the tissues.
+        bias: Largest logarithm of a smooth field that they are multiplied with: another coil.
     """
 
     flip: bool = False
@@ -40,6 +45,8 @@ class Augmentation:
     translate_voxels: float = 0.0
     intensity: float = 0.0
     noise: float = 0.0
+    gamma: float = 0.0
+    bias: float = 0.0
 
     @property
     def moves(self) -> bool:
@@ -62,7 +69,7 @@ def augment(
     volumes: Tensor,
     options: Augmentation,
     seed: int,
-    step: tuple[int, int],
+    step: int,
     first: int = 0,
     total: int | None = None,
 ) -> Tensor:
@@ -72,12 +79,12 @@ def augment(
         volumes: Volumes `first` to `first + B` of a batch.
         options: What to change, and how much.
         seed: Seed of the run.
-        step: Epoch, and step within it.
+        step: Step of the run.
         first: Place of the first of `volumes` in the batch of all processes.
         total: Size of the batch of all processes; B if there is one process.
     """
     size, device = volumes.shape[0], volumes.device
-    random = generator(device, seed, "augment", *step)
+    random = generator(device, seed, "augment", step)
     draws = torch.rand(total or size, DRAWS, generator=random, device=device)[first : first + size]
     draws = draws * 2 - 1  # [B, DRAWS], from -1 to 1
     if options.flip:
@@ -87,12 +94,26 @@ def augment(
         grid = F.affine_grid(theta, list(volumes.shape), align_corners=False)  # [B, S, S, S, 3]
         # The border of a z-scored volume is background, which is not zero: repeat it outside.
         volumes = F.grid_sample(volumes, grid, padding_mode="border", align_corners=False)
+    if options.gamma or options.bias:
+        volumes = _contrast(volumes, draws[:, 10:], options)
     if options.intensity:
         contrast, brightness = (options.intensity * draws[:, 8:10]).view(-1, 2, 1, 1, 1, 1).unbind(1)
         volumes = volumes * (1 + contrast) + brightness
     if options.noise:
         volumes = volumes + options.noise * _noise(volumes, seed, step, first)
     return volumes
+
+
+def _contrast(volumes: Tensor, draws: Tensor, options: Augmentation) -> Tensor:
+    """Return volumes [B, 1, S, S, S] of another contrast and bias field, for `draws` [B, 1 + KNOTS^3]."""
+    low, high = (edge(dim=(1, 2, 3, 4), keepdim=True) for edge in (volumes.amin, volumes.amax))
+    share = (volumes - low) / (high - low).clamp_min(1e-6)  # from the background, 0, to the brightest, 1
+    if options.gamma:
+        share = share.pow((options.gamma * draws[:, 0]).exp().view(-1, 1, 1, 1, 1))
+    if options.bias:
+        knots = (options.bias * draws[:, 1:]).exp().view(-1, 1, KNOTS, KNOTS, KNOTS)
+        share = share * F.interpolate(knots, volumes.shape[2:], mode="trilinear", align_corners=True)
+    return low + share * (high - low)
 
 
 def _affine(draws: Tensor, options: Augmentation, edge: int) -> Tensor:
@@ -118,9 +139,9 @@ def _rotation(angle: Tensor, axis: int) -> Tensor:
     return torch.stack(rows, dim=1).view(-1, 3, 3)
 
 
-def _noise(volumes: Tensor, seed: int, step: tuple[int, int], first: int) -> Tensor:
+def _noise(volumes: Tensor, seed: int, step: int, first: int) -> Tensor:
     # Volume by volume: the noise of a whole batch over many processes would not fit into memory.
     noise = torch.empty_like(volumes)
     for i in range(len(volumes)):
-        noise[i].normal_(generator=generator(volumes.device, seed, "noise", *step, first + i))
+        noise[i].normal_(generator=generator(volumes.device, seed, "noise", step, first + i))
     return noise

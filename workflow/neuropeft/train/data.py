@@ -1,10 +1,12 @@
-"""Volumes on the device, and the order in which they are seen."""
+"""The volumes of a run, on the device or in the store's memory map, and the order in which they are seen."""
 
 import hashlib
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -32,7 +34,7 @@ def pick_device(device: str | torch.device | None = None) -> torch.device:
 
 
 def derive_seed(seed: int, *purpose: object) -> int:
-    """Return a seed for one `purpose` (such as "order", epoch); other purposes get unrelated seeds."""
+    """Return a seed for one `purpose` (such as "order", pass); other purposes get unrelated seeds."""
     digest = hashlib.blake2b(repr((seed, *purpose)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
@@ -42,25 +44,45 @@ def generator(device: torch.device, seed: int, *purpose: object) -> torch.Genera
     return torch.Generator(device).manual_seed(derive_seed(seed, *purpose))
 
 
-def epoch_order(samples: int, seed: int, epoch: int) -> Tensor:
-    """Return the permutation [samples] of one epoch, on the CPU.
+@lru_cache(maxsize=4)
+def pass_order(samples: int, seed: int, number: int) -> Tensor:
+    """Return the permutation [samples] of one pass over the scans, on the CPU.
 
     It depends on nothing but the arguments, so a resumed run, another device or another number of processes
     sees the same order.
     """
-    return torch.randperm(samples, generator=generator(torch.device("cpu"), seed, "order", epoch))
+    return torch.randperm(samples, generator=generator(torch.device("cpu"), seed, "order", number))
+
+
+def batch_rows(samples: int, batch_size: int, seed: int, step: int) -> Tensor:
+    """Return the scans [batch_size] of a step, counted from 0.
+
+    Batches are cut from passes that follow one another without a gap, so that all have the same size and
+    every scan is seen equally often, however few there are.
+    """
+    start = step * batch_size
+    first, last = start // samples, (start + batch_size - 1) // samples
+    stream = torch.cat([pass_order(samples, seed, number) for number in range(first, last + 1)])
+    return stream[start - first * samples :][:batch_size]
 
 
 @dataclass(frozen=True)
 class Volumes:
-    """The volumes of a run, [n, S, S, S] float16 as on disk, and the device that batches are wanted on."""
+    """The volumes of a run, and the device that batches are wanted on.
+
+    Attributes:
+        data: float16 [N, S, S, S], as stored: on `device`, or the memory map of the store.
+        device: Where batches are wanted.
+        index: Row of `data` of each volume, [n] on the CPU, for a map; None if `data` has just the volumes.
+    """
 
     data: Tensor
     device: torch.device
+    index: Tensor | None = None
 
     def __len__(self) -> int:
         """Return the number of volumes."""
-        return self.data.shape[0]
+        return len(self.data if self.index is None else self.index)
 
     @property
     def bytes_each(self) -> int:
@@ -69,27 +91,47 @@ class Volumes:
 
     @property
     def on_device(self) -> bool:
-        """Whether they are where batches are wanted, and not in main memory for want of room."""
+        """Whether they are where batches are wanted, so that no batch is copied to the GPU."""
         return self.data.device.type == self.device.type
+
+    def take(self, rows: Tensor) -> Tensor:
+        """Return the volumes `rows` [B] as stored, float16 [B, S, S, S], on the device."""
+        if self.on_device:
+            rows = rows.to(self.data.device, non_blocking=True)
+            # Not data[rows], which takes twice as long on the CPU.
+            return self.data.index_select(0, rows if self.index is None else self.index[rows])
+        rows = rows.cpu() if self.index is None else self.index[rows.cpu()]
+        # Pinned, so that the copy to the GPU needs no wait; torch keeps the memory until the copy is done.
+        batch = torch.empty(
+            (len(rows), *self.data.shape[1:]), dtype=self.data.dtype, pin_memory=self.device.type == "cuda"
+        )
+        torch.index_select(self.data, 0, rows, out=batch)
+        return batch.to(self.device, non_blocking=True)
 
     def batch(self, rows: Tensor) -> Tensor:
         """Return the volumes `rows` [B] as float32 [B, 1, S, S, S] on the device."""
-        if not self.on_device:
-            # Pinned, and with `rows` on the CPU, gathering and copying run beside the batch before.
-            return self.data[rows.cpu()].pin_memory().to(self.device, non_blocking=True).float().unsqueeze(1)
-        return self.data[rows.to(self.device, non_blocking=True)].float().unsqueeze(1)
+        return as_input(self.take(rows))
+
+
+def as_input(stored: Tensor) -> Tensor:
+    """Return stored volumes, float16 [B, S, S, S], as networks take them: float32 [B, 1, S, S, S]."""
+    return stored.float().unsqueeze(1)
 
 
 def load_volumes(source: NDArray[np.float16], rows: Sequence[int], device: torch.device) -> Volumes:
-    """Read `rows` of a store's volumes [scans, S, S, S], in this order, onto `device`.
+    """Return `rows` of a store's volumes [scans, S, S, S], in this order, for batches on `device`.
 
-    They stay float16, as stored: half the memory of float32 and nothing lost. Volumes that would fill the
-    GPU stay in main memory, from which each batch is copied; a line on stderr says so.
+    A GPU that has room for them gets a copy. Otherwise, and on the CPU, nothing is copied: batches are taken
+    from `source`, a memory map, whose pages all processes of a node share. A line on stderr says so of a GPU.
+    They stay float16, as stored: half the memory of float32 and nothing lost.
     """
-    shape = (len(rows), *source.shape[1:])
-    home = device if _fits(shape, device) else torch.device("cpu")
-    data = torch.empty(shape, dtype=torch.float16, device=home)
     index = np.asarray(rows, dtype=np.int64)
+    shape = (len(rows), *source.shape[1:])
+    if device.type == "cpu" or not _fits(shape, device):
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nobody writes to it
+            return Volumes(torch.from_numpy(source), device, torch.from_numpy(index))
+    data = torch.empty(shape, dtype=torch.float16, device=device)
     for start in range(0, len(rows), ROWS_AT_ONCE):
         part = slice(start, start + ROWS_AT_ONCE)
         data[part].copy_(torch.from_numpy(np.asarray(source[index[part]], dtype=np.float16)))

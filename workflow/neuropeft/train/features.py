@@ -72,7 +72,7 @@ def _frozen(backbone: Mapping[str, Any], encoder_path: str | Path | None) -> Any
     """Return the backbone in evaluation mode; what is drawn leaves torch's global generator as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(UNTRAINED_SEED)
-        network, _ = build_backbone(backbone)
+        network, *_ = build_backbone(backbone)
     if encoder_path is not None:
         if not isinstance(network, ViT3D):
             raise UserError(f"{encoder_path} holds a ViT, which the backbone is not; leave the encoder out")

@@ -4,12 +4,12 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from neuropeft.errors import UserError
 from neuropeft.models.build import build_predictor
@@ -24,13 +24,14 @@ from neuropeft.store import Store, open_store
 from neuropeft.train import checkpoint
 from neuropeft.train.augment import augment, read_augmentation
 from neuropeft.train.cost import reset_peak_memory, write_cost
-from neuropeft.train.data import Volumes, epoch_order, load_volumes, pick_device
+from neuropeft.train.data import Volumes, as_input, load_volumes, pass_order, pick_device
 from neuropeft.train.flops import training_flops
 from neuropeft.train.history import write_history
-from neuropeft.train.labels import Sides, read_sides, shuffled, stored_sessions
+from neuropeft.train.labels import Sides, read_sides, shuffled, stored_sessions, subject_weights
 from neuropeft.train.loop import CHECKPOINT_SECONDS, Home, Learner, Plan, Progress, fit, run_cost
 from neuropeft.train.losses import Objective, objective, outputs_of
 from neuropeft.train.memory import BatchSize, in_batches
+from neuropeft.train.prefetch import TrainingBatches
 from neuropeft.train.ranks import ALONE
 from neuropeft.train.state import FINISHED, forget, is_finished
 
@@ -83,13 +84,13 @@ def open_shared(
     """
     store = open_store(store_dir)
     sessions = stored_sessions(store_dir)
-    of_name = {seed_and_fold(path): Path(path) for path in splits}
+    of_split = {seed_and_fold(path): Path(path) for path in splits}
     used: dict[str, None] = {}
     for spec in specs:
-        sides = read_sides(split_of(of_name, spec), int(spec["fraction"]), sessions)
+        sides = read_sides(split_of(of_split, spec), int(spec["fraction"]), sessions)
         used |= dict.fromkeys(row["scan_id"] for row in (*sides.train, *sides.validation))
     return Shared(
-        of_name,
+        of_split,
         None if encoder_path is None else Path(encoder_path),
         pick_device(device),
         store,
@@ -108,6 +109,7 @@ def finetune(
     state_dir: str | Path,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
     began: float = 0.0,
+    rates: Mapping[str, float] | None = None,
 ) -> bool:
     """Train a cell unless that is done; delta.safetensors, history.csv and cost.json are the outcome.
 
@@ -118,6 +120,7 @@ def finetune(
         state_dir: Folder of this cell alone, for its checkpoints and, in `finished`, for the outcome.
         checkpoint_seconds: Least time between checkpoints.
         began: Age of the process, in seconds, from which the time to the first step counts.
+        rates: Learning rates that a search has chosen, in place of the method's own: lr and head_lr.
 
     Returns:
         False if the cell had been trained before with the same settings, code and data.
@@ -135,34 +138,45 @@ def finetune(
     ]
     home = Home(
         Path(state_dir),
-        checkpoint.fingerprint(dict(spec), shared.stamps, rows),
+        checkpoint.fingerprint(dict(spec), shared.stamps, rows, rates),
         spec,
         checkpoint_seconds,
     )
     if is_finished(home.folder, home.fingerprint):
         return False
     reset_peak_memory(shared.device)
-    goal = objective(spec["task"], [row["y"] for row in sides.train], spec["cell"])
+    weights = subject_weights(sides.train)
+    goal = objective(spec["task"], [row["y"] for row in sides.train], weights, spec["cell"])
     torch.manual_seed(int(spec["seed"]))
     model = make_model(spec, shared.encoder_path).to(shared.device)
     learner = _learner(spec, model, goal, shared, sides)
-    training, method = spec["training"], spec["method"]
-    plan = Plan(
-        name=spec["cell"],
-        samples=len(sides.train),
-        epochs=int(training["epochs"]),
-        batch_size=int(training["batch_size"]),
-        warmup_epochs=int(training["warmup_epochs"]),
-        clip=float(training["clip"]),
-        seed=int(spec["seed"]),
-        patience=int(training["patience"]),
-        began=began,
+    plan = _plan(spec, sides, began)
+    progress = fit(
+        learner, parameter_groups(model, {**spec["method"], **(rates or {})}), plan, home, shared.device
     )
-    groups = parameter_groups(model, method["lr"], method.get("weight_decay", 0.0), method.get("head_lr"))
-    progress = fit(learner, groups, plan, home, shared.device)
-    _write(home, model, goal, sides, progress, shared)
+    _write(home, model, goal, sides, progress, shared, rates)
     checkpoint.remove(home.folder)
     return True
+
+
+def _plan(spec: Mapping[str, Any], sides: Sides, began: float) -> Plan:
+    """Return how long a cell trains: as many steps at every fraction as with all of the data."""
+    training = spec["training"]
+    interval = -(-sides.whole // int(training["batch_size"]))  # steps of a pass over all training scans
+    epochs = max(int(training["epochs"]), -(-int(training["min_steps"]) // interval))
+    chosen = len(sides.validation) >= int(training["min_validation"])
+    return Plan(
+        name=spec["cell"],
+        samples=len(sides.train),
+        steps=epochs * interval,
+        interval=interval,
+        batch_size=int(training["batch_size"]),
+        warmup_steps=int(training["warmup_epochs"]) * interval,
+        clip=float(training["clip"]),
+        seed=int(spec["seed"]),
+        patience=int(training["patience"]) if chosen else None,
+        began=began,
+    )
 
 
 def split_of(splits: Mapping[tuple[int, int], Path], spec: Mapping[str, Any]) -> Path:
@@ -177,7 +191,11 @@ def split_of(splits: Mapping[tuple[int, int], Path], spec: Mapping[str, Any]) ->
 
 def make_model(spec: Mapping[str, Any], encoder_path: str | Path | None) -> Predictor:
     """Return the adapted network of a cell, on the CPU, drawn from torch's global generator."""
-    model = build_predictor(spec["backbone"], outputs_of(spec["task"]))
+    training = spec["training"]
+    backbone = dict(spec["backbone"])
+    if backbone["kind"] == "vit":
+        backbone["drop_path"] = training["drop_path"]
+    model = build_predictor(backbone, outputs_of(spec["task"]), training["pool"], training["feature_norm"])
     if encoder_path is not None:
         load_encoder(encoder_path, require_vit(model.backbone, spec["method"]["kind"]))
     adapt(model, spec["method"])
@@ -220,41 +238,58 @@ def _learner(
     # Where the volumes are, so that finding them does not wait for the device.
     places = torch.tensor([shared.places[row["scan_id"]] for row in both], device=volumes.data.device)
     targets = torch.tensor([row["y"] for row in both], dtype=torch.float32)
+    weights = torch.tensor(subject_weights(sides.train), device=device)
     train_targets, validation_targets = targets.to(device), targets[len(sides.train) :]
     validation_places = places[len(sides.train) :]
     changes = read_augmentation(training["augment"])
     forward = torch.compile(model) if training["compile"] else model
     mixed_precision, at_once = training["mixed_precision"], BatchSize(int(training["batch_size"]))
+    batches = TrainingBatches(volumes, places[: len(sides.train)], int(training["batch_size"]), seed)
 
-    def batch_losses(rows: Tensor, epoch: int, step: int, parts: int) -> Iterator[Tensor]:
-        changed, found = [], places[rows.to(places.device, non_blocking=True)]
+    def batch_losses(rows: Tensor, step: int, parts: int) -> Iterator[Tensor]:
+        stored = batches.get(rows, step)
         for piece in (ALONE.share(len(rows), part, parts) for part in range(parts)):
-            batch = volumes.batch(found[piece])
-            changed.append(augment(batch, changes, seed, (epoch, step), piece.start, len(rows)))
-        # One loss of all parts, and not one each, because the features are standardised over the whole batch.
-        whole = parts == 1
-        network, batch = (forward, changed[0]) if whole else (partial(model, parts=parts), torch.cat(changed))
-        yield goal.loss(
-            forward_outputs(network, batch, mixed_precision),
-            train_targets[rows.to(device, non_blocking=True)],
-        )
+            changed = augment(as_input(stored[piece]), changes, seed, step, piece.start, len(rows))
+            here = rows[piece].to(device, non_blocking=True)
+            losses = goal.loss(forward_outputs(forward, changed, mixed_precision), train_targets[here])
+            yield (weights[here] * losses).sum() / len(rows)
 
-    measured = places[epoch_order(len(sides.train), seed, 0)[:MEASURED].to(places.device)]
+    measured = places[pass_order(len(sides.train), seed, 0)[:MEASURED].to(places.device)]
+
+    batch_norms = any(isinstance(module, nn.BatchNorm3d) for module in model.backbone.modules())
+
+    def measure() -> None:
+        # As training sees them: by their running statistics, which lag behind, batch norms give others.
+        model.train(batch_norms)
+        with torch.inference_mode():
+            tokens = all_outputs(model.backbone.tokens, volumes, measured, mixed_precision, at_once)
+        model.head.measure(tokens)
+        model.eval()
 
     def validate() -> dict[str, float]:
-        model.feature_norm.measure(all_outputs(model.backbone, volumes, measured, mixed_precision, at_once))
+        if training["feature_norm"] == "refreshed":
+            measure()
         # By the network as predictions use it, not as it is compiled.
         outputs = all_outputs(model, volumes, validation_places, mixed_precision, at_once)
-        loss = float(goal.loss(outputs, validation_targets))
-        return {"val_loss": loss, "val_metric": goal.metric(outputs, validation_targets)}
+        return {
+            "val_loss": float(goal.loss(outputs, validation_targets).mean()),
+            "val_metric": goal.metric(outputs, validation_targets),
+        }
 
+    measure()
     return Learner(
         model, batch_losses, validate, lambda: delta_state(model), lambda state: load_delta(model, state)
     )
 
 
 def _write(
-    home: Home, model: Predictor, goal: Objective, sides: Sides, progress: Progress, shared: Shared
+    home: Home,
+    model: Predictor,
+    goal: Objective,
+    sides: Sides,
+    progress: Progress,
+    shared: Shared,
+    rates: Mapping[str, float] | None,
 ) -> None:
     out = home.folder / FINISHED
     forget(out)
@@ -262,7 +297,7 @@ def _write(
         "spec": json.dumps(home.configuration, sort_keys=True),
         "offset": json.dumps(goal.offset),
         "scale": repr(goal.scale),
-        "best_epoch": str(progress.best_epoch),
+        "best_step": str(_kept(progress)["step"]),
         "torch": torch.__version__,
         "encoder": str(shared.stamps[-1] or ""),  # its SHA-256; empty from random weights
     }
@@ -271,17 +306,23 @@ def _write(
     counts = count(model)
     # The volumes that only other cells of the pack use are not this cell's memory.
     volumes = shared.volumes
-    others = len(volumes) - len(sides.train) - len(sides.validation) if volumes.on_device else 0
+    others = len(volumes) - len(sides.train) - len(sides.validation) if volumes.index is None else 0
     cost = {
         "trainable": counts.encoder,
         "head": counts.head,
         "total": counts.total,
         "delta_bytes": os.path.getsize(out / "delta.safetensors"),
         "peak_memory_bytes": progress.peak_memory - others * volumes.bytes_each,
-        "best_epoch": progress.best_epoch,
-        "best_val_loss": progress.best_loss,
+        "best_step": _kept(progress)["step"],
+        "best_val_loss": _kept(progress)["val_loss"],
         "train_subjects": len({row["subject"] for row in sides.train}),
         "train_scans": len(sides.train),
+        **{f"chosen_{name}": value for name, value in (rates or {}).items()},
         "flops_per_sample": training_flops(model, volumes.data.shape[-1], shared.device),
     }
     write_cost(out / "cost.json", cost | run_cost(progress, home, shared.device))
+
+
+def _kept(progress: Progress) -> dict[str, float]:
+    """Return the row of the history whose weights were kept: the best one's, or the last one's."""
+    return next((row for row in progress.history if row["step"] == progress.best_step), progress.history[-1])

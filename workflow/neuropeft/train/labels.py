@@ -1,6 +1,7 @@
 """The scans and targets of a cell, from its split; the test side is dropped at once."""
 
 import random
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +17,14 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Sides:
-    """Rows of a split: all scans of the training subjects, one scan of each validation subject."""
+    """Rows of a split: all scans of the training subjects, one scan of each validation subject.
+
+    `whole` is how many scans there would be to train on with all of the training subjects.
+    """
 
     train: list[Row]
     validation: list[Row]
+    whole: int
 
 
 def stored_sessions(store_dir: str | Path) -> dict[str, str]:
@@ -48,7 +53,8 @@ def read_sides(split_tsv: str | Path, fraction: int, sessions: Mapping[str, str]
                 f"{split_tsv}: none of the {side} scans (fraction {fraction}) is in the store; "
                 "preprocess the cohort of this split"
             )
-    return Sides(train, list(first_rows(validation).values()))
+    whole = len(with_sessions(take_fraction(split, 100), sessions))
+    return Sides(train, list(first_rows(validation).values()), whole)
 
 
 def with_sessions(rows: Sequence[Row], sessions: Mapping[str, str]) -> list[Row]:
@@ -58,7 +64,14 @@ def with_sessions(rows: Sequence[Row], sessions: Mapping[str, str]) -> list[Row]
 
 def shuffled(sides: Sides, seed: int) -> Sides:
     """Return the rows with targets permuted among the subjects of a side: a control that must not learn."""
-    return Sides(_permuted(sides.train, seed, TRAIN), _permuted(sides.validation, seed, VALIDATION))
+    train, validation = _permuted(sides.train, seed, TRAIN), _permuted(sides.validation, seed, VALIDATION)
+    return Sides(train, validation, sides.whole)
+
+
+def subject_weights(rows: Sequence[Row]) -> list[float]:
+    """Return how much each scan counts, 1 on average: subjects count alike, however many scans they have."""
+    scans = Counter(row["subject"] for row in rows)
+    return [len(rows) / (len(scans) * scans[row["subject"]]) for row in rows]
 
 
 def _permuted(rows: Sequence[Row], seed: int, side: str) -> list[Row]:

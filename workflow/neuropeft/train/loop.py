@@ -1,7 +1,7 @@
 """The training loop that pretraining and fine-tuning share.
 
-Everything random is a function of (seed, epoch, step) or is drawn from a generator whose state the checkpoint
-holds. Nothing in a step waits for the device: the loss is summed there and read once an epoch.
+Everything random is a function of (seed, step) or is drawn from a generator whose state the checkpoint holds.
+Nothing in a step waits for the device: the loss is summed there and read at each validation.
 """
 
 import math
@@ -20,14 +20,14 @@ from neuropeft.errors import UserError
 from neuropeft.progress import track
 from neuropeft.train import checkpoint, slurm
 from neuropeft.train.cost import device_name, peak_memory, seconds_since_process_start
-from neuropeft.train.data import epoch_order
+from neuropeft.train.data import batch_rows
 from neuropeft.train.optimizer import AdamW
 from neuropeft.train.ranks import ALONE, Ranks
 from neuropeft.train.schedule import check_warmup, lr_scale
 from neuropeft.train.signals import REQUEUE_EXIT_CODE, SIGNALS, StopRequest, stop_request
 
 CHECKPOINT_SECONDS = 120.0
-UNSAID = ("epoch", "accumulation", "seconds")  # of a row of the history, in the line that a log gets
+UNSAID = ("step", "accumulation", "seconds")  # of a row of the history, in the line that a log gets
 
 
 @dataclass(frozen=True)
@@ -35,18 +35,18 @@ class Learner:
     """What is trained.
 
     Attributes:
-        module: The network; `train()` is called before each epoch.
-        batch_losses: (rows [B] of a batch, epoch, step, parts) -> scalars that add up to the mean loss of the
-            batch; over several processes, to what makes the mean over the processes that loss. The backward
-            pass of each follows before the next is asked for, and none needs the memory of more than one of
-            `parts` parts of the batch, whose scans, changes and masks stay those of the whole batch.
+        module: The network; `train()` is called after each validation.
+        batch_losses: (rows [B] of a batch, step, parts) -> scalars that add up to the mean loss of the batch;
+            over several processes, to what makes the mean over the processes that loss. The backward pass of
+            each follows before the next is asked for, and none needs the memory of more than one of `parts`
+            parts of the batch, whose scans, changes and masks stay those of the whole batch.
         validate: () -> `val_loss` and whatever else the history shall hold.
         state: () -> the tensors that training changes, not copied.
         load: Takes back what `state` returned.
     """
 
     module: nn.Module
-    batch_losses: Callable[[Tensor, int, int, int], Iterator[Tensor]]
+    batch_losses: Callable[[Tensor, int, int], Iterator[Tensor]]
     validate: Callable[[], dict[str, float]]
     state: Callable[[], dict[str, Tensor]]
     load: Callable[[Mapping[str, Tensor]], None]
@@ -58,31 +58,28 @@ class Plan:
 
     Attributes:
         name: The run, for the log and for errors.
-        samples: Scans of an epoch.
-        epochs: The most epochs.
+        samples: Scans to train on; they are passed through again and again, each time in another order.
+        steps: The most steps.
+        interval: Steps between validations.
         batch_size: Scans of a step, over all processes.
-        warmup_epochs: Epochs in which the learning rate rises to its peak.
+        warmup_steps: Steps in which the learning rate rises to its peak.
         clip: Largest norm of the gradient.
         seed: Seed of the run.
-        patience: Stop after so many epochs without a better validation loss, and keep the best weights; None
-            trains to the end and keeps the last.
+        patience: Stop after so many validations without a better loss, those of the warm-up not counted, and
+            keep the best weights; None trains to the end and keeps the last.
         began: Age of the process, in seconds, from which the time to the first step counts.
     """
 
     name: str
     samples: int
-    epochs: int
+    steps: int
+    interval: int
     batch_size: int
-    warmup_epochs: int
+    warmup_steps: int
     clip: float
     seed: int
     patience: int | None = None
     began: float = 0.0
-
-    @property
-    def steps(self) -> int:
-        """Steps of an epoch."""
-        return -(-self.samples // self.batch_size)
 
 
 @dataclass(frozen=True)
@@ -106,15 +103,14 @@ class Home:
 class Progress:
     """How far a run has come; a checkpoint holds it beside weights, optimiser and generators.
 
-    `epoch` and `step` are those that come next, from 0; `best_epoch` counts from 1, as the history does.
-    `parts` is into how many parts a batch is cut so that it fits into the memory.
+    `step` counts the steps that are done; `loss_sum` and `interval_seconds` are those since the last
+    validation. `parts` is into how many parts a batch is cut so that it fits into the memory.
     """
 
-    epoch: int = 0
     step: int = 0
     loss_sum: Tensor = field(default_factory=lambda: torch.zeros(()))
-    epoch_seconds: float = 0.0
-    best_epoch: int = 0
+    interval_seconds: float = 0.0
+    best_step: int = 0
     best_loss: float = math.inf
     best_state: dict[str, Tensor] = field(default_factory=dict)
     history: list[dict[str, float]] = field(default_factory=list)
@@ -157,7 +153,7 @@ def fit(
         SystemExit: With `REQUEUE_EXIT_CODE`, after SIGTERM or SIGUSR1; the state is saved and a SLURM job
             that is to go on is requeued, see `slurm.requeue`.
     """
-    check_warmup(plan.name, plan.warmup_epochs, plan.epochs)
+    check_warmup(plan.name, plan.warmup_steps, plan.steps)
     optimizer = AdamW(groups, betas)
     progress = _resume(learner, optimizer, plan, home, ranks)
     progress.loss_sum = progress.loss_sum.to(device)
@@ -165,9 +161,9 @@ def fit(
         run = _Run(learner, optimizer, plan, home, device, ranks, progress, stop)
         saved_at = time.monotonic()
         while not _finished(run):
-            saved_at = _train_epoch(run, saved_at)
-            _close_epoch(run)
-    if plan.patience is not None:
+            saved_at = _train_interval(run, saved_at)
+            _validate(run)
+    if progress.best_state:
         learner.load(progress.best_state)
     progress.peak_memory = max(progress.peak_memory, peak_memory(device))
     return progress
@@ -175,12 +171,12 @@ def fit(
 
 def run_cost(progress: Progress, home: Home, device: torch.device) -> dict[str, Any]:
     """Return what the cost.json of every finished run holds."""
-    seconds, epochs = sum(row["seconds"] for row in progress.history), len(progress.history)
+    seconds = sum(row["seconds"] for row in progress.history)
     return {
         "train_seconds": seconds,
         "start_seconds": progress.start_seconds,
-        "seconds_per_epoch": seconds / epochs,
-        "epochs": epochs,
+        "seconds_per_step": seconds / progress.step,
+        "steps": progress.step,
         "device": device_name(device),
         "resumed": progress.resumed,
         "accumulation": progress.parts,
@@ -189,31 +185,33 @@ def run_cost(progress: Progress, home: Home, device: torch.device) -> dict[str, 
 
 
 def _finished(run: _Run) -> bool:
-    epoch, patience = run.progress.epoch, run.plan.patience
-    tired = patience is not None and epoch - run.progress.best_epoch >= patience
-    return epoch >= run.plan.epochs or tired
-
-
-def _train_epoch(run: _Run, saved_at: float) -> float:
-    """Train to the end of the current epoch; return when the last checkpoint was written."""
     plan, progress = run.plan, run.progress
-    order = epoch_order(plan.samples, plan.seed, progress.epoch)
-    if run.device.type == "cuda":
-        order = order.pin_memory()  # copied from there without a wait
+    if plan.patience is None:
+        return progress.step >= plan.steps
+    # The weights of the warm-up are no choice: they have hardly left the start.
+    since = progress.step - max(progress.best_step, plan.warmup_steps)
+    return progress.step >= plan.steps or since >= plan.patience * plan.interval
+
+
+def _train_interval(run: _Run, saved_at: float) -> float:
+    """Train up to the next validation; return when the last checkpoint was written."""
+    plan, progress = run.plan, run.progress
     run.learner.module.train()
+    end = min(plan.steps, (progress.step // plan.interval + 1) * plan.interval)
     clock = time.monotonic()
-    for step in _shown(range(progress.step, plan.steps), run):
-        rows = order[step * plan.batch_size : (step + 1) * plan.batch_size]
-        loss = _backward(run, rows, step)
+    for step in _shown(range(progress.step, end), run):
+        rows = batch_rows(plan.samples, plan.batch_size, plan.seed, step)
+        if run.device.type == "cuda":
+            rows = rows.pin_memory()  # copied from there without a wait
+        progress.loss_sum += _backward(run, rows, step)
         nn.utils.clip_grad_norm_(run.optimizer.parameters, plan.clip)
-        run.optimizer.step(_scale(plan, progress.epoch, step))
+        run.optimizer.step(lr_scale(step, plan.warmup_steps, plan.steps))
         run.optimizer.zero_grad()
-        progress.loss_sum += loss * len(rows)
         progress.step = step + 1
         if progress.start_seconds is None:
             _note_start(run)
         now = time.monotonic()
-        progress.epoch_seconds, clock = progress.epoch_seconds + now - clock, now
+        progress.interval_seconds, clock = progress.interval_seconds + now - clock, now
         # A signal need not have reached all processes yet.
         *came, due = run.ranks.any(
             *(number in run.stop.signals for number in SIGNALS), now - saved_at >= run.home.seconds
@@ -247,7 +245,7 @@ def _try_backward(run: _Run, rows: Tensor, step: int) -> Tensor | None:
     parts = min(progress.parts, _share(run, len(rows)))
     total = torch.zeros((), device=run.device)
     try:
-        for loss in run.learner.batch_losses(rows, progress.epoch, step, parts):
+        for loss in run.learner.batch_losses(rows, step, parts):
             loss.backward()
             total += loss.detach()
     except torch.OutOfMemoryError:
@@ -295,14 +293,10 @@ def _leave(run: _Run, signals: set[signal.Signals]) -> NoReturn:
 
 
 def _shown(steps: range, run: _Run) -> Iterable[int]:
-    # On a terminal a bar runs through each epoch; a log gets its one line an epoch from `_close_epoch`.
+    # On a terminal a bar runs up to each validation; a log gets one line a validation from `_validate`.
     if not (run.ranks.first and sys.stderr.isatty()):
         return steps
-    return track(steps, len(steps), f"epoch {run.progress.epoch + 1}/{run.plan.epochs}")
-
-
-def _scale(plan: Plan, epoch: int, step: int) -> float:
-    return lr_scale(epoch * plan.steps + step, plan.warmup_epochs * plan.steps, plan.epochs * plan.steps)
+    return track(steps, len(steps), f"step {steps.start}/{run.plan.steps}")
 
 
 def _note_start(run: _Run) -> None:
@@ -313,39 +307,41 @@ def _note_start(run: _Run) -> None:
     run.progress.start_seconds = None if age is None else age - run.plan.began
 
 
-def _close_epoch(run: _Run) -> None:
-    """Validate, write down the epoch, remember the best weights, and move on to the next epoch."""
+def _validate(run: _Run) -> None:
+    """Validate, write down the interval, and remember the best weights."""
     plan, progress = run.plan, run.progress
     clock = time.monotonic()
-    train_loss = _checked_loss(run) / plan.samples
+    done = progress.step - (int(progress.history[-1]["step"]) if progress.history else 0)
+    train_loss = _checked_loss(run) / done
     run.learner.module.eval()
     with torch.inference_mode():
         validation = run.learner.validate()
     if not math.isfinite(validation["val_loss"]):
         raise _not_finite(run, "validation")
-    seconds = progress.epoch_seconds + time.monotonic() - clock
-    lr = run.optimizer.groups[0]["lr"] * _scale(plan, progress.epoch, plan.steps - 1)
+    seconds = progress.interval_seconds + time.monotonic() - clock
+    lr = run.optimizer.groups[0]["lr"] * lr_scale(progress.step - 1, plan.warmup_steps, plan.steps)
     losses = {"train_loss": train_loss, **validation}
     progress.history.append(
-        {"epoch": progress.epoch + 1, "lr": lr, **losses, "accumulation": progress.parts, "seconds": seconds}
+        {"step": progress.step, "lr": lr, **losses, "accumulation": progress.parts, "seconds": seconds}
     )
-    if plan.patience is not None and validation["val_loss"] < progress.best_loss:
-        progress.best_epoch, progress.best_loss = progress.epoch + 1, validation["val_loss"]
+    warm = progress.step > plan.warmup_steps or progress.step >= plan.steps
+    if plan.patience is not None and warm and validation["val_loss"] < progress.best_loss:
+        progress.best_step, progress.best_loss = progress.step, validation["val_loss"]
         # On the CPU, so that the copy does not count as the method's memory.
         progress.best_state = {k: v.to("cpu", copy=True) for k, v in run.learner.state().items()}
-    progress.epoch, progress.step, progress.epoch_seconds = progress.epoch + 1, 0, 0.0
+    progress.interval_seconds = 0.0
     progress.loss_sum = torch.zeros((), device=run.device)
     if run.ranks.first:
         _report(run)
 
 
 def _report(run: _Run) -> None:
-    history = run.progress.history
+    history, plan = run.progress.history, run.plan
     last = history[-1]
-    left = sum(row["seconds"] for row in history) / len(history) * (run.plan.epochs - len(history))
+    left = sum(row["seconds"] for row in history) / last["step"] * (plan.steps - last["step"])
     numbers = ", ".join(f"{key} {last[key]:.4g}" for key in last if key not in UNSAID)
     print(
-        f"{run.plan.name}: epoch {len(history)}/{run.plan.epochs}, {numbers}, {last['seconds']:.1f} s, "
+        f"{plan.name}: step {last['step']}/{plan.steps}, {numbers}, {last['seconds']:.1f} s, "
         f"at most {left:.0f} s left",
         file=sys.stderr,
         flush=True,
@@ -353,7 +349,7 @@ def _report(run: _Run) -> None:
 
 
 def _checked_loss(run: _Run) -> float:
-    """Return the summed loss of the epoch so far over all processes; this waits for the device."""
+    """Return the summed loss since the last validation over all processes; this waits for the device."""
     loss = float(run.ranks.sum(run.progress.loss_sum)) / run.ranks.size
     if not math.isfinite(loss):
         raise _not_finite(run, "training")
@@ -363,7 +359,7 @@ def _checked_loss(run: _Run) -> float:
 def _not_finite(run: _Run, which: str) -> UserError:
     lr = max(group["lr"] for group in run.optimizer.groups)
     return UserError(
-        f"{run.plan.name}: the {which} loss is not finite in epoch {run.progress.epoch + 1} "
+        f"{run.plan.name}: the {which} loss is not finite at step {run.progress.step} "
         f"at peak learning rate {lr:g}; give a lower lr, such as {lr / 3:.1g}"
     )
 
@@ -403,6 +399,7 @@ def _resume(learner: Learner, optimizer: AdamW, plan: Plan, home: Home, ranks: R
     progress.parts = max(progress.parts, parts)
     progress.start_seconds = None
     if ranks.first:
-        place = f"epoch {progress.epoch + 1}, step {progress.step + 1}"
-        print(f"{plan.name}: going on from {place} of the checkpoint", file=sys.stderr, flush=True)
+        print(
+            f"{plan.name}: going on from step {progress.step} of the checkpoint", file=sys.stderr, flush=True
+        )
     return progress

@@ -17,12 +17,12 @@ class Objective:
     """How a task is learnt.
 
     Attributes:
-        loss: Mean loss of outputs [B, outputs] against targets [B].
+        loss: Loss [B] of each scan: of outputs [B, outputs] against targets [B].
         metric: What a person wants to watch: AUC, balanced accuracy, or the mean absolute error in the
             target's unit.
-        offset: What turns outputs into what is reported, one per output: the mean of a regression target,
-            or what the loss weighs away of the classes, the log-odds of class 1 or, of more classes, the
-            logarithms of their frequencies.
+        offset: What turns outputs into what is reported, one per output: the median of a regression target,
+            which is the best constant for its loss, or what the loss weighs away of the classes, the log-odds
+            of class 1 or, of more classes, the logarithms of their frequencies.
         scale: SD of a regression target; 1 otherwise. Reported are outputs * scale + offset.
     """
 
@@ -32,12 +32,17 @@ class Objective:
     scale: float = 1.0
 
 
+ROUNDING = 1e-9  # shares that add up to a half, and not to a little less
+
+
 def outputs_of(task: Mapping[str, Any]) -> int:
     """Return the width of the head of a task: one logit or value, or a logit per class."""
     return int(task["classes"]) if task["kind"] == "multiclass" else 1
 
 
-def objective(task: Mapping[str, Any], targets: Sequence[float], name: str) -> Objective:
+def objective(
+    task: Mapping[str, Any], targets: Sequence[float], weights: Sequence[float], name: str
+) -> Objective:
     """Return the objective of a task, with what is learnt from its training targets alone.
 
     Classes count equally however many scans they have: their losses are weighted by the inverse of their
@@ -47,15 +52,17 @@ def objective(task: Mapping[str, Any], targets: Sequence[float], name: str) -> O
     Args:
         task: `{"name": ..., "kind": "binary" | "multiclass" | "regression", "classes": int}`.
         targets: Targets of the training scans.
+        weights: How much each of them counts, see `labels.subject_weights`.
         name: The cell, for errors.
 
     Raises:
         UserError: A class has no training scan, or all values of a regression target are equal.
     """
     values = torch.tensor(list(targets), dtype=torch.float64)
+    weight = torch.tensor(list(weights), dtype=torch.float64)
     if task["kind"] == "regression":
-        return _regression(values, name)
-    counts = _class_counts(task, values, name)
+        return _regression(values, weight, name)
+    counts = _class_counts(task, values, weight, name)
     if task["kind"] == "binary":
         return _binary(float(counts[0] / counts[1]))
     return _multiclass(counts / counts.sum())
@@ -72,26 +79,29 @@ def scores(task: Mapping[str, Any], outputs: Tensor, offset: Sequence[float], sc
     return values.sigmoid() if task["kind"] == "binary" else values.softmax(dim=1)
 
 
-def _regression(values: Tensor, name: str) -> Objective:
-    mean, sd = float(values.mean()), float(values.std(correction=0))
+def _regression(values: Tensor, weight: Tensor, name: str) -> Objective:
+    share = weight / weight.sum()
+    sd = float(((values - (share * values).sum()).square() * share).sum().sqrt())
+    order = values.argsort()
+    median = float(values[order][share[order].cumsum(0) >= 0.5 - ROUNDING][0])
     if sd == 0:
         raise UserError(
-            f"{name}: all training targets are {mean:g}; nothing can be learnt, give a larger fraction"
+            f"{name}: all training targets are {median:g}; nothing can be learnt, give a larger fraction"
         )
 
     def loss(outputs: Tensor, targets: Tensor) -> Tensor:
-        return F.l1_loss(outputs[:, 0], (targets - mean) / sd)
+        return (outputs[:, 0] - (targets - median) / sd).abs()
 
     def metric(outputs: Tensor, targets: Tensor) -> float:
-        return float((outputs[:, 0] * sd + mean - targets).abs().mean())
+        return float((outputs[:, 0] * sd + median - targets).abs().mean())
 
-    return Objective(loss, metric, (mean,), sd)
+    return Objective(loss, metric, (median,), sd)
 
 
 def _binary(pos_weight: float) -> Objective:
     def loss(outputs: Tensor, targets: Tensor) -> Tensor:
         weight = torch.full((), pos_weight, device=outputs.device)
-        return F.binary_cross_entropy_with_logits(outputs[:, 0], targets, pos_weight=weight)
+        return F.binary_cross_entropy_with_logits(outputs[:, 0], targets, pos_weight=weight, reduction="none")
 
     return Objective(loss, lambda outputs, targets: auc(outputs[:, 0], targets), (-math.log(pos_weight),))
 
@@ -100,12 +110,10 @@ def _multiclass(frequencies: Tensor) -> Objective:
     weights = (1 / (len(frequencies) * frequencies)).tolist()
 
     def loss(outputs: Tensor, targets: Tensor) -> Tensor:
-        # Divided by the size of the batch, not by its sum of weights: each scan counts the same in every
-        # batch.
         classes = targets.long()
         losses = F.cross_entropy(outputs, classes, reduction="none")
         # Numbers and no tensor of weights, whose way to the GPU would make each step wait.
-        return (losses * sum(weight * (classes == index) for index, weight in enumerate(weights))).mean()
+        return losses * sum(weight * (classes == index) for index, weight in enumerate(weights))
 
     return Objective(loss, balanced_accuracy, tuple(frequencies.log().tolist()))
 
@@ -125,8 +133,8 @@ def balanced_accuracy(outputs: Tensor, targets: Tensor) -> float:
     return float(torch.stack([correct[targets == value].mean() for value in targets.unique()]).mean())
 
 
-def _class_counts(task: Mapping[str, Any], values: Tensor, name: str) -> Tensor:
-    counts = torch.bincount(values.long(), minlength=int(task["classes"]))
+def _class_counts(task: Mapping[str, Any], values: Tensor, weight: Tensor, name: str) -> Tensor:
+    counts = torch.bincount(values.long(), weights=weight, minlength=int(task["classes"]))
     absent = [index for index, number in enumerate(counts.tolist()) if number == 0]
     if absent:
         raise UserError(

@@ -3,11 +3,14 @@
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from neuropeft.errors import UserError
+
+Result = TypeVar("Result")
 
 
 @dataclass
@@ -17,7 +20,7 @@ class BatchSize:
     scans: int
 
 
-def in_batches(compute: Callable[[Tensor], Tensor], rows: Tensor, size: BatchSize) -> list[Tensor]:
+def in_batches(compute: Callable[[Tensor], Result], rows: Tensor, size: BatchSize) -> list[Result]:
     """Return `compute(batch)` for the batches of `rows` [n], of `size` scans or, out of memory, of fewer.
 
     What is computed for a scan must not depend on the other scans of its batch. `size` shrinks to what fits.
@@ -25,7 +28,7 @@ def in_batches(compute: Callable[[Tensor], Tensor], rows: Tensor, size: BatchSiz
     Raises:
         UserError: The memory does not suffice for one scan.
     """
-    results: list[Tensor] = []
+    results: list[Result] = []
     done = 0
     while done < len(rows):
         batch = rows[done : done + size.scans]
@@ -38,7 +41,7 @@ def in_batches(compute: Callable[[Tensor], Tensor], rows: Tensor, size: BatchSiz
     return results
 
 
-def _attempt(compute: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor | None:
+def _attempt(compute: Callable[[Tensor], Result], batch: Tensor) -> Result | None:
     try:
         return compute(batch)
     except torch.OutOfMemoryError:

@@ -18,6 +18,7 @@ from neuropeft.train.cost import seconds_since_process_start
 from neuropeft.train.finetune import Shared, finetune, open_shared
 from neuropeft.train.lock import lock
 from neuropeft.train.loop import CHECKPOINT_SECONDS
+from neuropeft.train.search import chosen_rates
 from neuropeft.train.signals import stop_request
 from neuropeft.train.state import forget_failure, note_failure, why_failed
 
@@ -32,6 +33,7 @@ def finetune_pack(
     encoder_path: str | Path | None,
     state_root: str | Path,
     table: str | Path,
+    search_table: str | Path | None = None,
     device: str | None = None,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
 ) -> None:
@@ -48,6 +50,7 @@ def finetune_pack(
         encoder_path: Pretrained encoder of all of them; None starts from random weights.
         state_root: Folder of the states of all cells.
         table: The list to write when all are trained: cell, outcome (`trained` or `kept`), seconds.
+        search_table: What `search` wrote, whose rates replace the method's own.
         device: As torch names it; the GPU if there is one.
         checkpoint_seconds: Least time between checkpoints.
 
@@ -56,6 +59,7 @@ def finetune_pack(
         SystemExit: With `signals.REQUEUE_EXIT_CODE`, after SIGTERM or SIGUSR1.
     """
     root, rows, failed = Path(state_root), [], []
+    rates = None if search_table is None else chosen_rates(search_table)
     with stop_request() as stop:
         shared = open_shared(specs.values(), store_dir, splits, encoder_path, device)
         _disown(Path(table), specs)
@@ -67,7 +71,7 @@ def finetune_pack(
             started = time.monotonic()
             # The start of the process counts as the first cell's.
             began = 0.0 if number == 1 else seconds_since_process_start() or 0.0
-            outcome = _train(specs[path], shared, root / path, checkpoint_seconds, began)
+            outcome = _train(specs[path], shared, root / path, checkpoint_seconds, began, rates)
             seconds = time.monotonic() - started
             print(
                 f"cell {number}/{len(specs)}, {path}: {outcome or 'failed'} after {seconds:.1f} s",
@@ -100,12 +104,17 @@ def _disown(table: Path, specs: Iterable[str]) -> None:
 
 
 def _train(
-    spec: Mapping[str, Any], shared: Shared, state: Path, checkpoint_seconds: float, began: float
+    spec: Mapping[str, Any],
+    shared: Shared,
+    state: Path,
+    checkpoint_seconds: float,
+    began: float,
+    rates: Mapping[str, float] | None,
 ) -> str | None:
     """Train one cell; return its outcome, None if it failed."""
     try:
         with lock(state):
-            trained = finetune(spec, shared, state, checkpoint_seconds, began)
+            trained = finetune(spec, shared, state, checkpoint_seconds, began, rates)
     except UserError as error:
         print(error, file=sys.stderr, flush=True)
         note_failure(state, str(error))

@@ -1,63 +1,46 @@
-"""Pretrain an encoder as a masked autoencoder (He et al. 2022) on the store of a cohort."""
+"""Pretrain an encoder on the store of a cohort: as a masked autoencoder, or by reading synthetic anatomy."""
 
+import importlib
+import math
 import random
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
+from torch import nn
 
 from neuropeft.cohorts.splits import held_out_subjects, read_split
+from neuropeft.cohorts.synthetic import ANATOMY_FACTORS, TISSUE
 from neuropeft.errors import UserError
-from neuropeft.files import atomic_path, link_or_copy, read_tsv
-from neuropeft.models.build import build_mae
-from neuropeft.models.checkpoints import save_encoder
-from neuropeft.models.mae3d import MAE3D, MINIMUM_VARIANCE
-from neuropeft.models.vit3d import patchify
+from neuropeft.files import MISSING, link_or_copy, read_tsv
+from neuropeft.models.checkpoints import load_encoder, save_encoder
+from neuropeft.models.vit3d import ViT3D
 from neuropeft.sources import code_digest
 from neuropeft.store import open_store
 from neuropeft.train import checkpoint, ranks
-from neuropeft.train.augment import augment, read_augmentation
 from neuropeft.train.cost import write_cost
-from neuropeft.train.data import Volumes, derive_seed, generator, load_volumes, pick_device
+from neuropeft.train.data import derive_seed, load_volumes, pick_device
+from neuropeft.train.diagnose import Targets
 from neuropeft.train.history import write_history
 from neuropeft.train.lock import lock
-from neuropeft.train.loop import CHECKPOINT_SECONDS, Home, Learner, Plan, Progress, fit, run_cost
-from neuropeft.train.memory import BatchSize, in_batches
+from neuropeft.train.loop import CHECKPOINT_SECONDS, Home, Plan, Progress, fit, run_cost
+from neuropeft.train.pretraining_run import Run
 from neuropeft.train.ranks import Ranks
 from neuropeft.train.signals import stop_request
 from neuropeft.train.state import FINISHED, forget, is_finished
 
-FILES = (
-    "encoder.safetensors",
-    "history.csv",
-    "reconstructions.npz",
-    "cost.json",
-)  # the last one is written last
-SHOWN = 4  # validation scans whose reconstruction is stored
+ENCODER, COST = "encoder.safetensors", "cost.json"
+KINDS = {"mae": "neuropeft.train.mae", "factors": "neuropeft.train.factors"}
+VALIDATIONS = 50  # of a pretraining
+NOT_LEARNT = ("step", "lr", "train_loss", "accumulation", "seconds")  # of a row of the history
 
 
-@dataclass(frozen=True)
-class _Setting:
-    """A pretraining on this process: its volumes, of which the first `train` are trained on."""
-
-    spec: Mapping[str, Any]
-    mae: MAE3D
-    volumes: Volumes
-    train: int
-    ranks: Ranks
-
-    @property
-    def seed(self) -> int:
-        return int(self.spec["seed"])
-
-    @property
-    def validation(self) -> int:
-        return len(self.volumes) - self.train
+def files(kind: str) -> tuple[str, ...]:
+    """Return what a pretraining of this kind leaves; cost.json is written last."""
+    return (ENCODER, "history.csv", *importlib.import_module(KINDS[kind]).FILES, COST)
 
 
 def pretrain(
@@ -66,23 +49,27 @@ def pretrain(
     held_out_splits: Sequence[str | Path],
     out_dir: str | Path,
     state_dir: str | Path,
+    people: str | Path | None = None,
+    start: str | Path | None = None,
     device: str | None = None,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
 ) -> None:
-    """Train a masked autoencoder; write encoder.safetensors, history.csv, cost.json and reconstructions.npz.
+    """Pretrain an encoder; write encoder.safetensors, history.csv, cost.json and what its kind adds.
 
     What has been trained before with the same settings, code and data is not trained again. Started by
     torchrun, the processes share each batch, and the loss curve is that of one process up to rounding.
 
     Args:
-        spec: What defines the pretraining, as `grid.pretraining_spec` writes it: backbone, decoder,
-            mask_ratio, epochs, batch_size (over all processes), lr, warmup_epochs, weight_decay, betas,
-            clip, augment, seed, validation_share, normalize_targets, mixed_precision, compile.
+        spec: What defines the pretraining, as `grid.pretraining_spec` writes it: kind, backbone, steps,
+            warmup_steps, batch_size (over all processes), lr, weight_decay, betas, clip, augment, seed,
+            validation_share, mixed_precision, compile, and the kind's own settings.
         store_dir: Store of the cohort.
         held_out_splits: Splits whose test subjects are left out.
         out_dir: Folder for the outputs.
         state_dir: Folder of this pretraining alone, for its checkpoints and, in `finished`, for what it
             wrote; while another process trains there, this one waits.
+        people: Table of the scans' age and sex, which are probed for and never trained on.
+        start: Encoder of another pretraining to go on from.
         device: As torch names it; the GPU of this process if there is one.
         checkpoint_seconds: Least time between checkpoints.
 
@@ -96,11 +83,11 @@ def pretrain(
         with lock(state) if team.first else nullcontext():
             team.wait()
             _pretrain(
-                spec, Path(store_dir), held_out_splits, state,
-                pick_device(device or gpu), checkpoint_seconds, team,
+                spec, Path(store_dir), held_out_splits, state, people, start, pick_device(device or gpu),
+                checkpoint_seconds, team,
             )  # fmt: skip
             if team.first:
-                for name in FILES:
+                for name in files(spec["kind"]):
                     link_or_copy(state / FINISHED / name, out / name)
             team.wait()
         # Not after an error, which the others may not have had: NCCL would wait for them here forever.
@@ -112,6 +99,8 @@ def _pretrain(
     store_dir: Path,
     held_out_splits: Sequence[str | Path],
     state: Path,
+    people: str | Path | None,
+    start: str | Path | None,
     device: torch.device,
     checkpoint_seconds: float,
     team: Ranks,
@@ -122,38 +111,51 @@ def _pretrain(
             f"batch_size {spec['batch_size']} is less than {team.size} processes; give a larger one"
         )
     store = open_store(store_dir)
-    scans = [row["scan_id"] for row in (*train, *validation)]
-    rows = [store.index_of(scan) for scan in scans]
+    rows = [*train, *validation]
+    scans = [row["scan_id"] for row in rows]
+    factors = ANATOMY_FACTORS if (store_dir / TISSUE).is_file() else ()  # else the cohort is not synthetic
     home = Home(
         state,
-        checkpoint.fingerprint(dict(spec), store.hashes(scans), len(train), code_digest("train.pretrain")),
+        checkpoint.fingerprint(
+            dict(spec),
+            store.hashes(scans),
+            [[row[name] for name in factors] for row in rows],
+            len(train),
+            None if start is None else checkpoint.file_digest(start),
+            code_digest("train.pretrain", KINDS[spec["kind"]].removeprefix("neuropeft.")),
+        ),
         spec,
         checkpoint_seconds,
     )
-    done = team.first and is_finished(state, home.fingerprint, FILES)
+    done = team.first and is_finished(state, home.fingerprint, files(spec["kind"]))
     if team.any(done)[0]:
         return
+    kind = importlib.import_module(KINDS[spec["kind"]])
+    volumes = load_volumes(store.volumes, [store.index_of(scan) for scan in scans], device)
     torch.manual_seed(int(spec["seed"]))
-    mae = build_mae(spec["backbone"], spec["decoder"], spec["mask_ratio"], spec["normalize_targets"])
-    mae.to(device)
+    model = kind.build(spec, volumes, len(train))
+    if start is not None:
+        load_encoder(start, model.encoder)
+    model.to(device)
     if not team.first:
-        torch.manual_seed(
-            derive_seed(int(spec["seed"]), "rank", team.rank)
-        )  # other scans, other stochastic depth
-    setting = _Setting(spec, mae, load_volumes(store.volumes, rows, device), len(train), team)
+        # Other scans, other stochastic depth.
+        torch.manual_seed(derive_seed(int(spec["seed"]), "rank", team.rank))
+    run = Run(spec, model, volumes, rows, len(train), team, store_dir, _known(rows, people, factors))
+    steps = int(spec["steps"])
     plan = Plan(
         name="pretraining",
         samples=len(train),
-        epochs=int(spec["epochs"]),
+        steps=steps,
+        interval=-(-steps // VALIDATIONS),
         batch_size=int(spec["batch_size"]),
-        warmup_epochs=int(spec["warmup_epochs"]),
+        warmup_steps=int(spec["warmup_steps"]),
         clip=float(spec["clip"]),
         seed=int(spec["seed"]),
     )
     betas = (float(spec["betas"][0]), float(spec["betas"][1]))
-    progress = fit(_learner(setting), _groups(spec, mae), plan, home, device, betas, team)
+    progress = fit(kind.learner(run), _groups(spec, model), plan, home, device, betas, team)
     if team.first:
-        _write(home, setting, train, validation, progress)
+        _write(home, kind, run, progress)
         checkpoint.remove(state)
 
 
@@ -176,136 +178,71 @@ def _scans(
     return train, [row for row in rows if row["subject"] in validating]
 
 
-def _groups(spec: Mapping[str, Any], mae: MAE3D) -> list[dict[str, Any]]:
+def _known(rows: Sequence[Mapping[str, str]], people: str | Path | None, factors: Sequence[str]) -> Targets:
+    """Return what is probed for: age and sex (0, 1), where the cohort's table has them, and known factors."""
+    known = {name: [_number(row.get(name)) for row in rows] for name in factors}
+    if people is None:
+        return known
+    of_scan = {row["scan_id"]: row for row in read_tsv(people)}
+    table = [of_scan.get(row["scan_id"], {}) for row in rows]
+    known["age"] = [_number(row.get("age")) for row in table]
+    known["sex"] = [{"F": 0.0, "M": 1.0}.get(row.get("sex", ""), math.nan) for row in table]
+    return known
+
+
+def _number(text: str | None) -> float:
+    return math.nan if text in (None, MISSING) else float(text)
+
+
+def _groups(spec: Mapping[str, Any], model: nn.Module) -> list[dict[str, Any]]:
     # No decay on biases and norms, as in the original.
     groups = []
     for decayed in (True, False):
-        parameters = [value for value in mae.parameters() if (value.ndim > 1) == decayed]
+        parameters = [value for value in model.parameters() if (value.ndim > 1) == decayed]
         decay = spec["weight_decay"] if decayed else 0.0
         groups.append({"params": parameters, "lr": spec["lr"], "weight_decay": decay})
     return groups
 
 
-def _learner(setting: _Setting) -> Learner:
-    spec, mae, team = setting.spec, setting.mae, setting.ranks
-    device = setting.volumes.device
-    changes = read_augmentation(spec["augment"])
-    shared = ranks.spread(mae, team, device)
-    forward = torch.compile(shared) if spec["compile"] else shared
-
-    def batch_losses(rows: Tensor, epoch: int, step: int, parts: int) -> Iterator[Tensor]:
-        noise = _mask_noise(setting, len(rows), "mask", epoch, step)
-        if parts == 1 and team.size == 1:  # nothing to weigh: counting patches costs a good tenth
-            batch = augment(setting.volumes.batch(rows), changes, setting.seed, (epoch, step))
-            with _autocast(setting):
-                loss = forward(batch, noise).loss
-            yield loss  # outside: the backward pass is not for autocast
-            return
-        pieces, counted = [], []
-        for place in (team.share(len(rows), part, parts) for part in range(parts)):
-            held = place.stop > place.start
-            # Where a batch is smaller than the pieces are many, those without a scan take one that counts
-            # nothing.
-            place = place if held else slice(0, 1)
-            volumes = setting.volumes.batch(rows[place])
-            changed = augment(volumes, changes, setting.seed, (epoch, step), place.start, len(rows))
-            pieces.append((changed, noise[place]))
-            counted.append(_scored(mae, changed, mae.mask(noise[place])) * held)
-        patches = team.sum(torch.stack(counted).sum()).clamp_min(1)
-        for piece, number in zip(pieces, counted, strict=True):
-            with _autocast(setting):
-                output = forward(*piece)
-            yield output.loss * (number / patches * team.size)
-
-    at_once = BatchSize(int(setting.spec["batch_size"]))
-
-    def validate() -> dict[str, float]:
-        return {"val_loss": _validation_loss(setting, at_once)}
-
-    return Learner(mae, batch_losses, validate, lambda: dict(mae.state_dict()), mae.load_state_dict)
-
-
-def _validation_loss(setting: _Setting, size: BatchSize) -> float:
-    """Return the loss over all validation scans, whose masks are the same in every epoch."""
-    part = setting.ranks.share(setting.validation)
-    rows = torch.arange(part.start, part.stop, device=setting.volumes.device)
-    noise = _mask_noise(setting, setting.validation, "validation mask")
-
-    def summed(places: Tensor) -> Tensor:
-        volumes = setting.volumes.batch(setting.train + places)
-        with _autocast(setting):
-            output = setting.mae(volumes, noise[places])
-        counted = _scored(setting.mae, volumes, output.mask)
-        return torch.stack([output.loss * counted, counted])  # summed error, scored patches
-
-    none = torch.zeros(2, device=setting.volumes.device)  # a process may have no scan
-    total = torch.stack([none, *in_batches(summed, rows, size)]).sum(dim=0)
-    error, patches = setting.ranks.sum(total).tolist()
-    return error / max(patches, 1)
-
-
-def _scored(mae: MAE3D, volumes: Tensor, mask: Tensor) -> Tensor:
-    """Return over how many patches the autoencoder's loss is a mean: masked ones that are not background."""
-    if mae.normalize_targets:
-        patches = patchify(volumes, mae.encoder.config.patch_size)  # [B, N, patch^3]
-        mask = mask & (patches.var(dim=-1) > MINIMUM_VARIANCE)
-    return mask.sum().float()
-
-
-def _mask_noise(setting: _Setting, size: int, *purpose: object) -> Tensor:
-    # Every process draws the numbers of the whole batch, [size, N], and uses those of its part.
-    device = setting.volumes.device
-    source = generator(device, setting.seed, *purpose)
-    return torch.rand(size, setting.mae.encoder.config.tokens, generator=source, device=device)
-
-
-def _autocast(setting: _Setting) -> torch.autocast:
-    device = setting.volumes.device.type
-    enabled = setting.spec["mixed_precision"] and device == "cuda"
-    return torch.autocast(device, dtype=torch.bfloat16, enabled=enabled)
-
-
-def _write(
-    home: Home,
-    setting: _Setting,
-    train: Sequence[Mapping[str, str]],
-    validation: Sequence[Mapping[str, str]],
-    progress: Progress,
-) -> None:
-    out, mae, history = home.folder / FINISHED, setting.mae, progress.history
-    forget(out, FILES)
+def _write(home: Home, kind: Any, run: Run, progress: Progress) -> None:
+    out, history = home.folder / FINISHED, progress.history
+    forget(out, files(run.spec["kind"]))
+    train, validation = run.rows[: run.train], run.rows[run.train :]
     numbers = {
-        "epochs": str(len(history)),
+        "steps": str(progress.step),
         "scans": str(len(train)),
         "val_loss": repr(history[-1]["val_loss"]),
     }
-    save_encoder(out / "encoder.safetensors", mae.encoder, {"pretraining": "mae", **numbers})
+    encoder: ViT3D = run.model.encoder  # type: ignore[assignment]
+    save_encoder(out / ENCODER, encoder, {"pretraining": run.spec["kind"], **numbers})
     write_history(out / "history.csv", history)
-    _write_reconstructions(out / "reconstructions.npz", setting, [row["scan_id"] for row in validation])
+    kind.write(out, run)
     cost = {
-        "encoder": sum(value.numel() for value in mae.encoder.parameters()),
-        "total": sum(value.numel() for value in mae.parameters()),
+        "encoder": sum(value.numel() for value in encoder.parameters()),
+        "total": sum(value.numel() for value in run.model.parameters()),
         "peak_memory_bytes": progress.peak_memory,
         "train_subjects": len({row["subject"] for row in train}),
         "train_scans": len(train),
         "validation_scans": len(validation),
-        "processes": setting.ranks.size,
+        "processes": run.ranks.size,
+        **_verdict(history),
     }
-    write_cost(out / "cost.json", cost | run_cost(progress, home, setting.volumes.device))
+    write_cost(out / COST, cost | run_cost(progress, home, run.device))
 
 
-@torch.inference_mode()
-def _write_reconstructions(path: Path, setting: _Setting, scans: Sequence[str]) -> None:
-    setting.mae.eval()
-    number = min(SHOWN, len(scans))
-    volumes = setting.volumes.batch(
-        torch.arange(setting.train, setting.train + number, device=setting.volumes.device)
-    )
-    noise = _mask_noise(setting, setting.validation, "validation mask")[:number]
-    with _autocast(setting):  # one at a time: what training had memory for may be no more
-        pictures = [setting.mae.reconstruct(volumes[i : i + 1], noise[i : i + 1]) for i in range(number)]
-    images, masks = (torch.cat(parts) for parts in zip(*pictures, strict=True))
-    arrays = {"input": volumes, "mask": masks, "reconstruction": images}
-    halves: dict[str, Any] = {name: value[:, 0].half().cpu().numpy() for name, value in arrays.items()}
-    with atomic_path(path) as partial:
-        np.savez_compressed(partial, scan_id=np.array(scans[:number]), **halves)
+def _verdict(history: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    """Return what the last validation says of the encoder; print if that is no more than the template."""
+    last = {name: value for name, value in history[-1].items() if name not in NOT_LEARNT}
+    template = last.get("template_loss")
+    if template is None:
+        return last
+    beaten = last["val_loss"] < template
+    if not beaten:
+        print(
+            f"pretraining: its validation loss, {last['val_loss']:.3g}, is not below {template:.3g}, that of "
+            "predicting at each place the mean training patch: the encoder has learnt the template and no "
+            "individual; train longer, on more scans, or start from another pretraining",
+            file=sys.stderr,
+            flush=True,
+        )
+    return {**last, "beats_template": beaten}

@@ -5,17 +5,17 @@ import math
 from neuropeft.errors import UserError
 
 
-def check_warmup(name: str, warmup_epochs: int, epochs: int) -> None:
+def check_warmup(name: str, warmup_steps: int, steps: int) -> None:
     """Raise `UserError` if the warm-up would last all of the training."""
-    if warmup_epochs >= epochs:
+    if warmup_steps >= steps:
         raise UserError(
-            f"{name}: warmup_epochs {warmup_epochs} leaves none of {epochs} epochs at the full lr; "
-            "give fewer warm-up epochs or more epochs"
+            f"{name}: a warm-up of {warmup_steps} steps leaves none of {steps} at the full lr; "
+            "give a shorter warm-up or a longer training"
         )
 
 
 def lr_scale(step: int, warmup_steps: int, total_steps: int) -> float:
-    """Return the share of the peak learning rate at `step`, counted from 0 over all epochs."""
+    """Return the share of the peak learning rate at `step`, counted from 0."""
     if step < warmup_steps:
         return (step + 1) / warmup_steps
     return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / (total_steps - warmup_steps)))

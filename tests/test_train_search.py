@@ -1,0 +1,125 @@
+"""The search: the same candidates for every method, the best of them chosen by validation."""
+
+from pathlib import Path
+
+import pytest
+
+import tiny_cells
+from neuropeft.errors import UserError
+from neuropeft.files import read_tsv, write_tsv
+from neuropeft.grid import Cell, searched
+from neuropeft.train.pack import finetune_pack
+from neuropeft.train.search import COLUMNS, candidates, chosen_rates, search
+
+FULL = {"kind": "full", "lr": 2e-3, "head_lr": None}
+WANTED = {"lr": [0.1, 1.0, 10.0], "head_lr": [1.0], "share": 0.5}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    store = tiny_cells.make_store(tmp_path / "store")
+    tiny_cells.make_split(tmp_path / "seed-0.tsv", store)
+    return store
+
+
+def spec(method: dict = FULL, **training) -> dict:
+    settings = {"epochs": 8, "warmup_epochs": 1, "search": WANTED, "augment": {}} | training
+    return tiny_cells.cell(method=method, training=settings)
+
+
+def test_candidates_are_all_pairs_of_rates_at_a_share_of_the_steps() -> None:
+    wanted = {"lr": [0.3, 1.0], "head_lr": [1.0, 5.0], "share": 0.25}
+    method = FULL | {"head_lr": 1e-2, "layer_decay": 0.75}
+    cell = spec(method, search=wanted, min_steps=400)
+    found = candidates(cell)
+    rates = [(one["method"]["lr"], one["method"]["head_lr"]) for one in found]
+    assert rates == [pytest.approx(pair) for pair in ((6e-4, 1e-2), (6e-4, 5e-2), (2e-3, 1e-2), (2e-3, 5e-2))]
+    for one in found:
+        assert (one["training"]["epochs"], one["training"]["min_steps"]) == (2, 100)
+        assert one["training"]["search"] is None
+        same = {"epochs", "min_steps", "search"}
+        assert {k: v for k, v in one["training"].items() if k not in same} == {
+            k: v for k, v in cell["training"].items() if k not in same
+        }
+        assert one["method"].items() >= {"kind": "full", "layer_decay": 0.75}.items()
+    assert {one["method"]["head_lr"] for one in candidates(spec())} == {2e-3}, (
+        "a method without one of its own"
+    )
+
+
+def test_a_candidate_trains_beyond_its_warm_up() -> None:
+    cell = spec(warmup_epochs=3, search=WANTED | {"share": 0.1})
+    assert {one["training"]["epochs"] for one in candidates(cell)} == {4}
+
+
+def test_the_lowest_validation_loss_chooses_and_the_edge_is_marked(store: Path) -> None:
+    table = store.parent / "search.tsv"
+    search(spec(), store, store.parent / "seed-0.tsv", None, store.parent / "state", table, "cpu")
+    rows = read_tsv(table)
+    assert tuple(rows[0]) == COLUMNS
+    assert [float(row["lr"]) for row in rows] == pytest.approx([2e-4, 2e-3, 2e-2])
+    assert {row["steps"] for row in rows} == {"16"}
+    best = min(rows, key=lambda row: float(row["val_loss"]))
+    for row in rows:
+        edge = row is best and float(row["lr"]) != 2e-3
+        assert (row["chosen"], row["at_edge"]) == (str(int(row is best)), str(int(edge)))
+    assert chosen_rates(table) == {"lr": float(best["lr"]), "head_lr": float(best["head_lr"])}
+
+
+def test_one_rate_that_was_tried_is_no_edge(store: Path) -> None:
+    table = store.parent / "search.tsv"
+    cell = spec(search=WANTED | {"lr": [1.0]}, epochs=2)
+    search(cell, store, store.parent / "seed-0.tsv", None, store.parent / "state", table, "cpu")
+    assert [(row["chosen"], row["at_edge"]) for row in read_tsv(table)] == [("1", "0")]
+
+
+def test_a_search_that_is_stopped_keeps_the_candidates_that_it_has_tried(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from neuropeft.train import search as module
+
+    train, trained = module.finetune, []
+
+    def counted(candidate, *rest):
+        if len(trained) == 1:
+            raise SystemExit(99)
+        trained.append(train(candidate, *rest))
+
+    arguments = (spec(epochs=2), store, store.parent / "seed-0.tsv", None, store.parent / "state")
+    monkeypatch.setattr(module, "finetune", counted)
+    with pytest.raises(SystemExit):
+        search(*arguments, store.parent / "search.tsv", "cpu")
+    assert not (store.parent / "search.tsv").exists()
+    trained.clear()
+    monkeypatch.setattr(module, "finetune", lambda *given: trained.append(train(*given)))
+    search(*arguments, store.parent / "search.tsv", "cpu")
+    assert trained == [False, True, True]
+
+
+def test_the_chosen_rates_train_the_cells_of_a_pack(store: Path) -> None:
+    folder, cell = store.parent, spec(epochs=2)
+    table = folder / "search.tsv"
+    row = {"lr": 5e-4, "head_lr": 7e-3, "steps": 4, "val_loss": 0.1, "seconds": 1, "chosen": 1, "at_edge": 0}
+    write_tsv(table, [row | {"lr": 1e-4, "chosen": 0}, row], COLUMNS)
+    paths = (folder / "store", [folder / "seed-0.tsv"], None, folder / "state", folder / "pack.tsv")
+    finetune_pack({"cell": cell}, *paths, table, "cpu")
+    cost = tiny_cells.read_cost(folder / "state/cell/finished")
+    assert (cost["chosen_lr"], cost["chosen_head_lr"]) == (5e-4, 7e-3)
+    finetune_pack({"cell": cell}, *paths, table, "cpu")
+    assert [row["outcome"] for row in read_tsv(folder / "pack.tsv")] == ["kept"]
+    write_tsv(table, [row | {"lr": 6e-4}], COLUMNS)
+    finetune_pack({"cell": cell}, *paths, table, "cpu")
+    assert [row["outcome"] for row in read_tsv(folder / "pack.tsv")] == ["trained"]
+
+
+@pytest.mark.parametrize("chosen", [0, 2])
+def test_a_table_that_does_not_choose_one_row_is_refused(tmp_path: Path, chosen: int) -> None:
+    rows = [{"lr": 1e-3, "head_lr": 1e-3, "chosen": int(i < chosen)} for i in range(3)]
+    write_tsv(tmp_path / "search.tsv", rows, COLUMNS)
+    with pytest.raises(UserError, match=r"search\.tsv does not choose one row; delete it"):
+        chosen_rates(tmp_path / "search.tsv")
+
+
+def test_the_cell_of_most_data_and_the_first_seed_is_searched() -> None:
+    some = [Cell("ad", "vit", "mae", "lora", f, seed, 2) for f in (10, 100, 50) for seed in (3, 1, 2)]
+    assert searched(some) == Cell("ad", "vit", "mae", "lora", 100, 1, 2)

@@ -441,7 +441,7 @@ def _add_preprocessing(verb: Verb) -> None:
 
 
 def _add_models(verb: Verb) -> None:
-    pretrain = verb("pretrain", _pretrain, "pretrain an encoder as a masked autoencoder")
+    pretrain = verb("pretrain", _pretrain, "pretrain an encoder on the store of a cohort")
     pretrain.add_argument("--spec", required=True)
     _paths(pretrain, "--store", "--out", "--state")
     _path_lists(pretrain, "--hold-out")
@@ -457,7 +457,6 @@ def _add_models(verb: Verb) -> None:
     _paths(finetune, "--store", "--state", "--table")
     _path_lists(finetune, "--splits")
     finetune.add_argument("--encoder", type=Path)
-
     finetune.add_argument("--search", type=Path, help="table of the search, whose rates are taken")
 
     search = verb("search", _search, "try learning rates of a method on one split")
@@ -487,104 +486,9 @@ def _add_evaluation(verb: Verb) -> None:
     controls.add_argument("--fractions", type=int, nargs="+", required=True)
     controls.add_argument("--cohorts", nargs="+", required=True)
 
-    tables = verb("simulate-tables", _simulate_tables, "write the participants of a simulated cohort")
-    _paths(tables, "--root")
-    tables.add_argument("--spec", required=True)
-
-    split = verb("split", _split, "split the subjects of a task into training, validation and test")
-    _paths(split, "--labels", "--store-scans", "--out")
-    split.add_argument("--task", required=True)
-    split.add_argument("--kind", required=True)
-    split.add_argument("--seed", type=int, required=True)
-    tested = split.add_mutually_exclusive_group(required=True)
-    tested.add_argument("--test", type=float, default=0.0, help="share of the subjects that is tested on")
-    tested.add_argument("--fold", type=int, default=0, help="the fold that is tested on, 1 to --folds")
-    split.add_argument("--folds", type=int, default=0, help="into how many folds subjects are dealt")
-    split.add_argument("--validation", type=float, required=True)
-
-    leaks = verb("check-leaks", _check_leaks, "check that no subject and no image is on two sides")
-    _paths(leaks, "--split", "--stored", "--out")
-    leaks.add_argument("--labels", type=Path, help="of the task in a zero-shot cohort")
-    leaks.add_argument("--zero-shot", type=Path, help="scans.tsv of that cohort's store")
-
-    pretrained = verb("check-pretraining", _check_pretraining, "check that no tested image was pretrained on")
-    _paths(pretrained, "--tested", "--stored", "--pretrained", "--out")
-    _path_lists(pretrained, "--hold-out")
-
-
-def _add_preprocessing(verb: Verb) -> None:
-    n4 = verb("n4", _n4, "correct the bias field of a chunk's scans")
-    _paths(n4, "--index", "--out", "--table")
-    n4.add_argument("--chunk", required=True)
-
-    for name, run, summary in (
-        ("skull-strip", _skull_strip, "find the brains of a chunk's scans"),
-        ("register", _register, "register a chunk's brains to MNI152 with 9 degrees of freedom"),
-        ("resample", _resample, "resample a chunk's brains to the template grid"),
-    ):
-        step = verb(name, run, summary)
-        _paths(step, "--scans", "--table-in", "--derivatives", "--table")
-        if name == "skull-strip":
-            step.add_argument("--method", required=True)
-
-    excluded = verb("list-excluded", _list_excluded, "list the scans that a step could not process")
-    excluded.add_argument("--cohort", required=True)
-    _paths(excluded, "--out")
-
-    pack = verb("pack", _pack, "pack a cohort's preprocessed scans into one memory-mapped array")
-    pack.add_argument("--cohort", required=True)
-    _paths(pack, "--excluded", "--volumes", "--scans")
-    pack.add_argument("--size", type=int, required=True)
-    pack.add_argument("--max-excluded-share", type=float, required=True)
-
-    qc = verb("qc", _qc, "write the QC page of a cohort")
-    qc.add_argument("--cohort", required=True)
-    qc.add_argument("--simulated", action="store_true")
-    _paths(qc, "--table", "--page")
-
-
-def _add_models(verb: Verb) -> None:
-    pretrain = verb("pretrain", _pretrain, "pretrain an encoder as a masked autoencoder")
-    pretrain.add_argument("--spec", required=True)
-    _paths(pretrain, "--store", "--out", "--state")
-    _path_lists(pretrain, "--hold-out")
-
-    imported = verb("import-encoder", _import_encoder, "turn weights from elsewhere into an encoder file")
-    _paths(imported, "--weights", "--out")
-    imported.add_argument("--backbone", required=True)
-
-    finetune = verb("finetune", _finetune, "fine-tune cells, one after another")
-    finetune.add_argument("--specs", required=True)
-    _paths(finetune, "--store", "--state", "--table")
-    _path_lists(finetune, "--splits")
-    finetune.add_argument("--encoder", type=Path)
-
-    take = verb("take-cell", _take_cell, "take over what the training of a cell has left")
-    take.add_argument("--spec", required=True)
-    _paths(take, "--state", "--out")
-
-    predict = verb("predict", _predict, "predict a cohort with all cells that share a base")
-    _path_lists(predict, "--deltas", "--encoders", "--subjects")
-    _paths(predict, "--store", "--out")
-
-    features = verb("features", _features, "write the tokens of a frozen backbone for all scans of a cohort")
-    features.add_argument("--backbone", required=True)
-    features.add_argument("--encoder", type=Path, help="pretrained weights; without them it is untrained")
-    _paths(features, "--store", "--out")
-
-
-def _add_evaluation(verb: Verb) -> None:
-    controls = verb("controls", _controls, "fit the controls of a task")
-    controls.add_argument("--kind", required=True)
-    controls.add_argument("--target", required=True)
-    _paths(controls, "--split", "--out")
-    controls.add_argument("--fractions", type=int, nargs="+", required=True)
-    controls.add_argument("--cohorts", nargs="+", required=True)
-
     probes = verb("probes", _probes, "fit the probes of a frozen backbone on a task")
     probes.add_argument("--kind", required=True)
     _paths(probes, "--split", "--out")
-    probes.add_argument("--seed", type=int, required=True)
     probes.add_argument("--fractions", nargs="+", type=int, required=True)
     probes.add_argument("--cohorts", nargs="+", required=True)
     _path_lists(probes, "--features")

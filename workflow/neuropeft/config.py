@@ -290,7 +290,9 @@ class Augment(Model):
         default=0.0, ge=0, description="largest logarithm of the exponent that changes tissue contrast"
     )
     bias: float = Field(
-        default=0.0, ge=0, description="largest logarithm of a smooth field that intensities are multiplied with"
+        default=0.0,
+        ge=0,
+        description="largest logarithm of a smooth field that intensities are multiplied with",
     )
 
 

@@ -220,9 +220,9 @@ def _search(options: argparse.Namespace) -> None:
     from neuropeft.train.search import search
 
     search(
-        json.loads(options.spec),
+        json.loads(options.specs),
         options.store,
-        options.split,
+        options.splits,
         options.encoder,
         options.state,
         options.table,
@@ -459,9 +459,10 @@ def _add_models(verb: Verb) -> None:
     finetune.add_argument("--encoder", type=Path)
     finetune.add_argument("--search", type=Path, help="table of the search, whose rates are taken")
 
-    search = verb("search", _search, "try learning rates of a method on one split")
-    search.add_argument("--spec", required=True)
-    _paths(search, "--store", "--split", "--state", "--table")
+    search = verb("search", _search, "try learning rates of a method on each fold")
+    search.add_argument("--specs", required=True)
+    _paths(search, "--store", "--state", "--table")
+    _path_lists(search, "--splits")
     search.add_argument("--encoder", type=Path)
 
     take = verb("take-cell", _take_cell, "take over what the training of a cell has left")

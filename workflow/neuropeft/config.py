@@ -286,8 +286,11 @@ class Augment(Model):
         default=0.0, ge=0, description="largest relative scaling, and shift, of the intensities"
     )
     noise: float = Field(default=0.0, ge=0, description="standard deviation of added Gaussian noise")
-    gamma: float = Field(
-        default=0.0, ge=0, description="largest logarithm of the exponent that changes tissue contrast"
+    contrast: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="largest bend of the curve that maps intensities: tissue contrast",
     )
     bias: float = Field(
         default=0.0,

@@ -137,8 +137,15 @@ def encoder_of(config: Config, cell: Cell) -> str | None:
     """Return the encoder that a cell starts from, below `results`; None if it starts from no weights."""
     if cell.pretraining == NO_PRETRAINING:
         return None
-    fold = cell.fold if cell.fold in encoder_folds(config, cell.pretraining) else 0
-    return f"{encoder_folder(cell.pretraining, cell.backbone, fold)}/encoder.safetensors"
+    folder = encoder_folder(cell.pretraining, cell.backbone, encoder_fold(config, cell))
+    return f"{folder}/encoder.safetensors"
+
+
+def encoder_fold(config: Config, cell: Cell) -> int:
+    """Return the fold whose encoder a cell starts from; 0 if all folds start from the same weights."""
+    if cell.pretraining == NO_PRETRAINING:
+        return 0
+    return cell.fold if cell.fold in encoder_folds(config, cell.pretraining) else 0
 
 
 def encoders(config: Config) -> list[tuple[str, str, int]]:
@@ -214,9 +221,12 @@ def cell_spec(config: Config, cell: Cell) -> dict[str, Any]:
     }
 
 
-def searched(some: Iterable[Cell]) -> Cell:
-    """Return the cell, of those that share base and fold, to try rates with: of most data, the first seed."""
-    return min(some, key=lambda cell: (-cell.fraction, cell.seed))
+def searched(some: Iterable[Cell]) -> list[Cell]:
+    """Return the cell of each fold to try learning rates with: of most data, the first seed."""
+    of_fold: dict[int, Cell] = {}
+    for cell in sorted(some, key=lambda cell: (cell.fold, -cell.fraction, cell.seed)):
+        of_fold.setdefault(cell.fold, cell)
+    return list(of_fold.values())
 
 
 def cell_specs(config: Config, some: Iterable[Cell]) -> str:

@@ -41,7 +41,7 @@ try:
             read_yaml(Path(file))
     CONFIG = load_config(config, base=Path(workflow.basedir), source=Path(CONFIG_FILES[-1]).name)
     CELLS = grid.cells(CONFIG)
-    PACKS = packs(CELLS, CONFIG.cells_per_job)
+    PACKS = packs(CONFIG, CELLS)
     PACK_OF = pack_of(PACKS)
     COHORTS = grid.used_cohorts(CONFIG)
     SCANNED = grid.scanned_cohorts(CONFIG)
@@ -149,21 +149,17 @@ def pack_encoder(wildcards):
     return encoders(PACKS[pack_named(wildcards)])
 
 
-def searched_cell(wildcards):
-    """Return the cell of a split that the search tries learning rates with."""
-    chosen = {field: getattr(wildcards, field) for field in ("task", "backbone", "pretraining", "method")}
-    return grid.searched(cell for cell in cells(**chosen) if cell.split == wildcards.split)
+def searched_cells(wildcards):
+    """Return the cells of a method, one of each fold that starts from an encoder, to try learning rates with."""
+    own = [cell for cell in group_cells(wildcards) if grid.encoder_fold(CONFIG, cell) == fold_of(wildcards)]
+    return grid.searched(own)
 
 
 def pack_search(wildcards):
     """Return the learning rates that a search has chosen for a pack's cells, if there is one."""
-    if CONFIG.training.search is None:
-        return []
-    pack = pack_named(wildcards)
-    base = (pack.task, pack.backbone, pack.pretraining, pack.method)
-    fold = PACKS[pack][0].fold
-    cell = grid.searched(cell for cell in CELLS if cell.base == base and cell.fold == fold)
-    return f"results/search/{'/'.join(base)}/{cell.split}.tsv"
+    cell = PACKS[pack_named(wildcards)][0]
+    part = fold_part(grid.encoder_fold(CONFIG, cell))
+    return f"results/search/{'/'.join(cell.base)}{part}.tsv" if CONFIG.training.search else []
 
 
 def encoders(some):

@@ -8,18 +8,18 @@ CELL = "results/cells/{task}/{backbone}/{pretraining}/{method}/fraction-{fractio
 rule search:
     input:
         volumes=lambda wildcards: volumes(CONFIG.tasks[wildcards.task].train),
-        split="results/splits/{task}/{split}.tsv",
+        splits=lambda wildcards: split_files(wildcards.task, grid.splits_of(searched_cells(wildcards))),
         leaks=lambda wildcards: leak_checks(
-            wildcards.task, CONFIG.tasks[wildcards.task].train, [wildcards.split]
+            wildcards.task, CONFIG.tasks[wildcards.task].train, grid.splits_of(searched_cells(wildcards))
         ),
-        encoder=lambda wildcards: encoders([searched_cell(wildcards)]),
+        encoder=lambda wildcards: encoders(searched_cells(wildcards)),
         code=sources("train.search"),
     output:
-        "results/search/{task}/{backbone}/{pretraining}/{method}/{split}.tsv",
+        "results/search/{task}/{backbone}/{pretraining}/{method}{fold_part}.tsv",
     log:
-        "results/logs/search/{task}/{backbone}/{pretraining}/{method}/{split}.log",
+        "results/logs/search/{task}/{backbone}/{pretraining}/{method}{fold_part}.log",
     benchmark:
-        "results/benchmarks/search/{task}/{backbone}/{pretraining}/{method}/{split}.tsv"
+        "results/benchmarks/search/{task}/{backbone}/{pretraining}/{method}{fold_part}.tsv"
     conda:
         "../../envs/torch.yaml"
     resources:
@@ -27,16 +27,16 @@ rule search:
         runtime=search_minutes,
         gpu=1,
     params:
-        spec=lambda wildcards: json.dumps(grid.cell_spec(CONFIG, searched_cell(wildcards)), sort_keys=True),
+        specs=lambda wildcards: grid.cell_specs(CONFIG, searched_cells(wildcards)),
         encoder=lambda wildcards, input: f"--encoder {input.encoder}" if input.encoder else "",
         # Not an output: Snakemake deletes outputs of a job that failed.
-        state="results/_state/search/{task}/{backbone}/{pretraining}/{method}/{split}",
+        state="results/_state/search",
     message:
         "Trying learning rates of {wildcards.method} for {wildcards.task} ({wildcards.backbone},"
-        " {wildcards.pretraining}, {wildcards.split})"
+        " {wildcards.pretraining}{wildcards.fold_part})"
     shell:
-        "python -m neuropeft search --spec {params.spec:q} --store $(dirname {input.volumes})"
-        " --split {input.split} {params.encoder} --state {params.state} --table {output} > {log} 2>&1"
+        "python -m neuropeft search --specs {params.specs:q} --store $(dirname {input.volumes})"
+        " --splits {input.splits} {params.encoder} --state {params.state} --table {output} > {log} 2>&1"
 
 
 rule finetune:

@@ -57,7 +57,7 @@ def search_minutes(wildcards, attempt):
         CONFIG.backbones[wildcards.backbone],
         CONFIG.training,
         CONFIG.preprocessing.size,
-        len(wanted.lr) * len(wanted.head_lr) * wanted.share,
+        len(wanted.lr) * len(wanted.head_lr) * wanted.share * len(searched_cells(wildcards)),
         rows(f"results/tasks/{wildcards.task}/{CONFIG.tasks[wildcards.task].train}.tsv"),
         attempt,
     )

@@ -78,7 +78,7 @@ def pack_log(results: Path, pack: Pack) -> Path:
 def failed_by_log(config: Config, results: Path, found: Mapping[Cell, Standing]) -> dict[Path, list[Cell]]:
     """Return the cells that failed, by the log of their pack's job."""
     failed = {}
-    for pack, members in packs(found, config.cells_per_job).items():
+    for pack, members in packs(config, found).items():
         if cells_of_pack := [cell for cell in members if found[cell].state == FAILED]:
             failed[pack_log(results, pack)] = cells_of_pack
     return failed
@@ -87,7 +87,7 @@ def failed_by_log(config: Config, results: Path, found: Mapping[Cell, Standing])
 def stopped_packs(config: Config, results: Path, found: Mapping[Cell, Standing]) -> list[Stopped]:
     """Return the packs whose log is there and whose table is not, though nothing of them trains or failed."""
     stopped = []
-    for pack, members in packs(found, config.cells_per_job).items():
+    for pack, members in packs(config, found).items():
         states = [found[cell].state for cell in members]
         log = pack_log(results, pack)
         trained = results / "packs" / f"{pack.path}.tsv"

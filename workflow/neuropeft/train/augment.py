@@ -18,7 +18,7 @@ from neuropeft.errors import UserError
 from neuropeft.train.data import generator
 
 KNOTS = 3  # of the bias field along each axis
-# Uniform numbers per volume: flip, 3 angles, size, 3 shifts, contrast, brightness, gamma, bias field.
+# Uniform numbers per volume: flip, 3 angles, size, 3 shifts, contrast, brightness, bend, bias field.
 DRAWS = 11 + KNOTS**3
 
 
@@ -34,8 +34,8 @@ class Augmentation:
         intensity: Largest relative change of contrast, and largest shift of brightness in standard
             deviations.
         noise: Standard deviation of added Gaussian noise.
-        gamma: Largest logarithm of the exponent that intensities above the background are raised to: another
-            contrast between the tissues.
+        contrast: Largest bend of the curve that maps intensities, up or down, which stays monotone below 1:
+            another contrast between the tissues.
         bias: Largest logarithm of a smooth field that they are multiplied with: another coil.
     """
 
@@ -45,7 +45,7 @@ class Augmentation:
     translate_voxels: float = 0.0
     intensity: float = 0.0
     noise: float = 0.0
-    gamma: float = 0.0
+    contrast: float = 0.0
     bias: float = 0.0
 
     @property
@@ -94,7 +94,7 @@ def augment(
         grid = F.affine_grid(theta, list(volumes.shape), align_corners=False)  # [B, S, S, S, 3]
         # The border of a z-scored volume is background, which is not zero: repeat it outside.
         volumes = F.grid_sample(volumes, grid, padding_mode="border", align_corners=False)
-    if options.gamma or options.bias:
+    if options.contrast or options.bias:
         volumes = _contrast(volumes, draws[:, 10:], options)
     if options.intensity:
         contrast, brightness = (options.intensity * draws[:, 8:10]).view(-1, 2, 1, 1, 1, 1).unbind(1)
@@ -107,13 +107,14 @@ def augment(
 def _contrast(volumes: Tensor, draws: Tensor, options: Augmentation) -> Tensor:
     """Return volumes [B, 1, S, S, S] of another contrast and bias field, for `draws` [B, 1 + KNOTS^3]."""
     low, high = (edge(dim=(1, 2, 3, 4), keepdim=True) for edge in (volumes.amin, volumes.amax))
-    share = (volumes - low) / (high - low).clamp_min(1e-6)  # from the background, 0, to the brightest, 1
-    if options.gamma:
-        share = share.pow((options.gamma * draws[:, 0]).exp().view(-1, 1, 1, 1, 1))
+    bend = options.contrast * draws[:, 0].view(-1, 1, 1, 1, 1)
+    above = volumes - low
+    # The background stays what it is, and so does the brightest voxel: v + c v (1 - v) between 0 and 1.
+    above = above * (1 + bend - bend / (high - low).clamp_min(1e-6) * above)
     if options.bias:
         knots = (options.bias * draws[:, 1:]).exp().view(-1, 1, KNOTS, KNOTS, KNOTS)
-        share = share * F.interpolate(knots, volumes.shape[2:], mode="trilinear", align_corners=True)
-    return low + share * (high - low)
+        above = above * F.interpolate(knots, volumes.shape[2:], mode="trilinear", align_corners=True)
+    return above + low
 
 
 def _affine(draws: Tensor, options: Augmentation, edge: int) -> Tensor:

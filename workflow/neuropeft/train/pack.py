@@ -59,7 +59,7 @@ def finetune_pack(
         SystemExit: With `signals.REQUEUE_EXIT_CODE`, after SIGTERM or SIGUSR1.
     """
     root, rows, failed = Path(state_root), [], []
-    rates = None if search_table is None else chosen_rates(search_table)
+    rates = {} if search_table is None else chosen_rates(search_table)
     with stop_request() as stop:
         shared = open_shared(specs.values(), store_dir, splits, encoder_path, device)
         _disown(Path(table), specs)
@@ -71,7 +71,14 @@ def finetune_pack(
             started = time.monotonic()
             # The start of the process counts as the first cell's.
             began = 0.0 if number == 1 else seconds_since_process_start() or 0.0
-            outcome = _train(specs[path], shared, root / path, checkpoint_seconds, began, rates)
+            outcome = _train(
+                specs[path],
+                shared,
+                root / path,
+                checkpoint_seconds,
+                began,
+                rates.get(int(specs[path]["fold"])),
+            )
             seconds = time.monotonic() - started
             print(
                 f"cell {number}/{len(specs)}, {path}: {outcome or 'failed'} after {seconds:.1f} s",

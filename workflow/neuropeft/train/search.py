@@ -1,12 +1,12 @@
 """The equal search: every method tries the same few learning rates, and validation chooses.
 
 A comparison of methods at one learning rate compares learning rates. Each candidate trains for a share of the
-steps that a cell gets, on the training subjects of one split alone. The one with the lowest validation loss
+steps that a cell gets, on the training subjects of a fold alone. The one with the lowest validation loss
 gives the rates of all cells of that fold.
 """
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -21,53 +21,55 @@ from neuropeft.train.signals import stop_request
 from neuropeft.train.state import FINISHED
 
 RATES = ("lr", "head_lr")
-COLUMNS = (*RATES, "steps", "val_loss", "seconds", "chosen", "at_edge")
+COLUMNS = ("fold", *RATES, "steps", "val_loss", "seconds", "chosen", "at_edge")
 
 
 def search(
-    spec: Mapping[str, Any],
+    specs: Mapping[str, Mapping[str, Any]],
     store_dir: str | Path,
-    split: str | Path,
+    splits: Iterable[str | Path],
     encoder_path: str | Path | None,
-    state_dir: str | Path,
+    state_root: str | Path,
     table: str | Path,
     device: str | None = None,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
 ) -> None:
-    """Try the candidates of a method on one split and write what each gave.
+    """Try the candidates of a method on each fold and write what each gave.
 
     Args:
-        spec: A cell of the split, as `grid.cell_spec` writes it; `training.search` holds `lr` and `head_lr`,
-            factors on the method's own, and `share`, of a cell's steps.
+        specs: {path: settings} of a cell of each fold, as `grid.cell_specs` writes them; `training.search` holds
+            `lr` and `head_lr`, factors on the method's own, and `share`, of a cell's steps.
         store_dir: Store of the training cohort.
-        split: Split of the cell.
-        encoder_path: Pretrained encoder that it starts from; None starts from random weights.
-        state_dir: Folder for the states of the candidates.
-        table: The table to write, with `COLUMNS`: `chosen` marks the best candidate, and `at_edge` says
+        splits: Splits of the cells.
+        encoder_path: Pretrained encoder that they start from; None starts from random weights.
+        state_root: Folder of the states of all candidates.
+        table: The table to write, with `COLUMNS`: `chosen` marks the best candidate of a fold, and `at_edge` says
             whether a rate of it is the lowest or highest that was tried.
         device: As torch names it; the GPU if there is one.
         checkpoint_seconds: Least time between checkpoints.
     """
-    tried: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
     with stop_request():
-        shared = open_shared([spec], store_dir, [split], encoder_path, device)
-        for number, candidate in enumerate(candidates(spec)):
-            state = Path(state_dir) / str(number)
-            with lock(state):
-                finetune(candidate, shared, state, checkpoint_seconds)
-            cost = read_cost(state / FINISHED / "cost.json")
-            row = {rate: candidate["method"][rate] for rate in RATES}
-            row |= {
-                "steps": cost["steps"],
-                "val_loss": cost["best_val_loss"],
-                "seconds": cost["train_seconds"],
-            }
-            tried.append(row)
-            print(f"{spec['cell']}: {row}", file=sys.stderr, flush=True)
-    best = min(tried, key=lambda row: row["val_loss"])
-    for row in tried:
-        row |= {"chosen": int(row is best), "at_edge": int(row is best and _at_edge(row, tried))}
-    write_tsv(table, tried, COLUMNS)
+        shared = open_shared(specs.values(), store_dir, splits, encoder_path, device)
+        for path, spec in specs.items():
+            tried = []
+            for number, candidate in enumerate(candidates(spec)):
+                state = Path(state_root) / path / str(number)
+                with lock(state):
+                    finetune(candidate, shared, state, checkpoint_seconds)
+                tried.append(_row(candidate, state))
+                print(f"{spec['cell']}: {tried[-1]}", file=sys.stderr, flush=True)
+            best = min(tried, key=lambda row: row["val_loss"])
+            for row in tried:
+                row |= {"chosen": int(row is best), "at_edge": int(row is best and _at_edge(row, tried))}
+            rows += tried
+    write_tsv(table, rows, COLUMNS)
+
+
+def _row(candidate: Mapping[str, Any], state: Path) -> dict[str, Any]:
+    cost = read_cost(state / FINISHED / "cost.json")
+    row = {"fold": candidate["fold"], **{rate: candidate["method"][rate] for rate in RATES}}
+    return row | {"steps": cost["steps"], "val_loss": cost["best_val_loss"], "seconds": cost["train_seconds"]}
 
 
 def candidates(spec: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -75,10 +77,12 @@ def candidates(spec: Mapping[str, Any]) -> list[dict[str, Any]]:
     training, method = spec["training"], spec["method"]
     wanted = training["search"]
     share = float(wanted["share"])
+    warmup = min(int(training["warmup_epochs"]), max(1, round(share * training["warmup_epochs"])))
     shorter = {
         **training,
         "search": None,
-        "epochs": max(int(training["warmup_epochs"]) + 1, round(share * training["epochs"])),
+        "epochs": max(warmup + 1, round(share * training["epochs"])),
+        "warmup_epochs": warmup,
         "min_steps": round(share * training["min_steps"]),
     }
     head_lr = method.get("head_lr") or method["lr"]
@@ -99,13 +103,16 @@ def _at_edge(best: Mapping[str, Any], tried: Sequence[Mapping[str, Any]]) -> boo
     )
 
 
-def chosen_rates(table: str | Path) -> dict[str, float]:
-    """Return the chosen `lr` and `head_lr` from the table that `search` wrote.
+def chosen_rates(table: str | Path) -> dict[int, dict[str, float]]:
+    """Return the chosen `lr` and `head_lr` of each fold from the table that `search` wrote.
 
     Raises:
-        UserError: The table chooses none.
+        UserError: The table does not choose one row of each fold.
     """
-    chosen = [row for row in read_tsv(table) if row.get("chosen") == "1"]
-    if len(chosen) != 1:
-        raise UserError(f"{table} does not choose one row; delete it to have the search made again")
-    return {rate: float(chosen[0][rate]) for rate in RATES}
+    rows = read_tsv(table)
+    chosen = [row for row in rows if row.get("chosen") == "1"]
+    if sorted(row["fold"] for row in chosen) != sorted({row["fold"] for row in rows}):
+        raise UserError(
+            f"{table} does not choose one row of each fold; delete it to have the search made again"
+        )
+    return {int(row["fold"]): {rate: float(row[rate]) for rate in RATES} for row in chosen}

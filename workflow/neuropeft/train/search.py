@@ -5,6 +5,7 @@ steps that a cell gets, on the training subjects of one split alone. The one wit
 gives the rates of all cells of that fold.
 """
 
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from itertools import product
@@ -12,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from neuropeft.errors import UserError
-from neuropeft.evaluate.costs import read_cost
 from neuropeft.files import read_tsv, write_tsv
 from neuropeft.train.finetune import finetune, open_shared
 from neuropeft.train.lock import lock
@@ -55,7 +55,7 @@ def search(
             state = Path(state_dir) / str(number)
             with lock(state):
                 finetune(candidate, shared, state, checkpoint_seconds)
-            cost = read_cost(state / FINISHED / "cost.json")
+            cost = json.loads((state / FINISHED / "cost.json").read_text(encoding="utf-8"))
             row = {rate: candidate["method"][rate] for rate in RATES}
             row |= {
                 "steps": cost["steps"],

@@ -319,7 +319,7 @@ def _validate(run: _Run) -> None:
     if not math.isfinite(validation["val_loss"]):
         raise _not_finite(run, "validation")
     seconds = progress.interval_seconds + time.monotonic() - clock
-    lr = run.optimizer.groups[0]["lr"] * lr_scale(progress.step - 1, plan.warmup_steps, plan.steps)
+    lr = _peak_lr(run) * lr_scale(progress.step - 1, plan.warmup_steps, plan.steps)
     losses = {"train_loss": train_loss, **validation}
     progress.history.append(
         {"step": progress.step, "lr": lr, **losses, "accumulation": progress.parts, "seconds": seconds}
@@ -357,11 +357,17 @@ def _checked_loss(run: _Run) -> float:
 
 
 def _not_finite(run: _Run, which: str) -> UserError:
-    lr = max(group["lr"] for group in run.optimizer.groups)
+    lr = _peak_lr(run)
     return UserError(
         f"{run.plan.name}: the {which} loss is not finite at step {run.progress.step} "
         f"at peak learning rate {lr:g}; give a lower lr, such as {lr / 3:.1g}"
     )
+
+
+def _peak_lr(run: _Run) -> float:
+    """Return the peak learning rate as it is configured: not that of a head or of lower layers."""
+    named = [(str(group.get("name", "")), group["lr"]) for group in run.optimizer.groups]
+    return max(lr for name, lr in named if not name.startswith("head"))
 
 
 def _save(run: _Run) -> None:

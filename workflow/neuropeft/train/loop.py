@@ -30,6 +30,10 @@ CHECKPOINT_SECONDS = 120.0
 UNSAID = ("step", "accumulation", "seconds")  # of a row of the history, in the line that a log gets
 
 
+class NotFiniteError(UserError):
+    """The loss of a training or of its validation is not finite."""
+
+
 @dataclass(frozen=True)
 class Learner:
     """What is trained.
@@ -356,9 +360,9 @@ def _checked_loss(run: _Run) -> float:
     return loss
 
 
-def _not_finite(run: _Run, which: str) -> UserError:
+def _not_finite(run: _Run, which: str) -> NotFiniteError:
     lr = _peak_lr(run)
-    return UserError(
+    return NotFiniteError(
         f"{run.plan.name}: the {which} loss is not finite at step {run.progress.step} "
         f"at peak learning rate {lr:g}; give a lower lr, such as {lr / 3:.1g}"
     )

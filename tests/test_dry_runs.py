@@ -234,6 +234,40 @@ def test_weights_from_elsewhere_are_imported_instead_of_trained(tmp_path):
     load_encoder(tmp_path / imported, encoder)
 
 
+def test_rates_are_searched_once_for_all_cells_of_a_base(tmp_path):
+    config = copy.deepcopy(TINY)
+    config["training"]["search"] = {"lr": [0.3, 1, 3]}
+    said = shown(tmp_path, config)
+    jobs = jobs_in(said)
+    assert jobs["search"] == 4, "two tasks by two methods"
+    tables = {f"results/search/{task}/vit_xxs/{start}/seed-0.tsv" for task in ("ad", "age") for start in
+              ("mae/lora", "none/scratch")}  # fmt: skip
+    assert set(re.findall(r"neuropeft search .*--table (\S+)", said)) == tables
+    assert set(re.findall(r"neuropeft finetune .*--search (\S+)", said)) == tables
+    assert "search" not in dry_run(tmp_path, TINY)
+
+
+def test_a_pretraining_goes_on_from_another_of_which_there_may_be_folds(tmp_path):
+    config = copy.deepcopy(TINY)
+    config["pretraining"]["second"] = config["pretraining"]["mae"] | {"start": "mae", "cohort": "SimB"}
+    for block in config["grid"]:
+        block["pretraining"] = ["second"]
+    said = shown(tmp_path, config)
+    assert jobs_in(said)["pretrain"] == 2
+    start = "results/pretraining/mae/vit_xxs/encoder.safetensors"
+    assert re.findall(r"neuropeft pretrain .*--start (\S+)", said) == [start]
+    config["splits"] = {"folds": 2, "validation": 0.2}
+    said = shown(tmp_path, config)
+    starts = re.findall(r"neuropeft pretrain .*--start (\S+) .*--out \$\(dirname (\S+)\)", said)
+    assert sorted(starts) == [
+        tuple(
+            f"results/pretraining/{name}/vit_xxs/fold-{fold}/encoder.safetensors"
+            for name in ("mae", "second")
+        )
+        for fold in (1, 2)
+    ]
+
+
 def test_only_cohorts_and_pretraining_in_use_are_processed(tmp_path):
     config = copy.deepcopy(TINY)
     config["grid"] = [

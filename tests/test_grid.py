@@ -55,6 +55,49 @@ def test_with_folds_the_encoder_of_a_cohort_that_is_tested_on_is_one_per_fold(pa
     assert grid.encoder_of(without, cell) == "pretraining/mae_ukb/vit_b/encoder.safetensors"
 
 
+def test_methods_have_untrained_twins_where_a_block_lists_none(paper):
+    methods = ["scratch", "full", "attention", "lora", "layernorm"]
+    block = paper.grid[0].model_copy(
+        update={
+            "methods": methods,
+            "backbones": ["vit_b"],
+            "pretraining": ["none", "mae_ukb"],
+            "tasks": ["ad"],
+        }
+    )
+    found = {
+        (cell.method, cell.pretraining) for cell in grid.cells(paper.model_copy(update={"grid": [block]}))
+    }
+    adapted = {(method, start) for method in methods[2:] for start in ("none", "mae_ukb")}
+    assert found == {("scratch", "none"), ("full", "mae_ukb")} | adapted
+    alone = paper.model_copy(
+        update={"grid": [block.model_copy(update={"methods": ["full"], "pretraining": ["none"]})]}
+    )
+    with pytest.raises(UserError, match=r"`grid\.0` has no valid cell.*full fine-tuning one other than none"):
+        grid.cells(alone)
+
+
+def test_a_pretraining_that_goes_on_from_another_needs_its_cohort_and_its_folds(paper):
+    own = paper.pretraining["mae_ukb"]
+    chained = paper.model_copy(
+        update={
+            "pretraining": {
+                "mae_ukb": own.model_copy(update={"start": "first"}),
+                "first": own.model_copy(update={"cohort": "ADNI"}),
+                "unused": own,
+            }
+        }
+    )
+    assert grid.pretrained(chained) == [
+        (name, vit) for name in ("first", "mae_ukb") for vit in ("vit_b", "vit_s")
+    ]
+    assert "start" not in json.loads(grid.pretraining_spec(chained, "mae_ukb", "vit_b")), "its file tells"
+    assert grid.used_cohorts(chained) == grid.used_cohorts(paper)
+    folded = chained.model_copy(update={"splits": Splits(folds=3)})
+    for name in ("first", "mae_ukb"):  # whose encoder has seen the subjects of its start
+        assert grid.encoder_folds(folded, name) == [1, 2, 3]
+
+
 def test_a_name_of_a_split_tells_seed_and_fold():
     for place in ((0, 0), (12, 0), (3, 10)):
         assert seed_and_fold(f"results/splits/ad/{split_name(*place)}.tsv") == place

@@ -198,9 +198,9 @@ def test_a_cell_that_fails_leaves_its_neighbours_trained(folder: Path) -> None:
     assert not (folder / "pack.tsv").exists()
     assert [is_finished(folder / "state" / name) for name in ("lora", "broken", "full half")] == [1, 0, 1]
     assert "lower lr" in (why_failed(folder / "state" / "broken") or "")
-    mended = {"lora": SPECS["lora"], "broken": SPECS["shuffled"], "full half": SPECS["full half"]}
+    corrected = {"lora": SPECS["lora"], "broken": SPECS["shuffled"], "full half": SPECS["full half"]}
     # what failed before comes last
-    assert train(folder, mended) == ["kept", "kept", "trained"]
+    assert train(folder, corrected) == ["kept", "kept", "trained"]
     assert why_failed(folder / "state" / "broken") is None
 
 

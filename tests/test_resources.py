@@ -33,7 +33,7 @@ SIZED["backbones"] = {
     if backbone["kind"] == "vit"
 }
 SIZED["pretraining"]["mae"] |= {"steps": 12_000, "batch_size": 16}
-SIZED["training"]["epochs"] = 20
+SIZED["training"] |= {"epochs": 20, "search": {"share": 0.5}}
 SIZED["tasks"] = {"ad": TINY["tasks"]["ad"]}
 SIZED["grid"] = [
     TINY["grid"][0]
@@ -82,6 +82,11 @@ def fine_tuning(job: Job, attempt: int) -> int:
     return estimates.finetune_minutes(backbone, CONFIG.training, SIZE, members, SCANS["SimA"], attempt)
 
 
+def searching(job: Job, attempt: int) -> int:
+    backbone, candidates = CONFIG.backbones[job.wildcards.backbone], 3 * 0.5  # of half of the steps
+    return estimates.finetune_minutes(backbone, CONFIG.training, SIZE, candidates, SCANS["SimA"], attempt)
+
+
 def prediction(job: Job, attempt: int) -> int:
     backbone, scans = CONFIG.backbones[job.wildcards.backbone], SCANS[job.wildcards.cohort]
     return estimates.predict_minutes(backbone, SIZE, CELLS_OF_A_BASE, scans, attempt)
@@ -114,6 +119,7 @@ ASKED = {
     "qc": ("cpu", 1, 0, scaled(4000), per_cohort("qc")),
     "controls": ("cpu", 1, 0, scaled(8000), scaled(120)),
     "pretrain": ("gpu", 8, 1, volumes, pretraining),
+    "search": ("gpu", 4, 1, volumes, searching),
     "finetune": ("gpu", 4, 1, volumes, fine_tuning),
     "predict": ("gpu", 4, 1, volumes, prediction),
     "features": ("gpu", 4, 1, scaled(estimates.MODEL_MB), features),
@@ -146,7 +152,7 @@ def test_a_rule_asks_for(jobs: list[Job], rule: str) -> None:
             assert (job.resources.slurm_account, job.resources.slurm_partition) == ("lab", partition)
             assert (int(asked["cpus-per-task"]), int(asked.get("gpus", 0))) == (cores, gpus)
             assert (int(asked["mem"]), int(asked["t"])) == (mb(job, attempt), minutes(job, attempt)), attempt
-            warned = "USR1@120" if rule in ("pretrain", "finetune") else None
+            warned = "USR1@120" if rule in ("pretrain", "search", "finetune") else None
             assert asked.get("signal") == warned, "what trains saves before the time limit"
 
 

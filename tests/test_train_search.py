@@ -66,6 +66,19 @@ def test_the_lowest_validation_loss_chooses_and_the_edge_is_marked(store: Path) 
     assert chosen_rates(table) == {"lr": float(best["lr"]), "head_lr": float(best["head_lr"])}
 
 
+def test_rates_without_a_finite_loss_are_not_chosen(store: Path) -> None:
+    table = store.parent / "search.tsv"
+    paths = (store, store.parent / "seed-0.tsv", None, store.parent / "state", table, "cpu")
+    cell = spec({"kind": "scratch", "lr": 1e-3}, search=WANTED | {"lr": [1.0, 1e33]}, epochs=2)
+    search(cell, *paths)
+    rows = [(row["steps"], row["val_loss"], row["chosen"], row["at_edge"]) for row in read_tsv(table)]
+    assert rows[0] == ("8", rows[0][1], "1", "1")
+    assert rows[1] == ("n/a", "inf", "0", "0")
+    cell["training"]["search"] = WANTED | {"lr": [1e33]}
+    with pytest.raises(UserError, match="no loss of the search is finite; give a lower lr"):
+        search(cell, *paths)
+
+
 def test_one_rate_that_was_tried_is_no_edge(store: Path) -> None:
     table = store.parent / "search.tsv"
     cell = spec(search=WANTED | {"lr": [1.0]}, epochs=2)

@@ -1,6 +1,6 @@
 """How long jobs run and how much memory they take, for schedulers: upper estimates, larger with each attempt.
 
-Training is reckoned from its floating-point operations on a modest GPU, the rest from times per scan that
+Training is estimated from its floating-point operations on a modest GPU, the rest from times per scan that
 were measured on one core and multiplied by about four.
 """
 

@@ -30,6 +30,10 @@ CHECKPOINT_SECONDS = 120.0
 UNSAID = ("step", "accumulation", "seconds")  # of a row of the history, in the line that a log gets
 
 
+class NotFiniteError(UserError):
+    """The loss of a training or of its validation is not finite."""
+
+
 @dataclass(frozen=True)
 class Learner:
     """What is trained.
@@ -319,7 +323,7 @@ def _validate(run: _Run) -> None:
     if not math.isfinite(validation["val_loss"]):
         raise _not_finite(run, "validation")
     seconds = progress.interval_seconds + time.monotonic() - clock
-    lr = run.optimizer.groups[0]["lr"] * lr_scale(progress.step - 1, plan.warmup_steps, plan.steps)
+    lr = _peak_lr(run) * lr_scale(progress.step - 1, plan.warmup_steps, plan.steps)
     losses = {"train_loss": train_loss, **validation}
     progress.history.append(
         {"step": progress.step, "lr": lr, **losses, "accumulation": progress.parts, "seconds": seconds}
@@ -356,12 +360,18 @@ def _checked_loss(run: _Run) -> float:
     return loss
 
 
-def _not_finite(run: _Run, which: str) -> UserError:
-    lr = max(group["lr"] for group in run.optimizer.groups)
-    return UserError(
+def _not_finite(run: _Run, which: str) -> NotFiniteError:
+    lr = _peak_lr(run)
+    return NotFiniteError(
         f"{run.plan.name}: the {which} loss is not finite at step {run.progress.step} "
         f"at peak learning rate {lr:g}; give a lower lr, such as {lr / 3:.1g}"
     )
+
+
+def _peak_lr(run: _Run) -> float:
+    """Return the peak learning rate as it is configured: not that of a head or of lower layers."""
+    named = [(str(group.get("name", "")), group["lr"]) for group in run.optimizer.groups]
+    return max(lr for name, lr in named if not name.startswith("head"))
 
 
 def _save(run: _Run) -> None:

@@ -5,6 +5,8 @@ steps that a cell gets, on the training subjects of a fold alone. The one with t
 gives the rates of all cells of that fold.
 """
 
+import json
+import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
@@ -12,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from neuropeft.errors import UserError
-from neuropeft.evaluate.costs import read_cost
 from neuropeft.files import read_tsv, write_tsv
-from neuropeft.train.finetune import finetune, open_shared
+from neuropeft.train.finetune import Shared, finetune, open_shared
 from neuropeft.train.lock import lock
-from neuropeft.train.loop import CHECKPOINT_SECONDS
+from neuropeft.train.loop import CHECKPOINT_SECONDS, NotFiniteError
 from neuropeft.train.signals import stop_request
 from neuropeft.train.state import FINISHED
 
@@ -47,6 +48,10 @@ def search(
             whether a rate of it is the lowest or highest that was tried.
         device: As torch names it; the GPU if there is one.
         checkpoint_seconds: Least time between checkpoints.
+
+    Raises:
+        UserError: An input is missing or wrong, or the loss of no candidate is finite.
+        SystemExit: With `signals.REQUEUE_EXIT_CODE`, after SIGTERM or SIGUSR1.
     """
     rows: list[dict[str, Any]] = []
     with stop_request():
@@ -54,22 +59,37 @@ def search(
         for path, spec in specs.items():
             tried = []
             for number, candidate in enumerate(candidates(spec)):
-                state = Path(state_root) / path / str(number)
-                with lock(state):
-                    finetune(candidate, shared, state, checkpoint_seconds)
-                tried.append(_row(candidate, state))
-                print(f"{spec['cell']}: {tried[-1]}", file=sys.stderr, flush=True)
-            best = min(tried, key=lambda row: row["val_loss"])
-            for row in tried:
-                row |= {"chosen": int(row is best), "at_edge": int(row is best and _at_edge(row, tried))}
-            rows += tried
+                row = {"fold": spec["fold"], **{rate: candidate["method"][rate] for rate in RATES}}
+                row |= _tried(candidate, shared, Path(state_root) / path / str(number), checkpoint_seconds)
+                tried.append(row)
+                print(f"{spec['cell']}: {row}", file=sys.stderr, flush=True)
+            rows += _marked(tried, spec["cell"])
     write_tsv(table, rows, COLUMNS)
 
 
-def _row(candidate: Mapping[str, Any], state: Path) -> dict[str, Any]:
-    cost = read_cost(state / FINISHED / "cost.json")
-    row = {"fold": candidate["fold"], **{rate: candidate["method"][rate] for rate in RATES}}
-    return row | {"steps": cost["steps"], "val_loss": cost["best_val_loss"], "seconds": cost["train_seconds"]}
+def _marked(tried: Sequence[dict[str, Any]], cell: str) -> list[dict[str, Any]]:
+    """Mark the best candidate of a fold."""
+    best = min(tried, key=lambda row: row["val_loss"])
+    if not math.isfinite(best["val_loss"]):
+        raise UserError(f"{cell}: no loss of the search is finite; give a lower lr")
+    return [
+        {**row, "chosen": int(row is best), "at_edge": int(row is best and _at_edge(row, tried))}
+        for row in tried
+    ]
+
+
+def _tried(
+    candidate: Mapping[str, Any], shared: Shared, state: Path, checkpoint_seconds: float
+) -> dict[str, Any]:
+    """Train a candidate; return what it gave. Without a finite loss, it is never the best."""
+    try:
+        with lock(state):
+            finetune(candidate, shared, state, checkpoint_seconds)
+    except NotFiniteError as error:
+        print(error, file=sys.stderr, flush=True)
+        return {"steps": None, "val_loss": math.inf, "seconds": None}
+    cost = json.loads((state / FINISHED / "cost.json").read_text(encoding="utf-8"))
+    return {"steps": cost["steps"], "val_loss": cost["best_val_loss"], "seconds": cost["train_seconds"]}
 
 
 def candidates(spec: Mapping[str, Any]) -> list[dict[str, Any]]:

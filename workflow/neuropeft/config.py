@@ -292,6 +292,9 @@ class Augment(Model):
         lt=1,
         description="largest bend of the curve that maps intensities: tissue contrast",
     )
+    sharpness: float = Field(
+        default=0.0, ge=0, description="largest weight, up or down, of the detail within 3 voxels: resolution"
+    )
     bias: float = Field(
         default=0.0,
         ge=0,

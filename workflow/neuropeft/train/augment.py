@@ -18,8 +18,8 @@ from neuropeft.errors import UserError
 from neuropeft.train.data import generator
 
 KNOTS = 3  # of the bias field along each axis
-# Uniform numbers per volume: flip, 3 angles, size, 3 shifts, contrast, brightness, bend, bias field.
-DRAWS = 11 + KNOTS**3
+# Uniform numbers per volume: flip, 3 angles, size, 3 shifts, contrast, brightness, bend, bias field, sharpness.
+DRAWS = 12 + KNOTS**3
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,8 @@ class Augmentation:
         noise: Standard deviation of added Gaussian noise.
         contrast: Largest bend of the curve that maps intensities, up or down, which stays monotone below 1:
             another contrast between the tissues.
+        sharpness: Largest weight, up or down, of the detail that a mean over 3^3 voxels takes away: another
+            resolution.
         bias: Largest logarithm of a smooth field that they are multiplied with: another coil.
     """
 
@@ -47,6 +49,7 @@ class Augmentation:
     noise: float = 0.0
     contrast: float = 0.0
     bias: float = 0.0
+    sharpness: float = 0.0
 
     @property
     def moves(self) -> bool:
@@ -94,8 +97,11 @@ def augment(
         grid = F.affine_grid(theta, list(volumes.shape), align_corners=False)  # [B, S, S, S, 3]
         # The border of a z-scored volume is background, which is not zero: repeat it outside.
         volumes = F.grid_sample(volumes, grid, padding_mode="border", align_corners=False)
+    if options.sharpness:
+        smooth = F.avg_pool3d(volumes, 3, stride=1, padding=1, count_include_pad=False)
+        volumes = volumes.lerp(smooth, options.sharpness * draws[:, -1].view(-1, 1, 1, 1, 1))
     if options.contrast or options.bias:
-        volumes = _contrast(volumes, draws[:, 10:], options)
+        volumes = _contrast(volumes, draws[:, 10:-1], options)
     if options.intensity:
         contrast, brightness = (options.intensity * draws[:, 8:10]).view(-1, 2, 1, 1, 1, 1).unbind(1)
         volumes = volumes * (1 + contrast) + brightness

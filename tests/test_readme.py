@@ -99,7 +99,12 @@ def test_settings_are_understood():
         "stripped",
     )
     assert (config.tasks["ad"].where, config.tasks["ad"].zero_shot) == ({"site": [1, 2]}, ["OASIS"])
-    assert (config.trained.keys(), config.imported.keys()) == ({"mae_ukb"}, {"theirs"})
+    assert config.imported.keys() == {"theirs"}
+    assert {name: (one.kind, one.start) for name, one in config.trained.items()} == {
+        "mae_ukb": ("mae", None),
+        "factors": ("factors", None),
+        "factors_mae": ("mae", "factors"),
+    }
 
 
 def test_files_that_are_shown_exist():

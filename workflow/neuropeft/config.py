@@ -327,8 +327,10 @@ class _Trained(Model):
     steps: int = Field(
         default=75_000, ge=1, description="steps; the paper's 1,000 epochs of 38,703 scans are 75,000"
     )
-    warmup_steps: int = Field(
-        default=3_000, ge=0, description="steps over which the learning rate rises to its peak"
+    warmup_steps: int | None = Field(
+        default=None,
+        ge=0,
+        description="steps over which the learning rate rises to its peak; 4 % of all if absent, as the paper's",
     )
     batch_size: int = Field(default=512, ge=1, description="scans per step, over all processes")
     lr: float = Field(default=3e-4, gt=0, description="peak learning rate")
@@ -344,9 +346,14 @@ class _Trained(Model):
 
     @model_validator(mode="after")
     def _warm_up_ends(self) -> "_Trained":
-        if self.warmup_steps >= self.steps:
-            raise ValueError(f"`warmup_steps` {self.warmup_steps} must be fewer than `steps` {self.steps}")
+        if self.warmup >= self.steps:
+            raise ValueError(f"`warmup_steps` {self.warmup} must be fewer than `steps` {self.steps}")
         return self
+
+    @property
+    def warmup(self) -> int:
+        """The steps of the warm-up, given or not."""
+        return self.steps * 4 // 100 if self.warmup_steps is None else self.warmup_steps
 
 
 class MaskedAutoencoder(_Trained):

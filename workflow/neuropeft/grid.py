@@ -243,6 +243,7 @@ def pretraining_spec(config: Config, pretraining: str, backbone: str) -> str:
     assert isinstance(vit, ViT), "only ViTs are pretrained: see cells()"
     trained = config.trained[pretraining]
     settings = trained.model_dump(mode="json", exclude={"cohort", "start"})
+    settings["warmup_steps"] = trained.warmup
     if trained.kind == "mae":
         settings["decoder"] = vit.decoder.model_dump(mode="json")
     return _canonical(settings | {"backbone": backbone_spec(config, backbone)})

@@ -72,7 +72,7 @@ def small_config(**changes: object) -> Config:
             "vit_s": {"kind": "vit", "width": 384, "depth": 6, "heads": 8, "decoder": decoder},
             "densenet121": {"kind": "densenet121"},
         },
-        "pretraining": {"mae": {"cohort": "SimA", "epochs": 50, "batch_size": 8}},
+        "pretraining": {"mae": {"cohort": "SimA", "steps": 50, "batch_size": 8}},
         "methods": {
             "scratch": {"kind": "scratch", "lr": 1e-4},
             "full": {"kind": "full", "lr": 1e-4},
@@ -194,9 +194,9 @@ def _write_cell(config: Config, results: Path, cell: Cell) -> None:
         "peak_memory_bytes": 3 * 2**30,
         "train_seconds": 61.5,
         "start_seconds": 4.2,
-        "seconds_per_epoch": 2.1,
-        "epochs": 20,
-        "best_epoch": 12,
+        "seconds_per_step": 2.1,
+        "steps": 20,
+        "best_step": 12,
         "best_val_loss": 0.4,
         "train_subjects": subjects // 3,
         "train_scans": subjects,
@@ -208,19 +208,19 @@ def _write_cell(config: Config, results: Path, cell: Cell) -> None:
     }
     (folder / "cost.json").write_text(json.dumps(cost))
     rng = np.random.default_rng(hash_of(cell, ""))
-    losses = [0.35 + 0.35 * np.exp(-epoch / 6) for epoch in range(20)]
+    losses = [0.35 + 0.35 * np.exp(-step / 6) for step in range(20)]
     _write_history(
         folder / "history.csv",
         [
             {
-                "epoch": epoch,
+                "step": step,
                 "lr": 1e-4,
                 "train_loss": loss * 0.9 + rng.normal(0, 0.005),
                 "val_loss": loss + rng.normal(0, 0.02),
                 "val_metric": 0.8,
                 "seconds": 2.1,
             }
-            for epoch, loss in enumerate(losses, start=1)
+            for step, loss in enumerate(losses, start=1)
         ],
     )
 
@@ -307,13 +307,17 @@ def _write_pretraining(config: Config, folder: Path) -> None:
         folder / "history.csv",
         [
             {
-                "epoch": epoch,
+                "step": step,
                 "lr": 1e-4,
-                "train_loss": 0.4 + 0.6 * np.exp(-epoch / 9),
-                "val_loss": 0.42 + 0.6 * np.exp(-epoch / 9),
+                "train_loss": 0.4 + 0.6 * np.exp(-step / 9),
+                "val_loss": 0.42 + 0.6 * np.exp(-step / 9),
+                "template_loss": 0.5,
+                "participation_ratio": 1 + step / 10,
+                "probe_age": 0.6 - 0.6 * np.exp(-step / 9),
+                "probe_sex": 0.5 - 0.5 * np.exp(-step / 20),
                 "seconds": 3.0,
             }
-            for epoch in range(1, 41)
+            for step in range(1, 41)
         ],
     )
     size = config.preprocessing.size

@@ -329,7 +329,7 @@ def test_loss_panels_count_cells_and_draw_every_seed(results):
     losses = [[float(row["val_loss"]) for row in read_csv(folder / "history.csv")] for folder in folders]
     assert seeds == losses
     assert median == list(np.median(losses, axis=0))
-    assert (axis.get_xlabel(), axis.get_ylabel()) == ("epoch", "loss (cross-entropy)")
+    assert (axis.get_xlabel(), axis.get_ylabel()) == ("step", "loss (cross-entropy)")
     assert panel(figure, "age on SimA (simulated), ViT-B: training").get_ylabel() == "loss (L1, standardised)"
 
 
@@ -342,7 +342,7 @@ def test_pretraining_losses_are_those_of_training_and_validation(results):
         "training": [float(row["train_loss"]) for row in history],
         "validation": [float(row["val_loss"]) for row in history],
     }
-    assert (axis.get_xlabel(), axis.get_ylabel()) == ("epoch", "loss on hidden patches (MSE)")
+    assert (axis.get_xlabel(), axis.get_ylabel()) == ("step", "loss on hidden patches (MSE)")
 
 
 def test_reconstructions_show_input_mask_and_rebuilt_patches(results, tmp_path):

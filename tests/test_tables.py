@@ -272,7 +272,7 @@ def test_costs_are_listed_for_every_cell(results):
     (row,) = rows_of(
         results, "costs.csv", task="ad", backbone="vit_b", method="lora", fraction="100", seed="0"
     )
-    assert (row["trainable"], row["delta_bytes"], row["epochs"]) == ("1181186", str(4 * 1181186), "20")
+    assert (row["trainable"], row["delta_bytes"], row["steps"]) == ("1181186", str(4 * 1181186), "20")
     assert (row["peak_memory_bytes"], row["train_seconds"]) == (str(3 * 2**30), "61.5")
     assert (row["resumed"], row["accumulation"]) == ("0", "1")
     shown = wide(results, "table3.md", "ad", "trainable parameters", "", "")

@@ -47,15 +47,28 @@ def probe(features: NDArray[np.float64], targets: Targets) -> dict[str, float]:
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
+    values = {name: np.asarray(numbers, float) for name, numbers in targets.items()}
+    values = {
+        name: y
+        for name, y in values.items()
+        if np.isfinite(y).sum() >= FEWEST and np.ptp(y[np.isfinite(y)]) > 0
+    }
+    model = make_pipeline(StandardScaler(), RidgeCV(PENALTIES, alpha_per_target=True))
+    folds = KFold(FOLDS, shuffle=True, random_state=0)
     found = {}
-    for name, values in targets.items():
-        y = np.asarray(values, float)
-        known = np.isfinite(y)
-        if known.sum() < FEWEST or np.ptp(y[known]) == 0:
-            continue
-        model = make_pipeline(StandardScaler(), RidgeCV(PENALTIES))
-        folds = KFold(FOLDS, shuffle=True, random_state=0)
-        predicted = cross_val_predict(model, features[known], y[known], cv=folds)
-        constant = np.ptp(predicted) == 0
-        found[f"probe_{name}"] = 0.0 if constant else float(np.corrcoef(predicted, y[known])[0, 1])
-    return found
+    # One fit serves all targets that the same scans know, which is most of what a fit costs.
+    for known, names in _by_known(values).items():
+        rows = np.array(known)
+        y = np.stack([values[name][rows] for name in names], axis=1)  # [scans, targets]
+        predicted = cross_val_predict(model, features[rows], y, cv=folds).reshape(y.shape)
+        for name, guess, truth in zip(names, predicted.T, y.T, strict=True):
+            found[f"probe_{name}"] = 0.0 if np.ptp(guess) == 0 else float(np.corrcoef(guess, truth)[0, 1])
+    return {f"probe_{name}": found[f"probe_{name}"] for name in values}
+
+
+def _by_known(values: Mapping[str, NDArray[np.float64]]) -> dict[tuple[bool, ...], list[str]]:
+    """Return the names of the values by which of their entries are known."""
+    groups: dict[tuple[bool, ...], list[str]] = {}
+    for name, y in values.items():
+        groups.setdefault(tuple(np.isfinite(y).tolist()), []).append(name)
+    return groups

@@ -34,7 +34,7 @@ from neuropeft.train.state import FINISHED, forget, is_finished
 
 ENCODER, COST = "encoder.safetensors", "cost.json"
 KINDS = {"mae": "neuropeft.train.mae", "factors": "neuropeft.train.factors"}
-VALIDATIONS = 50  # of a pretraining
+VALIDATIONS = 25  # of a pretraining
 NOT_LEARNT = ("step", "lr", "train_loss", "accumulation", "seconds")  # of a row of the history
 
 

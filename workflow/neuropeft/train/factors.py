@@ -17,7 +17,7 @@ from neuropeft.train.augment import read_augmentation
 from neuropeft.train.data import Volumes
 from neuropeft.train.loop import Learner
 from neuropeft.train.memory import BatchSize
-from neuropeft.train.pretraining_run import Run, look, mean_over_validation
+from neuropeft.train.pretraining_run import Run, look, means_over_validation
 
 FILES: tuple[str, ...] = ()
 SMALLEST_SD = 0.01  # of a share, or of mm, over scans: below, a place holds always the same
@@ -51,16 +51,13 @@ def learner(run: Run) -> Learner:
 
     at_once = BatchSize(int(run.spec["batch_size"]))
 
-    def mean(which: int) -> float:
-        def summed(places: Tensor) -> Tensor:
-            rows = run.train + places
-            loss = losses(model, run.volumes.batch(rows), rows)[which]
-            return torch.stack([loss.sum(), torch.tensor(float(len(loss)), device=loss.device)])
-
-        return mean_over_validation(run, at_once, summed)
+    def summed(places: Tensor) -> Tensor:
+        rows = run.train + places
+        of_maps, of_factors = losses(model, run.volumes.batch(rows), rows)
+        return torch.stack([of_maps.sum(), of_factors.sum(), torch.ones_like(of_maps).sum()])
 
     def validate() -> dict[str, float]:
-        of_maps, of_factors = mean(0), mean(1)
+        of_maps, of_factors = means_over_validation(run, at_once, summed)
         return {
             "val_loss": of_maps + of_factors,
             "val_maps": of_maps,

@@ -17,7 +17,7 @@ from neuropeft.train.augment import read_augmentation
 from neuropeft.train.data import Volumes, pass_order
 from neuropeft.train.loop import Learner
 from neuropeft.train.memory import BatchSize, in_batches
-from neuropeft.train.pretraining_run import Run, look, mean_over_validation
+from neuropeft.train.pretraining_run import Run, look, means_over_validation
 
 FILES = ("reconstructions.npz",)
 SHOWN = 4  # validation scans whose reconstruction is stored
@@ -83,7 +83,7 @@ def _validation_loss(run: Run, mae: MAE3D, size: BatchSize) -> float:
         counted = _scored(mae, volumes, output.mask)
         return torch.stack([output.loss * counted, counted])  # summed error, scored patches
 
-    return mean_over_validation(run, size, summed)
+    return means_over_validation(run, size, summed)[0]
 
 
 @torch.inference_mode()
@@ -107,7 +107,7 @@ def _template_loss(run: Run, mae: MAE3D, size: BatchSize) -> float:
         weight = weight * mae.mask(noise[places])
         return torch.stack([((target - template).square().mean(dim=-1) * weight).sum(), weight.sum()])
 
-    return mean_over_validation(run, size, summed)
+    return means_over_validation(run, size, summed)[0]
 
 
 def _validation_noise(run: Run, mae: MAE3D) -> Tensor:

@@ -93,20 +93,20 @@ class Run:
             yield place, augment(volumes, changes, self.seed, step, place.start, len(rows))
 
 
-def mean_over_validation(run: Run, size: BatchSize, summed: Callable[[Tensor], Tensor]) -> float:
-    """Return a mean over all validation scans, shared by the processes.
+def means_over_validation(run: Run, size: BatchSize, summed: Callable[[Tensor], Tensor]) -> list[float]:
+    """Return means over all validation scans, shared by the processes.
 
     Args:
         run: The pretraining.
         size: Scans at once.
-        summed: (places [B] among the validation scans) -> [2]: a sum, and over how many it is.
+        summed: (places [B] among the validation scans) -> sums, and at the end over how many they are.
     """
     part = run.ranks.share(run.validation)
     places = torch.arange(part.start, part.stop, device=run.device)
-    none = torch.zeros(2, device=run.device)  # a process may have no scan
-    total = torch.stack([none, *in_batches(summed, places, size)]).sum(dim=0)
-    value, number = run.ranks.sum(total).tolist()
-    return value / max(number, 1)
+    # A process may have no scan of its own; one of the others' then says how many sums there are.
+    sums = in_batches(summed, places, size) or [torch.zeros_like(summed(places.new_zeros(1)))]
+    *values, number = run.ranks.sum(torch.stack(sums).sum(dim=0)).tolist()
+    return [value / max(number, 1) for value in values]
 
 
 def look(run: Run, size: BatchSize) -> dict[str, float]:

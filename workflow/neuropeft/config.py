@@ -330,7 +330,8 @@ class _Trained(Model):
     warmup_steps: int | None = Field(
         default=None,
         ge=0,
-        description="steps over which the learning rate rises to its peak; 4 % of all if absent, as the paper's",
+        description="steps over which the learning rate rises to its peak; 4 % of all if absent, as in the "
+        "paper",
     )
     batch_size: int = Field(default=512, ge=1, description="scans per step, over all processes")
     lr: float = Field(default=3e-4, gt=0, description="peak learning rate")

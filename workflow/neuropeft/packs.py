@@ -1,7 +1,8 @@
 """Packs: which cells one fine-tune job trains.
 
-The cells of a pack share a task, a backbone, a method and the encoder that they start from, and so the volumes and
-the base weights, which the job loads once. Where each fold has an encoder of its own, packs do not mix folds.
+The cells of a pack share a task, a backbone, a method and the encoder that they start from, and so the
+volumes and the base weights, which the job loads once. Where each fold has an encoder of its own, packs do
+not mix folds.
 """
 
 from collections.abc import Iterable, Mapping

@@ -18,7 +18,8 @@ from neuropeft.errors import UserError
 from neuropeft.train.data import generator
 
 KNOTS = 3  # of the bias field along each axis
-# Uniform numbers per volume: flip, 3 angles, size, 3 shifts, contrast, brightness, bend, bias field, sharpness.
+# Uniform numbers per volume: flip, 3 angles, size, 3 shifts, contrast, brightness, bend, bias field,
+# sharpness.
 DRAWS = 12 + KNOTS**3
 
 

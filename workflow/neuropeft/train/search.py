@@ -38,14 +38,14 @@ def search(
     """Try the candidates of a method on each fold and write what each gave.
 
     Args:
-        specs: {path: settings} of a cell of each fold, as `grid.cell_specs` writes them; `training.search` holds
-            `lr` and `head_lr`, factors on the method's own, and `share`, of a cell's steps.
+        specs: {path: settings} of a cell of each fold, as `grid.cell_specs` writes them; `training.search`
+            holds `lr` and `head_lr`, factors on the method's own, and `share`, of a cell's steps.
         store_dir: Store of the training cohort.
         splits: Splits of the cells.
         encoder_path: Pretrained encoder that they start from; None starts from random weights.
         state_root: Folder of the states of all candidates.
-        table: The table to write, with `COLUMNS`: `chosen` marks the best candidate of a fold, and `at_edge` says
-            whether a rate of it is the lowest or highest that was tried.
+        table: The table to write, with `COLUMNS`: `chosen` marks the best candidate of a fold, and `at_edge`
+            says whether a rate of it is the lowest or highest that was tried.
         device: As torch names it; the GPU if there is one.
         checkpoint_seconds: Least time between checkpoints.
 

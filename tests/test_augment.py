@@ -6,7 +6,10 @@ import torch
 from neuropeft.errors import UserError
 from neuropeft.train.augment import Augmentation, augment, read_augmentation
 
-ALL = Augmentation(flip=True, rotate_deg=10, scale=0.1, translate_voxels=2, intensity=0.2, noise=0.3)
+ALL = Augmentation(
+    flip=True, rotate_deg=10, scale=0.1, translate_voxels=2, intensity=0.2, noise=0.3, contrast=0.3,
+    bias=0.2, sharpness=0.5,
+)  # fmt: skip
 
 
 def volumes(number: int = 6, edge: int = 12) -> torch.Tensor:
@@ -97,6 +100,45 @@ def test_intensity_scales_and_shifts_each_volume() -> None:
     shift = (changed - contrast.view(-1, 1, 1, 1, 1) * batch).flatten(1)
     assert float(shift.std(dim=1).max()) < 1e-5
     assert 0.05 < float(shift.abs().max()) <= 0.1001
+
+
+def test_contrast_bends_intensities_and_keeps_their_order_and_ends() -> None:
+    batch = volumes(40)
+    changed = augment(batch, Augmentation(contrast=0.5), 0, 0)
+    bends = []
+    for before, after in zip(batch.flatten(1), changed.flatten(1), strict=True):
+        order = before.argsort()
+        assert (after[order].diff() > -1e-5).all()
+        for edge in (torch.amin, torch.amax):
+            assert float(edge(after)) == pytest.approx(float(edge(before)), abs=1e-5)
+        height = (before - before.min()) / (before.max() - before.min())
+        middle = (height - 0.5).abs().argmin()
+        bends.append(4 * float((after - before)[middle] / (before.max() - before.min())))
+    assert -0.5 <= min(bends) < -0.3 < 0.3 < max(bends) <= 0.5
+
+
+def test_a_bias_field_is_smooth_and_leaves_the_background() -> None:
+    batch = torch.ones(6, 1, 12, 12, 12)
+    batch[:, :, 0] = 0.0  # the background
+    changed = augment(batch, Augmentation(bias=0.2), 0, 0)
+    assert not changed[:, :, 0].any()
+    field = changed[:, :, 1:]
+    assert math.exp(-0.2) <= float(field.min()) < 0.95 < 1.05 < float(field.max()) <= math.exp(0.2)
+    steps = torch.stack([field.diff(dim=axis).abs().amax() for axis in (2, 3, 4)])
+    assert float(steps.max()) < 2 * 0.2 / 5
+    assert not torch.equal(field[0], field[1])
+
+
+def test_sharpness_weighs_detail_within_three_voxels() -> None:
+    batch = volumes(30)
+    changed = augment(batch, Augmentation(sharpness=0.5), 0, 0)
+    smooth = torch.nn.functional.avg_pool3d(batch, 3, 1, 1, count_include_pad=False)
+    detail, kept = (batch - smooth).flatten(1), (changed - smooth).flatten(1)
+    weights = (detail * kept).sum(1) / detail.square().sum(1)
+    torch.testing.assert_close(kept, weights[:, None] * detail, atol=1e-4, rtol=1e-4)
+    assert 0.5 <= float(weights.min()) < 0.7 < 1.3 < float(weights.max()) <= 1.5
+    flat = torch.full((3, 1, 6, 6, 6), 0.7)
+    torch.testing.assert_close(augment(flat, Augmentation(sharpness=0.5), 0, 0), flat)
 
 
 def test_noise_has_the_given_deviation() -> None:

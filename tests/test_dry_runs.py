@@ -240,7 +240,7 @@ def test_rates_are_searched_once_for_all_cells_of_a_base(tmp_path):
     said = shown(tmp_path, config)
     jobs = jobs_in(said)
     assert jobs["search"] == 4, "two tasks by two methods"
-    tables = {f"results/search/{task}/vit_xxs/{start}/seed-0.tsv" for task in ("ad", "age") for start in
+    tables = {f"results/search/{task}/vit_xxs/{start}.tsv" for task in ("ad", "age") for start in
               ("mae/lora", "none/scratch")}  # fmt: skip
     assert set(re.findall(r"neuropeft search .*--table (\S+)", said)) == tables
     assert set(re.findall(r"neuropeft finetune .*--search (\S+)", said)) == tables

@@ -11,6 +11,7 @@ import torch
 
 import planned
 import tiny_cells
+from neuropeft.config import Config
 from neuropeft.errors import UserError
 from neuropeft.files import read_tsv
 from neuropeft.grid import Cell
@@ -245,6 +246,7 @@ def test_each_cell_is_charged_its_own_memory_and_start(folder: Path) -> None:
 
 # -- who shares a pack -----------------------------------------------------------------------------
 
+CONFIG = Config.model_validate(TINY | {"cells_per_job": 4})
 GRID = [
     Cell(task, "vit", pretraining, method, fraction, seed)
     for task in ("ad", "age")
@@ -255,7 +257,7 @@ GRID = [
 
 
 def test_a_pack_shares_what_its_job_loads_once() -> None:
-    found = packs(GRID, cells_per_job=4)
+    found = packs(CONFIG, GRID)
     assert sorted(cell for members in found.values() for cell in members) == sorted(GRID)
     for pack, members in found.items():
         assert len(members) <= 4
@@ -265,16 +267,24 @@ def test_a_pack_shares_what_its_job_loads_once() -> None:
     assert pack_of(found)[GRID[0]].method == GRID[0].method
 
 
+def test_folds_share_a_pack_unless_each_has_an_encoder_of_its_own() -> None:
+    folded = Config.model_validate(TINY | {"cells_per_job": 64, "splits": {"folds": 2, "validation": 0.2}})
+    found = packs(folded, [cell._replace(fold=fold) for cell in GRID for fold in (1, 2)])
+    for pack, members in found.items():  # `mae` is trained on the cohort of the tasks
+        folds = {cell.fold for cell in members}
+        assert folds == ({1, 2} if pack.pretraining == "none" else {int(pack.name[len("fold-")])})
+
+
 def test_another_method_leaves_the_packs_of_others_as_they_are() -> None:
     more = [*GRID, *(Cell("ad", "vit", "mae", "attention", fraction, 0) for fraction in (10, 50, 100))]
-    before, after = packs(GRID, 4), packs(more, 4)
+    before, after = packs(CONFIG, GRID), packs(CONFIG, more)
     assert before.items() <= after.items()
     assert {pack.method for pack in after.keys() - before.keys()} == {"attention"}
 
 
 def test_another_seed_leaves_cells_in_their_packs_or_splits_these() -> None:
-    before = packs(GRID, 4)
-    after = packs([*GRID, *{cell._replace(seed=2) for cell in GRID}], 4)
+    before = packs(CONFIG, GRID)
+    after = packs(CONFIG, [*GRID, *{cell._replace(seed=2) for cell in GRID}])
     now_in = pack_of(after)
     for pack, members in before.items():
         assert all(now_in[cell].name.startswith(pack.name) for cell in members)

@@ -183,7 +183,7 @@ def test_estimates_of_these_jobs_differ(jobs: list[Job]) -> None:
 
 def test_so_many_cells_share_a_job_as_the_setting_says(jobs: list[Job]) -> None:
     shared = sorted(len(json.loads(job.params.specs)) for job in of_rule(jobs, "finetune"))
-    assert shared == sorted(map(len, packs(cells(CONFIG), CONFIG.cells_per_job).values()))
+    assert shared == sorted(map(len, packs(CONFIG, cells(CONFIG)).values()))
     assert max(shared) <= CONFIG.cells_per_job < CELLS_OF_A_BASE
 
 

@@ -107,7 +107,7 @@ def test_every_cell_is_counted_once(
         "all": [2, 1, 2, 5, 10],
     }
     assert "fraction 50 %, seed 1: the loss is not finite" in text
-    assert str(log_of(tmp_path, pack_of(packs(cells(config), config.cells_per_job))[failed])) in text
+    assert str(log_of(tmp_path, pack_of(packs(config, cells(config)))[failed])) in text
     assert "an earlier failure" not in text
     assert "Stopped" not in text
     left = (
@@ -186,7 +186,7 @@ def test_cells_of_a_fold_wait_for_its_own_encoder_and_split(
     assert "fraction 50 %, seed 0, fold 2: too few subjects" in text
     assert re.search(r"^mae +vit_xxs, fold 1 +waiting$", text, flags=re.MULTILINE)
     assert re.search(r"^mae +vit_xxs, fold 2 +done", text, flags=re.MULTILINE)
-    assert {pack.name for pack in packs(found, 2)} == {
+    assert {pack.name for pack in packs(folded, found)} == {
         f"fold-{fold}_{name}" for fold in (1, 2) for name in ("x", "x0", "x1")
     }
 
@@ -234,7 +234,7 @@ def test_a_cell_whose_split_would_be_another_one_by_now_is_not_done(config: Conf
 def test_a_job_that_ended_without_a_word(
     config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    of_pack = pack_of(packs(cells(config), config.cells_per_job))
+    of_pack = pack_of(packs(config, cells(config)))
     stopped, trained, failed, waiting, *_ = sorted(set(of_pack.values()))
     write(log_of(tmp_path, stopped), "step 1\nslurmstepd: error: Detected 1 oom_kill event\n\n")
     write(log_of(tmp_path, trained), "cell 2/2\n")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import tiny_cells
-from neuropeft.cohorts.synthetic import ANATOMY_FACTORS
+from neuropeft.cohorts.synthetic import ANATOMY_FACTORS, MAPS
 from neuropeft.errors import UserError
 from neuropeft.files import read_tsv, write_tsv
 from neuropeft.models.build import build_mae, build_vit
@@ -291,11 +291,13 @@ def add_anatomy(store: Path, seed: int = 0) -> None:
     rows, rng = read_tsv(store / "scans.tsv"), np.random.default_rng(seed)
     tissue = rng.uniform(0, 1, size=(len(rows), 3, 3, 3, 3))
     tissue[:, :, 0, 0, 0] = 0.2  # a place that is alike in all brains
+    moved = 3 * tissue[:, ::-1]  # displacements, which follow from tissue here
     textures = rng.normal(size=(3, 4, 4, 4))
     # [scans, 3, 3, 3, 4, 4, 4] -> [scans, 12, 12, 12]
     painted = np.einsum("ntxyz,tabc->nxaybzc", tissue, textures).reshape(len(rows), 12, 12, 12)
     np.save(store / "volumes.npy", painted.astype(np.float16))
-    np.save(store / "tissue.npy", tissue.astype(np.float16))
+    for name, values in zip(MAPS, (tissue, moved), strict=True):
+        np.save(store / name, values.astype(np.float16))
     mean = tissue.mean(axis=(2, 3, 4))
     known = [
         {**row, **{name: mean[i, j % 3] for j, name in enumerate(ANATOMY_FACTORS)}}
@@ -304,9 +306,7 @@ def add_anatomy(store: Path, seed: int = 0) -> None:
     write_tsv(store / "scans.tsv", known, list(known[0]))
 
 
-def test_a_reader_of_anatomy_learns_tissue_and_factors(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_reader_of_anatomy_learns_maps_and_factors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pretraining, "VALIDATIONS", 4)  # probes take their time
     store = tiny_cells.make_store(tmp_path / "store", scans=120)
     add_anatomy(store)
@@ -317,10 +317,10 @@ def test_a_reader_of_anatomy_learns_tissue_and_factors(
     pretrain(spec, store, [], out, tmp_path / "state", device="cpu")
     assert {path.name for path in out.iterdir()} == {"encoder.safetensors", "history.csv", "cost.json"}
     *_, last = tiny_cells.read_history(out)
-    assert float(last["val_tissue"]) < 0.3, "1 is the loss of the mean of each place"
+    assert float(last["val_maps"]) < 0.3, "1 is the loss of the mean of each place"
     assert float(last["val_factors"]) < 0.3
     cost = tiny_cells.read_cost(out)
-    assert cost["val_loss"] == pytest.approx(float(last["val_tissue"]) + float(last["val_factors"]))
+    assert cost["val_loss"] == pytest.approx(float(last["val_maps"]) + float(last["val_factors"]))
     assert {f"probe_{name}" for name in ANATOMY_FACTORS} < cost.keys()
     assert cost["probe_csf_share"] > 0.8
     assert "beats_template" not in cost
@@ -347,9 +347,9 @@ def test_what_all_brains_share_is_no_target(store: Path) -> None:
         rows=read_tsv(store / "scans.tsv"), train=19, store=store, device=torch.device("cpu")
     )
     reader = FactorReader(build_vit(tiny_cells.BACKBONE), len(ANATOMY_FACTORS))
-    tissue, factors = factors_learner._targets(run, reader)
-    assert (tissue.shape, factors.shape) == ((24, 27, 3), (24, len(ANATOMY_FACTORS)))
-    assert not tissue[:, 0].any()
-    torch.testing.assert_close(tissue[:19, 1:].mean(dim=0), torch.zeros(26, 3), atol=1e-5, rtol=0)
-    torch.testing.assert_close(tissue[:19, 1:].std(dim=0), torch.ones(26, 3), atol=1e-5, rtol=0)
+    maps, factors = factors_learner._targets(run, reader)
+    assert (maps.shape, factors.shape) == ((24, 27, 6), (24, len(ANATOMY_FACTORS)))
+    assert not maps[:, 0].any()
+    torch.testing.assert_close(maps[:19, 1:].mean(dim=0), torch.zeros(26, 6), atol=1e-5, rtol=0)
+    torch.testing.assert_close(maps[:19, 1:].std(dim=0), torch.ones(26, 6), atol=1e-5, rtol=0)
     torch.testing.assert_close(factors[:19].std(dim=0), torch.ones(len(ANATOMY_FACTORS)), atol=1e-5, rtol=0)

@@ -22,6 +22,13 @@ def store(tmp_path: Path) -> Path:
     return store
 
 
+def run(cell: dict, store: Path) -> list[dict[str, str]]:
+    """Search for the rates of one cell; return the table."""
+    table = store.parent / "search.tsv"
+    search({"a/cell": cell}, store, [store.parent / "seed-0.tsv"], None, store.parent / "state", table, "cpu")
+    return read_tsv(table)
+
+
 def spec(method: dict = FULL, **training) -> dict:
     settings = {"epochs": 8, "warmup_epochs": 1, "search": WANTED, "augment": {}} | training
     return tiny_cells.cell(method=method, training=settings)
@@ -37,7 +44,7 @@ def test_candidates_are_all_pairs_of_rates_at_a_share_of_the_steps() -> None:
     for one in found:
         assert (one["training"]["epochs"], one["training"]["min_steps"]) == (2, 100)
         assert one["training"]["search"] is None
-        same = {"epochs", "min_steps", "search"}
+        same = {"epochs", "warmup_epochs", "min_steps", "search"}
         assert {k: v for k, v in one["training"].items() if k not in same} == {
             k: v for k, v in cell["training"].items() if k not in same
         }
@@ -47,15 +54,15 @@ def test_candidates_are_all_pairs_of_rates_at_a_share_of_the_steps() -> None:
     )
 
 
-def test_a_candidate_trains_beyond_its_warm_up() -> None:
-    cell = spec(warmup_epochs=3, search=WANTED | {"share": 0.1})
-    assert {one["training"]["epochs"] for one in candidates(cell)} == {4}
+def test_a_candidate_has_its_share_of_the_warm_up_and_trains_beyond_it() -> None:
+    for warmup, share, expected in ((4, 0.5, (2, 4)), (4, 0.1, (1, 2)), (0, 0.1, (0, 1))):
+        cell = spec(warmup_epochs=warmup, search=WANTED | {"share": share})
+        shorter = candidates(cell)[0]["training"]
+        assert (shorter["warmup_epochs"], shorter["epochs"]) == expected
 
 
 def test_the_lowest_validation_loss_chooses_and_the_edge_is_marked(store: Path) -> None:
-    table = store.parent / "search.tsv"
-    search(spec(), store, store.parent / "seed-0.tsv", None, store.parent / "state", table, "cpu")
-    rows = read_tsv(table)
+    rows = run(spec(), store)
     assert tuple(rows[0]) == COLUMNS
     assert [float(row["lr"]) for row in rows] == pytest.approx([2e-4, 2e-3, 2e-2])
     assert {row["steps"] for row in rows} == {"16"}
@@ -63,27 +70,41 @@ def test_the_lowest_validation_loss_chooses_and_the_edge_is_marked(store: Path) 
     for row in rows:
         edge = row is best and float(row["lr"]) != 2e-3
         assert (row["chosen"], row["at_edge"]) == (str(int(row is best)), str(int(edge)))
-    assert chosen_rates(table) == {"lr": float(best["lr"]), "head_lr": float(best["head_lr"])}
+    rates = {"lr": float(best["lr"]), "head_lr": float(best["head_lr"])}
+    assert chosen_rates(store.parent / "search.tsv") == {0: rates}
 
 
 def test_rates_without_a_finite_loss_are_not_chosen(store: Path) -> None:
-    table = store.parent / "search.tsv"
-    paths = (store, store.parent / "seed-0.tsv", None, store.parent / "state", table, "cpu")
     cell = spec({"kind": "scratch", "lr": 1e-3}, search=WANTED | {"lr": [1.0, 1e33]}, epochs=2)
-    search(cell, *paths)
-    rows = [(row["steps"], row["val_loss"], row["chosen"], row["at_edge"]) for row in read_tsv(table)]
+    rows = [(row["steps"], row["val_loss"], row["chosen"], row["at_edge"]) for row in run(cell, store)]
     assert rows[0] == ("8", rows[0][1], "1", "1")
     assert rows[1] == ("n/a", "inf", "0", "0")
     cell["training"]["search"] = WANTED | {"lr": [1e33]}
     with pytest.raises(UserError, match="no loss of the search is finite; give a lower lr"):
-        search(cell, *paths)
+        run(cell, store)
 
 
 def test_one_rate_that_was_tried_is_no_edge(store: Path) -> None:
-    table = store.parent / "search.tsv"
-    cell = spec(search=WANTED | {"lr": [1.0]}, epochs=2)
-    search(cell, store, store.parent / "seed-0.tsv", None, store.parent / "state", table, "cpu")
-    assert [(row["chosen"], row["at_edge"]) for row in read_tsv(table)] == [("1", "0")]
+    rows = run(spec(search=WANTED | {"lr": [1.0]}, epochs=2), store)
+    assert [(row["chosen"], row["at_edge"]) for row in rows] == [("1", "0")]
+
+
+def test_every_fold_has_rates_of_its_own(store: Path) -> None:
+    folder = store.parent
+    splits = [tiny_cells.make_split(folder / f"seed-0_fold-{n}.tsv", store, test=1 + n) for n in (1, 2)]
+    cells = {f"fold-{n}": spec(epochs=2, search=WANTED | {"lr": [0.3, 1.0]}) | {"fold": n} for n in (1, 2)}
+    search(cells, store, splits, None, folder / "state", folder / "search.tsv", "cpu")
+    rows = read_tsv(folder / "search.tsv")
+    assert [row["fold"] for row in rows] == ["1", "1", "2", "2"]
+    for fold, (first, second) in {1: rows[:2], 2: rows[2:]}.items():
+        best = first if float(first["val_loss"]) <= float(second["val_loss"]) else second
+        assert chosen_rates(folder / "search.tsv")[fold]["lr"] == float(best["lr"])
+    finetune_pack(
+        cells, store, splits, None, folder / "cells", folder / "pack.tsv", folder / "search.tsv", "cpu"
+    )
+    for fold in (1, 2):
+        cost = tiny_cells.read_cost(folder / f"cells/fold-{fold}/finished")
+        assert cost["chosen_lr"] == chosen_rates(folder / "search.tsv")[fold]["lr"]
 
 
 def test_a_search_that_is_stopped_keeps_the_candidates_that_it_has_tried(
@@ -98,21 +119,22 @@ def test_a_search_that_is_stopped_keeps_the_candidates_that_it_has_tried(
             raise SystemExit(99)
         trained.append(train(candidate, *rest))
 
-    arguments = (spec(epochs=2), store, store.parent / "seed-0.tsv", None, store.parent / "state")
+    cell = spec(epochs=2)
     monkeypatch.setattr(module, "finetune", counted)
     with pytest.raises(SystemExit):
-        search(*arguments, store.parent / "search.tsv", "cpu")
+        run(cell, store)
     assert not (store.parent / "search.tsv").exists()
     trained.clear()
     monkeypatch.setattr(module, "finetune", lambda *given: trained.append(train(*given)))
-    search(*arguments, store.parent / "search.tsv", "cpu")
+    run(cell, store)
     assert trained == [False, True, True]
 
 
 def test_the_chosen_rates_train_the_cells_of_a_pack(store: Path) -> None:
     folder, cell = store.parent, spec(epochs=2)
     table = folder / "search.tsv"
-    row = {"lr": 5e-4, "head_lr": 7e-3, "steps": 4, "val_loss": 0.1, "seconds": 1, "chosen": 1, "at_edge": 0}
+    row = {"fold": 0, "lr": 5e-4, "head_lr": 7e-3, "steps": 4, "val_loss": 0.1, "seconds": 1}
+    row |= {"chosen": 1, "at_edge": 0}
     write_tsv(table, [row | {"lr": 1e-4, "chosen": 0}, row], COLUMNS)
     paths = (folder / "store", [folder / "seed-0.tsv"], None, folder / "state", folder / "pack.tsv")
     finetune_pack({"cell": cell}, *paths, table, "cpu")
@@ -127,12 +149,17 @@ def test_the_chosen_rates_train_the_cells_of_a_pack(store: Path) -> None:
 
 @pytest.mark.parametrize("chosen", [0, 2])
 def test_a_table_that_does_not_choose_one_row_is_refused(tmp_path: Path, chosen: int) -> None:
-    rows = [{"lr": 1e-3, "head_lr": 1e-3, "chosen": int(i < chosen)} for i in range(3)]
+    rows = [{"fold": 0, "lr": 1e-3, "head_lr": 1e-3, "chosen": int(i < chosen)} for i in range(3)]
     write_tsv(tmp_path / "search.tsv", rows, COLUMNS)
-    with pytest.raises(UserError, match=r"search\.tsv does not choose one row; delete it"):
+    with pytest.raises(UserError, match=r"search\.tsv does not choose one row of each fold; delete it"):
         chosen_rates(tmp_path / "search.tsv")
 
 
-def test_the_cell_of_most_data_and_the_first_seed_is_searched() -> None:
-    some = [Cell("ad", "vit", "mae", "lora", f, seed, 2) for f in (10, 100, 50) for seed in (3, 1, 2)]
-    assert searched(some) == Cell("ad", "vit", "mae", "lora", 100, 1, 2)
+def test_of_each_fold_the_cell_of_most_data_and_the_first_seed_is_searched() -> None:
+    some = [
+        Cell("ad", "vit", "mae", "lora", fraction, seed, fold)
+        for fraction in (10, 100, 50)
+        for seed in (3, 1, 2)
+        for fold in (2, 1)
+    ]
+    assert searched(some) == [Cell("ad", "vit", "mae", "lora", 100, 1, fold) for fold in (1, 2)]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 METHODS = ("full", "attention", "lora", "layernorm")
-# What holds by a narrow margin: (mean, lower end of the interval) by task, metric, start, method and fraction.
+# What holds by a narrow margin: (mean, ci_low) of a task, metric, start, method and fraction.
 SOUND = {
     ("ad", "auc", "none", "ridge_voxels", 100): (0.8, 0.51),
     ("ad", "auc", "none", "shuffled", 100): (0.6, 0.5),

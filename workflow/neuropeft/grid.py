@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from neuropeft.config import Block, Config, ViT
 from neuropeft.errors import UserError
-from neuropeft.split_names import split_name
+from neuropeft.split_names import fold_part, split_name
 
 NO_PRETRAINING = "none"
 
@@ -129,8 +129,7 @@ def encoder_folds(config: Config, pretraining: str) -> list[int]:
 
 def encoder_folder(pretraining: str, backbone: str, fold: int) -> str:
     """Return where an encoder and what belongs to it are, below `results`; fold 0 serves all folds."""
-    folder = f"pretraining/{pretraining}/{backbone}"
-    return f"{folder}/fold-{fold}" if fold else folder
+    return f"pretraining/{pretraining}/{backbone}{fold_part(fold)}"
 
 
 def encoder_of(config: Config, cell: Cell) -> str | None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from neuropeft.errors import UserError
 
+FOLD_PART = r"(/fold-\d+)?"  # of a path: the folder of a fold, or nothing where one serves all folds
 SPLIT_PATTERN = r"seed-\d+(_fold-\d+)?"  # of Snakemake's wildcard, too
 
 
@@ -27,3 +28,13 @@ def seed_and_fold(split: str | Path) -> tuple[int, int]:
         )
     seed, _, fold = name.removeprefix("seed-").partition("_fold-")
     return int(seed), int(fold or 0)
+
+
+def fold_part(fold: int) -> str:
+    """Return the part of a path that names a fold; nothing for 0."""
+    return f"/fold-{fold}" if fold else ""
+
+
+def fold_in(part: str) -> int:
+    """Return the fold that a part of a path names, as `fold_part` writes it."""
+    return int(part.removeprefix("/fold-") or 0)

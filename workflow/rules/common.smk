@@ -16,7 +16,7 @@ from neuropeft.configfile import load_config, read_yaml
 from neuropeft.errors import UserError
 from neuropeft.finished import deltas_by_base, finished_cells, made_after, state_folder
 from neuropeft.packs import Pack, pack_of, packs
-from neuropeft.split_names import SPLIT_PATTERN, seed_and_fold, split_name
+from neuropeft.split_names import FOLD_PART, SPLIT_PATTERN, fold_in, fold_part, seed_and_fold, split_name
 from neuropeft.sources import source, sources
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
@@ -74,7 +74,7 @@ wildcard_constraints:
     method="|".join(CONFIG.methods),
     fraction=r"\d+",
     split=SPLIT_PATTERN,
-    fold_part=r"(/fold-\d+)?",  # of an encoder: nothing where one serves all folds
+    fold_part=FOLD_PART,  # of an encoder: nothing where one serves all folds
 
 
 def one_of(names):
@@ -170,12 +170,7 @@ def encoders(some):
 
 def fold_of(wildcards):
     """Return the fold that a wildcard `fold_part` names; 0 if none."""
-    return int(wildcards.fold_part.removeprefix("/fold-") or 0)
-
-
-def fold_part(fold):
-    """Return the part of a path that names a fold; nothing for 0."""
-    return f"/fold-{fold}" if fold else ""
+    return fold_in(wildcards.fold_part)
 
 
 def chunk_rows(cohort, chunk):

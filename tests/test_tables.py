@@ -10,8 +10,10 @@ from fabricated_results import fabricate, small_config
 from neuropeft.config import Config
 from neuropeft.errors import UserError
 from neuropeft.evaluate.compare import compare
+from neuropeft.evaluate.metrics import METRICS
 from neuropeft.evaluate.scores import Score, collect
 from neuropeft.grid import Group
+from neuropeft.publish import score_tables
 from neuropeft.publish.labels import group_label
 from neuropeft.publish.published import published_score
 from neuropeft.publish.sheet import Sheet, escape_latex, latex, markdown
@@ -390,3 +392,23 @@ def test_summary_shows_the_best_method_first(results, capsys, task, cohort, high
 def test_summary_without_tables_tells_what_to_do(tmp_path):
     with pytest.raises(UserError, match="run the workflow"):
         print_summary(small_config(), tmp_path)
+
+
+@pytest.mark.parametrize(("apart", "said"), [(1e-3, "seeds differ less"), (1.0, "seeds differ not less")])
+def test_tables_say_whether_seeds_differ_by_less_than_methods(apart, said):
+    config = small_config()
+    task = next(iter(config.tasks))
+    methods = [name for name, one in config.methods.items() if not one.shuffle_labels][:3]
+    scores = [
+        Score(
+            Group(task, next(iter(config.backbones)), "mae", method, 100),
+            config.tasks[task].train,
+            False,
+            METRICS[config.tasks[task].kind][0],
+            {0: 0.1 * place, 1: 0.1 * place + apart},
+            (0, 1),
+        )
+        for place, method in enumerate(methods)
+    ]
+    (note,) = score_tables._seed_notes(config, scores)
+    assert said in note

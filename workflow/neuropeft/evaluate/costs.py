@@ -27,6 +27,8 @@ COST_KEYS = (
     "torch",
     "resumed",
     "accumulation",
+    "chosen_lr",
+    "chosen_head_lr",
 )
 
 

@@ -1,6 +1,7 @@
 """Tables 3 and 4: methods by tasks, in-domain and zero-shot, the published figure beside ours."""
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 
 from neuropeft.config import Config, ViT
@@ -102,7 +103,7 @@ def score_sheet(config: Config, scores: Sequence[Score], trainable: Mapping[Grou
         _caption(config, shown, table),
         (*HEADER, *labels),
         _without_repeats(rows),
-        _notes(config, published),
+        [*_notes(config, published), *_seed_notes(config, shown)],
         frozenset(breaks),
         text_columns=4,
     )
@@ -113,6 +114,35 @@ def _notes(config: Config, published: bool) -> list[str]:
     if config.splits.folds:
         notes.insert(1, FOLDS_NOTE.format(config.splits.folds))
     return [*notes, PUBLISHED_NOTE] if published else notes
+
+
+def _seed_notes(config: Config, shown: Sequence[Score]) -> list[str]:
+    """Say of each task how far apart seeds of one method are, beside how far apart methods are."""
+    notes = []
+    for task in dict.fromkeys(score.group.task for score in shown):
+        metric = METRICS[config.tasks[task].kind][0]
+        tuned = [
+            score
+            for score in shown
+            if (score.group.task, score.metric, score.zero_shot) == (task, metric, False)
+            and score.values
+            and not (is_control(config, score.group) or is_probe(score.group))
+        ]
+        of_seeds = [score.sd for score in tuned if math.isfinite(score.sd)]
+        if not of_seeds or len(tuned) < 2:
+            continue
+        seeds = math.sqrt(sum(sd**2 for sd in of_seeds) / len(of_seeds))
+        methods = statistics.stdev(score.mean for score in tuned)
+        verdict = (
+            "less: the order of methods is not chance of the seeds alone"
+            if seeds < methods
+            else "not less: the order of methods may be chance of the seeds"
+        )
+        notes.append(
+            f"{task}: {metric_label(config.tasks[task], metric)} differs by {seeds:.2g} (SD) between seeds of one method and by "
+            f"{methods:.2g} between the methods' means; seeds differ {verdict}."
+        )
+    return notes
 
 
 def _columns(config: Config, shown: Sequence[Score]) -> list[Column]:

@@ -341,8 +341,27 @@ def test_pretraining_losses_are_those_of_training_and_validation(results):
     assert lines == {
         "training": [float(row["train_loss"]) for row in history],
         "validation": [float(row["val_loss"]) for row in history],
+        "predicting the template": [float(row["template_loss"]) for row in history],
     }
     assert (axis.get_xlabel(), axis.get_ylabel()) == ("step", "loss on hidden patches (MSE)")
+
+
+def test_a_pretraining_that_is_no_better_than_the_template_says_so(results):
+    histories = pretraining_histories(small_config(), results)
+    for key, rows in histories.items():
+        histories[key] = [{**row, "template_loss": "0.1"} for row in rows]
+    titles = [axis.get_title(loc="left") for axis in draw_pretraining_losses(small_config(), histories).axes]
+    assert any("no better than the template" in title for title in titles)
+
+
+def test_what_features_know_is_drawn_beside_the_losses(results):
+    figure = draw_pretraining_losses(small_config(), pretraining_histories(small_config(), results))
+    axis = panel(figure, "features of the encoder")
+    history = read_csv(results / "pretraining/mae/vit_b/history.csv")
+    lines = {line.get_label(): list(line.get_ydata()) for line in axis.get_lines()}
+    for name in ("age", "sex"):
+        found = [float(row[f"probe_{name}"]) for row in history]
+        assert lines[f"{name} by a linear model on frozen features"] == found
 
 
 def test_reconstructions_show_input_mask_and_rebuilt_patches(results, tmp_path):

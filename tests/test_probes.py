@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from neuropeft.cohorts.splits import read_split, take_fraction
 from neuropeft.errors import UserError
 from neuropeft.evaluate.linear import inner_folds
 from neuropeft.evaluate.metrics import auc, pearson_r
@@ -127,13 +128,15 @@ def test_three_classes_get_a_probability_each(tmp_path):
 def test_every_scan_but_the_training_scans_is_predicted_at_every_fraction(tmp_path):
     split, files = write_inputs(tmp_path, "binary")
     run(tmp_path, "binary", split, files, fractions=(20, 100))
-    sides = {row["scan_id"]: row["side"] for row in read_tsv(split)}
+    sides = read_split(split)
     rows = read_tsv(probe_folder(tmp_path, Probed("t", "vit", "mae"), SPLIT) / "home.tsv")
     for probe in PROBES:
-        for fraction in ("20", "100"):
-            of_run = [row for row in rows if (row["method"], row["fraction"]) == (probe, fraction)]
+        for fraction in (20, 100):
+            of_run = [row for row in rows if (row["method"], row["fraction"]) == (probe, str(fraction))]
+            validation = take_fraction(sides, fraction, "val")
             assert {row["scan_id"]: row["split"] for row in of_run} == {
-                scan: side for scan, side in sides.items() if side != "train"
+                row["scan_id"]: row["side"]
+                for row in (*validation, *(row for row in sides if row["side"] == "test"))
             }
     scores = {
         fraction: [row["score"] for row in rows if row["fraction"] == fraction] for fraction in ("20", "100")

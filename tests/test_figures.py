@@ -356,7 +356,7 @@ def test_a_pretraining_that_is_no_better_than_the_template_says_so(results):
 
 def test_what_features_know_is_drawn_beside_the_losses(results):
     figure = draw_pretraining_losses(small_config(), pretraining_histories(small_config(), results))
-    axis = panel(figure, "features of the encoder")
+    axis = panel(figure, "features of ViT-B, mae on SimA")
     history = read_csv(results / "pretraining/mae/vit_b/history.csv")
     lines = {line.get_label(): list(line.get_ydata()) for line in axis.get_lines()}
     for name in ("age", "sex"):

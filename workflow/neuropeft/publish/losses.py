@@ -83,7 +83,7 @@ def draw_pretraining_losses(config: Config, histories: dict[Encoder, list[Row]])
         title += f", fold {fold}" if fold else ""
         _draw_losses(axes[2 * number], rows, f"{title}{_verdict(rows)}")
         axes[2 * number].set_ylabel(LOSSES[trained.kind])
-        _draw_features(axes[2 * number + 1], rows)
+        _draw_features(axes[2 * number + 1], rows, f"features of {title}")
     shared_legend(figure, axes)
     return figure
 
@@ -104,7 +104,7 @@ def _verdict(rows: list[Row]) -> str:
     return "" if beaten else "\nno better than the template: it has learnt no individual"
 
 
-def _draw_features(axis: Axes, rows: list[Row]) -> None:
+def _draw_features(axis: Axes, rows: list[Row], title: str) -> None:
     """Draw the probes of the frozen features and over how many directions these spread."""
     probes = [column for column in rows[-1] if column.startswith("probe_")]
     for index, column in enumerate(probes[:MOST_PROBES], start=len(SIDES)):
@@ -125,7 +125,7 @@ def _draw_features(axis: Axes, rows: list[Row]) -> None:
     )
     spread.set_ylim(bottom=0)
     spread.set_ylabel("participation ratio")
-    axis.set_title("features of the encoder", loc="left")
+    axis.set_title(title, loc="left")
     _steps(axis)
 
 

@@ -152,6 +152,20 @@ def test_a_run_goes_on_with_its_best_weights_and_tells_how_long_it_took_to_start
 
 
 @pytest.mark.usefixtures("save_every_step")
+@pytest.mark.parametrize("done", [0, 1])
+@pytest.mark.parametrize("patience", [None, 2])
+def test_a_run_that_ended_before_a_validation_validates_first(
+    tmp_path: Path, done: int, patience: int | None
+) -> None:
+    """Of two validations, the last one at the last step."""
+    with pytest.raises(StopIteration):
+        run(tmp_path, [3.0, 2.0][:done], steps=6, patience=patience)
+    progress, _, seen = run(tmp_path, [3.0, 2.0][done:], steps=6, patience=patience)
+    assert [(row["step"], row["val_loss"]) for row in progress.history] == [(3, 3.0), (6, 2.0)]
+    assert [step for step, _ in seen] == ([] if done else [3, 4, 5])
+
+
+@pytest.mark.usefixtures("save_every_step")
 def test_a_run_that_has_broken_does_not_replace_its_last_good_checkpoint(tmp_path: Path) -> None:
     steps = count()
     with pytest.raises(UserError, match="the training loss is not finite"):

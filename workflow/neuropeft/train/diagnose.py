@@ -42,17 +42,19 @@ def probe(features: NDArray[np.float64], targets: Targets) -> dict[str, float]:
     Returns:
         {`probe_<name>`: correlation of prediction and target over the folds of a cross-validation}.
     """
-    from sklearn.linear_model import RidgeCV
-    from sklearn.model_selection import KFold, cross_val_predict
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
     values = {name: np.asarray(numbers, float) for name, numbers in targets.items()}
     values = {
         name: y
         for name, y in values.items()
         if np.isfinite(y).sum() >= FEWEST and np.ptp(y[np.isfinite(y)]) > 0
     }
+    if not values:
+        return {}
+    from sklearn.linear_model import RidgeCV
+    from sklearn.model_selection import KFold, cross_val_predict
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     model = make_pipeline(StandardScaler(), RidgeCV(PENALTIES, alpha_per_target=True))
     folds = KFold(FOLDS, shuffle=True, random_state=0)
     found = {}

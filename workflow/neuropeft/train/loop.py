@@ -189,19 +189,24 @@ def run_cost(progress: Progress, home: Home, device: torch.device) -> dict[str, 
 
 
 def _finished(run: _Run) -> bool:
-    plan, progress = run.plan, run.progress
+    plan, progress, validated = run.plan, run.progress, _validated(run)
     if plan.patience is None:
-        return progress.step >= plan.steps
+        return validated >= plan.steps
     # The weights of the warm-up are no choice: they have hardly left the start.
-    since = progress.step - max(progress.best_step, plan.warmup_steps)
-    return progress.step >= plan.steps or since >= plan.patience * plan.interval
+    since = validated - max(progress.best_step, plan.warmup_steps)
+    return validated >= plan.steps or since >= plan.patience * plan.interval
+
+
+def _validated(run: _Run) -> int:
+    """Return the step of the last validation; a checkpoint may come after the steps up to the next one."""
+    return int(run.progress.history[-1]["step"]) if run.progress.history else 0
 
 
 def _train_interval(run: _Run, saved_at: float) -> float:
     """Train up to the next validation; return when the last checkpoint was written."""
     plan, progress = run.plan, run.progress
     run.learner.module.train()
-    end = min(plan.steps, (progress.step // plan.interval + 1) * plan.interval)
+    end = min(plan.steps, (_validated(run) // plan.interval + 1) * plan.interval)
     clock = time.monotonic()
     for step in _shown(range(progress.step, end), run):
         rows = batch_rows(plan.samples, plan.batch_size, plan.seed, step)
@@ -315,8 +320,7 @@ def _validate(run: _Run) -> None:
     """Validate, write down the interval, and remember the best weights."""
     plan, progress = run.plan, run.progress
     clock = time.monotonic()
-    done = progress.step - (int(progress.history[-1]["step"]) if progress.history else 0)
-    train_loss = _checked_loss(run) / done
+    train_loss = _checked_loss(run) / (progress.step - _validated(run))
     run.learner.module.eval()
     with torch.inference_mode():
         validation = run.learner.validate()

@@ -84,12 +84,8 @@ def test_other_seeds_pretrain_nothing_anew(finished):
 def test_folds_preprocess_nothing_anew(finished):
     config = copy.deepcopy(TINY) | {"splits": {"folds": 2, "validation": 0.15}}
     jobs = dry_run(finished, config)
-    assert (jobs["split"], jobs["pretrain"], jobs["finetune"], jobs["cell"]) == (
-        8,
-        2,
-        6,
-        20,
-    )  # scratch needs no pack per fold
+    # Scratch needs no pack per fold: its folds start from the same weights.
+    assert (jobs["split"], jobs["pretrain"], jobs["finetune"], jobs["cell"]) == (8, 2, 6, 20)
     assert not {"pack_cohort", *STEPS} & jobs.keys()
 
 

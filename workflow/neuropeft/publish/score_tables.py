@@ -139,8 +139,8 @@ def _seed_notes(config: Config, shown: Sequence[Score]) -> list[str]:
             else "not less: the order of methods may be chance of the seeds"
         )
         notes.append(
-            f"{task}: {metric_label(config.tasks[task], metric)} differs by {seeds:.2g} (SD) between seeds of "
-            f"one method and by {methods:.2g} between the methods' means; seeds differ {verdict}."
+            f"{task}: {metric_label(config.tasks[task], metric)} differs by {seeds:.2g} (SD) between seeds "
+            f"of one method and by {methods:.2g} between the methods' means; seeds differ {verdict}."
         )
     return notes
 

@@ -356,12 +356,12 @@ def test_a_pretraining_that_is_no_better_than_the_template_says_so(results):
 
 def test_what_features_know_is_drawn_beside_the_losses(results):
     figure = draw_pretraining_losses(small_config(), pretraining_histories(small_config(), results))
-    axis = panel(figure, "features of ViT-B, mae on SimA")
+    axis = panel(figure, "its features: ViT-B, mae")
     history = read_csv(results / "pretraining/mae/vit_b/history.csv")
     lines = {line.get_label(): list(line.get_ydata()) for line in axis.get_lines()}
     for name in ("age", "sex"):
         found = [float(row[f"probe_{name}"]) for row in history]
-        assert lines[f"{name} by a linear model on frozen features"] == found
+        assert lines[f"probe: {name}"] == found
 
 
 def test_reconstructions_show_input_mask_and_rebuilt_patches(results, tmp_path):

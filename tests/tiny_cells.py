@@ -86,6 +86,7 @@ def cell(kind: str = "binary", method: dict[str, Any] = LORA, **changes: Any) ->
         "min_validation": 1,
         "pool": "mean",
         "feature_norm": "fixed",
+        "head_start": "random",
         "drop_path": 0.0,
         "search": None,
         "clip": 1.0,

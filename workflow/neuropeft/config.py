@@ -517,6 +517,11 @@ class Training(_Schedule):
         description="how features are standardised: by the training scans' statistics before the first step; "
         "by those of each validation; or by a trained LayerNorm (MAE's fc_norm)",
     )
+    head_start: Literal["random", "probe"] = Field(
+        default="random",
+        description="what the head starts as: random, as in the paper, or the linear probe of the frozen "
+        "features",
+    )
     drop_path: float = Field(default=0.0, ge=0, lt=1, description="stochastic depth of the last block")
     augment: Augment = Augment()
     search: Search | None = Field(

@@ -109,12 +109,16 @@ class Head(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return the outputs [B, outputs] for tokens [B, N, width]."""
+        return self.linear(self.features(tokens))
+
+    def features(self, tokens: Tensor) -> Tensor:
+        """Return what the linear layer sees of tokens [B, N, width]: [B, features]."""
         if self.pool == "mean":
-            return self.linear(self.norm(tokens.mean(dim=1)))
+            return self.norm(tokens.mean(dim=1))
         values = self.norm(tokens)  # each place by its own statistics
         if self.pool == "attentive":
-            return self.linear(self.attention(tokens, values))
-        return self.linear(self.reduce(values).flatten(1))  # [B, N * REDUCED]
+            return self.attention(tokens, values)
+        return self.reduce(values).flatten(1)  # [B, N * REDUCED]
 
     def measure(self, tokens: Tensor) -> None:
         """Take the statistics of training scans' tokens [n, N, width], if this head standardises by them."""

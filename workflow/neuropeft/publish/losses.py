@@ -50,7 +50,7 @@ FINETUNING_COLUMNS = (
 )
 SIDES = {"train_loss": "training", "val_loss": "validation"}
 LOSSES = {"mae": "loss on hidden patches (MSE)", "factors": "loss of maps and factors (MSE)"}
-MOST_PROBES = 4  # that a panel shows; all are in the CSV's source, history.csv
+PROBES = ("age", "sex", "csf_share", "ventricle_mm", "thinning")  # that are drawn; history.csv has all
 
 Row = dict[str, str]
 Encoder = tuple[str, str, int]  # pretraining, backbone, fold
@@ -71,20 +71,24 @@ def finetuning_histories(config: Config, results: Path) -> dict[Cell, list[Row]]
 def draw_pretraining_losses(config: Config, histories: dict[Encoder, list[Row]]) -> Figure:
     """Draw each pretraining in two panels: its losses, and what its features know of people.
 
-    The loss of predicting the template is drawn beside a masked autoencoder's: one that is not below it has
-    learnt nothing of any individual.
+    Of the encoders of several folds the first is drawn; losses_pretraining.csv has them all. The loss of
+    predicting the template is drawn beside a masked autoencoder's: one that is not below it has learnt
+    nothing of any individual.
     """
     if not histories:
         return words_only("No pretraining loss to show: nothing has been pretrained.")
-    figure, axes = panels(2 * len(histories), PANEL_HEIGHT)
-    for number, ((pretraining, backbone, fold), rows) in enumerate(histories.items()):
+    first: dict[tuple[str, str], tuple[int, list[Row]]] = {}
+    for (pretraining, backbone, fold), rows in sorted(histories.items()):
+        first.setdefault((pretraining, backbone), (fold, rows))
+    figure, axes = panels(2 * len(first), PANEL_HEIGHT)
+    for number, ((pretraining, backbone), (fold, rows)) in enumerate(first.items()):
         trained = config.trained[pretraining]
         title = f"{backbone_label(backbone)}, {pretraining} on {cohort_label(config, trained.cohort)}"
         title += f", fold {fold}" if fold else ""
         _draw_losses(axes[2 * number], rows, f"{title}{_verdict(rows)}")
         axes[2 * number].set_ylabel(LOSSES[trained.kind])
-        _draw_features(axes[2 * number + 1], rows, f"features of {title}")
-    shared_legend(figure, axes)
+        _draw_features(axes[2 * number + 1], rows, f"its features: {backbone_label(backbone)}, {pretraining}")
+    shared_legend(figure, axes, "probe: by a linear model on the frozen features of held-out scans")
     return figure
 
 
@@ -106,23 +110,16 @@ def _verdict(rows: list[Row]) -> str:
 
 def _draw_features(axis: Axes, rows: list[Row], title: str) -> None:
     """Draw the probes of the frozen features and over how many directions these spread."""
-    probes = [column for column in rows[-1] if column.startswith("probe_")]
-    for index, column in enumerate(probes[:MOST_PROBES], start=len(SIDES)):
-        style = look(index)
-        label = f"{column.removeprefix('probe_').replace('_', ' ')} by a linear model on frozen features"
-        axis.plot(*_curve(rows, column), color=style.colour, linestyle=style.dashes, label=label)
-    axis.set_ylim(-0.2, 1)
-    axis.set_ylabel("correlation, held-out scans" if probes else "nothing known to probe for")
+    known = [name for name in PROBES if f"probe_{name}" in rows[-1]]
+    for name in known:
+        style = look(len(SIDES) + PROBES.index(name))
+        label = f"probe: {name.replace('_', ' ')}"
+        axis.plot(*_curve(rows, f"probe_{name}"), color=style.colour, linestyle=style.dashes, label=label)
+    axis.set_ylim(-0.6, 1)
+    axis.set_ylabel("correlation" if known else "nothing known to probe for")
     spread = axis.twinx()
     spread.plot(*_curve(rows, "participation_ratio"), color=BLACK, linewidth=0.8, linestyle="-.")
-    axis.plot(
-        [],
-        [],
-        color=BLACK,
-        linewidth=0.8,
-        linestyle="-.",
-        label="participation ratio of the features (right)",
-    )
+    axis.plot([], [], color=BLACK, linewidth=0.8, linestyle="-.", label="participation ratio (right)")
     spread.set_ylim(bottom=0)
     spread.set_ylabel("participation ratio")
     axis.set_title(title, loc="left")

@@ -113,15 +113,26 @@ def augment(
 
 def _contrast(volumes: Tensor, draws: Tensor, options: Augmentation) -> Tensor:
     """Return volumes [B, 1, S, S, S] of another contrast and bias field, for `draws` [B, 1 + KNOTS^3]."""
-    low, high = (edge(dim=(1, 2, 3, 4), keepdim=True) for edge in (volumes.amin, volumes.amax))
-    bend = options.contrast * draws[:, 0].view(-1, 1, 1, 1, 1)
+    flat = volumes.flatten(1)
+    low, high = (edge.view(-1, 1, 1, 1, 1) for edge in flat.aminmax(dim=1))
     above = volumes - low
-    # The background stays what it is, and so does the brightest voxel: v + c v (1 - v) between 0 and 1.
-    above = above * (1 + bend - bend / (high - low).clamp_min(1e-6) * above)
+    if options.contrast:
+        # The background stays what it is, and so does the brightest voxel: v + c v (1 - v) between 0 and 1.
+        bend = options.contrast * draws[:, 0].view(-1, 1, 1, 1, 1)
+        above.mul_((above * (-bend / (high - low).clamp_min(1e-6))).add_(1 + bend))
     if options.bias:
         knots = (options.bias * draws[:, 1:]).exp().view(-1, 1, KNOTS, KNOTS, KNOTS)
-        above = above * F.interpolate(knots, volumes.shape[2:], mode="trilinear", align_corners=True)
-    return above + low
+        above.mul_(_smooth_field(knots, volumes.shape[-1]))
+    return above.add_(low)
+
+
+def _smooth_field(knots: Tensor, edge: int) -> Tensor:
+    """Interpolate `knots` [B, 1, K, K, K] linearly to [B, 1, edge, edge, edge], axis by axis."""
+    places = torch.linspace(0, knots.shape[-1] - 1, edge, device=knots.device)
+    distance = (places[:, None] - torch.arange(knots.shape[-1], device=knots.device)).abs()
+    weights = (1 - distance).clamp_min(0)  # [edge, K]
+    planes = weights @ (knots @ weights.T)  # [B, 1, K, edge, edge]
+    return torch.einsum("xk,bckyz->bcxyz", weights, planes)
 
 
 def _affine(draws: Tensor, options: Augmentation, edge: int) -> Tensor:

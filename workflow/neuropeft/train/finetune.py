@@ -254,17 +254,19 @@ def _learner(
             losses = goal.loss(forward_outputs(forward, changed, mixed_precision), train_targets[here])
             yield (weights[here] * losses).sum() / len(rows)
 
-    measured = places[pass_order(len(sides.train), seed, 0)[:MEASURED].to(places.device)]
+    some = pass_order(len(sides.train), seed, 0)[:MEASURED]
+    measured = places[some.to(places.device)]
 
     batch_norms = any(isinstance(module, nn.BatchNorm3d) for module in model.backbone.modules())
 
-    def measure() -> None:
+    def measure() -> Tensor:
         # As training sees them: by their running statistics, which lag behind, batch norms give others.
         model.train(batch_norms)
         with torch.inference_mode():
             tokens = all_outputs(model.backbone.tokens, volumes, measured, mixed_precision, at_once)
         model.head.measure(tokens)
         model.eval()
+        return tokens
 
     def validate() -> dict[str, float]:
         if training["feature_norm"] == "refreshed":
@@ -276,7 +278,14 @@ def _learner(
             "val_metric": goal.metric(outputs, validation_targets),
         }
 
-    measure()
+    tokens = measure()
+    if training["head_start"] == "probe":
+        from neuropeft.train.probe_start import start_from_probe  # scikit-learn takes seconds to import
+
+        rows = [sides.train[place] for place in some.tolist()]
+        subjects = [row["subject"] for row in rows]
+        kind = spec["task"]["kind"]
+        start_from_probe(model.head, kind, tokens, [row["y"] for row in rows], subjects, goal)
     return Learner(
         model, batch_losses, validate, lambda: delta_state(model), lambda state: load_delta(model, state)
     )

@@ -40,6 +40,7 @@ SPEC: dict[str, Any] = {
         "min_validation": 1,
         "pool": "mean",
         "feature_norm": "fixed",
+        "head_start": "random",
         "drop_path": 0.0,
         "search": None,
         "clip": 1.0,

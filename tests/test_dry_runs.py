@@ -110,7 +110,7 @@ def test_the_ixi_run_dry_runs(tmp_path, monkeypatch):
     monkeypatch.setenv("IXI_ROOT", bids_cohort(tmp_path / "ixi", 40))
     monkeypatch.setenv("DS002748_ROOT", bids_cohort(tmp_path / "ds", 12))
     said = shown(tmp_path, yaml.safe_load((ROOT / "workflow/configs/ixi.yaml").read_text()))
-    assert jobs_in(said)["pretrain"] == 1
+    assert jobs_in(said)["pretrain"] == 2 + 2 * 5, "two on synthetic brains, and two on IXI in each fold"
     assert skull_stripping(said) == {"IXI": "deepbet", "ds002748": "stripped"}
 
 

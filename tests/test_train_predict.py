@@ -162,3 +162,23 @@ def test_mistakes_are_named(store: Path, monkeypatch) -> None:
     renamed = split.rename(split.with_name("split.tsv"))
     with pytest.raises(UserError, match=r"call it seed-<number>\.tsv"):
         predicted(store, [delta], [renamed])
+
+
+def test_methods_on_random_weights_are_predicted_by_the_weights_that_they_were_trained_on(
+    store: Path,
+) -> None:
+    """What LoRA leaves frozen of an untrained backbone is no part of the delta."""
+    cells = [trained(store, "regression", seed=seed, regression=True) for seed in (0, 1)]
+    torch.manual_seed(99)  # whatever was drawn before
+    table = predicted(store, [delta for delta, _ in cells], [split for _, split in cells])
+    for seed, (delta, _) in enumerate(cells):
+        first = {
+            row["subject"]: row
+            for row in sorted(table, key=lambda row: row["session"], reverse=True)
+            if (row["seed"], row["split"]) == (str(seed), "val")
+        }
+        errors = [abs(float(row["score"]) - float(row["y"])) for row in first.values()]
+        best = str(tiny_cells.read_cost(delta.parent)["best_step"])
+        (row,) = (row for row in tiny_cells.read_history(delta.parent) if row["step"] == best)
+        validated = float(row["val_metric"])
+        assert sum(errors) / len(errors) == pytest.approx(validated, rel=1e-3)

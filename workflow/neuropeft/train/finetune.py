@@ -147,7 +147,6 @@ def finetune(
     reset_peak_memory(shared.device)
     weights = subject_weights(sides.train)
     goal = objective(spec["task"], [row["y"] for row in sides.train], weights, spec["cell"])
-    torch.manual_seed(int(spec["seed"]))
     model = make_model(spec, shared.encoder_path).to(shared.device)
     learner = _learner(spec, model, goal, shared, sides)
     plan = _plan(spec, sides, began)
@@ -190,7 +189,11 @@ def split_of(splits: Mapping[tuple[int, int], Path], spec: Mapping[str, Any]) ->
 
 
 def make_model(spec: Mapping[str, Any], encoder_path: str | Path | None) -> Predictor:
-    """Return the adapted network of a cell, on the CPU, drawn from torch's global generator."""
+    """Return the adapted network of a cell, on the CPU.
+
+    Its random weights follow from the cell's seed: a delta does not hold those that stay frozen.
+    """
+    torch.manual_seed(int(spec["seed"]))
     training = spec["training"]
     backbone = dict(spec["backbone"])
     if backbone["kind"] == "vit":

@@ -111,8 +111,12 @@ def _models(
     for digest, path in track(in_order, len(in_order), "predicting"):
         state, metadata = read_tensors(path)
         spec = json.loads(metadata["spec"])
-        if model is None or model_of != digest:
-            model, model_of = make_model(spec, digests[digest]).to(device).eval(), digest
+        start = (
+            digest,
+            None if digest else spec["seed"],
+        )  # random weights that stay frozen follow from the seed
+        if model is None or model_of != start:
+            model, model_of = make_model(spec, digests[digest]).to(device).eval(), start
         load_delta(model, state)
         yield path, spec, metadata, model
 

@@ -78,7 +78,7 @@ MISTAKES = [
     ("cohorts.SimA.simulated.groups", {"CN": 0.5, "AD": 0.4}, "the shares of `groups` must sum to 1"),
     ("cohorts.SimA.simulated.age", [85, 45], "`age` must be [youngest, oldest]"),
     ("training.epochs", 0, "`training.epochs`: input should be greater than or equal to 1, but it is 0"),
-    ("training.warmup_epochs", 30, "`training`: `warmup_epochs` 30 must be fewer than `epochs` 30"),
+    ("training.warmup_epochs", 30, "`training`: `warmup_epochs` 30 must be fewer than `epochs` 25"),
     ("training.epochs", float("nan"), "`training.epochs`: "),
     ("splits.test", 0.2, "`splits`: `folds` test every subject, so `test` has no use: remove one of the two"),
     ("splits", {"folds": 2, "validation": 0.5}, "`splits`: a fold and `validation` together must leave"),

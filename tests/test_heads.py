@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from neuropeft.errors import UserError
-from neuropeft.evaluate.linear import model_scores, tuned_linear_model
+from neuropeft.linear import model_scores, tuned_linear_model
 from neuropeft.models.build import build_predictor
 from neuropeft.models.heads import NORMS, POOLS, QUERIES, REDUCED, AttentivePool, FeatureNorm, Head
 from neuropeft.train.losses import objective, outputs_of, scores

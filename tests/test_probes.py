@@ -8,13 +8,13 @@ import torch
 
 from neuropeft.cohorts.splits import read_split, take_fraction
 from neuropeft.errors import UserError
-from neuropeft.evaluate.linear import inner_folds
 from neuropeft.evaluate.metrics import auc, pearson_r
 from neuropeft.evaluate.predictions import RunKey, read_predictions
 from neuropeft.evaluate.probes import write_probes
 from neuropeft.evaluate.token_kernel import mean_tokens, token_kernel
 from neuropeft.files import read_tsv, write_tsv
 from neuropeft.grid import Cell, Group
+from neuropeft.linear import inner_folds
 from neuropeft.models.build import build_vit
 from neuropeft.models.checkpoints import save_encoder
 from neuropeft.probe_grid import Probed, features_file, probe_folder, probe_groups, probed

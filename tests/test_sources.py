@@ -58,7 +58,7 @@ CHANGED: dict[str, set[str]] = {
     "train/features.py": {"features"},
     "evaluate/controls.py": {"controls"},
     "evaluate/probes.py": {"probes"},
-    "evaluate/linear.py": {"controls", "probes"},
+    "linear.py": {"controls", "probes", "finetune", "predict"},
     "evaluate/metrics.py": {"tables", "figures"},
     "publish/score_tables.py": {"tables"},
     "publish/labels.py": {"tables", "figures"},

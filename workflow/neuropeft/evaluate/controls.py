@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from neuropeft.cohorts.splits import TEST, TRAIN, VALIDATION, ZERO_SHOT, read_split, take_fraction
 from neuropeft.errors import UserError
-from neuropeft.evaluate.linear import mean_scores, model_scores, one_class, tuned_linear_model
 from neuropeft.files import MISSING, read_tsv, write_tsv
+from neuropeft.linear import mean_scores, model_scores, one_class, tuned_linear_model
 from neuropeft.prediction_columns import COLUMNS, CONTROL_METHOD, prior_columns, score_columns
 from neuropeft.split_names import seed_and_fold
 from neuropeft.store import Store, open_store

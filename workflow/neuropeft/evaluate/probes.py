@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 
 from neuropeft.cohorts.splits import TRAIN, VALIDATION, ZERO_SHOT, first_rows, read_split, take_fraction
 from neuropeft.errors import UserError
-from neuropeft.evaluate.linear import (
+from neuropeft.evaluate.token_kernel import Wanted, mean_tokens, token_kernel
+from neuropeft.files import read_tsv, write_tsv
+from neuropeft.linear import (
     Array,
     inner_folds,
     mean_scores,
@@ -25,8 +27,6 @@ from neuropeft.evaluate.linear import (
     tuned,
     tuned_linear_model,
 )
-from neuropeft.evaluate.token_kernel import Wanted, mean_tokens, token_kernel
-from neuropeft.files import read_tsv, write_tsv
 from neuropeft.prediction_columns import COLUMNS, CONTROL_METHOD, prior_columns, score_columns
 from neuropeft.probe_names import PERMUTATIONS, PERMUTED, PROBES, null_file, null_method
 from neuropeft.progress import track

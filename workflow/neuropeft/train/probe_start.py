@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from neuropeft.evaluate.linear import tuned_linear_model
+from neuropeft.linear import tuned_linear_model
 from neuropeft.models.heads import Head
 from neuropeft.train.losses import Objective
 

@@ -159,10 +159,8 @@ def test_folds(tmp_path):
     # two seeds and two folds of two tasks, which share the two encoders
     assert (jobs["split"], jobs["controls"], jobs["pretrain"], jobs["cell"]) == (8, 8, 2, 20)
     assert (jobs["check_leaks"], jobs["check_pretraining"]) == (16, 8)
-    assert (jobs["finetune"], jobs["predict"]) == (
-        4 * 2,
-        4 * 2,
-    )  # a job of a fold's cells; all are predicted at once
+    # A job for each of the encoders of a method; scratch has one for all folds. All folds are predicted at once.
+    assert (jobs["finetune"], jobs["predict"]) == (2 * (2 + 1), 4 * 2)
     assert "--seed 1 --fold 2 --folds 2 --validation 0.15 --out results/splits/ad/seed-1_fold-2.tsv" in said
     assert (
         "controls --kind binary --target group --split results/splits/ad/seed-0_fold-1.tsv --fractions 50 100"
@@ -171,7 +169,8 @@ def test_folds(tmp_path):
     encoder = "results/pretraining/mae/vit_xxs/fold-{}/encoder.safetensors"
     for fold in (1, 2):
         held_out = " ".join(f"results/splits/{task}/seed-0_fold-{fold}.tsv" for task in ("ad", "age"))
-        assert f"--hold-out {held_out} --state results/_state/pretraining/mae/vit_xxs/fold-{fold}" in said
+        state = f"results/_state/pretraining/mae/vit_xxs/fold-{fold}"
+        assert re.search(rf"--hold-out {held_out} --people \S+ +--state {state}", said)
         trained = re.findall(
             rf"--splits (\S+fold-\d.tsv) (\S+fold-\d.tsv) --encoder {encoder.format(fold)}", said
         )
@@ -249,7 +248,7 @@ def test_rates_are_searched_once_for_all_cells_of_a_base(tmp_path):
 
 def test_a_pretraining_goes_on_from_another_of_which_there_may_be_folds(tmp_path):
     config = copy.deepcopy(TINY)
-    config["pretraining"]["second"] = config["pretraining"]["mae"] | {"start": "mae", "cohort": "SimB"}
+    config["pretraining"]["second"] = config["pretraining"]["mae"] | {"start": "mae"}
     for block in config["grid"]:
         block["pretraining"] = ["second"]
     said = shown(tmp_path, config)

@@ -118,7 +118,7 @@ def test_figures_of_folds(tmp_path):
     fabricate(config, tmp_path)
     write_figures(config, tmp_path, tmp_path / "figures")
     assert "n = 50 test subjects, 3 seeds, 3-fold" in (tmp_path / "figures/figure3.svg").read_text()
-    assert "fold 3" in (tmp_path / "figures/losses_pretraining.svg").read_text()
+    assert "fold 1" in (tmp_path / "figures/losses_pretraining.svg").read_text()
     rows = read_csv(tmp_path / "figures/losses_finetuning.csv")
     assert {(row["seed"], row["fold"]) for row in rows} == {(seed, fold) for seed in "012" for fold in "123"}
     assert Counter(row["fold"] for row in read_csv(tmp_path / "figures/losses_pretraining.csv")) == {

@@ -159,7 +159,7 @@ def test_folds(tmp_path):
     # two seeds and two folds of two tasks, which share the two encoders
     assert (jobs["split"], jobs["controls"], jobs["pretrain"], jobs["cell"]) == (8, 8, 2, 20)
     assert (jobs["check_leaks"], jobs["check_pretraining"]) == (16, 8)
-    # A job for each of the encoders of a method; scratch has one for all folds. All folds are predicted at once.
+    # A job for each encoder of a method; scratch has one for all folds. All folds are predicted at once.
     assert (jobs["finetune"], jobs["predict"]) == (2 * (2 + 1), 4 * 2)
     assert "--seed 1 --fold 2 --folds 2 --validation 0.15 --out results/splits/ad/seed-1_fold-2.tsv" in said
     assert (

@@ -31,7 +31,7 @@ def slow_step(self, scale):
     step(self, scale)
 optimizer.AdamW.step = slow_step
 from neuropeft.train.pretrain import pretrain
-pretrain(tiny_cells.pretraining(), {store!r}, [], {out!r}, {state!r}, "cpu", 0)
+pretrain(tiny_cells.pretraining(), {store!r}, [], {out!r}, {state!r}, device="cpu", checkpoint_seconds=0)
 """
 
 

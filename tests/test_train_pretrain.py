@@ -264,7 +264,7 @@ def test_ages_and_sexes_are_probed_for_where_they_are_known(store: Path) -> None
             found = learner.validate()
         assert {name for name in found if name.startswith("probe_")} == probed
     write_tsv(people, rows, ["scan_id", "age", "sex"])
-    pretrain(tiny_cells.pretraining(), store, [], out, store.parent / "state", people, device="cpu")
+    pretrain(tiny_cells.pretraining(), store, [], out, store.parent / "state", people=people, device="cpu")
     last, cost = tiny_cells.read_history(out)[-1], tiny_cells.read_cost(out)
     assert cost["probe_age"] == float(last["probe_age"])
     assert "probe_sex" in last

@@ -186,8 +186,8 @@ def _pretrain(options: argparse.Namespace) -> None:
         options.hold_out,
         options.out,
         options.state,
-        options.people,
-        options.start,
+        people=options.people,
+        start=options.start,
     )
 
 

@@ -49,6 +49,7 @@ def pretrain(
     held_out_splits: Sequence[str | Path],
     out_dir: str | Path,
     state_dir: str | Path,
+    *,
     people: str | Path | None = None,
     start: str | Path | None = None,
     device: str | None = None,

@@ -180,7 +180,7 @@ def test_ages_and_sexes_that_cannot_be_read_are_told(tmp_path: Path, capsys) -> 
     prepare(load_config(raw, tmp_path), tmp_path / "results")
     told = capsys.readouterr().out
     assert (
-        "cohort one: age of 4 scans counts as unknown, for example '89+' of scan sub-a; write a number of years"
+        "age of 4 scans counts as unknown, for example '89+' of scan sub-a; write a number of years, 0 to 120"
         in told
     )
     assert (

@@ -197,6 +197,7 @@ def test_bad_regression_targets() -> None:
 
 @pytest.mark.parametrize("age", ["-9", "-0.1", "120.1", "999", "43831", "90+"])
 def test_an_age_to_predict_is_one(age: str) -> None:
+    assert [row["y"] for row in rows(regression(), cohort("- - -", age="0 60 120"))] == [0, 60, 120]
     message = rf"'age' of scan sub-b is '{re.escape(age)}', which is not an age of 0 to 120 years"
     refuse(message, regression(), cohort(age=f"0 {age} 120 62 63 64"))
 

@@ -77,8 +77,8 @@ def _fitted(cells: list[str], columns: int, where: str) -> list[str]:
     """Return the cells of a row that stand under a header, of which there must be one for each column."""
     if len(cells) < columns or any(cells[columns:]):
         raise UserError(
-            f"{where}: {len(cells)} cells under a header of {columns} columns; give every column its cell (n/a "
-            "where a value is missing)"
+            f"{where}: {len(cells)} cells under a header of {columns} columns; give every column its cell, "
+            "n/a where a value is missing"
         )
     return cells[:columns]
 

@@ -177,7 +177,7 @@ def _check_stand_ins(place: _Place, task: Task, values: Mapping[str, float]) -> 
     if dates and len(dates) == len(values):
         print(
             f"task {place.task}: every {task.target} in cohort {place.cohort} looks like a date of a "
-            f"spreadsheet, for example {values[min(dates)]:g} of scan {min(dates)}; choose another column if so"
+            f"spreadsheet, for example {values[min(dates)]:g} of scan {min(dates)}; choose another column"
         )
 
 

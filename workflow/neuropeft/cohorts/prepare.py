@@ -81,8 +81,8 @@ def _tell_unread(
     if unread:
         value, scan_id = unread[0]
         print(
-            f"cohort {cohort}: {column} of {len(unread)} scans counts as unknown, for example {value!r} of scan "
-            f"{scan_id}; write {wanted}, or n/a"
+            f"cohort {cohort}: {column} of {len(unread)} scans counts as unknown, for example {value!r} of "
+            f"scan {scan_id}; write {wanted}, or n/a"
         )
 
 

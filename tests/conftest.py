@@ -1,12 +1,26 @@
 """How the tests share the machine, and their order."""
 
 import os
+from collections.abc import Iterator
+
+import pytest
 
 # Threads that wait for one another spin: where those of several workers share a core, that takes many times
 # as long. Set before a test imports torch, antspyx or NumPy.
 WORKERS = os.environ.get("PYTEST_XDIST_WORKER_COUNT")
 if WORKERS:  # in a worker, not in the process that starts it and whose environment it inherits
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(WORKERS))))
+
+
+UMASK = os.umask(0o022)
+os.umask(UMASK)
+
+
+@pytest.fixture(autouse=True)
+def own_umask() -> Iterator[None]:
+    """Take back the umask that the workflow sets when it is read: SLURM's daemons want folders for all."""
+    yield
+    os.umask(UMASK)
 
 
 def pytest_collection_modifyitems(items):

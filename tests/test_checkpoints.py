@@ -112,7 +112,7 @@ def test_an_encoder_of_ours_is_taken_over_by_the_verb(scans, tmp_path):
     assert main(["import-encoder", *files, "--backbone", json.dumps(BACKBONE)]) == 0
     fresh = build_vit(BACKBONE).eval()
     metadata = load_encoder(tmp_path / "out.safetensors", fresh)
-    assert metadata["cohort"] == "UKB"
+    assert (metadata["cohort"], metadata["from"]) == ("UKB", "ours.safetensors"), "not where it lay"
     assert torch.equal(fresh(scans), ours(scans))
 
 

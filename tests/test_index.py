@@ -84,9 +84,36 @@ def test_a_session_without_a_row_takes_nothing_that_changes_between_sessions(bid
     )
     table(bids / "sub-02/sub-02_sessions.tsv", "session_id age DX")
     index(bids)
-    assert "2 sessions have no row" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "2 sessions have no row" in told
+    assert "several sessions" not in told
     (bids / "sub-02/sub-02_sessions.tsv").unlink()
     assert index(bids)["sub-02_ses-a_run-1"].labels["age"] == "70"
+    assert "1 subjects have several sessions but no sessions.tsv, for example sub-02;" in (
+        capsys.readouterr().out
+    )
+
+
+@pytest.mark.parametrize("subject", ['"a"', '"', "$HOME", "a b", "é'"])
+def test_any_name_of_a_subject_and_its_folder_comes_back_from_the_index(tmp_path: Path, subject: str) -> None:
+    root = tmp_path / f"{subject} scans"
+    touch(root, f"sub-{subject}/anat/sub-{subject}_T1w.nii")
+    write_index(tmp_path / "scans.tsv", list(index(root).values()))
+    (row,) = read_tsv(tmp_path / "scans.tsv")
+    path = root / f"sub-{subject}/anat/sub-{subject}_T1w.nii"
+    assert (row["subject"], row["scan_id"], row["path"]) == (subject, f"sub-{subject}", str(path))
+
+
+@pytest.mark.parametrize(
+    ("subject", "message"),
+    [("A1", r"the folders 'sub-A1' and 'sub-a1' differ only in case"), ("\udce9", r"\\udce9.* is not UTF-8")],
+)
+def test_names_that_cannot_be_kept_apart_or_written_are_refused(bids: Path, subject, message: str) -> None:
+    touch(bids, "sub-a1/anat/sub-a1_T1w.nii")
+    (bids / f"sub-{subject}/anat").mkdir(parents=True)
+    (bids / f"sub-{subject}/anat/sub-{subject}_T1w.nii").touch()
+    with pytest.raises(UserError, match=message):
+        index(bids)
 
 
 def test_subjects_without_scan_are_told(bids: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -103,7 +130,7 @@ def test_scanned_subjects_without_a_row_are_told(bids: Path, capsys: pytest.Capt
 
 def test_an_open_quotation_mark_is_told_and_blank_last_rows_are_not(bids: Path) -> None:
     participants = bids / "participants.tsv"
-    participants.write_text(participants.read_text() + "\t\t\n\t\t\n")
+    participants.write_text(participants.read_text().replace("CN\n", "CN\t\t\n") + "\t\t\n\t\t\t\n")
     assert index(bids)["sub-01"].labels["age"] == "60"
     participants.write_text(participants.read_text().replace("60", '"60'))
     with pytest.raises(UserError, match=r"cannot read the table .*participants\.tsv"):
@@ -148,18 +175,21 @@ def test_a_table_parted_by_semicolons_is_told(tmp_path: Path) -> None:
 def test_ages_and_sexes_that_cannot_be_read_are_told(tmp_path: Path, capsys) -> None:
     raw = three_cohorts(tmp_path, link=False)
     lines = [f"sub-{s} {'CN' if s in 'abc' else 'AD'} {age} {sex}" for s, age, sex in zip(
-        "abcdef", ("89+", "60", "61", "62", "63", "n/a"), "12FFMM", strict=True)]  # fmt: skip
+        "abcdef", ("89+", "-9", "121", "43831", "63", "n/a"), "12FFMM", strict=True)]  # fmt: skip
     table(tmp_path / "one/participants.tsv", "participant_id group age sex", *lines)
     prepare(load_config(raw, tmp_path), tmp_path / "results")
     told = capsys.readouterr().out
     assert (
-        "cohort one: age of 1 scans counts as unknown, for example '89+'; write a number of years, or n/a"
+        "age of 4 scans counts as unknown, for example '89+' of scan sub-a; write a number of years, 0 to 120"
         in told
     )
     assert (
-        "cohort one: sex of 2 scans counts as unknown, for example '1'; write F, female, M or male, or n/a"
+        "cohort one: sex of 2 scans counts as unknown, for example '1' of scan sub-a; write F, female, M"
         in told
     )
+    for file in ("cohorts/one/subjects.tsv", "tasks/ad/one.tsv"):
+        ages = [row["age"] for row in read_tsv(tmp_path / "results" / file)]
+        assert ages == [*["n/a"] * 4, "63.0", "n/a"]
 
 
 def test_labels_are_optional(bids: Path) -> None:
@@ -243,6 +273,10 @@ def test_table(tmp_path: Path) -> None:
         (["path subject", "n/a 1"], r"line 2: a scan needs a `path`"),
         (["path subject", "a 1", "./a 2"], r"line 3: the scan .*a is already on line 2"),
         (["path subject", "a 1_2", "b 12"], r"line 3: subjects '1_2' and '12' differ only in"),
+        (["path subject", "a S1", "b s1"], r"line 3: subjects 'S1' and 's1' differ only in case"),
+        (["path subject age age", "a 1 60 61"], r"scans\.tsv has two columns 'age'; rename or remove one"),
+        (["path subject age", "a 1 60", "b 2"], r"line 3: 2 cells under a header of 3 columns"),
+        (["path subject", "a 1 60"], r"line 2: 3 cells under a header of 2 columns"),
         (["path subject", "a ??"], r"line 2: '\?\?' has no letter or digit"),
         (["path subject"], r"has no rows"),
     ],

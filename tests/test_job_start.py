@@ -65,13 +65,24 @@ def test_it_runs_this_checkout_by_the_python_that_is_to_run_it(
     tmp_path: Path, deployment: tuple[str, ...], provided: bool
 ) -> None:
     given = ("--software-deployment-method", *deployment) if deployment else ()
-    planned.read(tmp_path, *AS_A_JOB, *given)
+    checkout = tmp_path / """it's "a" $HOME"""
+    checkout.symlink_to(ROOT)
+    planned.read(tmp_path, *AS_A_JOB, *given, "--snakefile", checkout / "Snakefile")
     stand_in(tmp_path, "python", "echo an environment")
-    shown = in_shell(tmp_path, 'echo "$PYTHONPATH"; python -c "import neuropeft; print(neuropeft.__file__)"')
-    package, python = shown.splitlines()
-    assert package == str(ROOT / "workflow")
+    (tmp_path / "neuropeft.py").write_text("raise SystemExit('a file in the working directory')")
+    variables = 'echo "$PYTHONPATH"; echo $PYTHONNOUSERSITE; '
+    shown = in_shell(tmp_path, variables + 'python -c "import neuropeft; print(neuropeft.__file__)"')
+    package, alone, python = shown.splitlines()
+    assert (package, alone) == (str(checkout / "workflow"), "1")
     assert (python == "an environment") == provided
-    assert provided or python == str(ROOT / "workflow/neuropeft/__init__.py")
+    assert provided or python == str(checkout / "workflow/neuropeft/__init__.py")
+
+
+@pytest.mark.parametrize(("before", "mode"), [(0o022, "640"), (0o077, "600")])
+def test_results_are_for_the_owner_and_the_group_at_most(tmp_path: Path, before: int, mode: str) -> None:
+    os.umask(before)
+    planned.read(tmp_path, *AS_A_JOB)
+    assert in_shell(tmp_path, "touch made; stat -c %a made") == f"{mode}\n"
 
 
 def stand_in(folder: Path, name: str, script: str) -> None:
@@ -86,7 +97,7 @@ def in_shell(folder: Path, command: str, **environment: str) -> str:
     path = f"{folder}:{os.environ['PATH']}"
     variables = {**os.environ, "PATH": path, "PYTHONPATH": "", **environment}
     run = ["bash", "-c", shell._process_prefix + command]
-    return subprocess.run(run, env=variables, capture_output=True, text=True, check=True).stdout
+    return subprocess.run(run, env=variables, cwd=folder, capture_output=True, text=True, check=True).stdout
 
 
 class Resources(dict):

@@ -1,5 +1,7 @@
 """Labels: from the text of a cohort's tables to the target of a task."""
 
+import re
+
 import pytest
 
 from neuropeft.cohorts.index import Scan
@@ -178,10 +180,9 @@ def test_value_of_two_classes() -> None:
 
 
 def test_bad_regression_targets() -> None:
-    refuse(
-        r"'age' of scan sub-c is '90\+', which is not a number", regression(), cohort(age="60 61 90+ 62 x 63")
-    )
-    refuse(r"'age' of scan sub-b is 'inf'", regression(), cohort(age="60 inf 61 62 63 64"))
+    task = regression(target="score")
+    refuse(r"'score' of scan sub-c is '90\+', which is not a number", task, cohort(score="0 1 90+ 2 x 3"))
+    refuse(r"'score' of scan sub-b is 'inf'", task, cohort(score="0 inf 1 2 3 4"))
     refuse(
         r"tasks\.t\.target`: none of 6 scans has a value", regression(), cohort(age="n/a n/a n/a n/a n/a n/a")
     )
@@ -192,3 +193,39 @@ def test_bad_regression_targets() -> None:
         cohort(age="60 60 60 60 60 60"),
         "two",
     )
+
+
+@pytest.mark.parametrize("age", ["-9", "-0.1", "120.1", "999", "43831", "90+"])
+def test_an_age_to_predict_is_one(age: str) -> None:
+    assert [row["y"] for row in rows(regression(), cohort("- - -", age="0 60 120"))] == [0, 60, 120]
+    message = rf"'age' of scan sub-b is '{re.escape(age)}', which is not an age of 0 to 120 years"
+    refuse(message, regression(), cohort(age=f"0 {age} 120 62 63 64"))
+
+
+@pytest.mark.parametrize(
+    ("scores", "refused"),
+    [
+        ("0 -9 28 30", "-9, which looks like a missing value"),
+        ("1 -4 28 30", "-4, which looks like a missing value"),
+        ("0 999 100 30", "999, which looks like a missing value"),
+        ("-2 9999 100 30", "9999, which looks like a missing value"),
+        ("0 43831 28 30", "43831, which looks like a date of a spreadsheet"),
+        ("-2 -9 28 30", None),
+        ("0 -5 28 30", None),
+        ("0 999 600 30", None),
+        ("0 43831 600 30", None),
+        ("0 43831.5 28 30", None),
+    ],
+)
+def test_numbers_that_stand_for_something_else_are_refused(scores: str, refused: str | None) -> None:
+    task = regression(target="score")
+    if refused:
+        refuse(rf"'score' of scan sub-b is {refused}", task, cohort("- - - -", score=scores))
+    else:
+        assert len(rows(task, cohort("- - - -", score=scores))) == 4
+
+
+def test_a_column_of_dates_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    for scores, told in (("43831 43900 44000", True), ("43831 43900 1000", False)):
+        rows(regression(target="score", zero_shot=["two"]), cohort("- - -", score=scores), "two")
+        assert ("looks like a date of a spreadsheet, for example 43831 of" in capsys.readouterr().out) == told

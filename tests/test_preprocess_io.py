@@ -2,6 +2,7 @@
 
 import errno
 import gzip
+import tracemalloc
 
 import nibabel as nib
 import numpy as np
@@ -92,6 +93,16 @@ def test_the_header_of_the_scan_does_not_travel_on(tmp_path, scan):
     assert b"Jane Doe" not in load_scan(save(tmp_path / "scan.nii.gz", named)).header.binaryblock
 
 
+# What is written over a good file, and from which of its bytes on.
+PATCHED = {
+    "promised voxels": (42, np.array([266, 320, 200], "<i2").tobytes()),
+    "infinite offset": (108, np.array(np.inf, "<f4").tobytes()),
+    "absurd offset": (108, np.array(1e30, "<f4").tobytes()),
+    "negative offset": (108, np.array(-1e6, "<f4").tobytes()),
+    "MGH without orientation": (28, bytes(2)),
+}
+
+
 def broken(kind, path, scan):
     data, affine = np.asarray(scan.dataobj), scan.affine
     if kind == "missing":
@@ -107,6 +118,13 @@ def broken(kind, path, scan):
         return path
     if kind == "empty file":
         path.write_bytes(b"")
+    elif kind in PATCHED:
+        at, content = PATCHED[kind]
+        path = path.with_suffix("").with_suffix(".mgz") if kind == "MGH without orientation" else path
+        (nib.MGHImage if path.suffix == ".mgz" else nib.Nifti1Image)(data, affine).to_filename(path)
+        whole = bytearray(gzip.decompress(path.read_bytes()))
+        whole[at : at + len(content)] = content
+        path.write_bytes(gzip.compress(bytes(whole)))
     elif kind == "text":
         path.write_bytes(gzip.compress(b"not an image" * 100))
     elif kind == "colours":
@@ -141,6 +159,11 @@ REASONS = {
     "broken link": "a link to a file that is not there",
     "truncated": "truncated or damaged",
     "flipped bits": "truncated or damaged",
+    "promised voxels": "its header promises 68,096,352 bytes, it has ",
+    "infinite offset": "truncated or damaged",
+    "absurd offset": "truncated or damaged",
+    "negative offset": "not a readable image",
+    "MGH without orientation": "no orientation (goodRASFlag is 0)",
     "empty file": "not a readable image",
     "text": "not a readable image",
     "colours": "colours",
@@ -161,8 +184,11 @@ REASONS = {
 @pytest.mark.parametrize("kind", REASONS)
 def test_what_is_no_scan_is_refused_with_its_reason(tmp_path, scan, kind):
     path = broken(kind, tmp_path / "scan.nii.gz", scan)
+    tracemalloc.start()
     with pytest.raises(ScanError) as caught:
         load_scan(path)
+    assert tracemalloc.get_traced_memory()[1] < 50e6, "no more than the file is worth, whatever it promises"
+    tracemalloc.stop()
     assert REASONS[kind] in str(caught.value)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)

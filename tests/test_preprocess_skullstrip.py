@@ -2,6 +2,7 @@
 
 import sys
 import types
+from contextlib import nullcontext
 
 import nibabel as nib
 import numpy as np
@@ -72,6 +73,15 @@ def test_a_head_is_not_taken_for_a_brain(scan):
     data = np.where(head | (neck & (grid[2] < 0)), 500 + air, air).astype(np.float32)
     with pytest.raises(ScanError, match="not skull-stripped: the head reaches the faces"):
         brain_mask(nib.Nifti1Image(data, scan.affine), "stripped")
+
+
+def test_a_scan_with_more_than_a_brain_is_not_taken_for_stripped(scan):
+    data, affine = np.asarray(scan.dataobj), scan.affine
+    share = 2200 / mask_ml(brain_mask(scan, "stripped"), affine)
+    for times, refused in ((0.99, False), (1.01, True)):
+        image = nib.Nifti1Image(data, affine @ np.diag([*[(times * share) ** (1 / 3)] * 3, 1]))
+        with pytest.raises(ScanError, match="2222 ml, more than any brain") if refused else nullcontext():
+            brain_mask(image, "stripped")
 
 
 def test_noise_is_not_taken_for_a_brain():

@@ -351,6 +351,7 @@ def qc(cohort, tmp_path_factory):
     rows = read_tsv(tables(cohort)[1])
     good = next(row for row in rows if row["status"] == "ok")
     bad = next(row for row in rows if row["subject"] == "zero")
+    bad |= {"mask": "/data/masks/m.nii", "reason": f"{bad['reason']}; the mask /data/masks/m.nii is n/a"}
     spotted = np.asarray(mni152_brain().dataobj).copy()
     spotted[tuple(slice(at - 2, at + 3) for at in SPOT)] = 3
     path = str(save(folder / "spotted.nii.gz", nib.Nifti1Image(spotted, AFFINE)))
@@ -380,7 +381,9 @@ def test_the_qc_page_stands_alone_and_shows_flagged_and_failed_scans(qc):
     page = (folder / "index.html").read_text()
     assert "A&lt;b&gt; (simulated)" in page
     assert "20 scans preprocessed, 2 of them flagged; 1 failed" in page
-    assert "is all zero" in page
+    assert "<td>zero.nii.gz is all zero; the mask m.nii is n/a</td>" in page, (
+        "without the folders of the data"
+    )
     for scan, number in (("sub-03", "2.9e+03"), ("sub-05", "2e+03")):
         assert f"<tr><td>{scan}</td><td class=bad>{number}</td>" in page
     pictures = re.findall(r'src="([^"]{22})', page)

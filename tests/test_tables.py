@@ -12,8 +12,10 @@ from neuropeft.errors import UserError
 from neuropeft.evaluate.compare import compare
 from neuropeft.evaluate.metrics import METRICS
 from neuropeft.evaluate.scores import Score, collect
+from neuropeft.files import write_tsv
 from neuropeft.grid import Group
 from neuropeft.publish import score_tables
+from neuropeft.publish.cohort_table import cohort_records, cohort_sheet
 from neuropeft.publish.labels import group_label
 from neuropeft.publish.published import published_score
 from neuropeft.publish.sheet import Sheet, escape_latex, latex, markdown
@@ -318,6 +320,21 @@ def test_table2_counts_stored_scans_beside_the_papers(results):
     assert "inconsistent" in text(results, "table2.md")  # OASIS: 341 + 359 is not 600
     assert "pretraining mae, age" in text(results, "table2.md")
     assert rows_of(results, "table2.csv", cohort="OASIS", source="ours")[0]["use"] == "zero-shot ad"
+
+
+@pytest.mark.parametrize(
+    ("oldest", "written", "shown"), [("89.9", "89.9", "60.0-89.9"), ("90", "90+", "60.0-90+")]
+)
+def test_table2_tells_no_age_of_90_or_more(tmp_path, oldest, written, shown):
+    scans = [
+        {"scan_id": f"sub-{subject}", "subject": subject, "session": None, "age": age, "sex": "F"}
+        for subject, age in (("a", "60"), ("b", oldest))
+    ]
+    for name in ("store/scans.tsv", "subjects.tsv"):
+        write_tsv(tmp_path / "cohorts/ADNI" / name, scans, tuple(scans[0]))
+    records = cohort_records(small_config(), tmp_path)
+    assert str(records[0]["age_max"]) == written
+    assert cohort_sheet(records).rows[0][6] == shown
 
 
 def test_one_vit_leaves_table4_empty_in_words(results, tmp_path):

@@ -195,7 +195,7 @@ def _import_encoder(options: argparse.Namespace) -> None:
     from neuropeft.models.build import build_vit
     from neuropeft.models.checkpoints import import_encoder
 
-    metadata = {"from": str(options.weights)}
+    metadata = {"from": Path(options.weights).name}
     report = import_encoder(options.weights, options.out, build_vit(json.loads(options.backbone)), metadata)
     print("\n".join(report))
 

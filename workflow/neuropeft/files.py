@@ -4,6 +4,7 @@ import csv
 import os
 import re
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -49,22 +50,37 @@ def link_or_copy(source: Path, target: Path) -> None:
 def read_tsv(path: str | Path) -> list[dict[str, str]]:
     """Read a tab-separated (or, by its .csv suffix, comma-separated) table as one dict of strings per row.
 
-    Rows without any value, as spreadsheets leave them at the end, are left out.
+    Rows without any value, and empty cells beyond the header, as spreadsheets leave them, are left out.
 
     Raises:
-        UserError: It cannot be read, or a quotation mark is never closed, which would swallow rows.
+        UserError: It cannot be read, two columns have one name, a row has more or fewer cells than the
+            header, or a quotation mark is never closed, which would swallow rows.
     """
     path = Path(path)
     delimiter = "," if path.suffix.lower() == ".csv" else "\t"
     try:
         with path.open(newline="", encoding="utf-8-sig") as stream:
-            rows = csv.DictReader(stream, delimiter=delimiter, skipinitialspace=delimiter == ",", strict=True)
-            header = rows.fieldnames or []
+            lines = csv.reader(stream, delimiter=delimiter, skipinitialspace=delimiter == ",", strict=True)
+            header = next(lines, [])
             if len(header) == 1 and (other := re.search(r"[;,\t]", header[0])):
                 raise csv.Error(f"its columns are parted by {other.group()!r}, not by {delimiter!r}")
-            return [row for row in rows if any(row.values())]
+            twice = [name for name, count in Counter(header).items() if name and count > 1]
+            if twice:
+                raise UserError(f"{path} has two columns {twice[0]!r}; rename or remove one")
+            rows = ((cells, f"{path}, line {lines.line_num}") for cells in lines if any(cells))
+            return [dict(zip(header, _fitted(cells, len(header), at), strict=True)) for cells, at in rows]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"cannot read the table {path}: {error}; give a UTF-8 TSV or CSV file") from error
+
+
+def _fitted(cells: list[str], columns: int, where: str) -> list[str]:
+    """Return the cells of a row that stand under a header, of which there must be one for each column."""
+    if len(cells) < columns or any(cells[columns:]):
+        raise UserError(
+            f"{where}: {len(cells)} cells under a header of {columns} columns; give every column its cell, "
+            "n/a where a value is missing"
+        )
+    return cells[:columns]
 
 
 def last_lines(path: Path, size: int = 65536) -> list[str]:
@@ -99,4 +115,5 @@ def write_tsv(path: str | Path, rows: Iterable[Mapping[str, object]], columns: S
 
 def _one_line(value: object) -> str:
     # A reason taken from an exception may hold tabs or line breaks, which would break the row.
-    return re.sub(r"[\t\r\n]+", " ", value).strip() if isinstance(value, str) else str(value)
+    text = re.sub(r"[\t\r\n]+", " ", str(value)).strip()
+    return '"' + text.replace('"', '""') + '"' if text.startswith('"') else text  # as csv reads it back

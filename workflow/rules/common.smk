@@ -1,6 +1,7 @@
 # Names that all rules share. Runs whenever a job starts, so it imports no heavy package and reads only caches.
 import json
 import os
+import shlex
 import signal
 import sys
 from functools import cache
@@ -27,10 +28,16 @@ from snakemake.settings.types import DeploymentMethod
 if "SLURM_JOB_ID" in os.environ:
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
-# Jobs use this checkout of the package and, unless conda or a container provides one, the Python that runs Snakemake.
-PREFIX = f'export PYTHONPATH="{workflow.basedir}/workflow"; '
+# What is written of people is not for everybody on the machine. Jobs run below a process that has read this.
+os.umask(0o027 | os.umask(0o027))
+
+# Jobs use this checkout of the package and, unless conda or a container provides one, the Python that runs Snakemake;
+# they import nothing that happens to lie in the working directory or at home.
+PACKAGE = shlex.quote(f"{workflow.basedir}/workflow")
+PREFIX = f"export PYTHONPATH={PACKAGE} PYTHONSAFEPATH=1 PYTHONNOUSERSITE=1; "
 if not {DeploymentMethod.CONDA, DeploymentMethod.APPTAINER} & workflow.deployment_settings.deployment_method:
-    PREFIX += f'export PATH="{Path(sys.executable).parent}:$PATH"; '
+    PROGRAMS = shlex.quote(str(Path(sys.executable).parent))
+    PREFIX += f'export PATH={PROGRAMS}:"$PATH"; '
 shell.prefix(PREFIX)
 
 try:

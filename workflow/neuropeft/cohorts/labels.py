@@ -3,7 +3,7 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from neuropeft.cohorts.index import Scan
@@ -14,6 +14,9 @@ from neuropeft.errors import UserError, suggest
 
 TASK_COLUMNS = ("scan_id", "subject", "session", "y", "sex", "age")
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+OLDEST = 120  # years
+STAND_IN = re.compile(r"-(4|7+|8+|9+)|9{3,}")  # how many a table writes that a number is missing
+SERIAL_DATES = (20_000, 60_000)  # days since 1900, as spreadsheets store dates from 1954 to 2064
 SEXES = {"f": "F", "female": "F", "m": "M", "male": "M"}
 Row = dict[str, Any]
 
@@ -45,8 +48,8 @@ def task_rows(task_name: str, task: Task, cohort: str, scans: Sequence[Scan], so
         source: where its labels come from, as errors name it.
 
     Raises:
-        UserError: a column, a class or every scan is missing, a regression target is no number or constant,
-            or the training cohort has too few subjects to be split.
+        UserError: a column, a class or every scan is missing, a regression target is no number, no age,
+            constant or stands for a missing value, or the training cohort has too few subjects to be split.
     """
     place = _Place(task_name, cohort, source)
     columns = {column for scan in scans for column in scan.labels}
@@ -70,7 +73,7 @@ def task_rows(task_name: str, task: Task, cohort: str, scans: Sequence[Scan], so
             "session": scan.session,
             "y": y,
             "sex": normal_sex(scan.labels.get("sex", "")),
-            "age": finite(scan.labels.get("age", "")),
+            "age": age_in_years(scan.labels.get("age", "")),
         }
         for scan, y in zip(kept, targets, strict=True)
         if y is not None
@@ -92,6 +95,12 @@ def finite(text: str) -> float | None:
     """Return the number that a text spells; None if it spells none, as n/a, inf and 1_0 do."""
     value = float(text) if NUMBER.fullmatch(text.strip()) else math.nan
     return value if math.isfinite(value) else None
+
+
+def age_in_years(text: str) -> float | None:
+    """Return the age that a text spells, None if it spells none from 0 to 120 years, as -9 and 43831 do."""
+    age = finite(text)
+    return age if age is not None and 0 <= age <= OLDEST else None
 
 
 def normal_sex(text: str) -> str | None:
@@ -135,15 +144,41 @@ def _tell_left_out(place: _Place, task: Task, scans: Sequence[Scan]) -> None:
 
 def _numbers(place: _Place, task: Task, scans: Sequence[Scan]) -> list[float | None]:
     """Return the target of every scan, None where the table has none."""
-    values = []
+    read, wanted = finite, "a number"
+    if task.target == "age":
+        read, wanted = age_in_years, f"an age of 0 to {OLDEST} years"
+    values: dict[str, float | None] = {}
     for scan in scans:
         text = scan.labels.get(task.target, "")
-        value = finite(text)
-        if value is None and not is_missing(text):
-            problem = f"{task.target!r} of scan {scan.scan_id} is {text!r}, which is not a number,"
-            raise place.error("target", problem, "write a number, or n/a to leave the scan out")
-        values.append(value)
-    return values
+        values[scan.scan_id] = read(text)
+        if values[scan.scan_id] is None and not is_missing(text):
+            problem = f"{task.target!r} of scan {scan.scan_id} is {text!r}, which is not {wanted},"
+            raise place.error("target", problem, f"write {wanted}, or n/a to leave the scan out")
+    _check_stand_ins(place, task, {scan: value for scan, value in values.items() if value is not None})
+    return list(values.values())
+
+
+def _check_stand_ins(place: _Place, task: Task, values: Mapping[str, float]) -> None:
+    """Check that no target is a word for "missing" or a spreadsheet's date: it lies far from all others."""
+    missing = {scan for scan, value in values.items() if STAND_IN.fullmatch(f"{value:.15g}")}
+    first, last = SERIAL_DATES
+    dates = {scan for scan, value in values.items() if first <= value < last and value.is_integer()}
+    others = [value for scan, value in values.items() if scan not in missing | dates]
+    low, high = min(others, default=0), max(map(abs, others), default=math.inf)
+    for scan, value in values.items():
+        if scan in missing and (value < 0 <= low or value > 2 * high):
+            meaning = "a missing value"
+        elif scan in dates and value > 100 * high:
+            meaning = "a date of a spreadsheet"
+        else:
+            continue
+        problem = f"{task.target!r} of scan {scan} is {value:g}, which looks like {meaning},"
+        raise place.error("target", problem, "write the number that is meant, or n/a to leave the scan out")
+    if dates and len(dates) == len(values):
+        print(
+            f"task {place.task}: every {task.target} in cohort {place.cohort} looks like a date of a "
+            f"spreadsheet, for example {values[min(dates)]:g} of scan {min(dates)}; choose another column"
+        )
 
 
 def _check_numbers(place: _Place, task: Task, rows: Sequence[Row], kept: Sequence[Scan]) -> None:

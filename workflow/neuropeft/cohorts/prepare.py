@@ -8,7 +8,7 @@ from pathlib import Path
 
 from neuropeft.cohorts.chunks import index_path
 from neuropeft.cohorts.index import Scan, index_cohort, write_if_changed, write_index
-from neuropeft.cohorts.labels import TASK_COLUMNS, Row, finite, normal_sex, task_rows
+from neuropeft.cohorts.labels import OLDEST, TASK_COLUMNS, Row, age_in_years, normal_sex, task_rows
 from neuropeft.cohorts.readers import is_missing, label_source
 from neuropeft.cohorts.splits import TRAIN, fraction_size, make_split
 from neuropeft.config import Config
@@ -59,14 +59,14 @@ def prepare(config: Config, results: Path) -> None:
 
 def _people(cohort: str, scans: Sequence[Scan]) -> list[dict[str, object]]:
     """Return age and sex at every scan, which table 2 shows of cohorts without a task too."""
-    _tell_unread(cohort, scans, "age", finite, "a number of years")
+    _tell_unread(cohort, scans, "age", age_in_years, f"a number of years, 0 to {OLDEST}")
     _tell_unread(cohort, scans, "sex", normal_sex, "F, female, M or male")
     return [
         {
             "scan_id": scan.scan_id,
             "subject": scan.subject,
             "session": scan.session,
-            "age": finite(scan.labels.get("age", "")),
+            "age": age_in_years(scan.labels.get("age", "")),
             "sex": normal_sex(scan.labels.get("sex", "")),
         }
         for scan in scans
@@ -76,12 +76,13 @@ def _people(cohort: str, scans: Sequence[Scan]) -> list[dict[str, object]]:
 def _tell_unread(
     cohort: str, scans: Sequence[Scan], column: str, read: Callable[[str], object], wanted: str
 ) -> None:
-    values = [scan.labels.get(column, "") for scan in scans]
-    unread = [value for value in values if not is_missing(value) and read(value) is None]
+    values = [(scan.labels.get(column, ""), scan.scan_id) for scan in scans]
+    unread = [pair for pair in values if not is_missing(pair[0]) and read(pair[0]) is None]
     if unread:
+        value, scan_id = unread[0]
         print(
-            f"cohort {cohort}: {column} of {len(unread)} scans counts as unknown, for example {unread[0]!r}; "
-            f"write {wanted}, or n/a"
+            f"cohort {cohort}: {column} of {len(unread)} scans counts as unknown, for example {value!r} of "
+            f"scan {scan_id}; write {wanted}, or n/a"
         )
 
 

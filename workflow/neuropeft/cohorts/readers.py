@@ -59,12 +59,23 @@ def _read_bids(name: str, root: Path, columns: Mapping[str, str]) -> list[Record
     seen: set[str] = {column for labels in participants.values() for column in labels}
     records: list[Record] = []
     unlisted: list[str] = []
+    shared: list[str] = []
+    spelt: dict[str, str] = {}
     for folder in _names(str(root), "sub-"):
+        if (other := spelt.setdefault(folder.lower(), folder)) != folder:
+            raise UserError(
+                f"{root}: the folders {other!r} and {folder!r} differ only in case; give one person one "
+                "folder, and two people names of their own"
+            )
         subject = folder.removeprefix("sub-")
         labels = participants.get(subject, {})
-        for record in _subject_records(f"{root}/{folder}", subject, labels, columns, unlisted):
+        own = list(_subject_records(f"{root}/{folder}", subject, labels, columns, unlisted))
+        for record in own:
             seen.update(record.labels)
-            records.append(record)
+        # Labels that no sessions.tsv has a word in are the subject's own.
+        if labels and len({record.session for record in own if record.labels is labels}) > 1:
+            shared.append(folder)
+        records += own
     _check_columns(name, columns, seen, str(root / "participants.tsv"))
     scanned = {record.subject for record in records}
     without_scan, without_row = participants.keys() - scanned, scanned - participants.keys()
@@ -77,6 +88,11 @@ def _read_bids(name: str, root: Path, columns: Mapping[str, str]) -> list[Record
         print(
             f"cohort {name}: {len(unlisted)} sessions have no row in the sessions.tsv of their subject, for "
             f"example {unlisted[0]}; what that table tells of other sessions is missing for them"
+        )
+    if shared:
+        print(
+            f"cohort {name}: {len(shared)} subjects have several sessions but no sessions.tsv, for example "
+            f"{shared[0]}; each of their sessions takes the age and labels of participants.tsv"
         )
     if participants and without_row:
         print(
@@ -104,7 +120,7 @@ def _subject_records(
         elif entry.startswith("ses-"):
             session = entry.removeprefix("ses-")
             # The table of the sessions knows better than that of the subjects, also that a value is missing.
-            of_session = labels | by_session.get(session, unknown)
+            of_session = labels | by_session.get(session, unknown) if has_table else labels
             scans = list(_anat_records(f"{folder}/{entry}/anat", subject, session, of_session))
             if scans and has_table and session not in by_session:
                 unlisted.append(f"sub-{subject}/{entry}")
@@ -115,7 +131,12 @@ def _anat_records(folder: str, subject: str, session: str | None, labels: Labels
     for file in _names(folder, "sub-"):
         suffix = next((suffix for suffix in T1W_SUFFIXES if file.endswith(suffix)), None)
         if suffix and not NOT_MAGNITUDE.search(file):
-            yield Record(file.removesuffix(suffix), subject, session, f"{folder}/{file}", labels)
+            path = f"{folder}/{file}"
+            try:
+                path.encode()
+            except UnicodeEncodeError as error:
+                raise UserError(f"the name of the scan {path!r} is not UTF-8; rename it") from error
+            yield Record(file.removesuffix(suffix), subject, session, path, labels)
 
 
 def _names(folder: str, prefix: str = "") -> list[str]:
@@ -165,10 +186,11 @@ def _read_table(name: str, table: Path, columns: Mapping[str, str]) -> list[Reco
         where, row = f"{table}, line {number}", _rename(raw, columns)
         path, subject = (_required(row, column, where, name) for column in ("path", "subject"))
         label = _label(subject, "sub-", where)
-        if subjects.setdefault(label, subject).removeprefix("sub-") != subject.removeprefix("sub-"):
+        other = subjects.setdefault(label.lower(), subject)
+        if other.removeprefix("sub-") != subject.removeprefix("sub-"):
             raise UserError(
-                f"{where}: subjects {subjects[label]!r} and {subject!r} differ only in characters that file "
-                "names cannot hold; rename one of them"
+                f"{where}: subjects {other!r} and {subject!r} differ only in case or in characters that file "
+                "names cannot hold; give one person one name, and two people names of their own"
             )
         session = row.get("session", MISSING)
         session_label = None if is_missing(session) else _label(session, "ses-", where)
@@ -247,14 +269,10 @@ def is_missing(value: str) -> bool:
     return value.strip().lower() in ("", "n/a", "na", "nan")
 
 
-def _rename(row: Mapping[str, str | None], columns: Mapping[str, str]) -> Labels:
+def _rename(row: Mapping[str, str], columns: Mapping[str, str]) -> Labels:
     """Return a table's row with the names that tasks use beside its own."""
-    # Ragged rows: csv gives None for absent cells and collects superfluous ones under the key None.
-    own = {key: MISSING if value is None else value for key, value in row.items() if key is not None}
-    if not columns:
-        return own
-    renamed = {name: own[actual] for name, actual in columns.items() if actual in own}
-    return {key: value for key, value in own.items() if key not in columns} | renamed
+    renamed = {name: row[actual] for name, actual in columns.items() if actual in row}
+    return {key: value for key, value in row.items() if key not in columns} | renamed
 
 
 def _check_columns(name: str, columns: Mapping[str, str], seen: set[str], source: str) -> None:

@@ -1,6 +1,7 @@
 """Reading scans and masks: a file comes out in RAS order, as float32, or is refused with a reason."""
 
 import gzip
+import math
 import zlib
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from neuropeft.errors import UserError
 from neuropeft.files import atomic_path
 
 GZIP_MAGIC = b"\x1f\x8b"
+MGH_FLAG = slice(28, 30)  # bytes of a .mgz that say whether it knows its orientation
 SUFFIXES = (".nii", ".nii.gz", ".mgz")
 VOXEL_MM = (0.1, 10.0)
 EXTENT_MM = (50.0, 800.0)  # a field of view outside cannot hold a head, or its voxel sizes are not in mm
@@ -144,18 +146,23 @@ def _read(path: Path) -> tuple[np.ndarray, np.ndarray]:
         if not path.is_file():
             link = "a link to a file that is not there (fetch it, for example by `datalad get`)"
             raise ScanError(f"{path} is {link if path.is_symlink() else 'missing'}")
-        if path.suffix != ".nii":
-            _check_gzip(path)
+        start, size = _content(path)
         image = nib.load(path)
         if not isinstance(image, nib.spatialimages.SpatialImage):
             raise ScanError(f"{path} is not an image of voxels")
-        _check_geometry(path, image)
+        _check_geometry(path, image, start)
+        assert isinstance(image.dataobj, nib.arrayproxy.ArrayProxy), "a file's voxels are not read yet"
+        promised = image.dataobj.offset + math.prod(image.shape) * image.get_data_dtype().itemsize
+        if promised > size:
+            raise ScanError(
+                f"{path} is truncated or damaged: its header promises {promised:,} bytes, it has {size:,}"
+            )
         data = image.get_fdata(dtype=np.float32, caching="unchanged")
     except (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError) as error:
         raise ScanError(f"{path} is not a readable image: {error}") from error
     except PermissionError as error:
         raise ScanError(f"{path} may not be read: {error.strerror}; make it readable") from error
-    except (OSError, EOFError, zlib.error, ValueError) as error:
+    except (OSError, EOFError, zlib.error, ValueError, OverflowError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             # The disk or the network failed, not the scan: excluded, it would stay so when they are back.
             raise UserError(f"cannot read {path}: {error.strerror}; run again when its disk works") from error
@@ -163,15 +170,22 @@ def _read(path: Path) -> tuple[np.ndarray, np.ndarray]:
     return data.reshape(data.shape[:3]), _affine(image)
 
 
-def _check_gzip(path: Path) -> None:
-    """Read a compressed file to its end, where its checksum is; the image reader stops before."""
+def _content(path: Path) -> tuple[bytes, int]:
+    """Return the first bytes of a file, as if it were not compressed, and how many it has.
+
+    A compressed file is read to its end, where its checksum is; the image reader stops before.
+    """
+    if path.suffix == ".nii":
+        return b"", path.stat().st_size
     with path.open("rb") as raw:
-        start = raw.read(2)
-    if start and start != GZIP_MAGIC:
+        magic = raw.read(2)
+    if magic and magic != GZIP_MAGIC:
         raise ScanError(f"{path} is not compressed as its name says; it may be a pointer to a file elsewhere")
     with gzip.open(path) as stream:
-        while stream.read(1 << 24):
-            pass
+        start = part = stream.read(1 << 24)
+        while part:
+            part = stream.read(1 << 24)
+        return start[: MGH_FLAG.stop], stream.tell()
 
 
 def _affine(image: nib.spatialimages.SpatialImage) -> np.ndarray:
@@ -185,9 +199,9 @@ def _is_place(affine: np.ndarray) -> bool:
     return bool(np.isfinite(affine).all() and abs(np.linalg.det(affine[:3, :3])) >= 1e-9)
 
 
-def _check_geometry(path: Path, image: nib.spatialimages.SpatialImage) -> None:
+def _check_geometry(path: Path, image: nib.spatialimages.SpatialImage, start: bytes) -> None:
     shape, affine = image.shape, _affine(image)
-    volumes = int(np.prod(shape[3:]))
+    volumes = math.prod(shape[3:])
     if len(shape) < 3 or min(shape[:3], default=0) == 1:
         raise ScanError(f"{path} is a 2D image (shape {shape}); a 3D scan is needed")
     if volumes != 1:
@@ -200,10 +214,12 @@ def _check_geometry(path: Path, image: nib.spatialimages.SpatialImage) -> None:
         )
     if not _is_place(affine):
         raise ScanError(f"{path} has a singular affine: its header places the voxels nowhere")
-    if isinstance(image, nib.Nifti1Image) and image.header["sform_code"] == image.header["qform_code"] == 0:
-        raise ScanError(
-            f"{path} has no orientation (sform and qform codes are 0): left cannot be told from right"
-        )
+    unplaced = "" if any(start[MGH_FLAG]) else "goodRASFlag is 0"  # its reader gives 1 for 0
+    if isinstance(image, nib.Nifti1Image):
+        codes = image.header["sform_code"], image.header["qform_code"]
+        unplaced = "" if any(codes) else "sform and qform codes are 0"
+    if unplaced:
+        raise ScanError(f"{path} has no orientation ({unplaced}): left cannot be told from right")
     sizes = voxel_sizes(affine)
     if sizes.min() < VOXEL_MM[0] or sizes.max() > VOXEL_MM[1]:
         raise ScanError(

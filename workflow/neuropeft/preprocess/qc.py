@@ -160,7 +160,8 @@ def _page(title: str, rows: Sequence[Row], failed: Sequence[Row], scores: Mappin
         "from the cohort if it is bad.</p>",
     ]
     if failed:
-        parts += ["<h2>Failed scans</h2>", _table(failed, ("scan_id", "step", "reason"))]
+        shown = [{**row, "reason": _without_folder(row)} for row in failed]
+        parts += ["<h2>Failed scans</h2>", _table(shown, ("scan_id", "step", "reason"))]
     if rows:
         if flagged:
             parts += ["<h2>Flagged scans</h2>", _flag_table(flagged)]
@@ -177,6 +178,14 @@ def _page(title: str, rows: Sequence[Row], failed: Sequence[Row], scores: Mappin
         f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>QC of {escape(title)}</title>'
         f"<style>{STYLE}</style>\n{body}\n</html>\n"
     )
+
+
+def _without_folder(row: Row) -> str:
+    """Return why a scan failed, without where it and its mask lie: pages are shown to others."""
+    reason = row["reason"]
+    for path in {row["path"], row["mask"]} - {MISSING}:
+        reason = reason.replace(path, Path(path).name)
+    return reason
 
 
 def _choose(rows: Sequence[Row], scores: Mapping[str, np.ndarray]) -> tuple[list[Row], list[Row]]:

@@ -16,6 +16,7 @@ FAINT = 0.05  # of bright tissue above the background
 MOST_FAINT = 1.2  # times the clear foreground: a stripped brain has a few voxels as dark as its background
 MOST_CUT = 0.03  # of the faces; heads cover 4 to 8 %, brains 0, or 1 % where the volume ends at the brain
 PLAUSIBLE_ML = (200.0, 4000.0)  # a newborn's brain is above, no brain is outside
+MOST_STRIPPED_ML = 2200.0  # a scan that shows more than any brain still shows its skull, and its face
 
 
 def brain_mask(image: nib.Nifti1Image, method: str, given: str | Path | None = None) -> np.ndarray:
@@ -32,7 +33,7 @@ def brain_mask(image: nib.Nifti1Image, method: str, given: str | Path | None = N
         uint8 [X, Y, Z], 1 in the brain.
 
     Raises:
-        ScanError: no brain was found, or the given mask does not fit.
+        ScanError: no brain was found, the given mask does not fit, or the scan is not stripped.
         UserError: HD-BET is not installed, or `method` is unknown.
     """
     if method == "deepbet":
@@ -45,6 +46,11 @@ def brain_mask(image: nib.Nifti1Image, method: str, given: str | Path | None = N
         mask = load_mask(given, image)
     elif method == "stripped":
         mask = _foreground(image)
+        if (shown := mask_ml(mask, image.affine)) > MOST_STRIPPED_ML:
+            raise ScanError(
+                f"the scan is not skull-stripped: it shows {shown:.0f} ml, more than any brain, so probably "
+                "its face too; choose another `skull_strip` for its cohort"
+            )
     else:
         raise UserError(f"unknown skull-stripping {method!r}; choose from {', '.join(METHODS)}")
     volume = mask_ml(mask, image.affine)

@@ -10,6 +10,7 @@ from neuropeft.publish.labels import cohort_label, is_simulated, is_synthetic
 from neuropeft.publish.published import published_cohort
 from neuropeft.publish.sheet import Sheet
 
+OLDEST = 90  # years: from here on a single age may name a person, and is not written
 COHORT_COLUMNS = (
     "cohort",
     "source",
@@ -74,13 +75,17 @@ def _count(folder: Path) -> dict[str, object]:
         "scans": len(packed),
         "excluded": None if excluded is None else len(excluded),
         "subjects": len(set(packed.values())),
-        "age_min": min(ages, default=None),
-        "age_max": max(ages, default=None),
+        "age_min": _age(min(ages, default=None)),
+        "age_max": _age(max(ages, default=None)),
         "age_known": len(aged),
         "female": sum(sex == "F" for sex in sexes.values()) if sexes else None,
         "male": sum(sex == "M" for sex in sexes.values()) if sexes else None,
         "sex_known": len(sexes),
     }
+
+
+def _age(years: float | None) -> float | str | None:
+    return f"{OLDEST}+" if years is not None and years >= OLDEST else years
 
 
 def cohort_sheet(records: Sequence[Mapping[str, object]]) -> Sheet:
@@ -124,8 +129,8 @@ def _ages(record: Mapping[str, object]) -> str:
     low, high = record.get("age_min"), record.get("age_max")
     if low is None or high is None:
         return MISSING
-    text = f"{float(str(low)):.1f}-{float(str(high)):.1f}"
-    return text + _partly_known(record, "age_known")
+    shown = [age if age == f"{OLDEST}+" else f"{float(str(age)):.1f}" for age in (low, high)]
+    return "-".join(map(str, shown)) + _partly_known(record, "age_known")
 
 
 def _sexes(record: Mapping[str, object]) -> str:

@@ -86,12 +86,12 @@ MISTAKES = [
     ("tasks.ad.zero_shot", ["SimB", "SimB"], "`tasks.ad`: `zero_shot` names 'SimB' twice: remove one"),
     ("methods.lora.targets", ["q", "v", "q"], "`methods.lora`: `targets` names 'q' twice: remove one"),
     ("methods.full.r", 4, "unknown key `methods.full.r`: 'r' is a key of another place; remove it here"),
-    ("pretraining.mae_sim.betas", [0.9, 1.0], "`pretraining.mae_sim.betas.1`: input should be less than 1"),
-    ("pretraining.mae_sim.seed", 2**32, "`pretraining.mae_sim.seed`: input should be less than 4294967296"),
+    ("pretraining.mae.betas", [0.9, 1.0], "`pretraining.mae.betas.1`: input should be less than 1"),
+    ("pretraining.mae.seed", 2**32, "`pretraining.mae.seed`: input should be less than 4294967296"),
     (
-        "pretraining.mae_sim.mask_ratio",
+        "pretraining.mae.mask_ratio",
         0.999,
-        "`pretraining.mae_sim.mask_ratio` 0.999 hides all of the 125",
+        "`pretraining.mae.mask_ratio` 0.999 hides all of the 64",
     ),
     ("grid.0.seeds", [2**32], "`grid.0.seeds.0`: input should be less than 4294967296"),
     ("methods.knn", {"kind": "scratch", "lr": 1e-4}, "`knn` is the name of a probe"),
@@ -100,30 +100,30 @@ MISTAKES = [
     ("grid.0.tasks", ["adx"], "`grid.0.tasks` names 'adx', which is not there; did you mean 'ad'?"),
     ("grid.0.backbones", ["vit_x"], "`grid.0.backbones` names 'vit_x', which is not there"),
     ("grid.0.pretraining", ["mae_x"], "`grid.0.pretraining` names 'mae_x', which is not there"),
-    ("pretraining.mae_sim.cohort", "SimC", "`pretraining.mae_sim.cohort` names 'SimC', which is not there"),
+    ("pretraining.mae.cohort", "SimC", "`pretraining.mae.cohort` names 'SimC', which is not there"),
     ("pretraining.none", {"cohort": "SimA"}, "`none` stands for no pretraining"),
-    ("pretraining.mae_sim.step", 3, "unknown key `pretraining.mae_sim.step`: did you mean 'steps'?"),
+    ("pretraining.mae.step", 3, "unknown key `pretraining.mae.step`: did you mean 'steps'?"),
     (
-        "pretraining.mae_sim.weights",
+        "pretraining.mae.weights",
         "a.pt",
-        "`pretraining.mae_sim`: weights that are there are not trained",
+        "`pretraining.mae`: weights that are there are not trained",
     ),
     (
-        "pretraining.mae_sim.mask",
+        "pretraining.mae.mask",
         "brain",
-        "`pretraining.mae_sim.mask`: input should be 'all' or 'foreground'",
+        "`pretraining.mae.mask`: input should be 'all' or 'foreground'",
     ),
-    ("pretraining.mae_sim.kind", "factor", "`pretraining.mae_sim.kind` is 'factor': choose from"),
+    ("pretraining.mae.kind", "factor", "`pretraining.mae.kind` is 'factor': choose from"),
     (
-        "pretraining.mae_sim.warmup_steps",
+        "pretraining.mae.warmup_steps",
         10**6,
-        "`pretraining.mae_sim`: `warmup_steps` 1000000 must be fewer than `steps`",
+        "`pretraining.mae`: `warmup_steps` 1000000 must be fewer than `steps`",
     ),
-    ("pretraining.mae_sim.start", "mae_x", "`pretraining.mae_sim.start` names 'mae_x', which is not there"),
+    ("pretraining.mae.start", "mae_x", "`pretraining.mae.start` names 'mae_x', which is not there"),
     (
-        "pretraining.mae_sim.start",
-        "mae_sim",
-        "`pretraining.mae_sim.start` leads back to 'mae_sim': give another start",
+        "pretraining.mae.start",
+        "mae",
+        "`pretraining.mae.start` leads back to 'mae': give another start",
     ),
     (
         "pretraining.X",
@@ -154,13 +154,13 @@ def test_mistake_names_key_and_remedy(raw, key, value, sentence):
 
 
 def test_starts_that_lead_in_a_circle_are_refused_however_long_it_is(raw):
-    mae = raw["pretraining"]["mae_sim"]
+    mae = raw["pretraining"]["mae"]
     raw["pretraining"] |= {f"mae_{n}": mae | {"start": f"mae_{(n + 1) % 3}"} for n in range(3)}
     with pytest.raises(UserError, match=r"`pretraining\.mae_0\.start` leads back to 'mae_0'"):
         load_config(raw, ROOT)
-    raw["pretraining"]["mae_2"]["start"] = "mae_sim"
+    raw["pretraining"]["mae_2"]["start"] = "mae"
     config = load_config(raw, ROOT)
-    assert config.starts("mae_0") == ["mae_0", "mae_1", "mae_2", "mae_sim"]
+    assert config.starts("mae_0") == ["mae_0", "mae_1", "mae_2", "mae"]
 
 
 def test_a_volume_too_small_for_a_densenet_is_told(raw):

@@ -28,7 +28,7 @@ WORKFLOW = Path(__file__).parents[1] / "workflow"
 SCANS, BATCH = 6, 2
 SPEC: dict[str, Any] = {
     "cell": "simulated/vit_s/none/lora/100/0",
-    "task": {"name": "simulated", "kind": "binary", "classes": 2},
+    "task": {"name": "simulated", "kind": "binary", "size": 2},
     "backbone": {"kind": "vit", "width": 384, "depth": 6, "heads": 8},
     "method": {"kind": "lora", "r": 32, "alpha": 32.0, "targets": ["q", "v"], "lr": 1e-3},
     "training": {

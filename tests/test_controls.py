@@ -6,9 +6,10 @@ import pytest
 from neuropeft.cohorts.splits import read_split, take_fraction
 from neuropeft.errors import UserError
 from neuropeft.evaluate.controls import write_controls
-from neuropeft.evaluate.metrics import auc
 from neuropeft.evaluate.predictions import RunKey, read_predictions
 from neuropeft.files import read_tsv, write_tsv
+from neuropeft.tasks import task_kind
+from neuropeft.tasks.metrics import auc
 
 SIZE = 20
 LABEL_COLUMNS = ("scan_id", "subject", "session", "y", "sex", "age")
@@ -70,9 +71,9 @@ def write_inputs(results, task, kind, ages_known=True, effect=1.0):
 
 def run(results, kind, target, split, fractions=(100,)):
     out = results / "controls" / split.parent.name / "seed-3"
-    write_controls(kind, target, split, fractions, ["home", "away"], out)
-    classes = {"binary": 2, "multiclass": 3, "regression": 0}[kind]
-    return {name: read_predictions(out / f"{name}.tsv", kind, classes) for name in ("home", "away")}
+    kind = task_kind(kind, {"binary": 2, "multiclass": 3, "regression": 0}[kind])
+    write_controls(kind, [target], split, fractions, ["home", "away"], out)
+    return {name: read_predictions(out / f"{name}.tsv", kind) for name in ("home", "away")}
 
 
 def test_binary_controls_find_a_planted_effect_and_the_frequency(tmp_path):

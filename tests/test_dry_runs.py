@@ -145,7 +145,10 @@ def test_every_zero_shot_cohort_is_predicted_and_settings_reach_the_commands(tmp
         assert f"--seed {seed} --test 0.3 --validation 0.15 --out {split}" in said
         compared = f"--stored {stores[0]} --labels results/tasks/ad/C.tsv --zero-shot {stores[1]}"
         assert f"check-leaks --split {split} {compared}" in said
-        assert f"controls --kind regression --target age --split results/splits/age/seed-{seed}.tsv" in said
+        assert (
+            f"controls --kind regression --size 0 --targets age --split results/splits/age/seed-{seed}.tsv"
+            in said
+        )
     trained = re.findall(r"^Reason: Missing output files: results/packs/.*", said, re.MULTILINE)
     assert len(trained) == jobs["finetune"]
     for reason in trained:
@@ -163,8 +166,8 @@ def test_folds(tmp_path):
     assert (jobs["finetune"], jobs["predict"]) == (2 * (2 + 1), 4 * 2)
     assert "--seed 1 --fold 2 --folds 2 --validation 0.15 --out results/splits/ad/seed-1_fold-2.tsv" in said
     assert (
-        "controls --kind binary --target group --split results/splits/ad/seed-0_fold-1.tsv --fractions 50 100"
-        in said
+        "controls --kind binary --size 2 --targets group --split results/splits/ad/seed-0_fold-1.tsv"
+        " --fractions 50 100" in said
     )
     encoder = "results/pretraining/mae/vit_xxs/fold-{}/encoder.safetensors"
     for fold in (1, 2):

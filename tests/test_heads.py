@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from neuropeft.errors import UserError
-from neuropeft.linear import model_scores, tuned_linear_model
 from neuropeft.models.build import build_predictor
 from neuropeft.models.heads import NORMS, POOLS, QUERIES, REDUCED, AttentivePool, FeatureNorm, Head
-from neuropeft.train.losses import objective, outputs_of, scores
+from neuropeft.tasks import task_kind
+from neuropeft.tasks.linear import fit_linear
 from neuropeft.train.probe_start import start_from_probe
 
 WIDTH, TOKENS, OUTPUTS = 48, 8, 3
@@ -142,18 +142,21 @@ def test_a_head_that_starts_as_a_probe_predicts_what_the_probe_predicts(kind: st
     torch.manual_seed(0)
     tokens, subjects = torch.randn(60, 8, 12), [f"s{i // 2}" for i in range(60)]
     signal = tokens[:, 0, 0]
-    targets = {
-        "regression": 60 + 10 * signal,
-        "binary": (signal > 0).float(),
-        "multiclass": (signal > 0).float() + (signal > 0.7).float(),
-    }[kind].tolist()
-    task = {"name": "t", "kind": kind, "classes": {"binary": 2, "multiclass": 3}.get(kind, 0)}
-    goal = objective(task, targets, [1.0] * 60, "cell")
-    head = Head(12, 8, outputs_of(task), "concat")
+    targets = (
+        {
+            "regression": 60 + 10 * signal,
+            "binary": (signal > 0).float(),
+            "multiclass": (signal > 0).float() + (signal > 0.7).float(),
+        }[kind]
+        .double()
+        .numpy()
+    )
+    task = task_kind(kind, {"binary": 2, "multiclass": 3}.get(kind, 0))
+    goal = task.objective(targets, [1.0] * 60, "cell")
+    head = Head(12, 8, task.outputs, "concat")
     head.measure(tokens)
-    start_from_probe(head, kind, tokens, targets, subjects, goal)
-    found = scores(task, head(tokens).detach(), goal.offset, goal.scale)
+    start_from_probe(head, task, tokens, targets, subjects, goal)
+    found = task.scores(head(tokens).detach(), goal.offset, goal.scale)
     features = head.features(tokens).detach().double().numpy()
-    probe = tuned_linear_model(kind, features, np.array(targets), np.array(subjects))
-    expected = model_scores(probe, kind, found.shape[1] if kind == "multiclass" else 2, features)
+    expected = task.model_scores(fit_linear(task, features, targets, np.array(subjects)), features)
     torch.testing.assert_close(found.double(), torch.from_numpy(expected), atol=1e-4, rtol=1e-4)

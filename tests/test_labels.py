@@ -5,9 +5,10 @@ import re
 import pytest
 
 from neuropeft.cohorts.index import Scan
-from neuropeft.cohorts.labels import comparable, finite, task_rows
+from neuropeft.cohorts.labels import task_rows
 from neuropeft.config import Task
 from neuropeft.errors import UserError
+from neuropeft.tasks.values import comparable, finite
 
 CLASSES = {"CN": ["CN", "control"], "AD": "AD"}
 

@@ -11,6 +11,7 @@ from neuropeft.cohorts.leaks import check_leaks, check_pretraining
 from neuropeft.cohorts.splits import make_split, read_split, write_split
 from neuropeft.errors import UserError
 from neuropeft.files import read_tsv, write_tsv
+from neuropeft.tasks import task_kind
 
 COLUMNS = ("scan_id", "subject", "sha1")
 
@@ -30,7 +31,7 @@ class Case:
         rows = [
             {**scan, "session": None, "y": i % 2, "sex": None} for i, scan in enumerate(self.scans("one"))
         ]
-        write_split(self.split, make_split(rows, 0, 0.2, 0.1, "binary", "t"))
+        write_split(self.split, make_split(rows, 0, 0.2, 0.1, task_kind("binary", 2), "t"))
         write_tsv(
             self.labels, self.scans("zero")[:4], ("scan_id", "subject")
         )  # the task leaves sub-zero4 out
@@ -78,11 +79,11 @@ def test_a_scan_that_was_left_out_of_the_store_is_on_no_side(tmp_path: Path) -> 
     files = {name: tmp_path / f"{name}.tsv" for name in ("labels", "store-scans", "out")}
     write_tsv(files["labels"], [{"session": None, "sex": None} | person for person in people], columns)
     write_tsv(files["store-scans"], people[1:], COLUMNS)
-    options = {"task": "t", "kind": "binary", "seed": 1, "test": 0.3, "validation": 0.1} | files
+    options = {"task": "t", "kind": "binary", "size": 2, "seed": 1, "test": 0.3, "validation": 0.1} | files
     assert verb("split", **options) == 0
     kept = [{"session": None, "sex": None} | person for person in people[1:]]
-    assert read_split(files["out"]) == make_split(kept, 1, 0.3, 0.1, "binary", "t")
-    assert read_split(files["out"]) != make_split(kept, 0, 0.3, 0.1, "binary", "t")
+    assert read_split(files["out"]) == make_split(kept, 1, 0.3, 0.1, task_kind("binary", 2), "t")
+    assert read_split(files["out"]) != make_split(kept, 0, 0.3, 0.1, task_kind("binary", 2), "t")
     check_leaks(files["out"], files["store-scans"], None, None, tmp_path / "leaks.tsv")
 
 

@@ -11,25 +11,29 @@ from sklearn import metrics as oracle
 
 from fabricated_results import MISSING_CELL, MISSING_GROUP, fabricate, small_config, truth
 from neuropeft.errors import UserError
+from neuropeft.evaluate.bootstrap import bootstrap_draws, percentile_interval, resamples
 from neuropeft.evaluate.compare import compare
-from neuropeft.evaluate.metrics import (
-    auc,
-    balanced_accuracy,
-    bootstrap_draws,
-    brier,
-    macro_auc,
-    mean_absolute_error,
-    measure,
-    pearson_r,
-    percentile_interval,
-    resamples,
-    why_undefined,
-    youden_threshold,
-)
-from neuropeft.evaluate.predictions import Run, RunKey, read_predictions
+from neuropeft.evaluate.predictions import RunKey, read_predictions
 from neuropeft.evaluate.scores import CONTROL, collect
 from neuropeft.evaluate.tested import pool, with_rule
 from neuropeft.files import read_tsv, write_tsv
+from neuropeft.tasks import task_kind
+from neuropeft.tasks.base import Run
+from neuropeft.tasks.metrics import (
+    auc,
+    balanced_accuracy,
+    brier,
+    macro_auc,
+    mean_absolute_error,
+    pearson_r,
+    youden_threshold,
+)
+
+BINARY, MULTICLASS, REGRESSION = (
+    task_kind("binary", 2),
+    task_kind("multiclass", 3),
+    task_kind("regression", 0),
+)
 
 
 @pytest.fixture
@@ -41,7 +45,7 @@ def labelled():
 
 def test_without_a_threshold_there_is_no_balanced_accuracy(labelled):
     (weights,) = resamples(60, 7)
-    found = measure("binary", *labelled, np.array(np.nan), weights)
+    found = BINARY.measure(*labelled, np.array(np.nan), weights)
     assert np.isnan(found["balanced_accuracy"]).all()
     assert found["balanced_accuracy"].shape == (7,)
     assert np.isfinite(found["auc"]).all()
@@ -93,14 +97,14 @@ def test_one_class_is_nan_with_a_reason():
     y, score = np.ones(4), np.array([0.1, 0.2, 0.3, 0.4])
     assert math.isnan(auc(y, score))
     assert math.isnan(balanced_accuracy(y, (score > 0.2).astype(int), 2))
-    assert why_undefined("binary", y, score) == "1 of 2 classes among the subjects"
-    assert why_undefined("binary", np.array([0.0, 1]), score[:2]) == ""
+    assert BINARY.why_undefined(y, score) == "1 of 2 classes among the subjects"
+    assert BINARY.why_undefined(np.array([0.0, 1]), score[:2]) == ""
 
 
 def test_diverged_predictions_have_no_score():
     y, score = np.array([0.0, 1, 1]), np.array([0.1, np.nan, 0.4])
-    assert all(math.isnan(value) for value in measure("binary", y, score, 0.5).values())
-    assert why_undefined("binary", y, score) == "predictions are not finite"
+    assert all(math.isnan(value) for value in BINARY.measure(y, score, 0.5).values())
+    assert BINARY.why_undefined(y, score) == "predictions are not finite"
 
 
 def test_balanced_accuracy_and_brier_equal_scikit_learn(labelled):
@@ -117,7 +121,7 @@ def test_multiclass_equals_scikit_learn():
     expected = oracle.roc_auc_score(y, scores, multi_class="ovr", average="macro")
     assert macro_auc(y, scores) == pytest.approx(expected)
     equal = np.full(3, 1 / 3)
-    values = measure("multiclass", y, scores, equal)
+    values = MULTICLASS.measure(y, scores, equal)
     assert values["balanced_accuracy"] == pytest.approx(oracle.balanced_accuracy_score(y, scores.argmax(1)))
     assert values["brier"] == pytest.approx(((scores - np.eye(3)[y.astype(int)]) ** 2).sum(1).mean())
     assert math.isnan(macro_auc(np.clip(y, 0, 1), scores))  # the third class is absent
@@ -126,7 +130,7 @@ def test_multiclass_equals_scikit_learn():
 def test_a_rare_class_is_recognised_by_probabilities_of_the_population():
     y = np.repeat([0.0, 1, 2], [80, 15, 5])
     scores = np.repeat([[0.9, 0.08, 0.02], [0.6, 0.3, 0.1], [0.7, 0.1, 0.2]], [80, 15, 5], axis=0)
-    assert measure("multiclass", y, scores, np.array([0.8, 0.15, 0.05]))["balanced_accuracy"] == 1
+    assert MULTICLASS.measure(y, scores, np.array([0.8, 0.15, 0.05]))["balanced_accuracy"] == 1
     assert oracle.balanced_accuracy_score(y, scores.argmax(1)) == pytest.approx(1 / 3)
 
 
@@ -135,9 +139,9 @@ def test_regression_metrics():
     assert mean_absolute_error(y, score) == pytest.approx(8 / 3)
     assert pearson_r(y, score) == pytest.approx(np.corrcoef(y, score)[0, 1])
     assert math.isnan(pearson_r(y, np.full(3, 61.3)))
-    assert why_undefined("regression", y, np.full(3, 61.3)) == "predictions are constant"
+    assert REGRESSION.why_undefined(y, np.full(3, 61.3)) == "predictions are constant"
     reverse = 100 - score
-    assert measure("regression", y, reverse, 0.5)["r"] == pytest.approx(np.corrcoef(y, reverse)[0, 1])
+    assert REGRESSION.measure(y, reverse, 0.5)["r"] == pytest.approx(np.corrcoef(y, reverse)[0, 1])
 
 
 def test_youden_threshold_maximises_balanced_accuracy():
@@ -153,8 +157,8 @@ def test_interval_is_seeded_covers_the_value_and_shrinks_with_n():
     for n in (40, 400):
         y = (np.arange(n) % 2).astype(float)
         runs = [(y, y + rng.normal(size=n), 0.5) for _ in range(3)]
-        draws = bootstrap_draws("binary", runs, draws=500)["auc"]
-        assert np.array_equal(draws, bootstrap_draws("binary", runs, draws=500)["auc"])
+        draws = bootstrap_draws(BINARY, runs, draws=500)["auc"]
+        assert np.array_equal(draws, bootstrap_draws(BINARY, runs, draws=500)["auc"])
         low, high = percentile_interval(draws)
         assert low < np.mean([oracle.roc_auc_score(y, score) for _, score, _ in runs]) < high
         widths.append(high - low)
@@ -174,7 +178,7 @@ def test_intervals_at_the_size_of_uk_biobank_need_little_memory():
     n = 38_703
     y, score = np.arange(n) % 2.0, np.random.default_rng(0).random(n)
     tracemalloc.start()
-    bootstrap_draws("binary", [(y, score, np.full(n, 0.5))], draws=120)
+    bootstrap_draws(BINARY, [(y, score, np.full(n, 0.5))], draws=120)
     assert tracemalloc.get_traced_memory()[1] < 200e6
     tracemalloc.stop()
 
@@ -184,7 +188,7 @@ def test_interval_is_near_the_analytic_one():
     y = rng.normal(size=300)
     score = y + rng.normal(size=300)
     errors = np.abs(score - y)
-    low, high = percentile_interval(bootstrap_draws("regression", [(y, score, 0.5)])["mae"])
+    low, high = percentile_interval(bootstrap_draws(REGRESSION, [(y, score, 0.5)])["mae"])
     half = 1.96 * errors.std(ddof=1) / np.sqrt(300)
     assert (low, high) == pytest.approx((errors.mean() - half, errors.mean() + half), abs=0.1 * half)
 
@@ -193,13 +197,13 @@ def test_all_seeds_see_the_same_resampled_subjects():
     # Two seeds whose errors cancel for every subject: only paired resampling gives no spread at all.
     y = np.zeros(30)
     error = np.linspace(0, 1, 30)
-    draws = bootstrap_draws("regression", [(y, error, 0.5), (y, 1 - error, 0.5)])["mae"]
+    draws = bootstrap_draws(REGRESSION, [(y, error, 0.5), (y, 1 - error, 0.5)])["mae"]
     assert draws == pytest.approx(0.5)
 
 
 def test_predictions_hold_one_row_per_subject(results):
     config = small_config()
-    runs = read_predictions(results / "predictions/ad/vit_b/mae/full/ADNI.tsv", "binary", 2)
+    runs = read_predictions(results / "predictions/ad/vit_b/mae/full/ADNI.tsv", BINARY)
     run = runs[RunKey("", 100, 0, "test")]
     expected = truth(config, "ad", "ADNI", "test")
     assert list(run.subjects) == [subject for subject, _ in expected]
@@ -210,11 +214,11 @@ def test_predictions_hold_one_row_per_subject(results):
 def test_damaged_predictions_are_named(tmp_path):
     write_tsv(tmp_path / "a.tsv", [{"fraction": "x", "seed": 0}], ("fraction", "seed"))
     with pytest.raises(UserError, match=r"a\.tsv lacks the column 'fold'"):
-        read_predictions(tmp_path / "a.tsv", "binary", 2)
+        read_predictions(tmp_path / "a.tsv", BINARY)
 
 
 def test_score_is_the_mean_over_seeds_of_the_test_subjects(results, scores):
-    runs = read_predictions(results / "predictions/ad/vit_b/mae/full/OASIS.tsv", "binary", 2)
+    runs = read_predictions(results / "predictions/ad/vit_b/mae/full/OASIS.tsv", BINARY)
     of_seeds = [runs[RunKey("", 50, seed, "zero-shot")] for seed in (0, 1, 2)]
     for metric, theirs in (("auc", oracle.roc_auc_score), ("brier", oracle.brier_score_loss)):
         values = [theirs(run.y, run.score) for run in of_seeds]
@@ -231,7 +235,7 @@ def test_score_is_the_mean_over_seeds_of_the_test_subjects(results, scores):
 
 def test_threshold_comes_from_validation_and_is_frozen(results, scores):
     folder = results / "predictions/ad/vit_b/mae/full"
-    home, away = (read_predictions(folder / f"{cohort}.tsv", "binary", 2) for cohort in ("ADNI", "OASIS"))
+    home, away = (read_predictions(folder / f"{cohort}.tsv", BINARY) for cohort in ("ADNI", "OASIS"))
     for cohort, runs, side in (("ADNI", home, "test"), ("OASIS", away, "zero-shot")):
         score = find(scores, "balanced_accuracy", cohort, backbone="vit_b", method="full", fraction=100)
         for seed, value in score.values.items():
@@ -266,7 +270,7 @@ def folded(tmp_path_factory):
 
 def test_the_folds_of_a_seed_are_scored_as_one_run_over_all_subjects(folded):
     scores = collect(FOLDED, folded, draws=200)
-    runs = read_predictions(folded / "predictions/ad/vit_b/mae/full/ADNI.tsv", "binary", 2)
+    runs = read_predictions(folded / "predictions/ad/vit_b/mae/full/ADNI.tsv", BINARY)
     for method, metric in itertools.product(("full", "scratch"), ("auc", "brier", "balanced_accuracy")):
         score = find(scores, metric, backbone="vit_b", method=method, fraction=50)
         assert (score.n, score.complete, len(score.values)) == (60, True, 3)
@@ -291,7 +295,7 @@ def test_the_folds_of_a_seed_are_scored_as_one_run_over_all_subjects(folded):
 
 def test_a_zero_shot_cohort_is_scored_by_the_mean_over_the_folds_models(folded):
     scores = collect(FOLDED, folded, draws=200)
-    runs = read_predictions(folded / "predictions/age/vit_b/mae/full/SimB.tsv", "regression", 0)
+    runs = read_predictions(folded / "predictions/age/vit_b/mae/full/SimB.tsv", REGRESSION)
     score = find(scores, "mae", "SimB", backbone="vit_b", method="full", fraction=100)
     for seed, value in score.values.items():
         of_folds = [runs[RunKey("", 100, seed, "zero-shot", fold)] for fold in (1, 2, 3)]
@@ -320,11 +324,11 @@ def test_the_rule_of_each_row_is_that_of_its_fold():
         return Run(subjects, np.arange(n) % 3.0, np.full((n, 3), 1 / 3), np.array(prior))
 
     one, other = fold("a", "c", prior=(0.2, 0.3, 0.5)), fold("b", prior=(0.5, 0.3, 0.2))
-    pooled = pool([with_rule("multiclass", None, run) for run in (one, other)])
+    pooled = pool([with_rule(MULTICLASS, None, run) for run in (one, other)])
     assert pooled.subjects == ("a", "b", "c")
     assert pooled.rule.tolist() == [[0.2, 0.3, 0.5], [0.5, 0.3, 0.2], [0.2, 0.3, 0.5]]
     # of equal probabilities, the class that was rarest in the fold's training is predicted: 0, 2 and 0
-    found = measure("multiclass", np.array([0.0, 2, 1]), pooled.score, pooled.rule)
+    found = MULTICLASS.measure(np.array([0.0, 2, 1]), pooled.score, pooled.rule)
     assert found["balanced_accuracy"] == pytest.approx(2 / 3)
 
 

@@ -8,17 +8,18 @@ import torch
 
 from neuropeft.cohorts.splits import read_split, take_fraction
 from neuropeft.errors import UserError
-from neuropeft.evaluate.metrics import auc, pearson_r
 from neuropeft.evaluate.predictions import RunKey, read_predictions
 from neuropeft.evaluate.probes import write_probes
 from neuropeft.evaluate.token_kernel import mean_tokens, token_kernel
 from neuropeft.files import read_tsv, write_tsv
 from neuropeft.grid import Cell, Group
-from neuropeft.linear import inner_folds
 from neuropeft.models.build import build_vit
 from neuropeft.models.checkpoints import save_encoder
 from neuropeft.probe_grid import Probed, features_file, probe_folder, probe_groups, probed
 from neuropeft.probe_names import PERMUTATIONS, PERMUTED, PROBES, null_method
+from neuropeft.tasks import task_kind
+from neuropeft.tasks.linear import inner_folds
+from neuropeft.tasks.metrics import auc, pearson_r
 from neuropeft.train.features import write_features
 
 SPLIT = "seed-3"
@@ -69,10 +70,10 @@ def write_inputs(results, kind, effect=2.0):
 
 def run(results, kind, split, files, fractions=(100,)):
     out = probe_folder(results, Probed("t", "vit", "mae"), SPLIT)
+    kind = task_kind(kind, {"binary": 2, "multiclass": 3, "regression": 0}[kind])
     write_probes(kind, split, fractions, list(SCANS), files, out)
-    classes = {"binary": 2, "multiclass": 3, "regression": 0}[kind]
     return {
-        name: read_predictions(out / f"{name}.tsv", kind, classes)
+        name: read_predictions(out / f"{name}.tsv", kind)
         for name in (*SCANS, *(f"{cohort}.null" for cohort in SCANS))
     }
 

@@ -16,6 +16,7 @@ from neuropeft.cohorts.splits import (
     write_split,
 )
 from neuropeft.errors import UserError
+from neuropeft.tasks import task_kind
 
 
 def people(classes: dict[int, int], scans: int = 1) -> list[dict]:
@@ -49,7 +50,7 @@ def split(
     kind: str = "binary",
     task: str = "ad",
 ) -> list:
-    made = make_split(rows, seed, test, validation, kind, task)
+    made = make_split(rows, seed, test, validation, task_kind(kind, 2), task)
     check_split(made, "a split")
     return made
 
@@ -186,7 +187,8 @@ def folds_of(
 ) -> list[list[dict]]:
     """The split of each fold."""
     made = [
-        make_split(rows, seed, 0, 0.15, kind, task, fold=fold, folds=folds) for fold in range(1, folds + 1)
+        make_split(rows, seed, 0, 0.15, task_kind(kind, 2), task, fold=fold, folds=folds)
+        for fold in range(1, folds + 1)
     ]
     for one in made:
         check_split(one, "a split")

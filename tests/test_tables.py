@@ -10,8 +10,7 @@ from fabricated_results import fabricate, small_config
 from neuropeft.config import Config
 from neuropeft.errors import UserError
 from neuropeft.evaluate.compare import compare
-from neuropeft.evaluate.metrics import METRICS
-from neuropeft.evaluate.scores import Score, collect
+from neuropeft.evaluate.scores import Score, collect, primary_metric
 from neuropeft.files import write_tsv
 from neuropeft.grid import Group
 from neuropeft.publish import score_tables
@@ -265,7 +264,9 @@ def test_published_figures_only_of_the_same_cohort_role_metric_and_unit(
     raw["cohorts"]["Ours"] = {"bids": "ours"}
     if task == "months":
         task, raw["tasks"]["age"]["unit"] = "age", "months"
-    score = Score(Group(task, "vit_b", "mae", "full", 100), cohort, zero_shot, metric, {}, ())
+    score = Score(
+        Group(task, "vit_b", "mae", "full", 100), cohort, zero_shot, metric, metric != "mae", {}, ()
+    )
     assert published_score(Config.model_validate(raw), score) == published
 
 
@@ -421,7 +422,8 @@ def test_tables_say_whether_seeds_differ_by_less_than_methods(apart, said):
             Group(task, next(iter(config.backbones)), "mae", method, 100),
             config.tasks[task].train,
             False,
-            METRICS[config.tasks[task].kind][0],
+            primary_metric(config.tasks[task]).name,
+            True,
             {0: 0.1 * place, 1: 0.1 * place + apart},
             (0, 1),
         )

@@ -17,12 +17,12 @@ from neuropeft.models.checkpoints import read_tensors, save_encoder
 from neuropeft.models.heads import NORMS, POOLS, QUERIES, FeatureNorm
 from neuropeft.peft.adapt import load_delta
 from neuropeft.store import open_store
+from neuropeft.tasks import task_kind
 from neuropeft.train import finetune as finetuning
 from neuropeft.train.augment import Augmentation
 from neuropeft.train.cost import seconds_since_process_start
 from neuropeft.train.finetune import forward_outputs, make_model
 from neuropeft.train.loop import Learner, Plan
-from neuropeft.train.losses import objective
 from neuropeft.train.pretraining_run import Run
 from neuropeft.train.schedule import lr_scale
 
@@ -288,7 +288,7 @@ def test_a_batch_weighs_subjects_and_not_their_scans(tmp_path: Path) -> None:
 
 def unweighted_losses(store: Path, rows: list[dict], model: torch.nn.Module) -> torch.Tensor:
     """Return the loss of scans, of whose subjects half are of either class."""
-    goal = objective({"kind": "binary", "classes": 2, "name": "t"}, [0, 1], [1, 1], "cell")
+    goal = task_kind("binary", 2).objective(np.array([0, 1]), [1, 1], "cell")
     opened = open_store(store)
     volumes = [opened.volumes[opened.index_of(row["scan_id"])].astype(np.float32) for row in rows]
     targets = torch.tensor([float(row["y"]) for row in rows])
@@ -329,7 +329,11 @@ def test_a_cnn_is_stored_as_it_was_validated(tmp_path: Path) -> None:
     load_delta(model, read_tensors(out / "delta.safetensors")[0])
     scans = torch.from_numpy(open_store(store).volumes[2:4].astype(np.float32))[:, None]
     with torch.inference_mode():
-        loss = objective(spec["task"], [0, 1], [1, 1], "cell").loss(model(scans), torch.tensor([0.0, 1]))
+        loss = (
+            task_kind("binary", 2)
+            .objective(np.array([0, 1]), [1, 1], "cell")
+            .loss(model(scans), torch.tensor([0.0, 1]))
+        )
     assert float(loss.mean()) == pytest.approx(tiny_cells.read_cost(out)["best_val_loss"], rel=1e-4)
 
 

@@ -96,7 +96,7 @@ def cell(kind: str = "binary", method: dict[str, Any] = LORA, **changes: Any) ->
     } | changes.pop("training", {})
     spec = {
         "cell": f"simulated/tiny/none/{method['kind']}/100/0",
-        "task": {"name": "simulated", "kind": kind, "classes": {"binary": 2, "multiclass": 3}.get(kind, 0)},
+        "task": {"name": "simulated", "kind": kind, "size": {"binary": 2, "multiclass": 3}.get(kind, 0)},
         "backbone": BACKBONE,
         "method": {"lr": 3e-3, "head_lr": None, "weight_decay": 1e-4, **method},
         "training": training,

@@ -11,8 +11,12 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from neuropeft.errors import UserError
+
+if TYPE_CHECKING:
+    from neuropeft.tasks.base import TaskKind
 
 UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES}
 RESULTS = Path("results")  # of the workflow, whose jobs run in the folder that holds it
@@ -72,7 +76,9 @@ def _split(options: argparse.Namespace) -> None:
     rows = read_usable(options.labels, options.store_scans)
     shares = options.test, options.validation
     folds = options.fold, options.folds
-    write_split(options.out, make_split(rows, options.seed, *shares, options.kind, options.task, *folds))
+    write_split(
+        options.out, make_split(rows, options.seed, *shares, _task_kind(options), options.task, *folds)
+    )
 
 
 def _check_leaks(options: argparse.Namespace) -> None:
@@ -252,11 +258,22 @@ def _features(options: argparse.Namespace) -> None:
 # -- evaluation ------------------------------------------------------------------------------------
 
 
+def _task_kind(options: argparse.Namespace) -> "TaskKind":
+    from neuropeft.tasks import task_kind
+
+    return task_kind(options.kind, options.size)
+
+
 def _controls(options: argparse.Namespace) -> None:
     from neuropeft.evaluate.controls import write_controls
 
     write_controls(
-        options.kind, options.target, options.split, options.fractions, options.cohorts, options.out
+        _task_kind(options),
+        options.targets,
+        options.split,
+        options.fractions,
+        options.cohorts,
+        options.out,
     )
 
 
@@ -264,7 +281,7 @@ def _probes(options: argparse.Namespace) -> None:
     from neuropeft.evaluate.probes import write_probes
 
     write_probes(
-        options.kind,
+        _task_kind(options),
         options.split,
         options.fractions,
         options.cohorts,
@@ -391,7 +408,7 @@ def _add_cohorts(verb: Verb) -> None:
     split = verb("split", _split, "split the subjects of a task into training, validation and test")
     _paths(split, "--labels", "--store-scans", "--out")
     split.add_argument("--task", required=True)
-    split.add_argument("--kind", required=True)
+    _add_task_kind(split)
     split.add_argument("--seed", type=int, required=True)
     tested = split.add_mutually_exclusive_group(required=True)
     tested.add_argument("--test", type=float, default=0.0, help="share of the subjects that is tested on")
@@ -479,16 +496,21 @@ def _add_models(verb: Verb) -> None:
     _paths(features, "--store", "--out")
 
 
+def _add_task_kind(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--kind", required=True, help="kind of the task")
+    parser.add_argument("--size", type=int, required=True, help="its classes or labels; 0 for values")
+
+
 def _add_evaluation(verb: Verb) -> None:
     controls = verb("controls", _controls, "fit the controls of a task")
-    controls.add_argument("--kind", required=True)
-    controls.add_argument("--target", required=True)
+    _add_task_kind(controls)
+    controls.add_argument("--targets", nargs="+", required=True, help="columns that are predicted")
     _paths(controls, "--split", "--out")
     controls.add_argument("--fractions", type=int, nargs="+", required=True)
     controls.add_argument("--cohorts", nargs="+", required=True)
 
     probes = verb("probes", _probes, "fit the probes of a frozen backbone on a task")
-    probes.add_argument("--kind", required=True)
+    _add_task_kind(probes)
     _paths(probes, "--split", "--out")
     probes.add_argument("--fractions", nargs="+", type=int, required=True)
     probes.add_argument("--cohorts", nargs="+", required=True)

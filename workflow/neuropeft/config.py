@@ -170,6 +170,16 @@ class Task(Model):
         _check_no_repeats("zero_shot", self.zero_shot)
         return self
 
+    @property
+    def size(self) -> int:
+        """How many classes there are; 0 for values."""
+        return len(self.classes or {})
+
+    @property
+    def target_columns(self) -> dict[str, str]:
+        """The columns that hold targets, by the key that names each."""
+        return {"target": self.target}
+
     def class_values(self) -> dict[str, list[LabelValue]]:
         """Return the values of the target column that stand for each class, in the order of the classes."""
         return {name: _as_list(values) for name, values in (self.classes or {}).items()}

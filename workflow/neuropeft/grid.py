@@ -209,7 +209,7 @@ def cell_spec(config: Config, cell: Cell) -> dict[str, Any]:
     method = config.methods[cell.method].model_dump(mode="json")
     return {
         "cell": "/".join(map(str, cell if cell.fold else cell[:-1])),
-        "task": {"name": cell.task, "kind": task.kind, "classes": len(task.classes or {})},
+        "task": {"name": cell.task, "kind": task.kind, "size": task.size},
         "backbone": backbone_spec(config, cell.backbone),
         "shuffle_labels": method.pop("shuffle_labels"),
         "method": method,

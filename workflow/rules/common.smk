@@ -19,6 +19,7 @@ from neuropeft.finished import deltas_by_base, finished_cells, made_after, state
 from neuropeft.packs import Pack, pack_of, packs
 from neuropeft.split_names import FOLD_PART, SPLIT_PATTERN, fold_in, fold_part, seed_and_fold, split_name
 from neuropeft.sources import source, sources
+from neuropeft.tasks import module_of
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 from snakemake.settings.types import DeploymentMethod
@@ -97,6 +98,16 @@ def volumes(cohort):
 def stored_scans(cohort):
     """Return the rows of a cohort's store."""
     return f"results/cohorts/{cohort}/store/scans.tsv"
+
+
+def task_kind_arguments(task):
+    """Return what tells a command the kind of a task."""
+    return f"--kind {CONFIG.tasks[task].kind} --size {CONFIG.tasks[task].size}"
+
+
+def task_sources(module, task):
+    """Return the files that a module and the kind of a task depend on."""
+    return sources(module, module_of(CONFIG.tasks[task].kind))
 
 
 def seeds(task):

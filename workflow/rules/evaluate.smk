@@ -10,7 +10,7 @@ rule predict:
             wildcards.task, wildcards.cohort, grid.splits_of(group_cells(wildcards))
         ),
         leaks=lambda wildcards: test_checks(wildcards, group_cells(wildcards)),
-        code=sources("train.predict"),
+        code=lambda wildcards: task_sources("train.predict", wildcards.task),
     output:
         "results/predictions/{task}/{backbone}/{pretraining}/{method}/{cohort}.tsv",
     log:
@@ -35,7 +35,7 @@ rule controls:
         split="results/splits/{task}/{split}.tsv",
         labels=lambda wildcards: task_labels(wildcards.task),
         volumes=lambda wildcards: [volumes(cohort) for cohort in task_cohorts(wildcards.task)],
-        code=sources("evaluate.controls"),
+        code=lambda wildcards: task_sources("evaluate.controls", wildcards.task),
     output:
         directory("results/controls/{task}/{split}"),
     log:
@@ -46,12 +46,12 @@ rule controls:
         mem_mb=lambda wildcards, attempt: 8000 * attempt,
         runtime=lambda wildcards, attempt: 120 * attempt,
     params:
-        kind=lambda wildcards: CONFIG.tasks[wildcards.task].kind,
-        target=lambda wildcards: CONFIG.tasks[wildcards.task].target,
+        kind=lambda wildcards: task_kind_arguments(wildcards.task),
+        targets=lambda wildcards: list(CONFIG.tasks[wildcards.task].target_columns.values()),
         fractions=lambda wildcards: grid.fractions_of(CELLS, wildcards.task),
         cohorts=lambda wildcards: task_cohorts(wildcards.task),
     message:
         "Fitting the controls of task {wildcards.task} ({wildcards.split})"
     shell:
-        "python -m neuropeft controls --kind {params.kind} --target {params.target:q} --split {input.split}"
+        "python -m neuropeft controls {params.kind} --targets {params.targets:q} --split {input.split}"
         " --fractions {params.fractions} --cohorts {params.cohorts} --out {output} > {log} 2>&1"

@@ -34,7 +34,7 @@ rule probes:
         labels=lambda wildcards: task_labels(wildcards.task),
         stored=lambda wildcards: [stored_scans(cohort) for cohort in task_cohorts(wildcards.task)],
         features=task_features,
-        code=sources("evaluate.probes"),
+        code=lambda wildcards: task_sources("evaluate.probes", wildcards.task),
     output:
         directory("results/probes/{task}/{backbone}/{pretraining}/{split}"),
     log:
@@ -47,13 +47,13 @@ rule probes:
         mem_mb=probes_mb,
         runtime=lambda wildcards, attempt: 120 * attempt,
     params:
-        kind=lambda wildcards: CONFIG.tasks[wildcards.task].kind,
+        kind=lambda wildcards: task_kind_arguments(wildcards.task),
         fractions=lambda wildcards: grid.fractions_of(CELLS, wildcards.task),
         cohorts=lambda wildcards: task_cohorts(wildcards.task),
     message:
         "Fitting probes of {wildcards.backbone} (start {wildcards.pretraining}) on {wildcards.task}"
         " ({wildcards.split})"
     shell:
-        "python -m neuropeft probes --kind {params.kind} --split {input.split}"
+        "python -m neuropeft probes {params.kind} --split {input.split}"
         " --fractions {params.fractions} --cohorts {params.cohorts} --features {input.features}"
         " --out {output} > {log} 2>&1"

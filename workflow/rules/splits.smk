@@ -5,7 +5,7 @@ rule split:
     input:
         labels=lambda wildcards: f"results/tasks/{wildcards.task}/{CONFIG.tasks[wildcards.task].train}.tsv",
         stored=lambda wildcards: stored_scans(CONFIG.tasks[wildcards.task].train),
-        code=sources("cohorts.splits"),
+        code=lambda wildcards: task_sources("cohorts.splits", wildcards.task),
     output:
         "results/splits/{task}/{split}.tsv",
     log:
@@ -13,7 +13,7 @@ rule split:
     conda:
         "../../envs/torch.yaml"
     params:
-        kind=lambda wildcards: CONFIG.tasks[wildcards.task].kind,
+        kind=lambda wildcards: task_kind_arguments(wildcards.task),
         seed=lambda wildcards: seed_and_fold(wildcards.split)[0],
         tested=lambda wildcards: (
             f"--fold {seed_and_fold(wildcards.split)[1]} --folds {CONFIG.splits.folds}"
@@ -24,7 +24,7 @@ rule split:
     message:
         "Splitting the subjects of task {wildcards.task} ({wildcards.split})"
     shell:
-        "python -m neuropeft split --task {wildcards.task} --kind {params.kind} --labels {input.labels}"
+        "python -m neuropeft split --task {wildcards.task} {params.kind} --labels {input.labels}"
         " --store-scans {input.stored} --seed {params.seed} {params.tested}"
         " --validation {params.validation} --out {output} > {log} 2>&1"
 

@@ -6,20 +6,12 @@ from typing import Any
 
 from neuropeft.errors import UserError
 from neuropeft.files import MISSING
+from neuropeft.tasks.values import quantile_bins
 
-SUBJECTS_PER_BIN = 10
-MOST_BINS = 5  # the coarser, the more do the test sides of several tasks agree
 KEPT = 2  # subjects of a class that a fold must leave for validation and training
 
 Row = Mapping[str, Any]
 Rank = Callable[[str], bytes]
-
-
-def quantile_bins(values: Mapping[str, float]) -> dict[str, int]:
-    """Return the quantile bin of each subject's value: 0 to at most MOST_BINS - 1, of equal sizes."""
-    by_value = sorted(values, key=lambda subject: (values[subject], subject))
-    bins = max(1, min(MOST_BINS, len(values) // SUBJECTS_PER_BIN))
-    return {subject: rank * bins // len(values) for rank, subject in enumerate(by_value)}
 
 
 def least_subjects(folds: int) -> int:

@@ -8,12 +8,14 @@ from pathlib import Path
 
 from neuropeft.cohorts.chunks import index_path
 from neuropeft.cohorts.index import Scan, index_cohort, write_if_changed, write_index
-from neuropeft.cohorts.labels import OLDEST, TASK_COLUMNS, Row, age_in_years, normal_sex, task_rows
-from neuropeft.cohorts.readers import is_missing, label_source
+from neuropeft.cohorts.labels import TASK_COLUMNS, Row, task_rows
+from neuropeft.cohorts.readers import label_source
 from neuropeft.cohorts.splits import TRAIN, fraction_size, make_split
 from neuropeft.config import Config
 from neuropeft.errors import UserError
 from neuropeft.grid import cells, scanned_cohorts, used_tasks
+from neuropeft.tasks import task_kind
+from neuropeft.tasks.values import OLDEST, age_in_years, is_missing, normal_sex
 
 SUBJECT_COLUMNS = ("scan_id", "subject", "session", "age", "sex")
 
@@ -125,13 +127,12 @@ def _check_one_subject_per_file(cohort: str, scans: Sequence[Scan]) -> None:
 def _check_fractions(config: Config, name: str, rows: Sequence[Row]) -> None:
     """Check that the smallest fraction of a task has a subject of each class, which any first ones have."""
     task, shares = config.tasks[name], config.splits
+    kind = task_kind(task.kind, task.size)
     fold = shares.fold_numbers[0]  # no other one tests more subjects
-    split = make_split(
-        rows, 0, shares.test_share, shares.validation, task.kind, name, fold, shares.folds or 0
-    )
+    split = make_split(rows, 0, shares.test_share, shares.validation, kind, name, fold, shares.folds or 0)
     subjects = len({row["subject"] for row in split if row["side"] == TRAIN})
     fraction = min(cell.fraction for cell in cells(config) if cell.task == name)
-    taken, needed = fraction_size(fraction, subjects), len(task.class_values())
+    taken, needed = fraction_size(fraction, subjects), kind.size if kind.every_stratum else 1
     if taken < needed:
         raise UserError(
             f"`grid.fractions`: {fraction} % of the {subjects} training subjects of task {name} are {taken}, "

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from neuropeft.config import Cohort, Simulated
 from neuropeft.errors import UserError, suggest
 from neuropeft.files import MISSING, expanded, read_tsv
+from neuropeft.tasks.values import is_missing
 
 T1W_SUFFIXES = ("_T1w.nii.gz", "_T1w.nii", "_T1w.mgz")
 NOT_MAGNITUDE = re.compile("_part-(phase|real|imag)_")
@@ -262,11 +263,6 @@ def simulated_root(name: str) -> str:
 
 
 # -- shared ----------------------------------------------------------------------------------------
-
-
-def is_missing(value: str) -> bool:
-    """Tell whether a table's cell says that it has no value: n/a, NA, NaN or nothing."""
-    return value.strip().lower() in ("", "n/a", "na", "nan")
 
 
 def _rename(row: Mapping[str, str], columns: Mapping[str, str]) -> Labels:

@@ -10,11 +10,15 @@ import hashlib
 import re
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from neuropeft.cohorts.folds import deal_folds, quantile_bins
+from neuropeft.cohorts.folds import deal_folds
 from neuropeft.errors import UserError
 from neuropeft.files import MISSING, read_tsv, write_tsv
+from neuropeft.tasks.values import SEVERAL
+
+if TYPE_CHECKING:
+    from neuropeft.tasks.base import TaskKind
 
 TRAIN, VALIDATION, TEST = SIDES = ("train", "val", "test")
 ZERO_SHOT = "zero-shot"  # the side of a cohort that is tested on and never trained on
@@ -34,23 +38,23 @@ def make_split(
     seed: int,
     test: float,
     validation: float,
-    kind: str,
+    kind: "TaskKind",
     task: str,
     fold: int = 0,
     folds: int = 0,
 ) -> list[dict[str, Any]]:
     """Split the subjects of a task's training cohort.
 
-    Strata are the target's classes, or quantile bins of a regression target, and within them the sexes where
-    they are known. A stratum too small for its share passes it to its class as a whole. Every class has a
-    subject on every side. A subject with several scans belongs to the stratum of its first one.
+    Strata are those of the kind, such as classes, and within them the sexes where they are known. A sex too
+    small for its share passes it to its stratum as a whole. Every class has a subject on every side. A
+    subject with several scans belongs to the stratum of its first one.
 
     Args:
         rows: one per scan: scan_id, subject, session, y, sex and, if known, age, text or values.
         seed: decides who validates and in which order training and validation subjects are taken.
         test: share of the subjects that is tested on, the same whatever the seed; not used with folds.
         validation: share of all subjects that validates.
-        kind: binary, multiclass or regression.
+        kind: what is predicted.
         task: name of the task, for errors.
         fold: the fold that is tested on, 1 to `folds`; 0 tests on the share `test`.
         folds: into how many folds subjects are dealt, the same whatever the seed.
@@ -64,8 +68,8 @@ def make_split(
         UserError: a class has too few subjects to be on three sides.
     """
     first = first_rows(rows)
-    classes = kind != "regression"
-    group = _groups(first, classes)
+    classes = kind.every_stratum
+    group = kind.strata({subject: row["y"] for subject, row in first.items()})
     strata = _strata(first, group)
     count = len(first)
     if fold:
@@ -111,17 +115,24 @@ def write_split(path: str | Path, rows: Sequence[Row]) -> None:
 
 
 def read_split(path: str | Path) -> list[dict[str, Any]]:
-    """Read and check a split; `order` becomes int or None, `y` int for a class and float for a value."""
+    """Read and check a split; `order` becomes int or None, a `y` that is one number int or float."""
     rows: list[dict[str, Any]] = []
     for number, row in enumerate(read_tsv(path), start=2):
         try:
             order = None if row["order"] == MISSING else int(row["order"])
-            y = int(row["y"]) if re.fullmatch(r"\d+", row["y"]) else float(row["y"])
-            rows.append({column: row[column] for column in SPLIT_COLUMNS} | {"order": order, "y": y})
+            rows.append(
+                {column: row[column] for column in SPLIT_COLUMNS} | {"order": order, "y": _y(row["y"])}
+            )
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{path}, line {number}: {error} is not what a split holds; {_FIX}") from error
     check_split(rows, str(path))
     return rows
+
+
+def _y(text: str) -> int | float | str:
+    if SEVERAL in text:
+        return text
+    return int(text) if re.fullmatch(r"\d+", text) else float(text)
 
 
 def split_digest(path: str | Path) -> str:
@@ -211,15 +222,8 @@ def session_key(session: str | None) -> list[tuple[int, str]]:
 # -- strata ----------------------------------------------------------------------------------------
 
 
-def _groups(first: Mapping[str, Row], classes: bool) -> dict[str, int]:
-    """Return the class of each subject, or the quantile bin of its target."""
-    if classes:
-        return {subject: int(row["y"]) for subject, row in first.items()}
-    return quantile_bins({subject: float(row["y"]) for subject, row in first.items()})
-
-
 def _strata(first: Mapping[str, Row], group: Mapping[str, int]) -> Strata:
-    """Sort subjects by class or quantile bin, then by sex."""
+    """Sort subjects by stratum, then by sex."""
     strata: Strata = {}
     for subject, row in first.items():
         strata.setdefault(group[subject], {}).setdefault(row["sex"] or MISSING, []).append(subject)

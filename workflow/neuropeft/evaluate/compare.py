@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from neuropeft.config import Config
-from neuropeft.evaluate.metrics import percentile_interval
+from neuropeft.evaluate.bootstrap import percentile_interval
 from neuropeft.evaluate.scores import CONTROL, Score
 from neuropeft.grid import NO_PRETRAINING
 from neuropeft.probe_grid import is_probe

@@ -16,12 +16,11 @@ from numpy.typing import NDArray
 from neuropeft.cohorts.splits import TEST, TRAIN, VALIDATION, ZERO_SHOT, read_split, take_fraction
 from neuropeft.errors import UserError
 from neuropeft.files import MISSING, read_tsv, write_tsv
-from neuropeft.linear import mean_scores, model_scores, one_class, tuned_linear_model
-from neuropeft.prediction_columns import COLUMNS, CONTROL_METHOD, prior_columns, score_columns
 from neuropeft.split_names import seed_and_fold
 from neuropeft.store import Store, open_store
+from neuropeft.tasks.base import COLUMNS, CONTROL_METHOD, Array, TaskKind
+from neuropeft.tasks.linear import fit_linear
 
-Array = NDArray[np.float64]
 Row = dict[str, str]
 Features = Callable[[Row, str], Array]  # a scan's row and its cohort -> [features]
 
@@ -39,13 +38,18 @@ class Side:
 
 
 def write_controls(
-    kind: str, target: str, split: Path, fractions: Sequence[int], cohorts: Sequence[str], out: Path
+    kind: TaskKind,
+    targets: Sequence[str],
+    split: Path,
+    fractions: Sequence[int],
+    cohorts: Sequence[str],
+    out: Path,
 ) -> None:
     """Fit the controls of a task on each fraction of a split; predict validation, test and zero-shot scans.
 
     Args:
-        kind: binary, multiclass or regression.
-        target: column that is predicted; `age_sex` leaves it out of its features.
+        kind: what is predicted.
+        targets: columns that are predicted; `age_sex` leaves them out of its features.
         split: `results/splits/{task}/{split}.tsv`; labels and stores are found from there.
         fractions: percents of the training and of the validation subjects.
         cohorts: the training cohort, then the zero-shot cohorts.
@@ -61,7 +65,6 @@ def write_controls(
         cohort: _labelled_rows(results / "tasks" / task / f"{cohort}.tsv", store)
         for cohort, store in stores.items()
     }
-    classes = _classes(kind, [row for rows in tables.values() for row in rows])
     voxels = {cohort: _pooled(stores[cohort], rows) for cohort, rows in tables.items()}
     home = cohorts[0]
     labels = {row["scan_id"]: row for row in tables[home]}
@@ -75,22 +78,22 @@ def write_controls(
             for side, rows in of_side.items()
         }
         train, wanted = found[TRAIN], tables | {home: found[VALIDATION] + found[TEST]}
-        if kind != "regression" and len({row["y"] for row in train}) < 2:
+        y = kind.array(row["y"] for row in train)
+        if kind.nothing_to_learn(y):
             raise UserError(
                 f"{split}: all training subjects of {fraction} % are of one class; add scans of the other "
                 "classes or give a larger fraction"
             )
         run = {"fraction": fraction, "seed": seed, "fold": fold}
-        targets = np.array([float(row["y"]) for row in train])
-        priors = prior_columns(kind, classes)
-        prior = dict(zip(priors, mean_scores(kind, classes, targets), strict=True)) if priors else {}
-        for method, features in _methods(voxels, _known_variables(train, target)).items():
-            predict = fit(method, kind, classes, make_side(train, home, features))
+        # zip stops at once where there are no such columns
+        prior = dict(zip(kind.prior_columns, kind.constant_scores(y), strict=False))
+        for method, features in _methods(voxels, _known_variables(train, targets)).items():
+            predict = fit(method, kind, make_side(kind, train, home, features))
             for cohort in cohorts:
-                side = make_side(wanted[cohort], cohort, features)
+                side = make_side(kind, wanted[cohort], cohort, features)
                 rows = score_rows(method, kind, run, side, predict(side.features))
                 scores[cohort] += [row | prior for row in rows]
-    columns = [CONTROL_METHOD, *COLUMNS, *score_columns(kind, classes), *prior_columns(kind, classes)]
+    columns = [CONTROL_METHOD, *COLUMNS, *kind.score_columns, *kind.prior_columns]
     for cohort in cohorts:
         write_tsv(out / f"{cohort}.tsv", scores[cohort], columns)
 
@@ -112,14 +115,10 @@ def _labelled_rows(labels: Path, store: Store) -> list[Row]:
     return [row for row in read_tsv(labels) if row["scan_id"] in stored]
 
 
-def _classes(kind: str, rows: list[Row]) -> int:
-    return 1 if kind == "regression" else max(2, 1 + max(int(row["y"]) for row in rows))
-
-
-def make_side(rows: list[Row], cohort: str, features: Features) -> Side:
+def make_side(kind: TaskKind, rows: list[Row], cohort: str, features: Features) -> Side:
     """Return the scans of a cohort with their targets and features."""
     values = [features(row, cohort) for row in rows]
-    return Side(rows, np.array([float(row["y"]) for row in rows]), np.array(values).reshape(len(rows), -1))
+    return Side(rows, kind.array(row["y"] for row in rows), np.array(values).reshape(len(rows), -1))
 
 
 def _pooled(store: Store, rows: list[Row]) -> dict[str, Array]:
@@ -136,11 +135,11 @@ def _pool(volume: NDArray[Any]) -> Array:
     return pooled.ravel()  # [POOLED_SIZE³]
 
 
-def _known_variables(train: list[Row], target: str) -> list[str]:
+def _known_variables(train: list[Row], targets: Sequence[str]) -> list[str]:
     return [
         name
         for name in ("age", "sex")
-        if name != target and np.mean([row[name] != MISSING for row in train]) >= KNOWN_SHARE
+        if name not in targets and np.mean([row[name] != MISSING for row in train]) >= KNOWN_SHARE
     ]
 
 
@@ -153,41 +152,40 @@ def _subject_variables(row: Row, names: list[str]) -> Array:
 # -- models ----------------------------------------------------------------------------------------
 
 
-def fit(method: str, kind: str, classes: int, train: Side) -> Callable[[Array], Array]:
+def fit(method: str, kind: TaskKind, train: Side) -> Callable[[Array], Array]:
     """Fit a control; the returned function maps features to scores [scans, columns], NaN where unknown."""
     known = np.isfinite(train.features).all(1)
-    columns = classes if kind == "multiclass" else 1
+    columns = len(kind.score_columns)
     if method == "mean":
-        constant = mean_scores(kind, classes, train.y)
+        constant = kind.constant_scores(train.y)
         return lambda features: np.tile(constant, (len(features), 1))
-    if not train.features.shape[1] or not known.any() or one_class(kind, train.y[known]):
+    if not train.features.shape[1] or not known.any() or kind.nothing_to_learn(train.y[known]):
         return lambda features: np.full((len(features), columns), np.nan)
     subjects = np.array([row["subject"] for row in train.rows])[known]
-    model = tuned_linear_model(kind, train.features[known], train.y[known], subjects)
+    models = fit_linear(kind, train.features[known], train.y[known], subjects)
 
     def predict(features: Array) -> Array:
         scores = np.full((len(features), columns), np.nan)
         rows = np.isfinite(features).all(1)
         if rows.any():
-            scores[rows] = model_scores(model, kind, classes, features[rows])
+            scores[rows] = kind.model_scores(models, features[rows])
         return scores
 
     return predict
 
 
 def score_rows(
-    method: str, kind: str, run: Mapping[str, int], side: Side, scores: Array
+    method: str, kind: TaskKind, run: Mapping[str, int], side: Side, scores: Array
 ) -> list[dict[str, object]]:
     """Return the rows of a prediction file.
 
     Args:
         method: name of the control.
-        kind: binary, multiclass or regression.
+        kind: what was predicted.
         run: fraction (percent), seed and fold of the fit.
         side: what was predicted; the rows' `split` is their side, zero-shot where they have none.
         scores: [scans, columns] as `fit`'s function returns them; NaN becomes n/a.
     """
-    names = score_columns(kind, scores.shape[1])
     return [
         {
             CONTROL_METHOD: method,
@@ -195,7 +193,8 @@ def score_rows(
             "split": row.get("split", ZERO_SHOT),
             **{name: row[name] for name in ("scan_id", "subject", "session", "y")},
             **{
-                name: value if np.isfinite(value) else None for name, value in zip(names, values, strict=True)
+                name: value if np.isfinite(value) else None
+                for name, value in zip(kind.score_columns, values, strict=True)
             },
         }
         for row, values in zip(side.rows, scores, strict=True)

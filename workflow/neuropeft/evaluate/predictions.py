@@ -5,12 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from neuropeft.cohorts.splits import first_rows
 from neuropeft.errors import UserError
 from neuropeft.files import MISSING, read_tsv
-from neuropeft.prediction_columns import COLUMNS, CONTROL_METHOD, prior_columns, score_columns
+from neuropeft.tasks.base import COLUMNS, CONTROL_METHOD, Run, TaskKind
 
 
 @dataclass(frozen=True)
@@ -27,25 +26,7 @@ class RunKey:
     fold: int = 0
 
 
-@dataclass(frozen=True)
-class Run:
-    """Predictions of one run on one side: one row per subject, sorted by subject.
-
-    Attributes:
-        subjects: names, [n].
-        y: class indices or target values, [n].
-        score: [n] (binary: probability of class 1; regression: value) or [n, classes].
-        prior: multiclass: frequency of each class among the training scans, which the scores suppose,
-            [classes]; empty otherwise.
-    """
-
-    subjects: tuple[str, ...]
-    y: NDArray[np.float64]
-    score: NDArray[np.float64]
-    prior: NDArray[np.float64]
-
-
-def read_predictions(path: Path, kind: str, classes: int) -> dict[RunKey, Run]:
+def read_predictions(path: Path, kind: TaskKind) -> dict[RunKey, Run]:
     """Read a prediction or control file.
 
     A subject's first scan (by session, then scan_id) stands for the subject, so subjects with many scans
@@ -56,8 +37,8 @@ def read_predictions(path: Path, kind: str, classes: int) -> dict[RunKey, Run]:
         UserError: a column is missing or a value is no number.
     """
     rows = read_tsv(path)
-    names, priors = score_columns(kind, classes), prior_columns(kind, classes)
-    if rows and (absent := [name for name in (*COLUMNS, *names, *priors) if name not in rows[0]]):
+    wanted = (*COLUMNS, *kind.score_columns, *kind.prior_columns)
+    if rows and (absent := [name for name in wanted if name not in rows[0]]):
         raise UserError(f"{path} lacks the column {absent[0]!r}: delete it and run the workflow again")
     runs: dict[RunKey, list[dict[str, str]]] = defaultdict(list)
     for number, row in enumerate(rows, start=2):
@@ -67,19 +48,19 @@ def read_predictions(path: Path, kind: str, classes: int) -> dict[RunKey, Run]:
             raise UserError(f"{path} row {number}: {error}; delete the file and run again") from error
         runs[RunKey(row.get(CONTROL_METHOD, ""), fraction, seed, row["split"], fold)].append(row)
     try:
-        read = {key: _run(of_run, names, priors) for key, of_run in runs.items()}
+        read = {key: _run(of_run, kind) for key, of_run in runs.items()}
     except ValueError as error:
         raise UserError(f"{path}: {error}; delete the file and run the workflow again") from error
     return {key: run for key, run in read.items() if run.subjects}
 
 
-def _run(rows: list[dict[str, str]], names: list[str], priors: list[str]) -> Run:
-    first = first_rows(rows)
+def _run(rows: list[dict[str, str]], kind: TaskKind) -> Run:
+    first, names = first_rows(rows), kind.score_columns
     kept = [first[subject] for subject in sorted(first) if first[subject][names[0]] != MISSING]
     score = np.array([[float(row[name]) for name in names] for row in kept]).reshape(len(kept), len(names))
     return Run(
         subjects=tuple(row["subject"] for row in kept),
-        y=np.array([float(row["y"]) for row in kept]),
+        y=kind.array(row["y"] for row in kept),
         score=score if len(names) > 1 else score[:, 0],
-        prior=np.array([float(rows[0][name]) for name in priors]),
+        prior=np.array([float(rows[0][name]) for name in kind.prior_columns]),
     )

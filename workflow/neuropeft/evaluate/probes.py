@@ -18,19 +18,11 @@ from neuropeft.cohorts.splits import TRAIN, VALIDATION, ZERO_SHOT, first_rows, r
 from neuropeft.errors import UserError
 from neuropeft.evaluate.token_kernel import Wanted, mean_tokens, token_kernel
 from neuropeft.files import read_tsv, write_tsv
-from neuropeft.linear import (
-    Array,
-    inner_folds,
-    mean_scores,
-    model_scores,
-    one_class,
-    tuned,
-    tuned_linear_model,
-)
-from neuropeft.prediction_columns import COLUMNS, CONTROL_METHOD, prior_columns, score_columns
 from neuropeft.probe_names import PERMUTATIONS, PERMUTED, PROBES, null_file, null_method
 from neuropeft.progress import track
 from neuropeft.split_names import seed_and_fold
+from neuropeft.tasks.base import COLUMNS, CONTROL_METHOD, Array, TaskKind
+from neuropeft.tasks.linear import fewest_fitted, fit_linear, tuned
 
 Row = dict[str, Any]
 
@@ -77,7 +69,7 @@ class Part:
 
 
 def write_probes(
-    kind: str,
+    kind: TaskKind,
     split: Path,
     fractions: Sequence[int],
     cohorts: Sequence[str],
@@ -87,7 +79,7 @@ def write_probes(
     """Fit the probes of an encoder on a split and predict validation, test and zero-shot scans.
 
     Args:
-        kind: binary, multiclass or regression.
+        kind: what is predicted.
         split: the split in `results/splits/{task}/`; labels and stores are found from there.
         fractions: percents of the training and of the validation subjects, one after another.
         cohorts: the training cohort, then the zero-shot cohorts.
@@ -101,7 +93,6 @@ def write_probes(
     """
     scans = _read(split, cohorts, features)
     sides, (seed, fold) = read_split(split), seed_and_fold(split)
-    classes = 1 if kind == "regression" else max(2, 1 + max(int(row["y"]) for row in scans.rows))
     first = {
         id(row)
         for cohort in cohorts
@@ -116,26 +107,26 @@ def write_probes(
         keep = [row["split"] != VALIDATION or row["scan_id"] in validating for row in scans.tested]
         keep_first = [kept and id(row) in first for kept, row in zip(keep, scans.tested, strict=True)]
         places = np.array([i for i in range(scans.train) if scans.rows[i]["scan_id"] in chosen])
-        y = np.array([float(scans.rows[i]["y"]) for i in places])
-        if one_class(kind, y):
+        y = kind.array(scans.rows[i]["y"] for i in places)
+        if kind.nothing_to_learn(y):
             raise UserError(
                 f"{split}: the first {fraction} % of the training subjects are all of one class; "
                 "add scans of the other classes or leave the fraction out"
             )
         # zip stops at once where there are no such columns
-        prior = dict(zip(prior_columns(kind, classes), mean_scores(kind, classes, y), strict=False))
+        prior = dict(zip(kind.prior_columns, kind.constant_scores(y), strict=False))
         common = {"fraction": fraction, "seed": seed, "fold": fold} | prior
-        targets = _permuted(scans, places, zlib.crc32(f"{split.stem} {fraction}".encode()))
+        targets = _permuted(kind, scans, places, zlib.crc32(f"{split.stem} {fraction}".encode()))
         for probe in PROBES:
             part = _part(scans, places, y, probe)
-            model = _fit(probe, kind, part)
-            scores = model_scores(model, kind, classes, part.tested)
+            models = _fit(probe, kind, part)
+            scores = kind.model_scores(models, part.tested)
             found += _rows(scans.tested, scores, kind, common | {CONTROL_METHOD: probe}, keep)
             if probe in PERMUTED:
-                for number, scores in enumerate(_null_scores(model, kind, classes, part, targets)):
+                for number, scores in enumerate(_null_scores(models, kind, part, targets)):
                     method = {CONTROL_METHOD: null_method(probe, number)}
                     null += _rows(scans.tested, scores, kind, common | method, keep_first)
-    columns = [CONTROL_METHOD, *COLUMNS, *score_columns(kind, classes), *prior_columns(kind, classes)]
+    columns = [CONTROL_METHOD, *COLUMNS, *kind.score_columns, *kind.prior_columns]
     for cohort in cohorts:
         path = out / f"{cohort}.tsv"
         for table, rows in ((path, found), (null_file(path), null)):
@@ -185,42 +176,49 @@ def _part(scans: Scans, places: NDArray[np.int_], y: Array, probe: str) -> Part:
         return Part(subjects, y, scans.mean[places], scans.mean[scans.train :])
     kernel = scans.kernel[:, places]
     own = kernel[places]
-    # The distances from the mean, which centring (by KernelPCA, within each inner fold) leaves.
+    # The distances from the mean, which centring (by KernelPCA) leaves.
     spread = (own.trace() - own.sum() / len(own)) / len(own)
     scale = SPREAD / spread if spread > 0 else 1.0
-    return Part(subjects, y, own * scale, kernel[scans.train :] * scale)
+    principal = _principal(len(y)).fit(own * scale)
+    return Part(
+        subjects, y, principal.transform(own * scale), principal.transform(kernel[scans.train :] * scale)
+    )
+
+
+def _principal(scans: int) -> Any:
+    """Return what finds the principal components of all tokens; they know no target.
+
+    Of products of scans it is the PCA of their tokens (dual form), at a cost that does not grow with them.
+    """
+    from sklearn.decomposition import KernelPCA
+
+    components = max(1, min(scans - 1, MOST_COMPONENTS))
+    solver = "dense" if scans <= MOST_EXACT else "randomized"
+    return KernelPCA(components, kernel="precomputed", eigen_solver=solver, random_state=0)
 
 
 # -- models ----------------------------------------------------------------------------------------
 
 
-def _fit(probe: str, kind: str, part: Part) -> Any:
-    """Return the fitted pipeline of a probe."""
+def _fit(probe: str, kind: TaskKind, part: Part) -> list[Any]:
+    """Return the fitted pipelines of a probe, one for each of `kind.separate`."""
     if probe == "knn":
         return _nearest(kind, part)
-    if probe == "probe_mean":
-        return tuned_linear_model(kind, part.features, part.y, part.subjects)
-    from sklearn.decomposition import KernelPCA
-
-    # Of products of scans it is the PCA of their tokens (dual form), at a cost that does not grow with them.
-    components = max(1, min(len(part.y) - 1, MOST_COMPONENTS))
-    solver = "dense" if len(part.y) <= MOST_EXACT else "randomized"
-    principal = KernelPCA(components, kernel="precomputed", eigen_solver=solver, random_state=0)
-    return tuned_linear_model(kind, part.features, part.y, part.subjects, principal)
+    scaled = None if probe == "probe_mean" else "passthrough"  # components keep their size
+    return fit_linear(kind, part.features, part.y, part.subjects, scaled)
 
 
-def _nearest(kind: str, part: Part) -> Any:
+def _nearest(kind: TaskKind, part: Part) -> list[Any]:
     from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
     from sklearn.pipeline import Pipeline
     from sklearn.preprocessing import StandardScaler
 
-    folds = inner_folds(part.subjects, part.y if kind != "regression" else np.zeros(len(part.y)))
-    fitted_on = len(folds) - int(np.bincount(folds).max()) if folds.max() else len(folds)
+    fitted_on = fewest_fitted(kind, part.y, part.subjects)
     numbers = [k for k in NEIGHBOURS if k <= fitted_on] or [1]
-    model = KNeighborsRegressor if kind == "regression" else KNeighborsClassifier
+    model = KNeighborsRegressor if kind.regresses else KNeighborsClassifier
     pipeline = Pipeline([("scaler", StandardScaler()), ("neighbours", model(numbers[-1]))])
     # The log loss of one neighbour is infinite wherever it is wrong.
-    scoring = "neg_mean_absolute_error" if kind == "regression" else _negative_brier
+    scoring = "neg_mean_absolute_error" if kind.regresses else _negative_brier
     choices = {"neighbours__n_neighbors": numbers}
     return tuned(pipeline, choices, scoring, kind, part.features, part.y, part.subjects)
 
@@ -230,42 +228,47 @@ def _negative_brier(model: Any, features: Array, y: Array) -> float:
     return -float(((model.predict_proba(features) - right) ** 2).sum(1).mean())
 
 
-def _permuted(scans: Scans, places: NDArray[np.int_], seed: int) -> Array:
-    """Return targets [PERMUTATIONS, training scans] permuted among subjects, whose scans share one."""
+def _permuted(kind: TaskKind, scans: Scans, places: NDArray[np.int_], seed: int) -> Array:
+    """Return targets [PERMUTATIONS, training scans, ...] permuted among subjects, whose scans share one."""
     first = first_rows(scans.rows[i] for i in places)
     names = sorted(first)
-    y = np.array([float(first[name]["y"]) for name in names])
+    y = kind.array(first[name]["y"] for name in names)
     index = np.array([names.index(scans.rows[i]["subject"]) for i in places])
     rng = np.random.default_rng(seed)
     return np.array([rng.permutation(y)[index] for _ in range(PERMUTATIONS)])
 
 
-def _null_scores(model: Any, kind: str, classes: int, part: Part, targets: Array) -> Iterator[Array]:
+def _null_scores(models: Sequence[Any], kind: TaskKind, part: Part, targets: Array) -> Iterator[Array]:
     """Yield the scores [tested, columns] of a linear probe refitted on each of the permuted targets.
 
     The penalty and, since they know no target, what comes before the linear model stay.
     """
     from sklearn.base import clone
 
-    before, linear = model[:-1], model[-1]
-    train, tested = before.transform(part.features), before.transform(part.tested)
-    if kind == "regression":  # one factorisation for all of them
-        yield from clone(linear).fit(train, targets.T).predict(tested).T[..., None]
+    if kind.regresses:  # one factorisation for all of them
+        (model,) = models
+        train, tested = model[:-1].transform(part.features), model[:-1].transform(part.tested)
+        yield from clone(model[-1]).fit(train, targets.T).predict(tested).T[..., None]
         return
-    for y in targets:
-        if one_class(kind, y):  # the only scans of a class were not their subject's first
-            yield np.tile(mean_scores(kind, classes, y), (len(tested), 1))
-        else:
-            yield model_scores(clone(linear).fit(train, y), kind, classes, tested)
+    for permuted in targets:
+        refitted: list[Any] = []
+        for model, (known, target) in zip(models, kind.separate(permuted), strict=True):
+            # The only scans of a class may not have been their subject's first, whose targets are permuted.
+            if isinstance(model, float) or len(np.unique(target)) < 2:
+                refitted.append(float(target[0]))
+            else:
+                refitted.append(clone(model).fit(part.features[known], target))
+        yield kind.model_scores(refitted, part.tested)
 
 
 # -- tables ----------------------------------------------------------------------------------------
 
 
-def _rows(scans: Sequence[Row], scores: Array, kind: str, common: Row, keep: Sequence[bool]) -> list[Row]:
-    names = score_columns(kind, scores.shape[1])
+def _rows(
+    scans: Sequence[Row], scores: Array, kind: TaskKind, common: Row, keep: Sequence[bool]
+) -> list[Row]:
     return [
-        scan | common | _named(names, score)
+        scan | common | _named(kind.score_columns, score)
         for scan, score, kept in zip(scans, scores, keep, strict=True)
         if kept
     ]

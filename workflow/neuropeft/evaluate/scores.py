@@ -17,23 +17,16 @@ import numpy as np
 from neuropeft.cohorts.splits import TEST, VALIDATION, ZERO_SHOT
 from neuropeft.config import Config, Task
 from neuropeft.errors import UserError
-from neuropeft.evaluate.metrics import (
-    DRAWS,
-    HIGHER_IS_BETTER,
-    METRICS,
-    Array,
-    bootstrap_draws,
-    measure,
-    percentile_interval,
-    why_undefined,
-)
-from neuropeft.evaluate.predictions import Run, RunKey, read_predictions
+from neuropeft.evaluate.bootstrap import DRAWS, bootstrap_draws, percentile_interval
+from neuropeft.evaluate.predictions import RunKey, read_predictions
 from neuropeft.evaluate.tested import Tested, pool, with_rule
 from neuropeft.grid import NO_PRETRAINING, Group, cells, fractions_of, seeds_of, used_tasks
 from neuropeft.probe_grid import is_probe, probe_file, probe_groups
 from neuropeft.probe_names import PERMUTATIONS, PERMUTED, null_file, null_method
 from neuropeft.progress import track
 from neuropeft.split_names import split_name
+from neuropeft.tasks import task_kind
+from neuropeft.tasks.base import Array, Metric, Run, TaskKind
 
 CONTROL = "control"  # stands for the backbone of the controls
 CONTROLS = ("mean", "age_sex", "ridge_voxels")
@@ -47,7 +40,8 @@ class Score:
         group: what was trained.
         cohort: what it was tested on.
         zero_shot: whether the cohort was never trained on.
-        metric: a name of `metrics.METRICS`.
+        metric: the name of a metric of its kind of task.
+        higher_is_better: the direction of the metric.
         values: value per seed, without seeds that are missing, be it in one fold, or have no value.
         expected: seeds of the grid.
         n: test subjects; None where nothing has been predicted.
@@ -63,6 +57,7 @@ class Score:
     cohort: str
     zero_shot: bool
     metric: str
+    higher_is_better: bool
     values: dict[int, float]
     expected: tuple[int, ...]
     n: int | None = None
@@ -93,8 +88,7 @@ class Score:
         """How likely a score as good as this is by chance (Phipson & Smyth 2010); NaN if unknown."""
         if self.null is None or not self.values:
             return float("nan")
-        higher = HIGHER_IS_BETTER[self.metric]
-        as_good = self.null >= self.mean if higher else self.null <= self.mean
+        as_good = self.null >= self.mean if self.higher_is_better else self.null <= self.mean
         return float((1 + as_good.sum()) / (1 + len(self.null)))
 
     @property
@@ -103,9 +97,14 @@ class Score:
         return len(self.values) == len(self.expected)
 
 
-def primary_metric(task: Task) -> str:
-    """Return the metric that the paper reports for this kind of task: AUC or mean absolute error."""
-    return METRICS[task.kind][0]
+def kind_of(task: Task) -> TaskKind:
+    """Return the kind of a configured task."""
+    return task_kind(task.kind, task.size)
+
+
+def primary_metric(task: Task) -> Metric:
+    """Return the metric that tables and figures show first."""
+    return kind_of(task).metrics[0]
 
 
 def groups(config: Config) -> dict[Group, tuple[int, ...]]:
@@ -210,8 +209,8 @@ def _null(
             if _absent(runs):
                 return {}
             points.append(_mean_measures(task, _tested(task, cohort, runs)))
-        means.append({name: np.mean([point[name] for point in points]) for name in METRICS[task.kind]})
-    null = {name: np.array([mean[name] for mean in means]) for name in METRICS[task.kind]}
+        means.append({name: np.mean([point[name] for point in points]) for name in points[0]})
+    null = {name: np.array([mean[name] for mean in means]) for name in means[0]} if means else {}
     return {name: values for name, values in null.items() if len(values) and np.isfinite(values).all()}
 
 
@@ -229,7 +228,7 @@ def _runs(path: Path | None, task: Task, files: dict[Path, dict[RunKey, Run]]) -
     if path is None:
         return {}
     if path not in files:
-        files[path] = read_predictions(path, task.kind, len(task.classes or {})) if path.is_file() else {}
+        files[path] = read_predictions(path, kind_of(task)) if path.is_file() else {}
     return files[path]
 
 
@@ -250,17 +249,18 @@ def _score(
     drawn = {}
     if draws and every:
         # All seeds have as many runs, so the mean over runs is that over seeds.
-        drawn = bootstrap_draws(task.kind, [(one.y, one.score, one.rule) for one in every], draws)
-    for metric in METRICS[task.kind]:
-        values = {seed: float(of_seed[metric]) for seed, of_seed in points.items()}
+        drawn = bootstrap_draws(kind_of(task), [(one.y, one.score, one.rule) for one in every], draws)
+    for metric in kind_of(task).metrics:
+        values = {seed: float(of_seed[metric.name]) for seed, of_seed in points.items()}
         finite = {seed: value for seed, value in values.items() if np.isfinite(value)}
-        of_metric = drawn.get(metric) if len(finite) == len(values) else None
+        of_metric = drawn.get(metric.name) if len(finite) == len(values) else None
         low, high = percentile_interval(of_metric) if of_metric is not None else (np.nan, np.nan)
         yield Score(
             group,
             cohort,
             cohort != task.train,
-            metric,
+            metric.name,
+            metric.higher_is_better,
             finite,
             expected,
             n=len(subjects) if present else None,
@@ -269,7 +269,7 @@ def _score(
             reason="" if len(finite) == len(expected) else reason,
             draws=of_metric,
             subjects=subjects,
-            null=null.get(metric),
+            null=null.get(metric.name),
         )
 
 
@@ -280,13 +280,13 @@ def _absent(runs: Runs) -> list[int]:
 
 def _tested(task: Task, cohort: str, runs: Runs) -> list[Tested]:
     """Return what is scored of a seed: its folds pooled in the training cohort, each apart elsewhere."""
-    of_folds = [with_rule(task.kind, validation, run) for validation, run in runs.values() if run]
+    of_folds = [with_rule(kind_of(task), validation, run) for validation, run in runs.values() if run]
     return [pool(of_folds)] if cohort == task.train else of_folds
 
 
 def _mean_measures(task: Task, of_seed: Sequence[Tested]) -> dict[str, Array]:
-    measured = [measure(task.kind, one.y, one.score, one.rule) for one in of_seed]
-    return {metric: np.mean([values[metric] for values in measured], axis=0) for metric in METRICS[task.kind]}
+    measured = [kind_of(task).measure(one.y, one.score, one.rule) for one in of_seed]
+    return {name: np.mean([values[name] for values in measured], axis=0) for name in measured[0]}
 
 
 def _common_subjects(group: Group, cohort: str, tested: Sequence[Tested]) -> tuple[str, ...]:
@@ -308,8 +308,9 @@ def _reason(task: Task, tested: dict[int, Runs], every: Sequence[Tested]) -> str
         if folds:
             missing.append(f"{seed} (fold {', '.join(map(str, folds))})" if folds[0] else str(seed))
     reasons = [f"no predictions of seed {', '.join(missing)}"] if missing else []
-    reasons += [why_undefined(task.kind, one.y, one.score) for one in every]
+    kind = kind_of(task)
+    reasons += [kind.why_undefined(one.y, one.score) for one in every]
     pairs = [pair for runs in tested.values() for pair in runs.values()]
-    if task.kind == "binary" and any(run and validation is None for validation, run in pairs):
-        reasons.append("no predictions on validation, which chooses the threshold")
+    if kind.validation_chooses and any(run and validation is None for validation, run in pairs):
+        reasons.append(f"no predictions on validation, which chooses {kind.validation_chooses}")
     return "; ".join(dict.fromkeys(filter(None, reasons)))

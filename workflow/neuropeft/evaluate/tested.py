@@ -4,12 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from neuropeft.evaluate.metrics import youden_threshold
-from neuropeft.evaluate.predictions import Run
-
-Array = NDArray[np.floating]
+from neuropeft.tasks.base import Array, Run, TaskKind
 
 
 @dataclass(frozen=True)
@@ -18,9 +14,9 @@ class Tested:
 
     Attributes:
         subjects: names, [n].
-        y: class indices or target values, [n].
-        score: as `Run` has it, [n] or [n, classes].
-        rule: as `metrics.measure` takes it, [n] or [n, classes].
+        y: as `Run` has it, [n, ...].
+        score: as `Run` has it, [n] or [n, columns].
+        rule: as `TaskKind.rule` gives it, [n, ...].
     """
 
     subjects: tuple[str, ...]
@@ -29,19 +25,9 @@ class Tested:
     rule: Array
 
 
-def with_rule(kind: str, validation: Run | None, tested: Run) -> Tested:
-    """Return a test run with its decision rule: of two classes, a threshold that validation chose.
-
-    It is NaN as long as there are no predictions on validation, and for regression, which has none.
-    """
-    n = len(tested.subjects)
-    if kind == "multiclass":
-        rule = np.tile(tested.prior, (n, 1))
-    elif kind == "regression" or validation is None:
-        rule = np.full(n, np.nan)
-    else:
-        rule = np.full(n, youden_threshold(validation.y, validation.score))
-    return Tested(tested.subjects, tested.y, tested.score, rule)
+def with_rule(kind: TaskKind, validation: Run | None, tested: Run) -> Tested:
+    """Return a test run with its decision rule, which validation may choose."""
+    return Tested(tested.subjects, tested.y, tested.score, kind.rule(validation, tested))
 
 
 def pool(folds: Sequence[Tested]) -> Tested:

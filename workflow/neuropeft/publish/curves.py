@@ -61,7 +61,7 @@ def _curve_scores(config: Config, scores: Sequence[Score], task: str, backbone: 
         score
         for score in scores
         if score.group.task == task
-        and score.metric == primary_metric(config.tasks[task])
+        and score.metric == primary_metric(config.tasks[task]).name
         and not score.zero_shot
         and not is_control(config, score.group)
         and (score.group.backbone == backbone or not isinstance(config.backbones[score.group.backbone], ViT))

@@ -1,17 +1,10 @@
 """How things are called in tables, figures and the summary, one place for all of them."""
 
-from neuropeft.config import Config, Task
+from neuropeft.config import Config
 from neuropeft.evaluate.scores import CONTROL
 from neuropeft.grid import NO_PRETRAINING, Group, cells
 from neuropeft.probe_grid import is_probe
 
-METRIC_LABELS = {
-    "auc": "AUC",
-    "balanced_accuracy": "balanced accuracy",
-    "brier": "Brier score",
-    "mae": "MAE",
-    "r": "Pearson r",
-}
 CONTROL_LABELS = {
     "mean": "predict the mean",
     "age_sex": "age + sex, except the target",
@@ -95,14 +88,6 @@ def is_synthetic(config: Config, cohort: str) -> bool:
 def is_simulated(config: Config, cohort: str) -> bool:
     """Whether a cohort is simulated; a synthetic one, which no score is about, is not."""
     return config.cohorts[cohort].simulated is not None
-
-
-def metric_label(task: Task, metric: str) -> str:
-    """Return a metric's name, with its unit if it has one."""
-    label = METRIC_LABELS[metric]
-    if metric == "auc" and task.kind == "multiclass":
-        label = "macro AUC (one against all)"
-    return f"{label} ({task.unit})" if metric == "mae" and task.unit else label
 
 
 def seeds_text(config: Config, seeds: int) -> str:

@@ -11,6 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from neuropeft.config import Config, ViT
 from neuropeft.evaluate.costs import cell_folder
+from neuropeft.evaluate.scores import kind_of
 from neuropeft.files import read_tsv
 from neuropeft.grid import Cell, Group, cells, encoder_folder, encoders
 from neuropeft.publish.labels import backbone_label, cohort_label, group_label, start_label
@@ -150,8 +151,7 @@ def draw_finetuning_losses(config: Config, histories: dict[Cell, list[Row]]) -> 
         axis.set_title(
             f"{title}\n{largest} % of the training subjects, {len(shown)}/{wanted} cells", loc="left"
         )
-        kind = config.tasks[pair[0]].kind
-        axis.set_ylabel("loss (L1, standardised)" if kind == "regression" else "loss (cross-entropy)")
+        axis.set_ylabel(kind_of(config.tasks[pair[0]]).loss_label)
         _steps(axis)
     single = "seeds and folds" if config.splits.folds else "seeds"
     shared_legend(figure, axes, f"thin: single {single}; thick: their median")

@@ -5,12 +5,10 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 
 from neuropeft.config import Config
-from neuropeft.evaluate.metrics import HIGHER_IS_BETTER
-from neuropeft.evaluate.scores import CONTROL, Score, primary_metric
-from neuropeft.publish.labels import CONTROL_LABELS, cohort_label, metric_label, seeds_text
+from neuropeft.evaluate.scores import CONTROL, Score, kind_of, primary_metric
+from neuropeft.publish.labels import CONTROL_LABELS, cohort_label, seeds_text
 from neuropeft.publish.style import GREY
 
-CHANCE = 0.5
 VOXELS = "ridge_voxels"
 TRIVIAL, FITTED = "--", ":"  # line styles: what needs no fit, and a linear model
 
@@ -26,8 +24,8 @@ def panel_title(config: Config, scores: Sequence[Score], task: str) -> str:
 def score_axis(config: Config, axis: Axes, task: str) -> None:
     """Name the y axis after the metric, with its unit, and tell which way is better."""
     metric = primary_metric(config.tasks[task])
-    better = "higher" if HIGHER_IS_BETTER[metric] else "lower"
-    axis.set_ylabel(f"test {metric_label(config.tasks[task], metric)}\n{better} is better")
+    better = "higher" if metric.higher_is_better else "lower"
+    axis.set_ylabel(f"test {metric.title(config.tasks[task].unit)}\n{better} is better")
 
 
 def references(
@@ -42,13 +40,13 @@ def references(
         score.group.method: score.mean
         for score in scores
         if (score.group.task, score.group.backbone, score.group.fraction) == (task, CONTROL, fraction)
-        and score.metric == primary_metric(config.tasks[task])
+        and score.metric == primary_metric(config.tasks[task]).name
         and not score.zero_shot
         and score.values
     }
     lines = []
-    if config.tasks[task].kind != "regression":
-        lines.append(("chance", CHANCE, TRIVIAL))
+    if (chance := kind_of(config.tasks[task]).chance) is not None:
+        lines.append(("chance", chance, TRIVIAL))
     elif "mean" in controls:
         lines.append((f"control: {CONTROL_LABELS['mean']}", controls["mean"], TRIVIAL))
     if VOXELS in controls:

@@ -5,8 +5,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 from neuropeft.config import Config, ViT
-from neuropeft.evaluate.metrics import DRAWS, HIGHER_IS_BETTER, METRICS
-from neuropeft.evaluate.scores import CONTROL, CONTROLS, Score
+from neuropeft.evaluate.bootstrap import DRAWS
+from neuropeft.evaluate.scores import CONTROL, CONTROLS, Score, kind_of, primary_metric
 from neuropeft.files import MISSING
 from neuropeft.grid import NO_PRETRAINING, Group, cells, used_tasks
 from neuropeft.probe_grid import is_probe
@@ -18,11 +18,11 @@ from neuropeft.publish.labels import (
     group_label,
     is_control,
     is_simulated,
-    metric_label,
     seeds_text,
 )
 from neuropeft.publish.published import published_score
 from neuropeft.publish.sheet import Sheet
+from neuropeft.tasks.base import Metric
 
 NOT_IN_GRID = "-"
 HEADER = ("Task", "Cohort", "Metric", "Figure")
@@ -120,11 +120,11 @@ def _seed_notes(config: Config, shown: Sequence[Score]) -> list[str]:
     """Say of each task how far apart seeds of one method are, beside how far apart methods are."""
     notes = []
     for task in dict.fromkeys(score.group.task for score in shown):
-        metric = METRICS[config.tasks[task].kind][0]
+        metric = primary_metric(config.tasks[task])
         tuned = [
             score
             for score in shown
-            if (score.group.task, score.metric, score.zero_shot) == (task, metric, False)
+            if (score.group.task, score.metric, score.zero_shot) == (task, metric.name, False)
             and score.values
             and not (is_control(config, score.group) or is_probe(score.group))
         ]
@@ -139,7 +139,7 @@ def _seed_notes(config: Config, shown: Sequence[Score]) -> list[str]:
             else "not less: the order of methods may be chance of the seeds"
         )
         notes.append(
-            f"{task}: {metric_label(config.tasks[task], metric)} differs by {seeds:.2g} (SD) between seeds "
+            f"{task}: {metric.title(config.tasks[task].unit)} differs by {seeds:.2g} (SD) between seeds "
             f"of one method and by {methods:.2g} between the methods' means; seeds differ {verdict}."
         )
     return notes
@@ -175,28 +175,30 @@ def _task_rows(
     counts = [trainable.get(Group(name, *column, fraction)) for column in columns]
     rows = [[label, "", "trainable parameters", "", *(f"{c:,}" if c else NOT_IN_GRID for c in counts)]]
     for cohort in (task.train, *task.zero_shot):
-        for metric in METRICS[task.kind]:
-            line = [by_place.get((column, cohort, metric)) for column in columns]
+        for metric in kind_of(task).metrics:
+            line = [by_place.get((column, cohort, metric.name)) for column in columns]
             rows += _metric_rows(config, line, cohort, metric)
     for row in rows[1:]:
         row[0] = label
     return rows
 
 
-def _metric_rows(config: Config, line: Sequence[Score | None], cohort: str, metric: str) -> list[list[str]]:
+def _metric_rows(
+    config: Config, line: Sequence[Score | None], cohort: str, metric: Metric
+) -> list[list[str]]:
     present = [score for score in line if score is not None]
     task = config.tasks[present[0].group.task]
     n = max((score.n for score in present if score.n is not None), default=None)
     place = cohort_label(config, cohort) + (", zero-shot" if present[0].zero_shot else "")
     place += f", n = {MISSING if n is None else n}"
-    better = "higher" if HIGHER_IS_BETTER[metric] else "lower"
-    head = ["", place, f"{metric_label(task, metric)}, {better} is better"]
+    better = "higher" if metric.higher_is_better else "lower"
+    head = ["", place, f"{metric.title(task.unit)}, {better} is better"]
     seeds = max(len(score.expected) for score in present)
     rows = [
         [*head, f"mean (SD), {seeds_text(config, seeds)}", *(_cell(score, seeds, n) for score in line)],
         [*head, "95 % interval", *(_interval(score) for score in line)],
     ]
-    if metric == METRICS[task.kind][0] and any(score.null is not None for score in present):
+    if metric == primary_metric(task) and any(score.null is not None for score in present):
         rows.append([*head, "p, permuted labels", *(_chance(score) for score in line)])
     published = [published_score(config, score) if score else None for score in line]
     if any(published):
@@ -256,7 +258,7 @@ def _caption(config: Config, shown: Sequence[Score], table: int) -> str:
         group: min(
             len(score.values)
             for score in shown
-            if score.group == group and score.metric == METRICS[config.tasks[group.task].kind][0]
+            if score.group == group and score.metric == primary_metric(config.tasks[group.task]).name
         )
         for group in cells_shown
     }

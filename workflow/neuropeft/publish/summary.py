@@ -5,19 +5,16 @@ from pathlib import Path
 
 from neuropeft.config import Config
 from neuropeft.errors import UserError
-from neuropeft.evaluate.metrics import HIGHER_IS_BETTER
 from neuropeft.evaluate.scores import CONTROL, primary_metric
 from neuropeft.files import MISSING, read_tsv
 from neuropeft.grid import Group, scanned_cohorts, used_cohorts, used_tasks
 from neuropeft.probe_grid import is_probe
 from neuropeft.publish.labels import (
-    METRIC_LABELS,
     cohort_label,
     folds_text,
     group_label,
     is_control,
     is_simulated,
-    metric_label,
 )
 
 Row = dict[str, str]
@@ -45,24 +42,26 @@ def print_summary(config: Config, results: Path) -> None:
 def _block(config: Config, rows: list[Row], task: str, cohort: str) -> Iterator[str]:
     spec = config.tasks[task]
     metric = primary_metric(spec)
-    shown = [row for row in rows if (row["task"], row["cohort"], row["metric"]) == (task, cohort, metric)]
+    shown = [
+        row for row in rows if (row["task"], row["cohort"], row["metric"]) == (task, cohort, metric.name)
+    ]
     trained = [
         int(row["fraction"]) for row in shown if row["backbone"] != CONTROL and not is_probe(_group(row))
     ]
     fraction = max(trained, default=100)
     shown = [row for row in shown if int(row["fraction"]) == fraction]
     n = max((int(row["n"]) for row in shown if row["n"] != MISSING), default=0)
-    better = "higher" if HIGHER_IS_BETTER[metric] else "lower"
+    better = "higher" if metric.higher_is_better else "lower"
     zero_shot = "" if cohort == spec.train else ", zero-shot"
     folds = f" ({folds_text(config)})" if config.splits.folds else ""
     yield (
-        f"{task} on {cohort_label(config, cohort)}{zero_shot}: {metric_label(spec, metric)} "
+        f"{task} on {cohort_label(config, cohort)}{zero_shot}: {metric.title(spec.unit)} "
         f"({better} is better), n = {n} test subjects{folds}, {fraction} % of the training subjects"
     )
     width = max((len(group_label(config, _group(row))) for row in shown), default=0)
-    head = f"{METRIC_LABELS[metric]:>8}  {'SD':>8}  {'95 % interval':>18}  {'seeds':>5}  {'trainable':>11}"
+    head = f"{metric.label:>8}  {'SD':>8}  {'95 % interval':>18}  {'seeds':>5}  {'trainable':>11}"
     yield f"  {'':{width}}  {head}"
-    sign = -1 if HIGHER_IS_BETTER[metric] else 1
+    sign = -1 if metric.higher_is_better else 1
     probes = [row for row in shown if is_probe(_group(row))]
     controls = [row for row in shown if is_control(config, _group(row))]
     methods = [row for row in shown if row not in probes and row not in controls]

@@ -67,7 +67,7 @@ def _panels(config: Config, scores: Sequence[Score]) -> list[Panel]:
             score
             for score in scores
             if score.group.task == task
-            and score.metric == primary_metric(config.tasks[task])
+            and score.metric == primary_metric(config.tasks[task]).name
             and not score.zero_shot
             and not is_probe(score.group)  # which trains no parameter of the backbone
             and not is_control(config, score.group)

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -21,6 +22,8 @@ from neuropeft.peft.selective import require_vit
 from neuropeft.sources import code_digest
 from neuropeft.split_names import seed_and_fold, split_name
 from neuropeft.store import Store, open_store
+from neuropeft.tasks import module_of, task_kind
+from neuropeft.tasks.base import Array, Objective, TaskKind
 from neuropeft.train import checkpoint
 from neuropeft.train.augment import augment, read_augmentation
 from neuropeft.train.cost import reset_peak_memory, write_cost
@@ -29,7 +32,6 @@ from neuropeft.train.flops import training_flops
 from neuropeft.train.history import write_history
 from neuropeft.train.labels import Sides, read_sides, shuffled, stored_sessions, subject_weights
 from neuropeft.train.loop import CHECKPOINT_SECONDS, Home, Learner, Plan, Progress, fit, run_cost
-from neuropeft.train.losses import Objective, objective, outputs_of
 from neuropeft.train.memory import BatchSize, in_batches
 from neuropeft.train.prefetch import TrainingBatches
 from neuropeft.train.ranks import ALONE
@@ -97,7 +99,7 @@ def open_shared(
         {scan: place for place, scan in enumerate(used)},
         sessions,
         [
-            code_digest("train.finetune"),
+            code_digest("train.finetune", *sorted({module_of(spec["task"]["kind"]) for spec in specs})),
             None if encoder_path is None else checkpoint.file_digest(encoder_path),
         ],
     )
@@ -146,7 +148,8 @@ def finetune(
         return False
     reset_peak_memory(shared.device)
     weights = subject_weights(sides.train)
-    goal = objective(spec["task"], [row["y"] for row in sides.train], weights, spec["cell"])
+    kind = kind_of(spec)
+    goal = kind.objective(kind.array(row["y"] for row in sides.train), weights, spec["cell"])
     model = make_model(spec, shared.encoder_path).to(shared.device)
     learner = _learner(spec, model, goal, shared, sides)
     plan = _plan(spec, sides, began)
@@ -178,6 +181,11 @@ def _plan(spec: Mapping[str, Any], sides: Sides, began: float) -> Plan:
     )
 
 
+def kind_of(spec: Mapping[str, Any]) -> TaskKind:
+    """Return the kind of a cell's task."""
+    return task_kind(spec["task"]["kind"], int(spec["task"]["size"]))
+
+
 def split_of(splits: Mapping[tuple[int, int], Path], spec: Mapping[str, Any]) -> Path:
     """Return the split of a cell's seed and fold."""
     place = int(spec["seed"]), int(spec["fold"])
@@ -198,7 +206,7 @@ def make_model(spec: Mapping[str, Any], encoder_path: str | Path | None) -> Pred
     backbone = dict(spec["backbone"])
     if backbone["kind"] == "vit":
         backbone["drop_path"] = training["drop_path"]
-    model = build_predictor(backbone, outputs_of(spec["task"]), training["pool"], training["feature_norm"])
+    model = build_predictor(backbone, kind_of(spec).outputs, training["pool"], training["feature_norm"])
     if encoder_path is not None:
         load_encoder(encoder_path, require_vit(model.backbone, spec["method"]["kind"]))
     adapt(model, spec["method"])
@@ -211,6 +219,14 @@ def forward_outputs(model: Network, volumes: Tensor, mixed_precision: bool) -> T
     with torch.autocast(volumes.device.type, dtype=torch.bfloat16, enabled=mixed_precision and on_gpu):
         outputs = model(volumes)
     return outputs.float()
+
+
+def _watched(kind: TaskKind, goal: Objective, outputs: Tensor, targets: Array) -> float:
+    """Return the first metric of outputs [n, outputs], which a person wants to watch."""
+    score = kind.scores(outputs, goal.offset, goal.scale).double().numpy()  # [n, columns]
+    score = score if score.shape[1] > 1 else score[:, 0]
+    metric = kind.metrics[0]
+    return float(metric.value(targets, score, np.full(len(targets), np.nan), None))
 
 
 def all_outputs(
@@ -240,7 +256,9 @@ def _learner(
     both = [*sides.train, *sides.validation]
     # Where the volumes are, so that finding them does not wait for the device.
     places = torch.tensor([shared.places[row["scan_id"]] for row in both], device=volumes.data.device)
-    targets = torch.tensor([row["y"] for row in both], dtype=torch.float32)
+    kind = kind_of(spec)
+    known = kind.array(row["y"] for row in both)
+    targets = torch.from_numpy(known).float()  # [scans, ...]
     weights = torch.tensor(subject_weights(sides.train), device=device)
     train_targets, validation_targets = targets.to(device), targets[len(sides.train) :]
     validation_places = places[len(sides.train) :]
@@ -278,7 +296,7 @@ def _learner(
         outputs = all_outputs(model, volumes, validation_places, mixed_precision, at_once)
         return {
             "val_loss": float(goal.loss(outputs, validation_targets).mean()),
-            "val_metric": goal.metric(outputs, validation_targets),
+            "val_metric": _watched(kind, goal, outputs, known[len(sides.train) :]),
         }
 
     tokens = measure()
@@ -287,8 +305,7 @@ def _learner(
 
         rows = [sides.train[place] for place in some.tolist()]
         subjects = [row["subject"] for row in rows]
-        kind = spec["task"]["kind"]
-        start_from_probe(model.head, kind, tokens, [row["y"] for row in rows], subjects, goal)
+        start_from_probe(model.head, kind, tokens, kind.array(row["y"] for row in rows), subjects, goal)
     return Learner(
         model, batch_losses, validate, lambda: delta_state(model), lambda state: load_delta(model, state)
     )

@@ -1,7 +1,6 @@
 """Predict one cohort with all cells that share a base: the network and the volumes are loaded once."""
 
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,15 +13,14 @@ from neuropeft.files import read_tsv, write_tsv
 from neuropeft.models.checkpoints import read_metadata, read_tensors
 from neuropeft.models.heads import Predictor
 from neuropeft.peft.adapt import load_delta
-from neuropeft.prediction_columns import COLUMNS, prior_columns, score_columns
 from neuropeft.progress import track
 from neuropeft.split_names import seed_and_fold, split_name
 from neuropeft.store import open_store
+from neuropeft.tasks.base import COLUMNS
 from neuropeft.train.checkpoint import file_digest
 from neuropeft.train.data import load_volumes, pick_device
-from neuropeft.train.finetune import all_outputs, make_model
+from neuropeft.train.finetune import all_outputs, kind_of, make_model
 from neuropeft.train.labels import stored_sessions, with_sessions
-from neuropeft.train.losses import scores
 from neuropeft.train.memory import BatchSize
 
 Rows = Sequence[Mapping[str, Any]]
@@ -72,16 +70,15 @@ def predict(
         with torch.inference_mode():
             outputs = all_outputs(model, volumes, index, training["mixed_precision"], at_once)
         offset, scale = json.loads(metadata["offset"]), float(metadata["scale"])
-        numbers = scores(spec["task"], outputs, offset, scale)
+        kind = kind_of(spec)
+        numbers = kind.scores(outputs, offset, scale)
         cell = {key: spec[key] for key in ("fraction", "seed", "fold")}
-        kind, classes = spec["task"]["kind"], numbers.shape[1]
-        names, priors = score_columns(kind, classes), prior_columns(kind, classes)
-        prior = _texts(priors, [math.exp(value) for value in offset] if priors else [])
+        prior = _texts(kind.prior_columns, kind.prior(offset))
         table += [
-            {**row, **cell, **_texts(names, score), **prior}
+            {**row, **cell, **_texts(kind.score_columns, score), **prior}
             for row, score in zip(rows, numbers.tolist(), strict=True)
         ]
-    write_tsv(out_tsv, table, [*COLUMNS, *names, *priors])
+    write_tsv(out_tsv, table, [*COLUMNS, *kind.score_columns, *kind.prior_columns])
 
 
 def _models(

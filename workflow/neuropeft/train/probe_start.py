@@ -10,29 +10,36 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from neuropeft.linear import tuned_linear_model
 from neuropeft.models.heads import Head
-from neuropeft.train.losses import Objective
+from neuropeft.tasks.base import Array, Objective, TaskKind
+from neuropeft.tasks.linear import fit_linear
 
 
 @torch.no_grad()
 def start_from_probe(
-    head: Head, kind: str, tokens: Tensor, targets: Sequence[float], subjects: Sequence[str], goal: Objective
+    head: Head, kind: TaskKind, tokens: Tensor, targets: Array, subjects: Sequence[str], goal: Objective
 ) -> None:
     """Make the linear layer of `head` the ridge or logistic regression of the training scans' features.
 
     Args:
         head: A head whose statistics have been measured.
-        kind: binary, multiclass or regression.
+        kind: What is predicted.
         tokens: Tokens of training scans [n, N, width], not augmented.
-        targets: Their targets, [n].
+        targets: Their targets, [n, ...].
         subjects: Their subjects, [n]; inner folds by subject choose the penalty.
         goal: What outputs mean: reported are outputs * scale + offset.
     """
     features = head.features(tokens.to(head.linear.weight.device).float()).double().cpu().numpy()
-    model = tuned_linear_model(kind, features, np.asarray(targets, float), np.asarray(subjects))
-    scaler, linear = model[0], model[-1]
-    weight = np.atleast_2d(linear.coef_) / scaler.scale_  # [outputs, features]
-    bias = np.atleast_1d(linear.intercept_) - weight @ scaler.mean_
-    head.linear.weight.copy_(torch.from_numpy(weight / goal.scale))
-    head.linear.bias.copy_(torch.from_numpy((bias - np.asarray(goal.offset)) / goal.scale))
+    start = 0
+    for model in fit_linear(kind, features, targets, np.asarray(subjects)):
+        if isinstance(model, float):  # nothing to tell apart: the output starts as it is
+            start += 1
+            continue
+        scaler, linear = model[0], model[-1]
+        weight = np.atleast_2d(linear.coef_) / scaler.scale_  # [outputs of this model, features]
+        bias = np.atleast_1d(linear.intercept_) - weight @ scaler.mean_
+        own = slice(start, start + len(bias))
+        offset = np.asarray(goal.offset[own])
+        head.linear.weight[own].copy_(torch.from_numpy(weight / goal.scale))
+        head.linear.bias[own].copy_(torch.from_numpy((bias - offset) / goal.scale))
+        start = own.stop

@@ -6,34 +6,35 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
+from neuropeft.tasks.base import Array, TaskKind
 
 RIDGE_PENALTIES = np.logspace(1, 6, 6)  # alpha: weak to strong
 LOGISTIC_PENALTIES = np.logspace(-5, 0, 6)  # C, an inverse penalty: strong to weak
 INNER_FOLDS = 5
 
 
-def tuned_linear_model(
-    kind: str, features: Array, y: Array, subjects: NDArray[Any], first: Any = None
-) -> Any:
-    """Ridge or L2-logistic regression; inner folds by subject choose the penalty on training subjects.
+def fit_linear(
+    kind: TaskKind, features: Array, y: Array, subjects: NDArray[Any], first: Any = None
+) -> list[Any]:
+    """Fit ridge or L2-logistic regressions; inner folds by subject choose the penalty on training subjects.
 
     Args:
-        kind: binary, multiclass or regression.
+        kind: what is predicted.
         features: [scans, features].
-        y: class indices or target values, [scans].
+        y: targets, [scans, ...].
         subjects: names, [scans]; a subject's scans share an inner fold.
         first: what sklearn fits on the features before the model; standardisation by default.
 
     Returns:
-        A fitted pipeline, whose last step is the linear model.
+        For each of `kind.separate`, a fitted pipeline, whose last step is the linear model, or the one class
+        that all its targets are of.
     """
     from sklearn.linear_model import LogisticRegression, Ridge
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
     first = first or StandardScaler()
-    if kind == "regression":
+    if kind.regresses:
         model = make_pipeline(first, Ridge(RIDGE_PENALTIES[-1]))
         penalties, scoring = {"ridge__alpha": RIDGE_PENALTIES}, "neg_mean_absolute_error"
     else:
@@ -46,19 +47,43 @@ def tuned(
     model: Any,
     choices: Mapping[str, Sequence[Any] | Array],
     scoring: Any,
-    kind: str,
+    kind: TaskKind,
     features: Array,
     y: Array,
     subjects: NDArray[Any],
-) -> Any:
-    """Fit a model with the choice that scores best in inner folds; as it is where subjects are too few."""
+) -> list[Any]:
+    """Fit a model to each of `kind.separate`, with the choice that scores best in inner folds.
+
+    It stays as it is where subjects are too few to choose with. Arguments and result are as in `fit_linear`.
+    """
+    from sklearn.base import clone
     from sklearn.model_selection import GridSearchCV, PredefinedSplit
 
-    folds = inner_folds(subjects, y if kind != "regression" else np.zeros(len(y)))
-    if folds.max() < 1:  # too few subjects to choose with: for a linear model, the strongest penalty stays
-        return model.fit(features, y)
-    search = GridSearchCV(model, choices, scoring=scoring, cv=PredefinedSplit(folds))
-    return search.fit(features, y).best_estimator_
+    fitted: list[Any] = []
+    for known, target in kind.separate(y):
+        if not kind.regresses and len(np.unique(target)) < 2:
+            fitted.append(float(target[0]))
+            continue
+        folds = _folds(kind, target, subjects[known])
+        if folds.max() < 1:  # for a linear model, the strongest penalty stays
+            fitted.append(clone(model).fit(features[known], target))
+            continue
+        search = GridSearchCV(clone(model), choices, scoring=scoring, cv=PredefinedSplit(folds))
+        fitted.append(search.fit(features[known], target).best_estimator_)
+    return fitted
+
+
+def fewest_fitted(kind: TaskKind, y: Array, subjects: NDArray[Any]) -> int:
+    """Return how many scans an inner fold leaves to fit on, at the least."""
+    sizes = []
+    for known, target in kind.separate(y):
+        folds = _folds(kind, target, subjects[known])
+        sizes.append(len(folds) - int(np.bincount(folds).max()) if folds.max() else len(folds))
+    return min(sizes)
+
+
+def _folds(kind: TaskKind, target: Array, subjects: NDArray[Any]) -> NDArray[np.int_]:
+    return inner_folds(subjects, np.zeros(len(target)) if kind.regresses else target)
 
 
 def inner_folds(subjects: NDArray[Any], strata: Array) -> NDArray[np.int_]:
@@ -71,25 +96,3 @@ def inner_folds(subjects: NDArray[Any], strata: Array) -> NDArray[np.int_]:
         members = np.flatnonzero(stratum == value)
         fold_of[members] = np.arange(len(members)) % folds
     return fold_of[np.searchsorted(names, subjects)]
-
-
-def one_class(kind: str, y: Array) -> bool:
-    """Whether there is nothing to tell apart."""
-    return kind != "regression" and len(np.unique(y)) < 2
-
-
-def mean_scores(kind: str, classes: int, y: Array) -> Array:
-    """Scores [columns] without any feature: the mean, or the class frequencies."""
-    if kind == "regression":
-        return np.array([y.mean()])
-    frequencies = np.bincount(y.astype(int), minlength=classes) / len(y)
-    return frequencies if kind == "multiclass" else frequencies[1:2]
-
-
-def model_scores(model: Any, kind: str, classes: int, features: Array) -> Array:
-    """Scores [scans, columns] of a fitted sklearn model: values, or probabilities of (one or all) classes."""
-    if kind == "regression":
-        return model.predict(features)[:, None]
-    probabilities = np.zeros((len(features), classes))
-    probabilities[:, model.classes_.astype(int)] = model.predict_proba(features)
-    return probabilities if kind == "multiclass" else probabilities[:, 1:2]

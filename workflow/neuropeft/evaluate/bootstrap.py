@@ -1,0 +1,61 @@
+"""Resampling of subjects: draws of metrics, and the intervals that they give."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from neuropeft.tasks.base import Array, TaskKind
+
+DRAWS = 2000
+RESAMPLED_AT_ONCE = 2_000_000  # weights: some ten arrays of so many numbers are in memory at a time
+
+
+def resamples(n: int, draws: int = DRAWS, seed: int = 0, at_once: int = RESAMPLED_AT_ONCE) -> Iterator[Array]:
+    """Yield bootstrap weights [some draws, n]: how often each of `n` subjects is drawn when drawing n.
+
+    The same n and seed give the same draws, whatever the size of the pieces: methods tested on the same
+    subjects are compared in pairs.
+
+    Args:
+        n: number of subjects.
+        draws: number of resamples, of all pieces together.
+        seed: seed of the resampling.
+        at_once: most weights of a piece, which has one draw at least.
+    """
+    generator = np.random.default_rng(seed)
+    rows = max(1, at_once // n)
+    for first in range(0, draws, rows):
+        size = min(rows, draws - first)
+        flat = generator.integers(0, n, size=(size, n)) + n * np.arange(size)[:, None]
+        yield np.bincount(flat.ravel(), minlength=size * n).reshape(size, n).astype(np.float64)
+
+
+def percentile_interval(values: Array, level: float = 0.95) -> tuple[float, float]:
+    """Percentile interval of bootstrap draws; draws without a value (one class drawn) are left out."""
+    defined = values[np.isfinite(values)]
+    if not len(defined):
+        return float("nan"), float("nan")
+    low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def bootstrap_draws(
+    kind: TaskKind, runs: Sequence[tuple[Array, Array, Array]], draws: int = DRAWS, seed: int = 0
+) -> dict[str, Array]:
+    """Draws of the mean of each metric over runs, under resampling of subjects.
+
+    Args:
+        kind: what was predicted.
+        runs: (y, score, rule) of each run, as `TaskKind.measure` takes them, subjects in the same order.
+        draws: number of resamples; each resample takes the same subjects for all runs.
+        seed: seed of the resampling.
+
+    Returns:
+        Metric name to [draws]; give it to `percentile_interval`.
+    """
+    pieces: dict[str, list[Array]] = {metric.name: [] for metric in kind.metrics}
+    for weights in resamples(len(runs[0][0]), draws, seed):
+        measured = [kind.measure(y, score, rule, weights) for y, score, rule in runs]
+        for name, drawn in pieces.items():
+            drawn.append(np.mean([values[name] for values in measured], axis=0))
+    return {name: np.concatenate(drawn) for name, drawn in pieces.items()}

@@ -1,0 +1,39 @@
+"""Kinds of tasks, one module per kind or family: a new kind is a module, its settings and a line of KINDS."""
+
+from functools import cache
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from neuropeft.errors import UserError, suggest
+
+if TYPE_CHECKING:
+    from neuropeft.tasks.base import TaskKind
+
+# kind -> module and class
+KINDS = {
+    "binary": "classification.Binary",
+    "multiclass": "classification.Multiclass",
+    "regression": "regression.Regression",
+}
+
+
+def module_of(kind: str) -> str:
+    """Return the module of a kind, below this package's name, for what depends on its code."""
+    return f"tasks.{KINDS[kind].split('.')[0]}"
+
+
+@cache
+def task_kind(kind: str, size: int) -> "TaskKind":
+    """Return a kind of task.
+
+    Args:
+        kind: A key of `KINDS`.
+        size: How many classes or labels it tells apart; 0 for values.
+
+    Raises:
+        UserError: There is no such kind.
+    """
+    if kind not in KINDS:
+        raise UserError(f"task kind {kind!r} is unknown; {suggest(kind, KINDS)}")
+    module, name = KINDS[kind].split(".")
+    return getattr(import_module(f"neuropeft.tasks.{module}"), name)(size)

@@ -6,7 +6,7 @@ import pytest
 
 from neuropeft.cohorts.index import Scan
 from neuropeft.cohorts.labels import task_rows
-from neuropeft.config import Task
+from neuropeft.config import BinaryTask, RegressionTask, Task
 from neuropeft.errors import UserError
 from neuropeft.tasks.values import comparable, finite
 
@@ -28,11 +28,11 @@ def cohort(group: str = "CN CN CN AD AD AD", **labels: str) -> list[Scan]:
 
 
 def binary(**settings) -> Task:
-    return Task(**{"kind": "binary", "target": "group", "classes": CLASSES, "train": "one"} | settings)
+    return BinaryTask(**{"kind": "binary", "target": "group", "classes": CLASSES, "train": "one"} | settings)
 
 
 def regression(**settings) -> Task:
-    return Task(**{"kind": "regression", "target": "age", "train": "one"} | settings)
+    return RegressionTask(**{"kind": "regression", "target": "age", "train": "one"} | settings)
 
 
 def rows(task: Task, scans: list[Scan], name: str = "one") -> list[dict]:

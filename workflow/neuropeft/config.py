@@ -5,7 +5,7 @@ Every model forbids unknown keys, and what a validator says names the key and wh
 
 import itertools
 from collections.abc import Collection, Mapping, Sequence
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import (
     BaseModel,
@@ -135,58 +135,88 @@ class Preprocessing(Model):
 # -- tasks -----------------------------------------------------------------------------------------
 
 
-class Task(Model):
+class _Task(Model):
     """What is predicted, on which cohorts."""
 
-    kind: Literal["binary", "multiclass", "regression"] = Field(description="what kind of target it is")
-    target: str = Field(description="column that holds the target")
-    classes: dict[str, LabelValue | list[LabelValue]] | None = Field(
-        default=None,
-        description="classification: {class: value or values of the target column}, in order; the second "
-        "class of a binary task is the positive one; scans with other values are left out",
-    )
     where: dict[str, LabelValue | list[LabelValue]] = Field(
         default={}, description="filter: {column: value or values}; scans with other values are left out"
     )
     train: Name = Field(description="cohort that is split into training, validation and test")
     zero_shot: list[Name] = Field(default=[], description="cohorts that are only ever tested on")
-    unit: str = Field(default="", description="regression: unit of the target, for tables and figures")
 
     @model_validator(mode="after")
-    def _classes_fit_kind(self) -> "Task":
-        if self.kind == "regression":
-            if self.classes is not None:
-                raise ValueError("a regression task has no `classes`: remove them or set `kind`")
-        elif self.classes is None:
-            raise ValueError(
-                "a classification task needs `classes`: {class: value of the target column, ...}"
-            )
-        elif self.kind == "binary" and len(self.classes) != 2:
-            raise ValueError(f"a binary task has two `classes`, not {len(self.classes)}")
-        elif self.kind == "multiclass" and len(self.classes) < 3:
-            raise ValueError("a multiclass task has three or more `classes`; use `kind: binary` for two")
+    def _zero_shot_is_not_trained_on(self) -> "_Task":
         if self.train in self.zero_shot:
             raise ValueError(f"`zero_shot` names the training cohort {self.train!r}: remove it there")
         _check_no_repeats("zero_shot", self.zero_shot)
         return self
 
-    @property
-    def size(self) -> int:
-        """How many classes there are; 0 for values."""
-        return len(self.classes or {})
+    def filters(self) -> dict[str, list[LabelValue]]:
+        """Return the values that each filter column may have."""
+        return {column: _as_list(values) for column, values in self.where.items()}
+
+
+class _OneTarget(_Task):
+    target: str = Field(description="column that holds the target")
 
     @property
     def target_columns(self) -> dict[str, str]:
         """The columns that hold targets, by the key that names each."""
         return {"target": self.target}
 
+
+class _Classes(_OneTarget):
+    classes: dict[str, LabelValue | list[LabelValue]] = Field(
+        description="{class: value or values of the target column}, in order; the second class of a binary "
+        "task is the positive one; scans with other values are left out"
+    )
+    unit: ClassVar[str] = ""
+
+    @property
+    def size(self) -> int:
+        """How many classes there are."""
+        return len(self.classes)
+
     def class_values(self) -> dict[str, list[LabelValue]]:
         """Return the values of the target column that stand for each class, in the order of the classes."""
-        return {name: _as_list(values) for name, values in (self.classes or {}).items()}
+        return {name: _as_list(values) for name, values in self.classes.items()}
 
-    def filters(self) -> dict[str, list[LabelValue]]:
-        """Return the values that each filter column may have."""
-        return {column: _as_list(values) for column, values in self.where.items()}
+
+class BinaryTask(_Classes):
+    """Telling two classes apart."""
+
+    kind: Literal["binary"]
+
+    @field_validator("classes")
+    @classmethod
+    def _two(cls, value: dict[str, object]) -> dict[str, object]:
+        if len(value) != 2:
+            raise ValueError(f"a binary task has two `classes`, not {len(value)}")
+        return value
+
+
+class MulticlassTask(_Classes):
+    """Telling three or more classes apart."""
+
+    kind: Literal["multiclass"]
+
+    @field_validator("classes")
+    @classmethod
+    def _three_or_more(cls, value: dict[str, object]) -> dict[str, object]:
+        if len(value) < 3:
+            raise ValueError("a multiclass task has three or more `classes`; use `kind: binary` for two")
+        return value
+
+
+class RegressionTask(_OneTarget):
+    """Predicting a number."""
+
+    kind: Literal["regression"]
+    unit: str = Field(default="", description="unit of the target, for tables and figures")
+    size: ClassVar[int] = 0  # no classes
+
+
+Task = Annotated[BinaryTask | MulticlassTask | RegressionTask, Field(discriminator="kind")]
 
 
 def _check_no_repeats(key: str, names: Sequence[str]) -> None:

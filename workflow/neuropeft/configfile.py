@@ -132,7 +132,7 @@ def _sentence(mistake: Any) -> str:
 def _place(location: tuple[str | int, ...]) -> list[str]:
     """Return the keys of a mistake's location, without the parts that pydantic adds for unions."""
     parts = [str(part) for part in location]
-    if parts[0:1] in (["methods"], ["backbones"], ["pretraining"]) and len(parts) > 2:
+    if parts[0:1] in (["tasks"], ["methods"], ["backbones"], ["pretraining"]) and len(parts) > 2:
         del parts[2]  # the kind that told which model to check against
     return [part for part in parts if "[" not in part and part not in ("str", "int", "float")]
 

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from neuropeft.cohorts.index import Scan
-    from neuropeft.config import Task
     from neuropeft.tasks.values import Place
 
 Row = dict[str, Any]
@@ -106,15 +105,20 @@ class TaskKind(ABC):
     # -- targets --
 
     @abstractmethod
-    def read(self, place: "Place", task: "Task", scans: "Sequence[Scan]") -> list[Any]:
+    def read(self, place: "Place", task: Any, scans: "Sequence[Scan]") -> list[Any]:
         """Return the target of every scan as tables hold it, None where it has none.
+
+        Args:
+            place: Where the scans' labels come from, for errors.
+            task: The task's settings, of this kind.
+            scans: Scans with the labels of their cohort's tables.
 
         Raises:
             UserError: A value cannot be read.
         """
 
     @abstractmethod
-    def check(self, place: "Place", task: "Task", rows: Sequence[Row], scans: "Sequence[Scan]") -> None:
+    def check(self, place: "Place", task: Any, rows: Sequence[Row], scans: "Sequence[Scan]") -> None:
         """Check that the rows that have a target suffice to learn from; `scans` are all that were read.
 
         Raises:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from neuropeft.cohorts.index import Scan
-    from neuropeft.config import Task
+    from neuropeft.config import BinaryTask, MulticlassTask
 
 SUBJECTS = 3  # of each class, one for each side of a split
 
@@ -33,7 +33,9 @@ class _Classes(TaskKind):
     loss_label = "loss (cross-entropy)"
     every_stratum = True
 
-    def read(self, place: Place, task: "Task", scans: "Sequence[Scan]") -> list[int | None]:
+    def read(
+        self, place: Place, task: "BinaryTask | MulticlassTask", scans: "Sequence[Scan]"
+    ) -> list[int | None]:
         """Return the class of every scan, None where its value belongs to no class."""
         index: dict[str | float, int] = {}
         for number, (name, values) in enumerate(task.class_values().items()):
@@ -45,7 +47,9 @@ class _Classes(TaskKind):
                     )
         return [index.get(comparable(task.target, scan.labels.get(task.target, ""))) for scan in scans]
 
-    def check(self, place: Place, task: "Task", rows: Sequence[Row], scans: "Sequence[Scan]") -> None:
+    def check(
+        self, place: Place, task: "BinaryTask | MulticlassTask", rows: Sequence[Row], scans: "Sequence[Scan]"
+    ) -> None:
         """Check that every class has scans, and enough subjects to be split; say what belongs to none."""
         from neuropeft.cohorts.splits import first_rows
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from neuropeft.cohorts.index import Scan
-    from neuropeft.config import Task
+    from neuropeft.config import RegressionTask
 
 SUBJECTS = 3  # one for each side of a split
 STAND_IN = re.compile(r"-(4|7+|8+|9+)|9{3,}")  # how many a table writes that a number is missing
@@ -37,7 +37,7 @@ class Regression(TaskKind):
     chance = None
     regresses = True
 
-    def read(self, place: Place, task: "Task", scans: "Sequence[Scan]") -> list[float | None]:
+    def read(self, place: Place, task: "RegressionTask", scans: "Sequence[Scan]") -> list[float | None]:
         """Return the target of every scan, None where the table has none."""
         read, wanted = finite, "a number"
         if task.target == "age":
@@ -52,7 +52,9 @@ class Regression(TaskKind):
         _check_stand_ins(place, task, {scan: value for scan, value in values.items() if value is not None})
         return list(values.values())
 
-    def check(self, place: Place, task: "Task", rows: Sequence[Row], scans: "Sequence[Scan]") -> None:
+    def check(
+        self, place: Place, task: "RegressionTask", rows: Sequence[Row], scans: "Sequence[Scan]"
+    ) -> None:
         """Check that there are values, that they vary, and that their subjects can be split."""
         if not rows:
             problem = f"none of {len(scans)} scans has a value of {task.target!r}"
@@ -107,7 +109,7 @@ class Regression(TaskKind):
         return model.predict(features)[:, None]
 
 
-def _check_stand_ins(place: Place, task: "Task", values: Mapping[str, float]) -> None:
+def _check_stand_ins(place: Place, task: "RegressionTask", values: Mapping[str, float]) -> None:
     """Check that no target is a word for "missing" or a spreadsheet's date: it lies far from all others."""
     missing = {scan for scan, value in values.items() if STAND_IN.fullmatch(f"{value:.15g}")}
     first, last = SERIAL_DATES

@@ -253,8 +253,9 @@ def _null_scores(models: Sequence[Any], kind: TaskKind, part: Part, targets: Arr
     for permuted in targets:
         refitted: list[Any] = []
         for model, (known, target) in zip(models, kind.separate(permuted), strict=True):
-            # The only scans of a class may not have been their subject's first, whose targets are permuted.
-            if isinstance(model, float) or len(np.unique(target)) < 2:
+            if isinstance(model, float):
+                refitted.append(model)
+            elif len(np.unique(target)) < 2:  # the only scans of a class were not their subject's first
                 refitted.append(float(target[0]))
             else:
                 refitted.append(clone(model).fit(part.features[known], target))

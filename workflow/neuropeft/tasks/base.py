@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 # The columns of a prediction file, beside those that the kind of the task names.
 COLUMNS = ("fraction", "seed", "fold", "split", "scan_id", "subject", "session", "y")
+GUESS = 0.5  # the probability of a label that is known of no training scan
 CONTROL_METHOD = "method"  # which control files have too, since they hold several
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from neuropeft.tasks.base import Array, TaskKind
+from neuropeft.tasks.base import GUESS, Array, TaskKind
 
 RIDGE_PENALTIES = np.logspace(1, 6, 6)  # alpha: weak to strong
 LOGISTIC_PENALTIES = np.logspace(-5, 0, 6)  # C, an inverse penalty: strong to weak
@@ -27,7 +27,7 @@ def fit_linear(
 
     Returns:
         For each of `kind.separate`, a fitted pipeline, whose last step is the linear model, or the one class
-        that all its targets are of.
+        that all its targets are of, or `GUESS` without any target.
     """
     from sklearn.linear_model import LogisticRegression, Ridge
     from sklearn.pipeline import make_pipeline
@@ -62,7 +62,7 @@ def tuned(
     fitted: list[Any] = []
     for known, target in kind.separate(y):
         if not kind.regresses and len(np.unique(target)) < 2:
-            fitted.append(float(target[0]))
+            fitted.append(float(target[0]) if len(target) else GUESS)
             continue
         folds = _folds(kind, target, subjects[known])
         if folds.max() < 1:  # for a linear model, the strongest penalty stays
@@ -77,9 +77,11 @@ def fewest_fitted(kind: TaskKind, y: Array, subjects: NDArray[Any]) -> int:
     """Return how many scans an inner fold leaves to fit on, at the least."""
     sizes = []
     for known, target in kind.separate(y):
+        if not kind.regresses and len(np.unique(target)) < 2:
+            continue  # nothing to fit
         folds = _folds(kind, target, subjects[known])
         sizes.append(len(folds) - int(np.bincount(folds).max()) if folds.max() else len(folds))
-    return min(sizes)
+    return min(sizes, default=1)
 
 
 def _folds(kind: TaskKind, target: Array, subjects: NDArray[Any]) -> NDArray[np.int_]:

@@ -6,7 +6,7 @@ import pytest
 
 from neuropeft.cohorts.index import Scan
 from neuropeft.cohorts.labels import task_rows
-from neuropeft.config import BinaryTask, RegressionTask, Task
+from neuropeft.config import BinaryTask, MultilabelTask, RegressionTask, Task
 from neuropeft.errors import UserError
 from neuropeft.tasks.values import comparable, finite
 
@@ -230,3 +230,15 @@ def test_a_column_of_dates_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     for scores, told in (("43831 43900 44000", True), ("43831 43900 1000", False)):
         rows(regression(target="score", zero_shot=["two"]), cohort("- - -", score=scores), "two")
         assert ("looks like a date of a spreadsheet, for example 43831 of" in capsys.readouterr().out) == told
+
+
+def test_labels_are_present_absent_or_unknown() -> None:
+    task = MultilabelTask(kind="multilabel", labels={"oedema": "a", "mass": "b"}, train="one")
+    scans = cohort(a="1 0 0 n/a 1 n/a", b="0 1 n/a 1 0 n/a")
+    assert [row["y"] for row in rows(task, scans)] == ["1|0", "0|1", "0|n/a", "n/a|1", "1|0"]
+    with pytest.raises(
+        UserError, match=r"tasks\.t\.labels\.mass`: 'b' of scan .* is '2', which is neither 1 nor 0"
+    ):
+        rows(task, cohort(a="1 0 0 0 1 0", b="0 1 2 1 0 0"))
+    with pytest.raises(UserError, match=r"tasks\.t\.labels\.oedema`: 'a' is not both 1 and 0"):
+        rows(task, cohort(a="1 1 1 1 1 1", b="0 1 0 1 0 0"))

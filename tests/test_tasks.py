@@ -7,18 +7,20 @@ import numpy as np
 import pytest
 import torch
 
+import tiny_cells
 from neuropeft.cohorts.splits import make_split, read_split, write_split
 from neuropeft.errors import UserError
 from neuropeft.evaluate.bootstrap import bootstrap_draws
 from neuropeft.evaluate.predictions import RunKey, read_predictions
-from neuropeft.files import write_tsv
+from neuropeft.files import read_tsv, write_tsv
 from neuropeft.tasks import KINDS, task_kind
 from neuropeft.tasks.base import COLUMNS, Run
 from neuropeft.tasks.linear import fit_linear
+from neuropeft.train.predict import predict
 
-SIZES = {"binary": 2, "multiclass": 3, "regression": 0}
 NUMBER = 60
 BINARY, THREE, VALUES = task_kind("binary", 2), task_kind("multiclass", 3), task_kind("regression", 0)
+LABELS = task_kind("multilabel", 2)
 
 
 def made(kind):
@@ -29,19 +31,23 @@ def made(kind):
         "binary": [int(value > 0) for value in signal],
         "multiclass": [int(value > 0) + int(value > 0.7) for value in signal],
         "regression": [60 + 10 * value for value in signal],
+        "multilabel": [
+            f"{int(a > 0)}|{'n/a' if number % 5 == 1 else int(b > 0.5)}"
+            for number, (a, b) in enumerate(features[:, :2])
+        ],
     }[kind]
     return targets, features
 
 
 @pytest.fixture(params=KINDS)
 def kind(request):
-    return task_kind(request.param, SIZES[request.param])
+    return task_kind(request.param, tiny_cells.SIZES[request.param])
 
 
 @pytest.fixture
 def example(kind):
     """A kind, its targets as arrays, and its features."""
-    name = next(name for name in KINDS if task_kind(name, SIZES[name]) is kind)
+    name = next(name for name in KINDS if task_kind(name, tiny_cells.SIZES[name]) is kind)
     targets, features = made(name)
     return targets, kind.array(targets), features
 
@@ -131,6 +137,29 @@ def run_of(kind, y, score):
     return Run(tuple(map(str, range(len(y)))), y, score, prior)
 
 
+def test_a_cell_is_trained_and_predicted(kind, example, tmp_path):
+    targets, _, _ = example
+    store = tiny_cells.make_store(tmp_path / "store", scans=NUMBER)
+    split = tiny_cells.make_split(tmp_path / "seed-0.tsv", store)
+    rows = [row | {"y": targets[place]} for place, row in enumerate(read_tsv(split))]
+    write_tsv(split, rows, list(rows[0]))
+    name = next(name for name in KINDS if task_kind(name, tiny_cells.SIZES[name]) is kind)
+    tiny_cells.finetune(
+        tiny_cells.cell(name),
+        store,
+        split,
+        None,
+        tmp_path / "cell",
+        tmp_path / "state",
+        checkpoint_seconds=1e9,
+    )
+    predict([tmp_path / "cell" / "delta.safetensors"], [], store, [split], tmp_path / "p.tsv", "cpu")
+    tested = read_predictions(tmp_path / "p.tsv", kind)[RunKey("", 100, 0, "test")]
+    assert np.isfinite(tested.score).all()
+    history = tiny_cells.read_history(tmp_path / "cell")
+    assert {"val_loss", "val_metric"} <= history[0].keys()
+
+
 def test_weights_count_as_if_scans_were_there_so_often(kind, example):
     _, y, _ = example
     weights = [3.0 if i < 5 else 1.0 for i in range(NUMBER)]
@@ -209,11 +238,23 @@ def test_no_constant_beats_the_offset_of_a_skewed_target() -> None:
         (BINARY, [0, 0, 0], "a/b: no training scan has class 1 "),
         (THREE, [1, 2], "a/b: no training scan has class 0 "),
         (VALUES, [60.0, 60.0], "a/b: all training targets are 60"),
+        (LABELS, ["1|n/a", "1|0"], "a/b: no label is both 1 and 0"),
     ],
 )
 def test_an_absent_class_and_a_constant_target_are_refused(kind, targets, said) -> None:
     with pytest.raises(UserError, match=said):
-        kind.objective(np.array(targets), alike(targets), "a/b")
+        kind.objective(kind.array(targets), alike(targets), "a/b")
+
+
+def test_unknown_labels_teach_nothing_and_unlearnable_ones_are_left_out() -> None:
+    targets = LABELS.array(["1|1", "0|1", "0|n/a", "0|1"])
+    goal = LABELS.objective(targets, alike(targets), "cell")
+    assert goal.offset[0] == pytest.approx(math.log(1 / 3))
+    outputs = torch.zeros(4, 2, requires_grad=True)
+    goal.loss(outputs, tensor(targets)).sum().backward()
+    assert outputs.grad is not None
+    assert outputs.grad[:, 1].abs().max() == 0
+    assert outputs.grad[:, 0].sum() == pytest.approx(0, abs=1e-6)
 
 
 def test_an_unknown_kind_is_refused() -> None:

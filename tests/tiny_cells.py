@@ -28,6 +28,7 @@ BACKBONE = {
     "image_size": EDGE,
 }
 DECODER = {"width": 24, "depth": 1, "heads": 2}
+SIZES = {"binary": 2, "multiclass": 3, "regression": 0, "multilabel": 2}  # of each kind of task
 LORA = {"kind": "lora", "r": 2, "alpha": 2.0, "targets": ["q", "v"], "dropout": 0.0}
 WORKFLOW = Path(__file__).parents[1] / "workflow"
 
@@ -96,7 +97,7 @@ def cell(kind: str = "binary", method: dict[str, Any] = LORA, **changes: Any) ->
     } | changes.pop("training", {})
     spec = {
         "cell": f"simulated/tiny/none/{method['kind']}/100/0",
-        "task": {"name": "simulated", "kind": kind, "size": {"binary": 2, "multiclass": 3}.get(kind, 0)},
+        "task": {"name": "simulated", "kind": kind, "size": SIZES[kind]},
         "backbone": BACKBONE,
         "method": {"lr": 3e-3, "head_lr": None, "weight_decay": 1e-4, **method},
         "training": training,

@@ -216,7 +216,27 @@ class RegressionTask(_OneTarget):
     size: ClassVar[int] = 0  # no classes
 
 
-Task = Annotated[BinaryTask | MulticlassTask | RegressionTask, Field(discriminator="kind")]
+class MultilabelTask(_Task):
+    """Telling which of several labels a scan has; each is present (1), absent (0) or unknown."""
+
+    kind: Literal["multilabel"]
+    labels: dict[Name, str] = Field(
+        min_length=2, description="{label: column}, whose values are 1, 0, or n/a where it is unknown"
+    )
+    unit: ClassVar[str] = ""
+
+    @property
+    def size(self) -> int:
+        """How many labels there are."""
+        return len(self.labels)
+
+    @property
+    def target_columns(self) -> dict[str, str]:
+        """The columns that hold labels, by the key that names each."""
+        return {f"labels.{name}": column for name, column in self.labels.items()}
+
+
+Task = Annotated[BinaryTask | MulticlassTask | RegressionTask | MultilabelTask, Field(discriminator="kind")]
 
 
 def _check_no_repeats(key: str, names: Sequence[str]) -> None:

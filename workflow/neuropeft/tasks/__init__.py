@@ -14,6 +14,7 @@ KINDS = {
     "binary": "classification.Binary",
     "multiclass": "classification.Multiclass",
     "regression": "regression.Regression",
+    "multilabel": "multilabel.Multilabel",
 }
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import tiny_cells
+from neuropeft.files import read_tsv, write_tsv
 from neuropeft.models.checkpoints import read_tensors
 from neuropeft.train import checkpoint
 from neuropeft.train.pretrain import pretrain
@@ -136,7 +137,9 @@ def test_the_fingerprint_sees_the_data(store: Path) -> None:
     assert plain != fingerprint(SPEC | {"fraction": 50})
     tiny_cells.make_split(folder / "seed-0.tsv", store, validation=5)
     assert plain != fingerprint(SPEC)
-    tiny_cells.make_split(folder / "seed-0.tsv", store, classes=3)  # the same scans with other targets
+    split = folder / "seed-0.tsv"
+    swapped = [row | {"y": 1 - int(row["y"])} for row in read_tsv(tiny_cells.make_split(split, store))]
+    write_tsv(split, swapped, list(swapped[0]))  # the same scans with other targets
     assert plain != fingerprint(SPEC)
     tiny_cells.make_split(folder / "seed-0.tsv", store)
     assert plain == fingerprint(SPEC)

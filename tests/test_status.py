@@ -205,6 +205,7 @@ def test_a_cell_whose_split_would_be_another_one_by_now_is_not_done(config: Conf
         "split",
         "--task=ad",
         "--kind=binary",
+        "--size=2",
         "--seed=0",
         f"--labels={labels}",
         f"--store-scans={stored}",

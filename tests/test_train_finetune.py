@@ -352,7 +352,7 @@ def test_the_delta_that_was_best_fits_its_model(store: Path) -> None:
 
 
 def test_a_class_that_a_small_fraction_lacks_is_named(store: Path) -> None:
-    with pytest.raises(UserError, match=r"lora/100/0: no training scan has class 2 of task 'simulated'"):
+    with pytest.raises(UserError, match=r"lora/100/0: no training scan has class 2 at this fraction"):
         train(store, tiny_cells.cell("multiclass", fraction=10), classes=3)
 
 

@@ -2,8 +2,6 @@
 
 
 rule simulate_scans:
-    input:
-        code=sources("cohorts.simulate"),
     output:
         table="results/simulated/{cohort}/chunks/{chunk}.tsv",
     log:
@@ -13,6 +11,7 @@ rule simulate_scans:
     conda:
         "../../envs/preprocessing.yaml"
     params:
+        code=lambda wildcards: numerics.version("cohorts.simulate"),
         root="results/simulated/{cohort}",
         # Who is in this chunk, so that a cohort that grows simulates its new scans' chunk alone.
         participants=lambda wildcards: simulated_participants(wildcards.cohort, wildcards.chunk),
@@ -25,8 +24,6 @@ rule simulate_scans:
 
 
 rule simulate_tables:
-    input:
-        code=sources("cohorts.simulate"),
     output:
         participants="results/simulated/{cohort}/participants.tsv",
         description="results/simulated/{cohort}/dataset_description.json",
@@ -35,6 +32,7 @@ rule simulate_tables:
     conda:
         "../../envs/preprocessing.yaml"
     params:
+        code=lambda wildcards: numerics.version("cohorts.simulate"),
         root="results/simulated/{cohort}",
         spec=lambda wildcards: CONFIG.cohorts[wildcards.cohort].simulated.model_dump_json(),
     message:
@@ -44,8 +42,6 @@ rule simulate_tables:
 
 
 rule synthesize:
-    input:
-        code=sources("cohorts.synthetic_store"),
     output:
         volumes="results/cohorts/{cohort}/store/volumes.npy",
         tissue="results/cohorts/{cohort}/store/tissue.npy",
@@ -63,6 +59,7 @@ rule synthesize:
         mem_mb=lambda wildcards, attempt: 4000 * attempt,
         runtime=cohort_minutes("synthesize"),
     params:
+        code=lambda wildcards: numerics.version("cohorts.synthetic_store"),
         volumes=lambda wildcards: CONFIG.cohorts[wildcards.cohort].synthetic.volumes,
         seed=lambda wildcards: CONFIG.cohorts[wildcards.cohort].synthetic.seed,
         size=CONFIG.preprocessing.size,

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 sys.path.insert(0, str(Path(workflow.basedir, "workflow")))
 
-from neuropeft import estimates, grid, probe_grid
+from neuropeft import estimates, grid, numerics, probe_grid
 from neuropeft.cohorts import chunks
 from neuropeft.cohorts.prepare import prepare
 from neuropeft.cohorts.simulate import participants, scan_name
@@ -18,7 +18,6 @@ from neuropeft.errors import UserError
 from neuropeft.finished import deltas_by_base, finished_cells, made_after, state_folder
 from neuropeft.packs import Pack, pack_of, packs
 from neuropeft.split_names import FOLD_PART, SPLIT_PATTERN, fold_in, fold_part, seed_and_fold, split_name
-from neuropeft.sources import source, sources
 from neuropeft.tasks import module_of
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
@@ -105,9 +104,14 @@ def task_kind_arguments(task):
     return f"--kind {CONFIG.tasks[task].kind} --size {CONFIG.tasks[task].size}"
 
 
-def task_sources(module, task):
-    """Return the files that a module and the kind of a task depend on."""
-    return sources(module, module_of(CONFIG.tasks[task].kind))
+def task_code(module, task):
+    """Return the version of the code of a module and of the kind of a task."""
+    return numerics.version(module, module_of(CONFIG.tasks[task].kind))
+
+
+def published_code(module):
+    """Return the version of the code of a module and of the kinds of all tasks."""
+    return numerics.version(module, *sorted({module_of(CONFIG.tasks[task].kind) for task in TASKS}))
 
 
 def seeds(task):

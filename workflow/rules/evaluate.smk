@@ -10,7 +10,6 @@ rule predict:
             wildcards.task, wildcards.cohort, grid.splits_of(group_cells(wildcards))
         ),
         leaks=lambda wildcards: test_checks(wildcards, group_cells(wildcards)),
-        code=lambda wildcards: task_sources("train.predict", wildcards.task),
     output:
         "results/predictions/{task}/{backbone}/{pretraining}/{method}/{cohort}.tsv",
     log:
@@ -23,6 +22,8 @@ rule predict:
         mem_mb=lambda wildcards, attempt: training_mb(wildcards.cohort, attempt),
         runtime=predict_minutes,
         gpu=1,
+    params:
+        code=lambda wildcards: task_code("train.predict", wildcards.task),
     message:
         "Predicting {wildcards.task} on {wildcards.cohort} ({wildcards.backbone}, {wildcards.method})"
     shell:
@@ -35,7 +36,6 @@ rule controls:
         split="results/splits/{task}/{split}.tsv",
         labels=lambda wildcards: task_labels(wildcards.task),
         volumes=lambda wildcards: [volumes(cohort) for cohort in task_cohorts(wildcards.task)],
-        code=lambda wildcards: task_sources("evaluate.controls", wildcards.task),
     output:
         directory("results/controls/{task}/{split}"),
     log:
@@ -46,6 +46,7 @@ rule controls:
         mem_mb=lambda wildcards, attempt: 8000 * attempt,
         runtime=lambda wildcards, attempt: 120 * attempt,
     params:
+        code=lambda wildcards: task_code("evaluate.controls", wildcards.task),
         kind=lambda wildcards: task_kind_arguments(wildcards.task),
         targets=lambda wildcards: list(CONFIG.tasks[wildcards.task].target_columns.values()),
         fractions=lambda wildcards: grid.fractions_of(CELLS, wildcards.task),

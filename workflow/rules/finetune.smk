@@ -13,7 +13,6 @@ rule search:
             wildcards.task, CONFIG.tasks[wildcards.task].train, grid.splits_of(searched_cells(wildcards))
         ),
         encoder=lambda wildcards: encoders(searched_cells(wildcards)),
-        code=sources("train.search"),
     output:
         "results/search/{task}/{backbone}/{pretraining}/{method}{fold_part}.tsv",
     log:
@@ -27,6 +26,7 @@ rule search:
         runtime=search_minutes,
         gpu=1,
     params:
+        code=lambda wildcards: task_code("train.search", wildcards.task),
         specs=lambda wildcards: grid.cell_specs(CONFIG, searched_cells(wildcards)),
         encoder=lambda wildcards, input: f"--encoder {input.encoder}" if input.encoder else "",
         # Not an output: Snakemake deletes outputs of a job that failed.
@@ -48,7 +48,6 @@ rule finetune:
         ),
         encoder=pack_encoder,
         search=pack_search,
-        code=sources("train.pack"),
     output:
         "results/packs/{task}/{backbone}/{pretraining}/{method}/{pack}.tsv",
     log:
@@ -62,6 +61,7 @@ rule finetune:
         runtime=finetune_minutes,
         gpu=1,
     params:
+        code=lambda wildcards: task_code("train.pack", wildcards.task),
         specs=lambda wildcards: grid.cell_specs(CONFIG, PACKS[pack_named(wildcards)]),
         encoder=lambda wildcards, input: f"--encoder {input.encoder}" if input.encoder else "",
         search=lambda wildcards, input: f"--search {input.search}" if input.search else "",

@@ -20,7 +20,6 @@ rule status:
 use rule predict as predict_partial with:
     input:
         unpack(partial_inputs),
-        code=sources("train.predict"),
     output:
         "results/partial/predictions/{task}/{backbone}/{pretraining}/{method}/{cohort}.tsv",
     log:
@@ -33,7 +32,6 @@ rule tables_partial:
     input:
         partial_result_files,
         counts="results/partial/parameter_counts.csv",
-        code=sources("publish.tables"),
     output:
         [table.replace("results/tables/", "results/partial/tables/") for table in TABLES],
     log:
@@ -42,6 +40,7 @@ rule tables_partial:
     conda:
         "../../envs/report.yaml"
     params:
+        code=lambda wildcards: published_code("publish.tables"),
         config=lambda wildcards: CONFIG.model_dump_json(),
     message:
         "Writing the tables of the cells that are finished"

@@ -5,7 +5,6 @@ rule n4_bias_correction:
     input:
         simulated=simulated_chunk,
         # Each step depends on its own code; `preprocess.steps` imports that of all four.
-        code=[source("preprocess.steps"), *sources("preprocess.n4")],
     output:
         table=temp("results/cohorts/{cohort}/chunks/{chunk}/n4.tsv"),
         scans=temp(directory("results/cohorts/{cohort}/chunks/{chunk}/n4")),
@@ -19,6 +18,7 @@ rule n4_bias_correction:
         mem_mb=lambda wildcards, attempt: 4000 * attempt,
         runtime=step_minutes("n4"),
     params:
+        code=lambda wildcards: numerics.version("preprocess.n4", alone="preprocess.steps"),
         index="results/cohorts/{cohort}/scans.tsv",
         # The rows of this chunk and the size and time of their files: a changed scan reruns its chunk alone.
         chunk=lambda wildcards: chunks.chunk_digest(chunk_rows(wildcards.cohort, wildcards.chunk)),
@@ -33,7 +33,6 @@ rule skull_strip:
     input:
         table="results/cohorts/{cohort}/chunks/{chunk}/n4.tsv",
         scans="results/cohorts/{cohort}/chunks/{chunk}/n4",
-        code=[source("preprocess.steps"), *sources("preprocess.skullstrip")],
     output:
         table=temp("results/cohorts/{cohort}/chunks/{chunk}/skull_strip.tsv"),
     log:
@@ -46,6 +45,7 @@ rule skull_strip:
         mem_mb=lambda wildcards, attempt: 8000 * attempt,
         runtime=step_minutes("skull_strip"),
     params:
+        code=lambda wildcards: numerics.version("preprocess.skullstrip", alone="preprocess.steps"),
         method=lambda wildcards: CONFIG.cohorts[wildcards.cohort].skull_strip,
         derivatives="results/derivatives/{cohort}",
     message:
@@ -59,7 +59,6 @@ rule register_to_template:
     input:
         table="results/cohorts/{cohort}/chunks/{chunk}/skull_strip.tsv",
         scans="results/cohorts/{cohort}/chunks/{chunk}/n4",
-        code=[source("preprocess.steps"), *sources("preprocess.register", "preprocess.template")],
     output:
         table=temp("results/cohorts/{cohort}/chunks/{chunk}/register.tsv"),
     log:
@@ -72,6 +71,9 @@ rule register_to_template:
         mem_mb=lambda wildcards, attempt: 4000 * attempt,
         runtime=step_minutes("register"),
     params:
+        code=lambda wildcards: numerics.version(
+            "preprocess.register", "preprocess.template", alone="preprocess.steps"
+        ),
         derivatives="results/derivatives/{cohort}",
     message:
         "Registering cohort {wildcards.cohort} to MNI152 (chunk {wildcards.chunk})"
@@ -84,7 +86,6 @@ rule resample_to_template:
     input:
         table="results/cohorts/{cohort}/chunks/{chunk}/register.tsv",
         scans="results/cohorts/{cohort}/chunks/{chunk}/n4",
-        code=[source("preprocess.steps"), *sources("preprocess.resample", "preprocess.measures")],
     output:
         table="results/cohorts/{cohort}/chunks/{chunk}/resample.tsv",
     log:
@@ -97,6 +98,9 @@ rule resample_to_template:
         mem_mb=lambda wildcards, attempt: 4000 * attempt,
         runtime=step_minutes("resample"),
     params:
+        code=lambda wildcards: numerics.version(
+            "preprocess.resample", "preprocess.measures", alone="preprocess.steps"
+        ),
         derivatives="results/derivatives/{cohort}",
     message:
         "Resampling cohort {wildcards.cohort} to the template grid (chunk {wildcards.chunk})"
@@ -110,13 +114,14 @@ rule resample_to_template:
 rule list_excluded:
     input:
         tables=chunk_tables,
-        code=sources("preprocess.store"),
     output:
         "results/cohorts/{cohort}/excluded.tsv",
     log:
         "results/logs/list_excluded/{cohort}.log",
     conda:
         "../../envs/preprocessing.yaml"
+    params:
+        code=lambda wildcards: numerics.version("preprocess.store"),
     message:
         "Listing the scans of cohort {wildcards.cohort} that could not be processed"
     shell:
@@ -128,7 +133,6 @@ rule pack_cohort:
         tables=chunk_tables,
         # A job of its own writes this list, so that it outlives a run that stops here.
         excluded="results/cohorts/{cohort}/excluded.tsv",
-        code=sources("preprocess.store"),
     output:
         volumes="results/cohorts/{cohort}/store/volumes.npy",
         scans="results/cohorts/{cohort}/store/scans.tsv",
@@ -144,6 +148,7 @@ rule pack_cohort:
         mem_mb=lambda wildcards, attempt: 4000 * attempt,
         runtime=cohort_minutes("pack"),
     params:
+        code=lambda wildcards: numerics.version("preprocess.store"),
         max_excluded_share=CONFIG.preprocessing.max_excluded_share,
         size=CONFIG.preprocessing.size,
     message:
@@ -157,7 +162,6 @@ rule pack_cohort:
 rule qc:
     input:
         tables=chunk_tables,
-        code=sources("preprocess.qc"),
     output:
         table="results/qc/{cohort}/qc.tsv",
         page=report("results/qc/{cohort}/index.html", category="QC", labels={"cohort": "{cohort}"}),
@@ -169,6 +173,7 @@ rule qc:
         mem_mb=lambda wildcards, attempt: 4000 * attempt,
         runtime=cohort_minutes("qc"),
     params:
+        code=lambda wildcards: numerics.version("preprocess.qc"),
         simulated=lambda wildcards: "--simulated" if wildcards.cohort in SIMULATED else "",
     message:
         "Drawing the QC page of cohort {wildcards.cohort}"

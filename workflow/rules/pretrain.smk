@@ -9,9 +9,6 @@ rule pretrain:
         splits=held_out_splits,
         people=known_people,
         start=pretraining_start,
-        code=lambda wildcards: sources(
-            "train.pretrain", f"train.{CONFIG.trained[wildcards.pretraining].kind}"
-        ),
     output:
         encoder="results/pretraining/{pretraining}/{backbone}{fold_part}/encoder.safetensors",
         history="results/pretraining/{pretraining}/{backbone}{fold_part}/history.csv",
@@ -32,6 +29,9 @@ rule pretrain:
         runtime=pretrain_minutes,
         gpu=1,
     params:
+        code=lambda wildcards: numerics.version(
+            "train.pretrain", f"train.{CONFIG.trained[wildcards.pretraining].kind}"
+        ),
         spec=lambda wildcards: grid.pretraining_spec(CONFIG, wildcards.pretraining, wildcards.backbone),
         people=lambda wildcards, input: f"--people {input.people}" if input.people else "",
         start=lambda wildcards, input: f"--start {input.start}" if input.start else "",
@@ -49,7 +49,6 @@ rule pretrain:
 rule import_encoder:
     input:
         weights=lambda wildcards: CONFIG.imported[wildcards.pretraining].weights,
-        code=sources("models.build", "models.checkpoints"),
     output:
         "results/pretraining/{pretraining}/{backbone}/encoder.safetensors",
     log:
@@ -59,6 +58,7 @@ rule import_encoder:
     conda:
         "../../envs/torch.yaml"
     params:
+        code=lambda wildcards: numerics.version("models.build", "models.checkpoints"),
         backbone=lambda wildcards: json.dumps(grid.backbone_spec(CONFIG, wildcards.backbone), sort_keys=True),
     message:
         "Importing {input.weights} into {wildcards.backbone} ({wildcards.pretraining})"

@@ -5,7 +5,6 @@ rule features:
     input:
         volumes=lambda wildcards: volumes(wildcards.cohort),
         encoder=frozen_encoder,
-        code=sources("train.features"),
     output:
         "results/features/{pretraining}/{backbone}{fold_part}/{cohort}.npy",
     log:
@@ -19,6 +18,7 @@ rule features:
         runtime=features_minutes,
         gpu=1,
     params:
+        code=lambda wildcards: numerics.version("train.features"),
         backbone=lambda wildcards: json.dumps(grid.backbone_spec(CONFIG, wildcards.backbone), sort_keys=True),
         encoder=lambda wildcards, input: f"--encoder '{input.encoder}'" if input.encoder else "",
     message:
@@ -34,7 +34,6 @@ rule probes:
         labels=lambda wildcards: task_labels(wildcards.task),
         stored=lambda wildcards: [stored_scans(cohort) for cohort in task_cohorts(wildcards.task)],
         features=task_features,
-        code=lambda wildcards: task_sources("evaluate.probes", wildcards.task),
     output:
         directory("results/probes/{task}/{backbone}/{pretraining}/{split}"),
     log:
@@ -47,6 +46,7 @@ rule probes:
         mem_mb=probes_mb,
         runtime=lambda wildcards, attempt: 120 * attempt,
     params:
+        code=lambda wildcards: task_code("evaluate.probes", wildcards.task),
         kind=lambda wildcards: task_kind_arguments(wildcards.task),
         fractions=lambda wildcards: grid.fractions_of(CELLS, wildcards.task),
         cohorts=lambda wildcards: task_cohorts(wildcards.task),

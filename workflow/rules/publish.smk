@@ -26,14 +26,14 @@ FIGURES = multiext(
 
 
 rule parameter_counts:
-    input:
-        code=sources("peft.counts"),
     output:
         "results/tables/parameter_counts.csv",
     log:
         "results/logs/parameter_counts.log",
     conda:
         "../../envs/torch.yaml"
+    params:
+        code=lambda wildcards: numerics.version("peft.counts"),
     message:
         "Counting the parameters of Table 1"
     shell:
@@ -44,7 +44,6 @@ rule tables:
     input:
         results=result_files,
         counts="results/tables/parameter_counts.csv",
-        code=sources("publish.tables"),
     output:
         [report(table, category="Tables") if table.endswith(".csv") else table for table in TABLES],
     log:
@@ -52,6 +51,7 @@ rule tables:
     conda:
         "../../envs/report.yaml"
     params:
+        code=lambda wildcards: published_code("publish.tables"),
         config=lambda wildcards: CONFIG.model_dump_json(),
     message:
         "Writing the tables"
@@ -63,7 +63,6 @@ rule tables:
 rule figures:
     input:
         results=result_files,
-        code=sources("publish.figures"),
     output:
         [report(figure, category="Figures") if figure.endswith(".png") else figure for figure in FIGURES],
     log:
@@ -71,6 +70,7 @@ rule figures:
     conda:
         "../../envs/report.yaml"
     params:
+        code=lambda wildcards: published_code("publish.figures"),
         config=lambda wildcards: CONFIG.model_dump_json(),
     message:
         "Drawing the figures"

@@ -5,7 +5,6 @@ rule split:
     input:
         labels=lambda wildcards: f"results/tasks/{wildcards.task}/{CONFIG.tasks[wildcards.task].train}.tsv",
         stored=lambda wildcards: stored_scans(CONFIG.tasks[wildcards.task].train),
-        code=lambda wildcards: task_sources("cohorts.splits", wildcards.task),
     output:
         "results/splits/{task}/{split}.tsv",
     log:
@@ -13,6 +12,7 @@ rule split:
     conda:
         "../../envs/torch.yaml"
     params:
+        code=lambda wildcards: task_code("cohorts.splits", wildcards.task),
         kind=lambda wildcards: task_kind_arguments(wildcards.task),
         seed=lambda wildcards: seed_and_fold(wildcards.split)[0],
         tested=lambda wildcards: (
@@ -35,7 +35,6 @@ rule check_leaks:
         split="results/splits/{task}/{split}.tsv",
         stored=lambda wildcards: stored_scans(CONFIG.tasks[wildcards.task].train),
         zero_shot=compared_cohort,
-        code=sources("cohorts.leaks"),
     output:
         "results/splits/{task}/leaks/{cohort}-{split}.tsv",
     log:
@@ -43,6 +42,7 @@ rule check_leaks:
     conda:
         "../../envs/torch.yaml"
     params:
+        code=lambda wildcards: numerics.version("cohorts.leaks"),
         zero_shot=lambda wildcards, input: (
             "--labels {} --zero-shot {}".format(*input.zero_shot) if input.zero_shot else ""
         ),
@@ -64,7 +64,6 @@ rule check_pretraining:
         stored=lambda wildcards: stored_scans(wildcards.cohort),
         pretrained=lambda wildcards: stored_scans(CONFIG.trained[wildcards.pretraining].cohort),
         held_out=held_out_splits,
-        code=sources("cohorts.leaks"),
     output:
         "results/splits/{task}/leaks/pretraining-{pretraining}{fold_part}/{cohort}.tsv",
     log:
@@ -73,6 +72,8 @@ rule check_pretraining:
         pretraining=one_of(CONFIG.trained),
     conda:
         "../../envs/torch.yaml"
+    params:
+        code=lambda wildcards: numerics.version("cohorts.leaks"),
     message:
         "Checking that pretraining {wildcards.pretraining} has seen no image that task {wildcards.task} tests on"
         " in {wildcards.cohort}"

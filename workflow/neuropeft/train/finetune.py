@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from neuropeft import numerics
 from neuropeft.errors import UserError
 from neuropeft.models.build import build_predictor
 from neuropeft.models.checkpoints import load_encoder
@@ -19,7 +20,6 @@ from neuropeft.models.heads import Predictor
 from neuropeft.peft.adapt import adapt, delta_state, load_delta, parameter_groups, save_delta
 from neuropeft.peft.counts import count
 from neuropeft.peft.selective import require_vit
-from neuropeft.sources import code_digest
 from neuropeft.split_names import seed_and_fold, split_name
 from neuropeft.store import Store, open_store
 from neuropeft.tasks import module_of, task_kind
@@ -99,7 +99,7 @@ def open_shared(
         {scan: place for place, scan in enumerate(used)},
         sessions,
         [
-            code_digest("train.finetune", *sorted({module_of(spec["task"]["kind"]) for spec in specs})),
+            numerics.version("train.finetune", *sorted({module_of(spec["task"]["kind"]) for spec in specs})),
             None if encoder_path is None else checkpoint.file_digest(encoder_path),
         ],
     )

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from neuropeft import numerics
 from neuropeft.cohorts.splits import held_out_subjects, read_split
 from neuropeft.cohorts.synthetic import ANATOMY_FACTORS, TISSUE
 from neuropeft.errors import UserError
 from neuropeft.files import MISSING, link_or_copy, read_tsv
 from neuropeft.models.checkpoints import load_encoder, save_encoder
 from neuropeft.models.vit3d import ViT3D
-from neuropeft.sources import code_digest
 from neuropeft.store import open_store
 from neuropeft.train import checkpoint, ranks
 from neuropeft.train.cost import write_cost
@@ -123,7 +123,7 @@ def _pretrain(
             [[row[name] for name in factors] for row in rows],
             len(train),
             None if start is None else checkpoint.file_digest(start),
-            code_digest("train.pretrain", KINDS[spec["kind"]].removeprefix("neuropeft.")),
+            numerics.version("train.pretrain", KINDS[spec["kind"]].removeprefix("neuropeft.")),
         ),
         spec,
         checkpoint_seconds,

@@ -6,33 +6,27 @@ fine-tune that lasts seconds must not pay for libraries it does not use.
 
 import argparse
 import csv
-import errno
 import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from neuropeft.errors import UserError
+from neuropeft.errors import FAULTS, UserError, fault
 
-UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES}
 RESULTS = Path("results")  # of the workflow, whose jobs run in the folder that holds it
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one verb; a `UserError`, or a disk that takes no more, is told in a line with exit status 1."""
+    """Run one verb; a `UserError`, or a disk that fails, is one line and exit status 1."""
     options = _parser().parse_args(arguments)
     try:
         options.run(options)
     except UserError as error:
         print(f"neuropeft {options.verb}: {error}", file=sys.stderr)
     except OSError as error:
-        if error.errno not in UNWRITABLE:
+        if error.errno not in FAULTS:
             raise
-        print(
-            f"neuropeft {options.verb}: cannot write {error.filename or 'a file'}: {error.strerror}; give it "
-            "room or permission and start again, what is finished is kept",
-            file=sys.stderr,
-        )
+        print(f"neuropeft {options.verb}: {fault(error, 'a file')}; what is done is kept", file=sys.stderr)
     else:
         return 0
     return 1

@@ -7,11 +7,11 @@ from hashlib import sha1
 from pathlib import Path
 from typing import BinaryIO
 
-import nibabel as nib
 import numpy as np
 
 from neuropeft.errors import UserError
 from neuropeft.files import atomic_path, read_tsv, write_tsv
+from neuropeft.preprocess.io import read_own
 from neuropeft.preprocess.measures import NUMBERS
 from neuropeft.preprocess.resample import to_model_grid
 from neuropeft.progress import track
@@ -60,7 +60,8 @@ def pack(
     rows = read_chunks(tables)
     kept = [row for row in rows if row["status"] == "ok"]
     _check_share(rows, kept, max_excluded_share, excluded)
-    cubes = (to_model_grid(_read(row["preproc"]), size) for row in track(kept, len(kept), "packing"))
+    images = (read_own(row["preproc"]) for row in track(kept, len(kept), "packing"))
+    cubes = (to_model_grid(np.asarray(image.dataobj), size) for image in images)
     hashes = write_volumes(volumes, cubes, (len(kept), size, size, size))
     stored = [
         {**row, "row": number, "sha1": digest}
@@ -120,12 +121,3 @@ def _check_space(volumes: Path, needed: int) -> None:
         raise UserError(
             f"{volumes} needs {needed / 1e9:.1f} GB, its disk has {free / 1e9:.1f} GB left; free some space"
         )
-
-
-def _read(path: str) -> np.ndarray:
-    try:
-        return nib.Nifti1Image.from_filename(path).get_fdata(dtype=np.float32)
-    except (OSError, EOFError, nib.filebasedimages.ImageFileError) as error:
-        raise UserError(
-            f"cannot read {path}: {error}; delete its cohort's chunk tables to make it again"
-        ) from error

@@ -9,7 +9,7 @@ import pytest
 from scipy.ndimage import zoom
 
 from neuropeft.errors import UserError
-from neuropeft.preprocess.io import ScanError, load_mask, load_scan, read_own, save_image
+from neuropeft.preprocess.io import ScanError, load_mask, load_scan, read_own, save_image, voxel_hash
 from preprocess_scans import MOVED, brain_scan, save
 
 
@@ -31,6 +31,7 @@ def test_every_axis_order_and_format_reads_as_the_same_ras_scan(tmp_path, scan, 
 
     assert nib.aff2axcodes(read.affine) == ("R", "A", "S")
     np.testing.assert_array_equal(np.asarray(read.dataobj), np.asarray(scan.dataobj))
+    assert voxel_hash(read) == voxel_hash(load_scan(save(tmp_path / "same.nii", scan)))
     np.testing.assert_allclose(read.affine, scan.affine, atol=1e-3)
 
 

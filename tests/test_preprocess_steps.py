@@ -3,6 +3,9 @@
 import errno
 import hashlib
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -15,15 +18,16 @@ from neuropeft.errors import UserError
 from neuropeft.files import read_tsv, write_tsv
 from neuropeft.preprocess import n4, single, steps
 from neuropeft.preprocess.io import ScanError
-from neuropeft.preprocess.measures import NUMBERS
+from neuropeft.preprocess.measures import NUMBERS, signature
 from neuropeft.preprocess.ninedof import load_itk
 from neuropeft.preprocess.qc import SLICES, outlier_scores, write_qc
 from neuropeft.preprocess.resample import to_template
 from neuropeft.preprocess.store import list_excluded, pack
 from neuropeft.preprocess.template import AFFINE, SHAPE, mni152_brain
-from neuropeft.store import open_store
+from neuropeft.store import SIGNATURES, open_store
 from preprocess_scans import MOVED, STILL, brain_of, brain_scan, distance_mm, save
 
+WORKFLOW = Path(__file__).parents[1] / "workflow"
 INDEX_COLUMNS = ("scan_id", "subject", "session", "path", "mask", "size", "mask_size", "mtime_ns", "chunk")
 # Of every bad kind: its chunk, the step that refuses it, and words of its reason.
 BAD = {
@@ -185,6 +189,9 @@ def test_the_store_holds_the_good_scans_in_order(cohort):
     assert [row["row"] for row in store.rows] == ["0", "1"]
     hashes = [hashlib.sha1(volume.tobytes()).hexdigest() for volume in store.volumes]
     assert [row["sha1"] for row in store.rows] == hashes
+    assert len({row["raw_sha1"] for row in store.rows}) == 2
+    signatures = np.load(store_dir / SIGNATURES)
+    np.testing.assert_allclose(signatures, [signature(volume) for volume in store.volumes], atol=1e-6)
     assert float(store.rows[1]["template_correlation"]) > 0.85
     for volume in store.volumes:
         assert volume.astype(np.float32).mean() == pytest.approx(0, abs=1e-3)
@@ -307,6 +314,27 @@ def test_what_is_no_scans_fault_stops_the_job(tmp_path, error, words):
     with pytest.raises(UserError, match=words):
         one_step(tmp_path, error)
     assert not (tmp_path / "out.tsv").exists()
+
+
+IMPORTED = """
+import os, sys
+class Spy:
+    def find_spec(self, name, *_):
+        if name == "numpy":
+            sys.exit(" ".join(os.environ.get(name, "?") for name in cli.THREADS))
+from neuropeft import cli
+sys.meta_path.insert(0, Spy())
+getattr(cli, "_" + sys.argv[1])(None)
+"""
+
+
+@pytest.mark.parametrize(
+    "verb", ["n4", "skull_strip", "register", "resample", "pack", "preprocess", "synthesize"]
+)
+def test_what_makes_volumes_uses_one_thread_wherever_it_runs(verb):
+    command = [sys.executable, "-c", IMPORTED, verb]
+    said = subprocess.run(command, capture_output=True, text=True, env={"PYTHONPATH": WORKFLOW})
+    assert said.stderr == "1 1 1 1\n"
 
 
 @pytest.mark.parametrize("lost", ["scan", "mask"])

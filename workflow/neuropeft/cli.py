@@ -7,12 +7,18 @@ fine-tune that lasts seconds must not pay for libraries it does not use.
 import argparse
 import csv
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from neuropeft.errors import FAULTS, UserError, fault
 
+# What the same scan becomes must not depend on how many cores a machine has: sums in another order differ.
+THREADS = (
+    *("ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", "OMP_NUM_THREADS"),
+    *("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"),
+)
 RESULTS = Path("results")  # of the workflow, whose jobs run in the folder that holds it
 
 
@@ -55,6 +61,7 @@ def _simulate_tables(options: argparse.Namespace) -> None:
 
 
 def _synthesize(options: argparse.Namespace) -> None:
+    _use_one_thread()
     from neuropeft.cohorts.synthetic_store import write_synthetic
 
     write_synthetic(options.volumes, options.seed, options.size, options.out, options.processes)
@@ -84,25 +91,33 @@ def _check_pretraining(options: argparse.Namespace) -> None:
 # -- preprocessing ---------------------------------------------------------------------------------
 
 
+def _use_one_thread() -> None:
+    os.environ.update(dict.fromkeys(THREADS, "1"))  # before numpy, ITK and torch are imported
+
+
 def _n4(options: argparse.Namespace) -> None:
+    _use_one_thread()
     from neuropeft.preprocess.steps import run_n4
 
     run_n4(options.index, options.chunk, options.out, options.table)
 
 
 def _skull_strip(options: argparse.Namespace) -> None:
+    _use_one_thread()
     from neuropeft.preprocess.steps import run_skull_strip
 
     run_skull_strip(options.table_in, options.scans, options.method, options.derivatives, options.table)
 
 
 def _register(options: argparse.Namespace) -> None:
+    _use_one_thread()
     from neuropeft.preprocess.steps import run_register
 
     run_register(options.table_in, options.scans, options.derivatives, options.table)
 
 
 def _resample(options: argparse.Namespace) -> None:
+    _use_one_thread()
     from neuropeft.preprocess.steps import run_resample
 
     run_resample(options.table_in, options.scans, options.derivatives, options.table)
@@ -116,6 +131,7 @@ def _list_excluded(options: argparse.Namespace) -> None:
 
 
 def _pack(options: argparse.Namespace) -> None:
+    _use_one_thread()
     from neuropeft.cohorts.chunks import chunk_tables
     from neuropeft.preprocess.store import pack
 
@@ -138,6 +154,7 @@ def _qc(options: argparse.Namespace) -> None:
 
 
 def _preprocess(options: argparse.Namespace) -> None:
+    _use_one_thread()
     from neuropeft.preprocess.single import preprocess_scan
 
     numbers = preprocess_scan(options.scan, options.out_dir, options.skull_strip, options.mask)

@@ -131,6 +131,7 @@ rule pack_cohort:
         code=sources("preprocess.store"),
     output:
         volumes="results/cohorts/{cohort}/store/volumes.npy",
+        signatures="results/cohorts/{cohort}/store/signatures.npy",
         scans="results/cohorts/{cohort}/store/scans.tsv",
     log:
         "results/logs/pack_cohort/{cohort}.log",

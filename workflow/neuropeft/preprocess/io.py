@@ -1,6 +1,7 @@
 """Reading scans and masks: a file comes out in RAS order, as float32, or is refused with a reason."""
 
 import gzip
+import hashlib
 import os
 import zlib
 from pathlib import Path
@@ -54,6 +55,12 @@ def load_scan(path: str | Path) -> nib.Nifti1Image:
     if low == high:
         raise ScanError(f"{path} is {'all zero' if low == 0 else f'constant ({low:g} everywhere)'}")
     return to_ras(_from_zero(data), affine)
+
+
+def voxel_hash(image: nib.Nifti1Image) -> str:
+    """Return the SHA-1 of what `load_scan` has read, in whatever format and axis order that was stored."""
+    data = np.ascontiguousarray(image.dataobj, "<f4")
+    return hashlib.sha1(f"{data.shape}".encode() + data.tobytes(), usedforsecurity=False).hexdigest()
 
 
 def _from_zero(data: np.ndarray) -> np.ndarray:

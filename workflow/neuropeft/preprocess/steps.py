@@ -15,7 +15,7 @@ import numpy as np
 
 from neuropeft.errors import UserError, fault
 from neuropeft.files import MISSING, atomic_path, read_tsv, write_tsv
-from neuropeft.preprocess.io import ScanError, check_there, load_scan, read_own, save_image
+from neuropeft.preprocess.io import ScanError, check_there, load_scan, read_own, save_image, voxel_hash
 from neuropeft.preprocess.measures import template_numbers, transform_numbers
 from neuropeft.preprocess.n4 import correct_bias
 from neuropeft.preprocess.ninedof import load_itk, save_itk
@@ -28,7 +28,10 @@ from neuropeft.progress import track
 Row = dict[str, str]
 Work = Callable[[Row], Mapping[str, str | float]]
 
-SCAN_COLUMNS = ("scan_id", "subject", "session", "path", "mask", "mask_size", "status", "step", "reason")
+SCAN_COLUMNS = (
+    *("scan_id", "subject", "session", "path", "mask", "mask_size"),
+    *("raw_sha1", "status", "step", "reason"),
+)
 SKULL_STRIP_COLUMNS = (*SCAN_COLUMNS, "brain_mask", "mask_ml")
 REGISTER_COLUMNS = (
     *SKULL_STRIP_COLUMNS,
@@ -58,9 +61,10 @@ def run_n4(scans_tsv: str | Path, chunk: str, out_dir: str | Path, table: str | 
 
     def work(row: Row) -> Mapping[str, str]:
         check_there(row["path"], row["size"])
-        corrected = correct_bias(load_scan(row["path"]))
+        scan = load_scan(row["path"])
+        corrected = correct_bias(scan)
         save_image(_n4_path(out_dir, row), np.asarray(corrected.dataobj), corrected.affine)
-        return {}
+        return {"raw_sha1": voxel_hash(scan)}
 
     _run("n4", start, work, table, SCAN_COLUMNS)
 

@@ -27,7 +27,7 @@ SIZE = 16
 
 @contextmanager
 def timed(stage: str) -> Iterator[None]:
-    """Print how long a stage took, and the time of processors in it, which others on the machine do not slow."""
+    """Print how long a stage took, and for how much of it processors worked, whoever else uses them."""
     started, worked = time.monotonic(), time.process_time()
     yield
     wall, worked = time.monotonic() - started, time.process_time() - worked

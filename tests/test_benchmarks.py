@@ -28,6 +28,11 @@ def test_of_a_large_dry_run():
     assert "a job reads the workflow's files in" in printed("dry_run.py", "--scans", 20, "--cells", 20)
 
 
+def test_of_the_stages_of_a_large_cohort():
+    lines = printed("scale.py", "--scans", 30).splitlines()
+    assert [line.endswith(" s of processors") for line in lines] == [True] * 5
+
+
 def test_of_the_autoencoder():
     assert "of the memory" in printed("mae.py", "--batch", 1, "--steps", 1)
 

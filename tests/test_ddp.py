@@ -10,6 +10,7 @@ from neuropeft.models.checkpoints import read_tensors
 from neuropeft.train.pretrain import pretrain
 from neuropeft.train.ranks import Ranks
 
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
 SCRIPT = """
 import sys, tiny_cells
 from neuropeft.train.pretrain import pretrain
@@ -21,14 +22,7 @@ def launched(folder: Path, store: Path, processes: int) -> Path:
     """Pretrain with torchrun over gloo."""
     script, out = folder / "script.py", folder / f"out-{processes}"
     script.write_text(SCRIPT)
-    launcher = [
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        str(processes),
-        str(script),
-    ]
+    launcher = [*TORCHRUN, str(processes), str(script)]
     process = tiny_cells.python(str(folder / f"state-{processes}"), *launcher, str(store), str(out))
     _, errors = process.communicate(timeout=240)
     assert process.returncode == 0, errors
@@ -48,6 +42,30 @@ def test_two_processes_follow_the_curve_of_one(tmp_path: Path) -> None:
     weights = [read_tensors(folder / "encoder.safetensors")[0] for folder in (one, two)]
     for name in weights[0]:
         assert torch.allclose(weights[0][name], weights[1][name], atol=1e-4), name
+
+
+GATHER = """
+import pickle, torch
+from neuropeft.train.ranks import join
+class Code:
+    def __reduce__(self):
+        return print, ("it has run",)
+team, _ = join()
+values = team.gather({"name": [team.rank], "numbers": torch.arange(3 + 50 * team.rank)})
+assert [(value["name"], len(value["numbers"])) for value in values] == [([0], 3), ([1], 53)]
+team.wait()
+try:
+    team.gather(Code())
+except pickle.UnpicklingError:
+    print("refused")
+"""
+
+
+def test_processes_exchange_values_and_run_nothing_that_was_sent(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(GATHER)
+    process = tiny_cells.python(str(tmp_path / "script.py"), *TORCHRUN, "2")
+    said, errors = process.communicate(timeout=120)
+    assert said == "refused\n" * 2, errors
 
 
 def test_parts_of_a_batch_tile_it() -> None:

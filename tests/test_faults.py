@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,9 +12,11 @@ import pytest
 import tiny_cells
 from neuropeft.cli import main
 from neuropeft.config import Simulated
+from neuropeft.files import partial_path, write_tsv
 from neuropeft.models.checkpoints import read_tensors
 from neuropeft.train import checkpoint
 from neuropeft.train import pretrain as pretraining
+from neuropeft.train.lock import lock
 from neuropeft.train.state import is_finished
 from test_resume import PRETRAINING, SPEC, assert_same_delta
 
@@ -199,12 +203,36 @@ def test_an_encoder_that_was_being_replaced_does_not_count(
     assert not is_finished(state, files=pretraining.files("mae"))
 
 
+def test_a_written_file_outlives_a_power_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done, replace, path = [], os.replace, tmp_path / "table.tsv"
+    monkeypatch.setattr(os, "fsync", lambda file: done.append(Path(f"/proc/self/fd/{file}").readlink()))
+    monkeypatch.setattr(os, "replace", lambda *paths: (done.append(paths), replace(*paths)))
+    write_tsv(path, [], ["a"])
+    assert done == [partial_path(path), (partial_path(path), path), tmp_path]
+
+
+def test_what_killed_jobs_left_half_written_is_swept(tmp_path: Path) -> None:
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    host = os.uname().nodename
+    gone = [f".partial-{host}-{ended.pid}-a.pt", ".partial-old-1-a.pt", ".partial-1-old.pt"]
+    kept = [f".partial-{host}-{os.getpid()}-a.pt", f".partial-{host}-two-{ended.pid}-a.pt", "old.pt"]
+    (tmp_path / "finished").mkdir()
+    for name in (*gone, *kept):
+        path = tmp_path / "finished" / name
+        path.touch()
+        if "old" in name:
+            os.utime(path, (0, 0))
+    with lock(tmp_path):
+        assert {path.name for path in tmp_path.rglob("*.pt")} == set(kept)
+
+
 def test_a_verb_that_finds_the_disk_full_says_so_in_a_line(tmp_path: Path, capsys) -> None:
     # What is to become the table is a device that is always full.
     (tmp_path / f".partial-{os.uname().nodename}-{os.getpid()}-participants.tsv").symlink_to("/dev/full")
     spec = Simulated(subjects=4).model_dump_json()
     assert main(["simulate-tables", "--spec", spec, "--root", str(tmp_path)]) == 1
     said = capsys.readouterr().err
-    assert said.startswith("neuropeft simulate-tables: cannot write ")
-    assert "No space left on device; give it room" in said
+    assert said.startswith("neuropeft simulate-tables: ")
+    assert re.search("No space left on device .*; free space and run again", said)
     assert said.count("\n") == 1

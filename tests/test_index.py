@@ -1,5 +1,6 @@
 """The scan index: BIDS roots, tables, simulated cohorts, and what prepare writes."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -202,6 +203,21 @@ def test_missing_file_keeps_its_row(bids: Path) -> None:
     (bids / "sub-03/anat/sub-03_T1w.nii.gz").symlink_to("not-fetched")
     scan = index(bids)["sub-03"]
     assert (scan.size, scan.mtime_ns, scan.file) == (-1, 0, None)
+
+
+@pytest.mark.parametrize(("code", "stops"), [("EIO", True), ("ESTALE", True), ("EACCES", False)])
+def test_a_disk_that_fails_leaves_no_scan_out(bids: Path, monkeypatch, code: str, stops: bool) -> None:
+    def stat(path: str, **_) -> os.stat_result:
+        if str(path).endswith("sub-03_T1w.nii.gz"):
+            raise OSError(getattr(errno, code), "it failed")
+        return os.lstat(path)
+
+    monkeypatch.setattr("neuropeft.cohorts.index.os.stat", stat)
+    if stops:
+        with pytest.raises(UserError, match=r"sub-03_T1w.nii.gz: it failed .* mounted and run again"):
+            index(bids)
+    else:
+        assert index(bids)["sub-03"].size == -1
 
 
 def test_mask_template(bids: Path, monkeypatch) -> None:

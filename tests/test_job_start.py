@@ -146,13 +146,18 @@ def test_a_process_for_each_gpu_under_a_lease_of_them_all(launched, resources: d
     assert time_to_stop(line) > 60, "to finish a step, save, and ask SLURM"
 
 
-def test_processes_of_several_nodes_meet_on_the_first_and_those_of_other_jobs_do_not(launched) -> None:
+def test_processes_of_several_nodes_meet_on_the_first_and_nobody_else_does(launched, tmp_path: Path) -> None:
+    stand_in(tmp_path, "python", 'echo "$* by $PET_RDZV_ID"')
     asked = {"mpi": "srun", "nodes": 2, "gpu": 0, "gres": "gpu:4"}
     *options, line = launched(job=20_007, **asked)
     assert options == ["--nodes=2", "--ntasks=2", "--cpus-per-task=8"]
     assert " --nproc-per-node 4 --nnodes 2 " in line
-    assert " --rdzv-id 20007 --rdzv-endpoint first-node:20007 -m neuropeft pretrain" in line
-    assert " --rdzv-endpoint first-node:20008 " in launched(job=8, **asked)[-1]
+    assert " --rdzv-backend c10d --rdzv-endpoint first-node:20007 -m neuropeft pretrain" in line
+    other = launched(job=8, **asked)[-1]
+    assert " --rdzv-endpoint first-node:20008 " in other
+    names = [said.rpartition(" by ")[2] for said in (line, other)]
+    assert names[0] != names[1]
+    assert min(map(len, names)) > 30, "not to be guessed"
     assert time_to_stop(line) > 60
     assert " --nproc-per-node 1 " in launched(mpi="srun", nodes=2)[-1], "on a CPU too"
 

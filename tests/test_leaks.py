@@ -4,16 +4,26 @@ import re
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
+from scipy.ndimage import zoom
 
 from neuropeft.cli import main
-from neuropeft.cohorts.leaks import check_leaks, check_pretraining
+from neuropeft.cohorts.leaks import SAME, check_leaks, check_pretraining
 from neuropeft.cohorts.splits import make_split, read_split, write_split
 from neuropeft.errors import UserError
 from neuropeft.files import read_tsv, write_tsv
+from neuropeft.preprocess.measures import signature
+from neuropeft.preprocess.resample import to_model_grid
+from neuropeft.preprocess.template import mni152_brain
+from neuropeft.store import SIGNATURES, pool
 from neuropeft.tasks import task_kind
 
-COLUMNS = ("scan_id", "subject", "sha1")
+COLUMNS = ("scan_id", "subject", "raw_sha1")
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
 
 
 class Case:
@@ -23,10 +33,12 @@ class Case:
         self.stored = {
             name: folder / "cohorts" / name / "store/scans.tsv" for name in ("one", "zero", "more")
         }
+        random = np.random.default_rng(0)
         for name, path in self.stored.items():
             subjects = [f"{name}{i}" for i in range(20 if name == "one" else 5)]
-            scans = [{"scan_id": f"sub-{s}", "subject": s, "sha1": f"hash of {s}"} for s in subjects]
+            scans = [{"scan_id": f"sub-{s}", "subject": s, "raw_sha1": f"hash of {s}"} for s in subjects]
             write_tsv(path, scans, COLUMNS)
+            np.save(path.with_name(SIGNATURES), unit(random.standard_normal((len(scans), 50))))
         self.split, self.labels, self.out = (folder / name for name in ("seed-0.tsv", "zero.tsv", "out.tsv"))
         rows = [
             {**scan, "session": None, "y": i % 2, "sex": None} for i, scan in enumerate(self.scans("one"))
@@ -39,16 +51,20 @@ class Case:
     def scans(self, cohort: str) -> list[dict[str, str]]:
         return read_tsv(self.stored[cohort])
 
-    def copy_image(self, scan: str, to: str) -> None:
-        """Give the scan `to` the image of `scan`."""
-        everything = {row["scan_id"]: row["sha1"] for name in self.stored for row in self.scans(name)}
-        for name, path in self.stored.items():
-            changed = {to: everything[scan]}
-            write_tsv(
-                path,
-                [row | {"sha1": changed.get(row["scan_id"], row["sha1"])} for row in self.scans(name)],
-                COLUMNS,
-            )
+    def copy_image(self, scan: str, to: str, likeness: float = 0.0) -> None:
+        """Give the scan `to` the voxels of `scan`, or what correlates with them by `likeness`."""
+        at = {row["scan_id"]: (name, i) for name in self.stored for i, row in enumerate(self.scans(name))}
+        (source, i), (name, j) = at[scan], at[to]
+        path, rows = self.stored[name], self.scans(name)
+        if not likeness:
+            rows[j]["raw_sha1"] = self.scans(source)[i]["raw_sha1"]
+            write_tsv(path, rows, COLUMNS)
+            return
+        signatures = np.load(path.with_name(SIGNATURES))
+        one = np.load(self.stored[source].with_name(SIGNATURES))[i]
+        rest = unit(signatures[j] - signatures[j] @ one * one)
+        signatures[j] = likeness * one + (1 - likeness**2) ** 0.5 * rest
+        np.save(path.with_name(SIGNATURES), signatures)
 
     def of_side(self, side: str) -> list[str]:
         return [row["scan_id"] for row in read_tsv(self.split) if row["side"] == side]
@@ -74,11 +90,12 @@ def case(tmp_path: Path) -> Case:
 
 
 def test_a_scan_that_was_left_out_of_the_store_is_on_no_side(tmp_path: Path) -> None:
-    people = [{"scan_id": f"sub-{i}", "subject": str(i), "y": i % 2, "sha1": f"hash {i}"} for i in range(13)]
+    people = [{"scan_id": f"sub-{i}", "subject": str(i), "y": i % 2} for i in range(13)]
     columns = ("scan_id", "subject", "session", "y", "sex")
     files = {name: tmp_path / f"{name}.tsv" for name in ("labels", "store-scans", "out")}
     write_tsv(files["labels"], [{"session": None, "sex": None} | person for person in people], columns)
     write_tsv(files["store-scans"], people[1:], COLUMNS)
+    np.save(tmp_path / SIGNATURES, np.eye(12))
     options = {"task": "t", "kind": "binary", "size": 2, "seed": 1, "test": 0.3, "validation": 0.1} | files
     assert verb("split", **options) == 0
     kept = [{"session": None, "sex": None} | person for person in people[1:]]
@@ -94,10 +111,13 @@ def test_clean_task_is_reported(case: Case) -> None:
     assert {(row["cohort"], row["side"], row["scans"]) for row in read_tsv(case.out)} == expected
 
 
+@pytest.mark.parametrize("likeness", [0.0, SAME + 0.002], ids=["same voxels", "prepared elsewhere"])
 @pytest.mark.parametrize("sides", [("train", "test"), ("val", "test"), ("train", "val")])
-def test_one_image_under_two_subjects_on_two_sides(case: Case, sides: tuple[str, str]) -> None:
-    one, other = (case.of_side(side)[0] for side in sides)
-    case.copy_image(one, to=other)
+def test_one_image_under_two_subjects_on_two_sides(
+    case: Case, sides: tuple[str, str], likeness: float
+) -> None:
+    one, other = (case.of_side(side)[-1] for side in sides)
+    case.copy_image(one, to=other, likeness=likeness)
     with pytest.raises(
         UserError, match=r"seed-0.tsv: sub-one.* hold the same image; give both the same"
     ) as told:
@@ -111,6 +131,26 @@ def test_one_image_twice_on_one_side_is_no_leak(case: Case) -> None:
     case.copy_image(case.of_side("train")[0], to=case.of_side("train")[1])
     case.check()
     assert case.out.exists()
+
+
+def test_a_signature_is_of_one_scan_though_all_brains_look_like_the_template() -> None:
+    random = np.random.default_rng(0)
+    brain = to_model_grid(np.asarray(mni152_brain().dataobj), 20)
+    one, other = (brain + 0.1 * zoom(random.standard_normal((5, 5, 5)), 4, order=1) for _ in range(2))
+    again = one + 0.01 * random.standard_normal(one.shape)
+    assert np.corrcoef(pool(one), pool(other))[0, 1] > SAME
+    assert signature(one) @ signature(other) < 0.5
+    assert signature(one) @ signature(2 * again + 1) > 0.99
+
+
+def test_two_people_look_alike(case: Case) -> None:
+    case.copy_image(case.of_side("train")[0], to=case.of_side("test")[0], likeness=SAME - 0.01)
+    case.check()
+
+
+def test_scans_whose_voxels_are_not_known_are_not_the_same(case: Case) -> None:
+    write_tsv(case.stored["one"], [row | {"raw_sha1": None} for row in case.scans("one")], COLUMNS)
+    case.check()
 
 
 def test_image_of_a_zero_shot_cohort(case: Case) -> None:

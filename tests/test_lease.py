@@ -77,7 +77,9 @@ def test_each_job_has_a_gpu_of_its_own_until_it_dies(jobs: Jobs) -> None:
     held = seen(first)
     assert {held, seen(second)} == {"0", "1"}
     third = jobs.hold(1)
-    assert third.stderr.readline() == "all GPUs (0,1) are taken: waiting for 1\n"
+    said = third.stderr.readline()
+    assert said.startswith("all GPUs (0,1) are taken: waiting for 1 (0: process ")
+    assert f"{held}: process {first.pid} on {os.uname().nodename}" in said
     first.send_signal(signal.SIGKILL)
     assert seen(third) == held
 

@@ -10,7 +10,7 @@ import pytest
 from scipy.ndimage import zoom
 
 from neuropeft.errors import UserError
-from neuropeft.preprocess.io import ScanError, load_mask, load_scan, save_image
+from neuropeft.preprocess.io import ScanError, load_mask, load_scan, read_own, save_image, voxel_hash
 from preprocess_scans import MOVED, brain_scan, save
 
 
@@ -32,6 +32,7 @@ def test_every_axis_order_and_format_reads_as_the_same_ras_scan(tmp_path, scan, 
 
     assert nib.aff2axcodes(read.affine) == ("R", "A", "S")
     np.testing.assert_array_equal(np.asarray(read.dataobj), np.asarray(scan.dataobj))
+    assert voxel_hash(read) == voxel_hash(load_scan(save(tmp_path / "same.nii", scan)))
     np.testing.assert_allclose(read.affine, scan.affine, atol=1e-3)
 
 
@@ -195,26 +196,24 @@ def test_what_is_no_scan_is_refused_with_its_reason(tmp_path, scan, kind):
     assert isinstance(caught.value, UserError)
 
 
-def test_a_scan_whose_permissions_are_wrong_is_excluded(tmp_path, scan, monkeypatch):
-    nib.save(scan, tmp_path / "scan.nii")
-    monkeypatch.setattr(nib, "load", _failing(PermissionError(errno.EACCES, "Permission denied")))
-    with pytest.raises(ScanError, match=r"scan\.nii may not be read: Permission denied; make it readable"):
-        load_scan(tmp_path / "scan.nii")
+@pytest.mark.parametrize("read", [load_scan, read_own])
+@pytest.mark.parametrize("hidden", [False, True], ids=["plain", "hidden by the library"])
+@pytest.mark.parametrize("code", ["EIO", "ESTALE", "EACCES", "ETIMEDOUT", "EMFILE", "ENFILE", "ENOTCONN"])
+def test_a_disk_that_fails_is_no_scans_fault(tmp_path, scan, monkeypatch, code, hidden, read):
+    def fail(path):
+        try:
+            raise OSError(getattr(errno, code), "it failed")
+        except OSError as error:
+            if hidden:
+                raise nib.filebasedimages.ImageFileError("no image") from error
+            raise
 
-
-def test_a_disk_that_fails_is_no_scans_fault(tmp_path, scan, monkeypatch):
     nib.save(scan, tmp_path / "scan.nii")
-    monkeypatch.setattr(nib, "load", _failing(OSError(errno.ESTALE, "Stale file handle")))
-    with pytest.raises(UserError, match=r"cannot read .*scan\.nii: Stale file handle; run again") as caught:
-        load_scan(tmp_path / "scan.nii")
+    monkeypatch.setattr(nib, "load", fail)
+    monkeypatch.setattr(nib.Nifti1Image, "from_filename", fail)
+    with pytest.raises(UserError, match=r"scan\.nii: it failed \(on .*run again$") as caught:
+        read(tmp_path / "scan.nii")
     assert not isinstance(caught.value, ScanError)
-
-
-def _failing(error):
-    def load(path):
-        raise error
-
-    return load
 
 
 @pytest.mark.parametrize("value", [0, np.nan])

@@ -127,7 +127,7 @@ def test_a_file_without_such_a_transform_is_refused(tmp_path, kind):
     elif kind == "sheared":
         save_itk(STILL, path)
         path.write_text(path.read_text().replace("Parameters: 1.0 0.0", "Parameters: 1.0 0.1", 1))
-    with pytest.raises(ScanError, match=r"xfm\.txt"):
+    with pytest.raises(UserError, match=r"xfm\.txt"):
         load_itk(path)
 
 

@@ -24,6 +24,17 @@ def test_deepbet_leaves_gpus_to_the_trainings(monkeypatch):
     assert asked == [{"no_gpu": True}]
 
 
+def test_a_model_that_does_not_load_stops_the_job(monkeypatch, scan):
+    def damaged(**_):
+        raise ValueError("bad magic number")  # the class by which deepbet says that it sees no brain
+
+    monkeypatch.setitem(sys.modules, "deepbet", types.SimpleNamespace(BrainExtraction=damaged))
+    monkeypatch.setattr(skullstrip, "_deepbet", skullstrip._deepbet.__wrapped__)
+    with pytest.raises(UserError, match=r"weights of deepbet cannot be loaded.*bad magic") as caught:
+        brain_mask(scan, "deepbet")
+    assert not isinstance(caught.value, ScanError)
+
+
 @pytest.fixture(scope="module")
 def scan():
     return brain_scan(voxel_mm=(2.0, 3.0, 4.0))

@@ -3,6 +3,9 @@
 import errno
 import hashlib
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -14,16 +17,18 @@ from neuropeft.cli import main
 from neuropeft.errors import UserError
 from neuropeft.files import read_tsv, write_tsv
 from neuropeft.preprocess import n4, single, steps
-from neuropeft.preprocess.measures import NUMBERS
+from neuropeft.preprocess.io import ScanError
+from neuropeft.preprocess.measures import NUMBERS, signature
 from neuropeft.preprocess.ninedof import load_itk
 from neuropeft.preprocess.qc import SLICES, outlier_scores, write_qc
 from neuropeft.preprocess.resample import to_template
 from neuropeft.preprocess.store import list_excluded, pack
 from neuropeft.preprocess.template import AFFINE, SHAPE, mni152_brain
-from neuropeft.store import open_store
+from neuropeft.store import SIGNATURES, open_store
 from preprocess_scans import MOVED, STILL, brain_of, brain_scan, distance_mm, save
 
-INDEX_COLUMNS = ("scan_id", "subject", "session", "path", "mask", "size", "mtime_ns", "chunk")
+WORKFLOW = Path(__file__).parents[1] / "workflow"
+INDEX_COLUMNS = ("scan_id", "subject", "session", "path", "mask", "size", "mask_size", "mtime_ns", "chunk")
 # Of every bad kind: its chunk, the step that refuses it, and words of its reason.
 BAD = {
     "truncated": ("x0", "n4", "truncated"),
@@ -38,7 +43,13 @@ BAD = {
 
 def row(subject, path, session="n/a", chunk="x0", mask="n/a"):
     scan_id = f"sub-{subject}" + ("" if session == "n/a" else f"_ses-{session}")
-    state = {"size": 1, "mtime_ns": 1, "mask": str(mask), "chunk": chunk}
+    state = {
+        "size": 1 if path.exists() else -1,
+        "mask_size": 1,
+        "mtime_ns": 1,
+        "mask": str(mask),
+        "chunk": chunk,
+    }
     return {"scan_id": scan_id, "subject": subject, "session": session, "path": path, **state}
 
 
@@ -178,6 +189,9 @@ def test_the_store_holds_the_good_scans_in_order(cohort):
     assert [row["row"] for row in store.rows] == ["0", "1"]
     hashes = [hashlib.sha1(volume.tobytes()).hexdigest() for volume in store.volumes]
     assert [row["sha1"] for row in store.rows] == hashes
+    assert len({row["raw_sha1"] for row in store.rows}) == 2
+    signatures = np.load(store_dir / SIGNATURES)
+    np.testing.assert_allclose(signatures, [signature(volume) for volume in store.volumes], atol=1e-6)
     assert float(store.rows[1]["template_correlation"]) > 0.85
     for volume in store.volumes:
         assert volume.astype(np.float32).mean() == pytest.approx(0, abs=1e-3)
@@ -288,7 +302,8 @@ def test_any_error_of_a_scan_is_its_reason_and_the_log_has_the_rest(tmp_path, ca
 @pytest.mark.parametrize(
     ("error", "words"),
     [
-        (OSError(errno.ENOSPC, "No space left on device", "out.nii"), "free space"),
+        (OSError(errno.ENOSPC, "No space left on device", "out.nii"), "out.nii: No space.*free space"),
+        (FileNotFoundError(errno.ENOENT, "No such file", "n4/sub-1.nii"), "sub-1.nii: No such file"),
         (MemoryError(), "mem_mb"),
         (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), "mem_mb"),
         (ModuleNotFoundError("No module named 'ants'"), "install"),
@@ -299,6 +314,40 @@ def test_what_is_no_scans_fault_stops_the_job(tmp_path, error, words):
     with pytest.raises(UserError, match=words):
         one_step(tmp_path, error)
     assert not (tmp_path / "out.tsv").exists()
+
+
+IMPORTED = """
+import os, sys
+class Spy:
+    def find_spec(self, name, *_):
+        if name == "numpy":
+            sys.exit(" ".join(os.environ.get(name, "?") for name in cli.THREADS))
+from neuropeft import cli
+sys.meta_path.insert(0, Spy())
+getattr(cli, "_" + sys.argv[1])(None)
+"""
+
+
+@pytest.mark.parametrize(
+    "verb", ["n4", "skull_strip", "register", "resample", "pack", "preprocess", "synthesize"]
+)
+def test_what_makes_volumes_uses_one_thread_wherever_it_runs(verb):
+    command = [sys.executable, "-c", IMPORTED, verb]
+    said = subprocess.run(command, capture_output=True, text=True, env={"PYTHONPATH": WORKFLOW})
+    assert said.stderr == "1 1 1 1\n"
+
+
+@pytest.mark.parametrize("lost", ["scan", "mask"])
+def test_a_disk_that_is_not_mounted_here_excludes_no_scan(tmp_path, lost):
+    scan = brain_scan(voxel_mm=(4.0, 4.0, 4.0))
+    paths = {name: tmp_path / f"disk-of-{name}" / "s.nii" for name in ("scan", "mask")}
+    for name, path in paths.items():
+        save(path, scan if name == "scan" else nib.Nifti1Image(brain_of(scan), scan.affine))
+    write_tsv(tmp_path / "scans.tsv", [row("s", paths["scan"], mask=paths["mask"])], INDEX_COLUMNS)
+    paths[lost].parent.rename(tmp_path / "not-mounted")
+    with pytest.raises(UserError, match=rf"disk-of-{lost}/s.nii was there .* is mounted") as caught:
+        run_chunk(tmp_path, "x0", method="given")
+    assert not isinstance(caught.value, ScanError)
 
 
 def test_an_interrupt_stops_the_job(tmp_path):

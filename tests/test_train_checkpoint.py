@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from neuropeft.errors import UserError
+from neuropeft.files import partial_path
 from neuropeft.train import checkpoint, loop
 from test_train_loop import run
 
@@ -41,7 +42,7 @@ def test_what_is_written_is_on_the_disk_before_it_takes_a_place(
         monkeypatch.setattr(os, name, lambda *given, name=name, call=call: (done.append(name), call(*given)))
     checkpoint.save(tmp_path, state(1))
     checkpoint.save(tmp_path, state(2))
-    assert done == ["fsync", "replace", "fsync", "replace", "replace"]
+    assert done == ["fsync", "replace", "fsync", "fsync", "replace", "replace", "fsync"]
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "noise"])
@@ -96,7 +97,7 @@ def test_failed_write_keeps_the_last_good_one(tmp_path: Path) -> None:
 
 def test_a_full_disk_keeps_the_last_good_one(tmp_path: Path) -> None:
     checkpoint.save(tmp_path, state(1))
-    partial = tmp_path / f".partial-{os.getpid()}-{checkpoint.NEWEST}"
+    partial = partial_path(tmp_path / checkpoint.NEWEST)
     partial.symlink_to("/dev/full")
     with pytest.raises(
         UserError, match=r"cannot save the checkpoint .*: \[Errno 28\] No space left on device; free"

@@ -2,7 +2,9 @@
 
 import errno
 import fcntl
+import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +12,8 @@ from pathlib import Path
 import pytest
 
 import tiny_cells
+from neuropeft.errors import UserError
+from neuropeft.train import lease
 from neuropeft.train.lock import LOCK, held, lock
 from neuropeft.train.signals import REQUEUE_EXIT_CODE
 
@@ -73,6 +77,26 @@ def test_a_process_that_waits_leaves_when_it_is_told_to(tmp_path: Path) -> None:
         assert "waiting until another training" in waiting.stderr.readline()
         waiting.send_signal(signal.SIGUSR1)
         assert waiting.wait(timeout=30) == REQUEUE_EXIT_CODE
+
+
+def test_a_lock_says_who_holds_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    with lock(tmp_path):
+        said = (tmp_path / LOCK).read_text()
+    assert said == f"process {os.getpid()} on {socket.gethostname()}, SLURM job 7\n"
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: path.symlink_to("elsewhere")])
+def test_what_is_no_file_is_no_lock_and_nobody_waits_at_it(tmp_path: Path, make, monkeypatch) -> None:
+    monkeypatch.setattr(lease, "FOLDER", tmp_path)
+    monkeypatch.setattr(lease, "local_gpus", lambda: ["0"])
+    for name in ("SLURM_JOB_ID", "LOCAL_RANK", lease.VISIBLE):
+        monkeypatch.delenv(name, raising=False)
+    for name, use in ((LOCK, lock(tmp_path).__enter__), ("neuropeft-gpu-0.lock", lease.lease)):
+        make(tmp_path / name)
+        with pytest.raises(UserError, match=rf"cannot lock .*{name}: .*; delete it"):
+            use()
+    assert not held(tmp_path)
 
 
 def test_looking_at_the_lock_needs_no_torch() -> None:

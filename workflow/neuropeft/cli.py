@@ -6,37 +6,37 @@ fine-tune that lasts seconds must not pay for libraries it does not use.
 
 import argparse
 import csv
-import errno
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from neuropeft.errors import UserError
+from neuropeft.errors import FAULTS, UserError, fault
 
 if TYPE_CHECKING:
     from neuropeft.tasks.base import TaskKind
 
-UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES}
+# What the same scan becomes must not depend on how many cores a machine has: sums in another order differ.
+THREADS = (
+    *("ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", "OMP_NUM_THREADS"),
+    *("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"),
+)
 RESULTS = Path("results")  # of the workflow, whose jobs run in the folder that holds it
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one verb; a `UserError`, or a disk that takes no more, is told in a line with exit status 1."""
+    """Run one verb; a `UserError`, or a disk that fails, is one line and exit status 1."""
     options = _parser().parse_args(arguments)
     try:
         options.run(options)
     except UserError as error:
         print(f"neuropeft {options.verb}: {error}", file=sys.stderr)
     except OSError as error:
-        if error.errno not in UNWRITABLE:
+        if error.errno not in FAULTS:
             raise
-        print(
-            f"neuropeft {options.verb}: cannot write {error.filename or 'a file'}: {error.strerror}; give it "
-            "room or permission and start again, what is finished is kept",
-            file=sys.stderr,
-        )
+        print(f"neuropeft {options.verb}: {fault(error, 'a file')}; what is done is kept", file=sys.stderr)
     else:
         return 0
     return 1
@@ -65,6 +65,7 @@ def _simulate_tables(options: argparse.Namespace) -> None:
 
 
 def _synthesize(options: argparse.Namespace) -> None:
+    _use_one_thread()
     from neuropeft.cohorts.synthetic_store import write_synthetic
 
     write_synthetic(options.volumes, options.seed, options.size, options.out, options.processes)
@@ -96,25 +97,33 @@ def _check_pretraining(options: argparse.Namespace) -> None:
 # -- preprocessing ---------------------------------------------------------------------------------
 
 
+def _use_one_thread() -> None:
+    os.environ.update(dict.fromkeys(THREADS, "1"))  # before numpy, ITK and torch are imported
+
+
 def _n4(options: argparse.Namespace) -> None:
+    _use_one_thread()
     from neuropeft.preprocess.steps import run_n4
 
     run_n4(options.index, options.chunk, options.out, options.table)
 
 
 def _skull_strip(options: argparse.Namespace) -> None:
+    _use_one_thread()
     from neuropeft.preprocess.steps import run_skull_strip
 
     run_skull_strip(options.table_in, options.scans, options.method, options.derivatives, options.table)
 
 
 def _register(options: argparse.Namespace) -> None:
+    _use_one_thread()
     from neuropeft.preprocess.steps import run_register
 
     run_register(options.table_in, options.scans, options.derivatives, options.table)
 
 
 def _resample(options: argparse.Namespace) -> None:
+    _use_one_thread()
     from neuropeft.preprocess.steps import run_resample
 
     run_resample(options.table_in, options.scans, options.derivatives, options.table)
@@ -128,6 +137,7 @@ def _list_excluded(options: argparse.Namespace) -> None:
 
 
 def _pack(options: argparse.Namespace) -> None:
+    _use_one_thread()
     from neuropeft.cohorts.chunks import chunk_tables
     from neuropeft.preprocess.store import pack
 
@@ -150,6 +160,7 @@ def _qc(options: argparse.Namespace) -> None:
 
 
 def _preprocess(options: argparse.Namespace) -> None:
+    _use_one_thread()
     from neuropeft.preprocess.single import preprocess_scan
 
     numbers = preprocess_scan(options.scan, options.out_dir, options.skull_strip, options.mask)

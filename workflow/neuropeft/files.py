@@ -1,17 +1,21 @@
 """What every stage does with files: paths as people write them, atomic writes, TSV in and out."""
 
 import csv
+import errno
 import os
 import re
 import shutil
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from neuropeft.errors import UserError
 
 MISSING = "n/a"  # BIDS' word for a missing value
+_PARTIAL = ".partial-"  # begins the names of files that are being written
+_DAY = 24 * 60 * 60  # seconds
 
 
 def expanded(path: str) -> str:
@@ -23,18 +27,61 @@ def expanded(path: str) -> str:
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary sibling of `path`; rename it to `path` on success, delete it on failure.
 
-    A reader therefore sees the old file or the new one, never half of one. The temporary name keeps the
-    suffixes of `path`, because writers such as nibabel choose the format by them.
+    A reader therefore sees the old file or the new one, never half of one, even after a power cut.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Nodes that share a file system may give two processes one number.
-    partial = path.with_name(f".partial-{os.uname().nodename}-{os.getpid()}-{path.name}")
+    partial = partial_path(path)
     try:
         yield partial
+        sync(partial)
         os.replace(partial, path)
+        sync(path.parent)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def partial_path(path: Path) -> Path:
+    """Return the temporary sibling of a path, under a name that no other process of any node gives.
+
+    It keeps the suffixes of `path`, because writers such as nibabel choose the format by them.
+    """
+    return path.with_name(f"{_PARTIAL}{os.uname().nodename}-{os.getpid()}-{path.name}")
+
+
+def sync(path: Path) -> None:
+    """Wait until a file's content, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # not every file system can, for a folder
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def sweep(folder: Path) -> None:
+    """Delete what killed jobs left half written in a folder and those within it.
+
+    That is what a process of this machine began that is no more, or anybody more than a day ago.
+    """
+    for partial in folder.rglob(f"{_PARTIAL}*"):
+        own = re.match(rf"{_PARTIAL}{re.escape(os.uname().nodename)}-(\d+)-", partial.name)
+        with suppress(FileNotFoundError):
+            is_old = time.time() - partial.stat(follow_symlinks=False).st_mtime > _DAY
+            if is_old or (own and not _is_alive(int(own[1]))):
+                partial.unlink()
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def link_or_copy(source: Path, target: Path) -> None:

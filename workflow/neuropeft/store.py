@@ -4,11 +4,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from neuropeft.errors import UserError
 from neuropeft.files import read_tsv
+
+SIGNATURES = "signatures.npy"  # beside the volumes: what `leaks` compares, float32 [scans, POOLED_SIZE³]
+POOLED_SIZE = 10  # voxels along each edge after mean pooling
 
 
 @dataclass(frozen=True)
@@ -68,3 +73,13 @@ def open_store(path: str | Path) -> Store:
             "delete both and pack again"
         )
     return Store(path, volumes, rows)
+
+
+def pool(volume: NDArray[Any]) -> NDArray[np.float64]:
+    """Mean-pool a volume [S, S, S] to [POOLED_SIZE³]."""
+    pooled = volume.astype(np.float64)
+    for axis, size in enumerate(volume.shape):
+        edges = np.linspace(0, size, POOLED_SIZE + 1).astype(int)
+        widths = np.diff(edges).reshape([-1 if other == axis else 1 for other in range(3)])
+        pooled = np.add.reduceat(pooled, edges[:-1], axis=axis) / widths
+    return pooled.ravel()

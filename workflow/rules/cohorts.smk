@@ -45,6 +45,7 @@ rule synthesize:
     output:
         volumes="results/cohorts/{cohort}/store/volumes.npy",
         tissue="results/cohorts/{cohort}/store/tissue.npy",
+        signatures="results/cohorts/{cohort}/store/signatures.npy",
         scans="results/cohorts/{cohort}/store/scans.tsv",
     log:
         "results/logs/synthesize/{cohort}.log",
@@ -66,7 +67,5 @@ rule synthesize:
     message:
         "Painting the synthetic cohort {wildcards.cohort}"
     shell:
-        # Each process paints on one core.
-        "OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1"
-        " python -m neuropeft synthesize --volumes {params.volumes} --seed {params.seed} --size {params.size}"
+        "python -m neuropeft synthesize --volumes {params.volumes} --seed {params.seed} --size {params.size}"
         " --processes {threads} --out $(dirname {output.volumes}) > {log} 2>&1"

@@ -247,12 +247,12 @@ def launcher(resources, threads):
     torchrun = f"-m torch.distributed.run --shutdown-timeout 110 --nproc-per-node {max(gpus, 1)}"
     if "mpi" not in resources.keys():
         return f"python -m neuropeft.train.lease {gpus} {torchrun} --standalone" if gpus > 1 else "python"
-    # This shell runs on the job's first node, where the processes meet. SLURM's warning before the time limit reaches
-    # torchrun too, which must not die of it.
+    # This shell runs on the job's first node, where the processes meet, by a name that nobody else can guess. SLURM's
+    # warning before the time limit reaches torchrun too, which must not die of it.
     return (
-        f"{resources.mpi} --nodes={resources.nodes} --ntasks={resources.nodes} --cpus-per-task={threads}"
+        f"PET_RDZV_ID=$(cat /proc/sys/kernel/random/uuid) {resources.mpi} --nodes={resources.nodes} --ntasks={resources.nodes} --cpus-per-task={threads}"
         f""" bash -c 'trap "" USR1; exec "$@"' -- python {torchrun} --nnodes {resources.nodes}"""
-        " --rdzv-backend c10d --rdzv-id $SLURM_JOB_ID --rdzv-endpoint $(hostname):$((20000 + SLURM_JOB_ID % 20000))"
+        " --rdzv-backend c10d --rdzv-endpoint $(hostname):$((20000 + SLURM_JOB_ID % 20000))"
     )
 
 

@@ -135,6 +135,7 @@ rule pack_cohort:
         excluded="results/cohorts/{cohort}/excluded.tsv",
     output:
         volumes="results/cohorts/{cohort}/store/volumes.npy",
+        signatures="results/cohorts/{cohort}/store/signatures.npy",
         scans="results/cohorts/{cohort}/store/scans.tsv",
     log:
         "results/logs/pack_cohort/{cohort}.log",

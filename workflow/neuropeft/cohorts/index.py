@@ -9,7 +9,7 @@ from pathlib import Path
 from neuropeft.cohorts.chunks import assign_chunks
 from neuropeft.cohorts.readers import BIDS_PATTERN, Labels, Record, read_cohort, simulated_root
 from neuropeft.config import Cohort
-from neuropeft.errors import UserError
+from neuropeft.errors import FAULTS, UserError, fault
 from neuropeft.files import atomic_path, expanded, format_tsv
 
 INDEX_COLUMNS = (
@@ -116,7 +116,9 @@ def _file_state(path: str) -> tuple[int, int, tuple[int, int] | None]:
     """Return size, time and identity of a file, as `Scan` has them."""
     try:
         state = os.stat(path)
-    except OSError:
+    except OSError as error:
+        if error.errno in FAULTS and not isinstance(error, PermissionError):
+            raise fault(error, path) or error from error
         return -1, 0, None
     readable = os.access(path, os.R_OK)  # or a file that is made readable later would not count as changed
     return state.st_size if readable else -1, state.st_mtime_ns, (state.st_dev, state.st_ino)

@@ -8,23 +8,20 @@ fractions as the cells.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from neuropeft.cohorts.splits import TEST, TRAIN, VALIDATION, ZERO_SHOT, read_split, take_fraction
 from neuropeft.errors import UserError
 from neuropeft.files import MISSING, read_tsv, write_tsv
 from neuropeft.split_names import seed_and_fold
-from neuropeft.store import Store, open_store
+from neuropeft.store import Store, open_store, pool
 from neuropeft.tasks.base import COLUMNS, CONTROL_METHOD, Array, TaskKind
 from neuropeft.tasks.linear import fit_linear
 
 Row = dict[str, str]
 Features = Callable[[Row, str], Array]  # a scan's row and its cohort -> [features]
 
-POOLED_SIZE = 10  # voxels along each edge after mean pooling
 KNOWN_SHARE = 0.5  # a subject variable that is known for fewer training scans is not used
 
 
@@ -122,17 +119,8 @@ def make_side(kind: TaskKind, rows: list[Row], cohort: str, features: Features) 
 
 
 def _pooled(store: Store, rows: list[Row]) -> dict[str, Array]:
-    """Mean-pool the volumes of `rows` to POOLED_SIZE³ voxels each; read one by one from the mapped file."""
-    return {row["scan_id"]: _pool(store.volumes[store.index_of(row["scan_id"])]) for row in rows}
-
-
-def _pool(volume: NDArray[Any]) -> Array:
-    pooled = volume.astype(np.float64)  # [S, S, S]
-    for axis, size in enumerate(volume.shape):
-        edges = np.linspace(0, size, POOLED_SIZE + 1).astype(int)
-        widths = np.diff(edges).reshape([-1 if other == axis else 1 for other in range(3)])
-        pooled = np.add.reduceat(pooled, edges[:-1], axis=axis) / widths
-    return pooled.ravel()  # [POOLED_SIZE³]
+    """Mean-pool the volumes of `rows`; read one by one from the mapped file."""
+    return {row["scan_id"]: pool(store.volumes[store.index_of(row["scan_id"])]) for row in rows}
 
 
 def _known_variables(train: list[Row], targets: Sequence[str]) -> list[str]:

@@ -1,14 +1,16 @@
 """Reading scans and masks: a file comes out in RAS order, as float32, or is refused with a reason."""
 
 import gzip
+import hashlib
 import math
+import os
 import zlib
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 
-from neuropeft.errors import UserError
+from neuropeft.errors import UserError, fault
 from neuropeft.files import atomic_path
 
 GZIP_MAGIC = b"\x1f\x8b"
@@ -21,6 +23,11 @@ LARGEST_AXIS = 2048
 RINGING = 0.2  # of bright tissue above the background: how far splines undershoot beside an edge ...
 MOST_DEEP = 0.001  # ... in all but this share of the voxels
 SAME_GRID_MM = 0.01  # a mask may miss its scan's grid by this much rounding in the header
+# What the image reader raises; the first two are of a file that it does not know.
+UNREADABLE = (
+    *(nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError),
+    *(OSError, EOFError, zlib.error, ValueError, OverflowError),
+)
 
 
 class ScanError(UserError):
@@ -40,8 +47,8 @@ def load_scan(path: str | Path) -> nib.Nifti1Image:
         its header bare (free text of the file may name the patient).
 
     Raises:
-        ScanError: the file is missing, unreadable or not one 3D head; the message says which.
-        UserError: its disk or network failed.
+        ScanError: the file is missing, damaged or not one 3D head; the message says which.
+        UserError: it may not be read, or its disk or network failed.
     """
     data, affine = _read(Path(path))
     if not np.isfinite(data).all():
@@ -50,6 +57,12 @@ def load_scan(path: str | Path) -> nib.Nifti1Image:
     if low == high:
         raise ScanError(f"{path} is {'all zero' if low == 0 else f'constant ({low:g} everywhere)'}")
     return to_ras(_from_zero(data), affine)
+
+
+def voxel_hash(image: nib.Nifti1Image) -> str:
+    """Return the SHA-1 of what `load_scan` has read, in whatever format and axis order that was stored."""
+    data = np.ascontiguousarray(image.dataobj, "<f4")
+    return hashlib.sha1(f"{data.shape}".encode() + data.tobytes(), usedforsecurity=False).hexdigest()
 
 
 def _from_zero(data: np.ndarray) -> np.ndarray:
@@ -118,6 +131,49 @@ def load_mask(path: str | Path, image: nib.Nifti1Image) -> np.ndarray:
     return inside.astype(np.uint8)
 
 
+def absence(path: str | Path) -> str:
+    """Return why a scan or mask is none that may be read."""
+    if os.path.isfile(path):
+        return f"{path} may not be read; make it readable"
+    link = "a link to a file that is not there (fetch it, for example by `datalad get`)"
+    return f"{path} is {link if os.path.islink(path) else 'missing'}"
+
+
+def check_there(path: str, size: str) -> None:
+    """Check that a file is what it was when its cohort was indexed: there, or not.
+
+    Args:
+        path: a scan or mask.
+        size: as the index has it; -1 if it was not there or might not be read.
+
+    Raises:
+        ScanError: it was not.
+        UserError: it was and is not here, as on a node that has not mounted its disk.
+    """
+    if size == "-1":
+        raise ScanError(absence(path))
+    if not os.path.isfile(path):
+        raise UserError(
+            f"{path} was there when the workflow started and is not on {os.uname().nodename}; check that its "
+            "disk is mounted there, and run again"
+        )
+
+
+def read_own(path: str | Path) -> nib.Nifti1Image:
+    """Read an image that an earlier step wrote, as float32.
+
+    Raises:
+        UserError: it cannot be read, which is no fault of its scan.
+    """
+    try:
+        image = nib.Nifti1Image.from_filename(path)
+        return nib.Nifti1Image(image.get_fdata(dtype=np.float32), image.affine)
+    except UNREADABLE as error:
+        raise fault(error, str(path)) or UserError(
+            f"cannot read {path}: {error}; delete its cohort's chunk tables to make it again"
+        ) from error
+
+
 def save_image(path: str | Path, data: np.ndarray, affine: np.ndarray, space: str = "scanner") -> None:
     """Write `data` atomically as NIfTI, of its own type, with `affine` in the named space."""
     image = nib.Nifti1Image(data, affine)
@@ -144,8 +200,7 @@ def _read(path: Path) -> tuple[np.ndarray, np.ndarray]:
         raise ScanError(f"{path} is not .nii, .nii.gz or .mgz (convert DICOM first, for example by dcm2niix)")
     try:
         if not path.is_file():
-            link = "a link to a file that is not there (fetch it, for example by `datalad get`)"
-            raise ScanError(f"{path} is {link if path.is_symlink() else 'missing'}")
+            raise ScanError(absence(path))
         start, size = _content(path)
         image = nib.load(path)
         if not isinstance(image, nib.spatialimages.SpatialImage):
@@ -158,15 +213,13 @@ def _read(path: Path) -> tuple[np.ndarray, np.ndarray]:
                 f"{path} is truncated or damaged: its header promises {promised:,} bytes, it has {size:,}"
             )
         data = image.get_fdata(dtype=np.float32, caching="unchanged")
-    except (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError) as error:
-        raise ScanError(f"{path} is not a readable image: {error}") from error
-    except PermissionError as error:
-        raise ScanError(f"{path} may not be read: {error.strerror}; make it readable") from error
-    except (OSError, EOFError, zlib.error, ValueError, OverflowError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            # The disk or the network failed, not the scan: excluded, it would stay so when they are back.
-            raise UserError(f"cannot read {path}: {error.strerror}; run again when its disk works") from error
-        raise ScanError(f"{path} is truncated or damaged: {error}") from error
+    except UNREADABLE as error:
+        # Excluded, a scan would stay so when its disk is back.
+        if stop := fault(error, str(path)):
+            raise stop from error
+        unknown = isinstance(error, UNREADABLE[:2])
+        kind = "not a readable image" if unknown else "truncated or damaged"
+        raise ScanError(f"{path} is {kind}: {error}") from error
     return data.reshape(data.shape[:3]), _affine(image)
 
 

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
+from neuropeft.errors import UserError, fault
 from neuropeft.files import atomic_path
-from neuropeft.preprocess.io import ScanError
 
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # from RAS to LPS and back
 Triple = tuple[float, float, float]
@@ -114,7 +114,7 @@ def load_itk(path: str | Path) -> NineDof:
     """Read a transform that `save_itk` wrote.
 
     Raises:
-        ScanError: the file is not such a transform, or has shear.
+        UserError: the file is not such a transform, or has shear; that is no fault of its scan.
     """
     try:
         lines = Path(path).read_text(encoding="ascii").splitlines()
@@ -123,10 +123,12 @@ def load_itk(path: str | Path) -> NineDof:
         matrix = np.eye(4)
         matrix[:3, :3], matrix[:3, 3] = numbers[:9].reshape(3, 3), numbers[9:]
     except (OSError, KeyError, ValueError) as error:
-        raise ScanError(f"{path} is not an ITK affine transform: {error}") from error
+        raise fault(error, str(path)) or UserError(
+            f"{path} is not an ITK affine transform: {error}; delete it to make it again"
+        ) from error
     parts = decompose(LPS @ matrix @ LPS)
     if np.abs(parts["shear"]).max() > 1e-6 or parts["scales"].min() <= 0:
-        raise ScanError(f"{path} is not a transform of rotation, translation and scales")
+        raise UserError(f"{path} is not a transform of rotation, translation and scales; delete it")
     return NineDof(triple(_angles(parts["rotation"])), triple(parts["translation"]), triple(parts["scales"]))
 
 

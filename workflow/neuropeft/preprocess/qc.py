@@ -11,10 +11,10 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 
 from neuropeft.files import MISSING, atomic_path, write_tsv
+from neuropeft.preprocess.io import read_own
 from neuropeft.preprocess.measures import NUMBERS
 from neuropeft.preprocess.store import read_chunks
 from neuropeft.preprocess.template import SHAPE, mni152_brain, mni152_mask
@@ -201,7 +201,7 @@ def _choose(rows: Sequence[Row], scores: Mapping[str, np.ndarray]) -> tuple[list
 def _montage(rows: Sequence[Row]) -> str:
     volumes = {}
     for row in rows:
-        volume = nib.Nifti1Image.from_filename(row["preproc"]).get_fdata(dtype=np.float32)
+        volume = np.asarray(read_own(row["preproc"]).dataobj)
         assert volume.shape == SHAPE, f"{row['preproc']} is not on the template grid"
         note = f"   flagged: {row['flags'].replace(',', ', ')}" if row["flags"] != MISSING else ""
         volumes[f"{row['scan_id']}   correlation {float(row['template_correlation']):.2f}{note}"] = volume

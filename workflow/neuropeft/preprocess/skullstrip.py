@@ -1,6 +1,8 @@
 """Brain masks, four ways: by deepbet, by HD-BET, as given, or from a scan whose skull is gone already."""
 
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -8,7 +10,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from neuropeft.errors import UserError
+from neuropeft.errors import UserError, fault
 from neuropeft.preprocess.io import ScanError, bright, commonest, load_mask, on_faces, voxel_sizes
 
 METHODS = ("deepbet", "hd-bet", "given", "stripped")
@@ -34,7 +36,7 @@ def brain_mask(image: nib.Nifti1Image, method: str, given: str | Path | None = N
 
     Raises:
         ScanError: no brain was found, the given mask does not fit, or the scan is not stripped.
-        UserError: HD-BET is not installed, or `method` is unknown.
+        UserError: HD-BET is not installed, a model cannot be loaded, or `method` is unknown.
     """
     if method == "deepbet":
         mask = _deepbet_mask(image)
@@ -65,8 +67,9 @@ def mask_ml(mask: np.ndarray, affine: np.ndarray) -> float:
 
 
 def _deepbet_mask(image: nib.Nifti1Image) -> np.ndarray:
+    model = _deepbet()
     try:
-        _, mask, _ = _deepbet().run(image)
+        _, mask, _ = model.run(image)
     except (AssertionError, ValueError) as error:  # its two ways to say that nothing looks like a brain
         raise ScanError(f"deepbet found no brain: {error}") from error
     return np.ascontiguousarray(mask.dataobj, np.uint8)
@@ -76,8 +79,20 @@ def _deepbet_mask(image: nib.Nifti1Image) -> np.ndarray:
 def _deepbet() -> Any:
     from deepbet import BrainExtraction
 
-    # On the CPU, for which the rule asks: as many jobs as cores would meet on one GPU, beside trainings.
-    return BrainExtraction(no_gpu=True)
+    with _loading("deepbet"):
+        # On the CPU, for which the rule asks: as many jobs as cores would meet on one GPU, beside trainings.
+        return BrainExtraction(no_gpu=True)
+
+
+@contextmanager
+def _loading(model: str) -> Iterator[None]:
+    """Stop the job, and exclude no scan, if a model does not load."""
+    try:
+        yield
+    except Exception as error:
+        raise fault(error, model) or UserError(
+            f"the weights of {model} cannot be loaded: {type(error).__name__}: {error}; install it again"
+        ) from error
 
 
 def _hdbet_mask(image: nib.Nifti1Image) -> np.ndarray:
@@ -104,8 +119,9 @@ def _hdbet() -> Any:
             "skull-stripping by hd-bet needs the package hd-bet: `pip install 'neuropeft[hd-bet]'` (it "
             "downloads its weights on first use), or choose deepbet"
         ) from error
-    maybe_download_parameters()
-    return get_hdbet_predictor(device=torch.device("cpu"))  # see `_deepbet`
+    with _loading("hd-bet"):
+        maybe_download_parameters()
+        return get_hdbet_predictor(device=torch.device("cpu"))  # see `_deepbet`
 
 
 def _foreground(image: nib.Nifti1Image) -> np.ndarray:

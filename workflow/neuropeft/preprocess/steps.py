@@ -1,23 +1,21 @@
 """The four rules of preprocessing: each takes a chunk of scans one step on and tells what became of each.
 
 A chunk table carries all scans of the chunk. A scan that cannot be processed becomes a row with status
-`failed`, the step and the reason; the later steps pass it on. What is no scan's fault (a full disk, no
-memory, a missing package) stops the job instead.
+`failed`, the step and the reason; the later steps pass it on. What is no scan's fault (see `errors.fault`)
+stops the job instead.
 """
 
-import errno
 import json
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 
-from neuropeft.errors import UserError
+from neuropeft.errors import UserError, fault
 from neuropeft.files import MISSING, atomic_path, read_tsv, write_tsv
-from neuropeft.preprocess.io import ScanError, load_mask, load_scan, save_image
+from neuropeft.preprocess.io import ScanError, check_there, load_scan, read_own, save_image, voxel_hash
 from neuropeft.preprocess.measures import template_numbers, transform_numbers
 from neuropeft.preprocess.n4 import correct_bias
 from neuropeft.preprocess.ninedof import load_itk, save_itk
@@ -30,15 +28,16 @@ from neuropeft.progress import track
 Row = dict[str, str]
 Work = Callable[[Row], Mapping[str, str | float]]
 
-SCAN_COLUMNS = ("scan_id", "subject", "session", "path", "mask", "status", "step", "reason")
+SCAN_COLUMNS = (
+    *("scan_id", "subject", "session", "path", "mask", "mask_size"),
+    *("raw_sha1", "status", "step", "reason"),
+)
 SKULL_STRIP_COLUMNS = (*SCAN_COLUMNS, "brain_mask", "mask_ml")
 REGISTER_COLUMNS = (
     *SKULL_STRIP_COLUMNS,
     *("transform", "scale_x", "scale_y", "scale_z", "rotation_deg", "shear"),
 )
 RESAMPLE_COLUMNS = (*REGISTER_COLUMNS, "preproc", "template_correlation", "template_overlap")
-
-DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
 
 def run_n4(scans_tsv: str | Path, chunk: str, out_dir: str | Path, table: str | Path) -> None:
@@ -61,9 +60,11 @@ def run_n4(scans_tsv: str | Path, chunk: str, out_dir: str | Path, table: str | 
     Path(out_dir).mkdir(parents=True, exist_ok=True)
 
     def work(row: Row) -> Mapping[str, str]:
-        corrected = correct_bias(load_scan(row["path"]))
+        check_there(row["path"], row["size"])
+        scan = load_scan(row["path"])
+        corrected = correct_bias(scan)
         save_image(_n4_path(out_dir, row), np.asarray(corrected.dataobj), corrected.affine)
-        return {}
+        return {"raw_sha1": voxel_hash(scan)}
 
     _run("n4", start, work, table, SCAN_COLUMNS)
 
@@ -85,7 +86,9 @@ def run_skull_strip(
     """
 
     def work(row: Row) -> Mapping[str, str | float]:
-        image = _load_n4(n4_dir, row)
+        if method == "given" and row["mask"] != MISSING:
+            check_there(row["mask"], row["mask_size"])
+        image = read_own(_n4_path(n4_dir, row))
         mask = brain_mask(image, method, None if row["mask"] == MISSING else row["mask"])
         path = derivative(derivatives, row, "desc-brain_mask.nii.gz")
         save_image(path, mask, image.affine)
@@ -99,10 +102,11 @@ def run_register(
     table_in: str | Path, n4_dir: str | Path, derivatives: str | Path, table_out: str | Path
 ) -> None:
     """Register the chunk's brains to the template; transforms go to `derivatives`. See `run_skull_strip`."""
+    template = mni152_brain()
 
     def work(row: Row) -> Mapping[str, str | float]:
-        image = _load_n4(n4_dir, row)
-        transform = register(image, load_mask(row["brain_mask"], image), mni152_brain())
+        image = read_own(_n4_path(n4_dir, row))
+        transform = register(image, _brain(row), template)
         path = derivative(derivatives, row, "from-T1w_to-MNI152_mode-image_xfm.txt")
         save_itk(transform, path)
         return {"transform": str(path), **transform_numbers(transform)}
@@ -114,11 +118,11 @@ def run_resample(
     table_in: str | Path, n4_dir: str | Path, derivatives: str | Path, table_out: str | Path
 ) -> None:
     """Resample the chunk's brains to the template grid, into `derivatives`. See `run_skull_strip`."""
+    template = mni152_brain()
 
     def work(row: Row) -> Mapping[str, str | float]:
-        image = _load_n4(n4_dir, row)
-        mask = load_mask(row["brain_mask"], image)
-        volume = to_template(image, mask, load_itk(row["transform"]), mni152_brain())
+        image = read_own(_n4_path(n4_dir, row))
+        volume = to_template(image, _brain(row), load_itk(row["transform"]), template)
         path = derivative(derivatives, row, "space-MNI152_desc-preproc_T1w.nii.gz")
         save_image(path, volume, AFFINE, space="mni")
         return {"preproc": str(path), **template_numbers(volume)}
@@ -163,26 +167,15 @@ def _advance(step: str, row: Row, work: Work) -> Row:
     except ScanError as error:
         reason = str(error)
     except Exception as error:
-        _stop_if_not_the_scans_fault(error, row["scan_id"])
+        if isinstance(error, UserError):
+            raise
+        if stop := fault(error, row["scan_id"]):
+            raise stop from error
         traceback.print_exc()
         first_line = next(iter(str(error).strip().splitlines()), "no message")
         reason = f"{type(error).__name__}: {first_line}"
     print(f"{step}: {row['scan_id']} failed: {reason}", file=sys.stderr, flush=True)
     return row | {"status": "failed", "step": step, "reason": reason}
-
-
-def _stop_if_not_the_scans_fault(error: Exception, scan_id: str) -> None:
-    if isinstance(error, UserError):
-        raise error
-    if isinstance(error, OSError) and error.errno in DISK_ERRORS:
-        raise UserError(
-            f"cannot write {error.filename or scan_id}: {error.strerror}; free space and run again"
-        ) from error
-    # torch and ITK report failed allocations as RuntimeErrors that speak of memory.
-    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "memory" in str(error).lower()):
-        raise UserError(f"out of memory on scan {scan_id}; raise `mem_mb` of this rule") from error
-    if isinstance(error, ImportError):
-        raise UserError(f"{error}; install neuropeft's dependencies again") from error
 
 
 def _text(value: str | float) -> str:
@@ -193,6 +186,5 @@ def _n4_path(n4_dir: str | Path, row: Row) -> Path:
     return Path(n4_dir, f"{row['scan_id']}.nii")
 
 
-def _load_n4(n4_dir: str | Path, row: Row) -> nib.Nifti1Image:
-    image = nib.Nifti1Image.from_filename(_n4_path(n4_dir, row))
-    return nib.Nifti1Image(np.array(image.dataobj, np.float32), image.affine)
+def _brain(row: Row) -> np.ndarray:
+    return np.asarray(read_own(row["brain_mask"]).dataobj) > 0

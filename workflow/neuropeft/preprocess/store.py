@@ -7,17 +7,18 @@ from hashlib import sha1
 from pathlib import Path
 from typing import BinaryIO
 
-import nibabel as nib
 import numpy as np
 
 from neuropeft.errors import UserError
 from neuropeft.files import atomic_path, read_tsv, write_tsv
-from neuropeft.preprocess.measures import NUMBERS
+from neuropeft.preprocess.io import read_own
+from neuropeft.preprocess.measures import NUMBERS, signature
 from neuropeft.preprocess.resample import to_model_grid
 from neuropeft.progress import track
+from neuropeft.store import SIGNATURES
 
 EXCLUDED_COLUMNS = ("scan_id", "subject", "session", "path", "step", "reason")
-STORE_COLUMNS = ("row", "scan_id", "subject", "session", *NUMBERS, "sha1")
+STORE_COLUMNS = ("row", "scan_id", "subject", "session", *NUMBERS, "sha1", "raw_sha1")
 
 
 def list_excluded(tables: Iterable[str | Path], out: str | Path) -> None:
@@ -50,7 +51,7 @@ def pack(
         tables: the cohort's chunk tables after the last step.
         excluded: the list that `list_excluded` wrote; errors name it.
         volumes: .npy file to write, float16 [scans, size, size, size].
-        scans: .tsv file to write, a row per volume, its QC numbers and a hash of its bytes (for leaks).
+        scans: .tsv file to write, a row per volume, its QC numbers and the hashes of its bytes and its scan.
         max_excluded_share: largest share of the scans that may have failed.
         size: edge of the cube in voxels.
 
@@ -60,7 +61,8 @@ def pack(
     rows = read_chunks(tables)
     kept = [row for row in rows if row["status"] == "ok"]
     _check_share(rows, kept, max_excluded_share, excluded)
-    cubes = (to_model_grid(_read(row["preproc"]), size) for row in track(kept, len(kept), "packing"))
+    images = (read_own(row["preproc"]) for row in track(kept, len(kept), "packing"))
+    cubes = (to_model_grid(np.asarray(image.dataobj), size) for image in images)
     hashes = write_volumes(volumes, cubes, (len(kept), size, size, size))
     stored = [
         {**row, "row": number, "sha1": digest}
@@ -72,10 +74,10 @@ def pack(
 def write_volumes(
     path: str | Path, cubes: Iterable[np.ndarray], shape: tuple[int, int, int, int]
 ) -> list[str]:
-    """Write the volumes of a store, one at a time.
+    """Write the volumes of a store, one at a time, and beside them their signatures, see `measures`.
 
     Args:
-        path: .npy file to write, float16.
+        path: .npy file to write, float16; the signatures go to `store.SIGNATURES` in its folder.
         cubes: the volumes; as many and as large as `shape` says.
         shape: of the whole array.
 
@@ -90,14 +92,17 @@ def write_volumes(
     with atomic_path(path) as partial, partial.open("wb") as stream:
         header = {"descr": np.dtype("<f2").str, "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(stream, header)
-        return list(_write_each(stream, cubes))
+        written = list(_write_each(stream, cubes))
+    with atomic_path(Path(path).with_name(SIGNATURES)) as partial:
+        np.save(partial, np.array([signature for _, signature in written]))
+    return [digest for digest, _ in written]
 
 
-def _write_each(stream: BinaryIO, cubes: Iterable[np.ndarray]) -> Iterator[str]:
+def _write_each(stream: BinaryIO, cubes: Iterable[np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
     for cube in cubes:
-        volume = cube.astype("<f2").tobytes()
-        stream.write(volume)
-        yield sha1(volume, usedforsecurity=False).hexdigest()
+        volume = cube.astype("<f2")
+        stream.write(volume.tobytes())
+        yield sha1(volume.tobytes(), usedforsecurity=False).hexdigest(), signature(volume)
 
 
 def _check_share(rows: list, kept: list, max_share: float, excluded: str | Path) -> None:
@@ -120,12 +125,3 @@ def _check_space(volumes: Path, needed: int) -> None:
         raise UserError(
             f"{volumes} needs {needed / 1e9:.1f} GB, its disk has {free / 1e9:.1f} GB left; free some space"
         )
-
-
-def _read(path: str) -> np.ndarray:
-    try:
-        return nib.Nifti1Image.from_filename(path).get_fdata(dtype=np.float32)
-    except (OSError, EOFError, nib.filebasedimages.ImageFileError) as error:
-        raise UserError(
-            f"cannot read {path}: {error}; delete its cohort's chunk tables to make it again"
-        ) from error

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from neuropeft.errors import UserError
-from neuropeft.files import atomic_path
+from neuropeft.files import atomic_path, partial_path, sync
 
 NEWEST, PREVIOUS = "checkpoint.pt", "checkpoint-previous.pt"
 PARTS = "parts.json"
@@ -40,16 +40,16 @@ def save(folder: Path, state: Mapping[str, Any]) -> None:
         UserError: The file cannot be written (disk full, no permission). The last good checkpoint is
             untouched.
     """
-    partial = folder / f".partial-{os.getpid()}-{NEWEST}"
+    partial = partial_path(folder / NEWEST)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as stream:
             torch.save(dict(state), stream)
-            stream.flush()
-            os.fsync(stream.fileno())
+        sync(partial)
         if (folder / NEWEST).exists():
             os.replace(folder / NEWEST, folder / PREVIOUS)
         os.replace(partial, folder / NEWEST)
+        sync(folder)
     except (OSError, RuntimeError) as error:
         # torch's writer hides the reason of a failed write behind a RuntimeError.
         reason = error.__context__ if isinstance(error.__context__, OSError) else error

@@ -1,13 +1,12 @@
 """A GPU of this machine for this process alone, so that two jobs never share one unasked.
 
 Under SLURM, a job that sees no more GPUs than it needs has been given them, and nothing is done. Elsewhere a
-job locks a file per GPU, and the kernel drops the lock when the process ends, however it ends.
+job locks a file per GPU, which says who holds it. The kernel drops the lock when the process ends, however it
+ends.
 
 `python -m neuropeft.train.lease N ARGUMENTS...` holds N GPUs for `python ARGUMENTS...`.
 """
 
-import errno
-import fcntl
 import os
 import re
 import sys
@@ -16,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from neuropeft.errors import UserError
+from neuropeft.train.lock import holder, open_lock, take
 
 FOLDER = Path("/tmp")  # and not TMPDIR, which two jobs need not share
 POLL_SECONDS = 1.0
@@ -30,7 +30,7 @@ def lease(gpus: int = 1) -> None:
     the lease), it does nothing.
 
     Raises:
-        UserError: There are fewer GPUs than that.
+        UserError: There are fewer GPUs than that, or a lock cannot be opened or is no regular file.
     """
     if "LOCAL_RANK" in os.environ:
         return
@@ -42,12 +42,16 @@ def lease(gpus: int = 1) -> None:
             f"{gpus} GPUs are asked for and there are {len(names)} ({','.join(names)}); ask for fewer by "
             f"--set-resources, or let {VISIBLE} list more"
         )
-    taken = _take(names, gpus)
-    if taken is None:
-        print(f"all GPUs ({','.join(names)}) are taken: waiting for {gpus}", file=sys.stderr, flush=True)
-    while taken is None:
+    taken, holders = _take(names, gpus)
+    if not taken:
+        print(
+            f"all GPUs ({','.join(names)}) are taken: waiting for {gpus} ({'; '.join(holders)})",
+            file=sys.stderr,
+            flush=True,
+        )
+    while not taken:
         time.sleep(POLL_SECONDS)
-        taken = _take(names, gpus)
+        taken, _ = _take(names, gpus)
     os.environ[VISIBLE] = ",".join(taken)
 
 
@@ -66,44 +70,41 @@ def _candidates() -> list[str]:
     return names[:end]
 
 
-def _take(names: Sequence[str], number: int) -> list[str] | None:
-    """Lock `number` of the GPUs; None, and no lock, if fewer are free: half a lease would block others."""
+def _take(names: Sequence[str], number: int) -> tuple[list[str], list[str]]:
+    """Lock `number` of the GPUs, or none if fewer are free: half a lease would block others.
+
+    Returns:
+        The GPUs, and who holds others.
+    """
     locks: dict[str, int] = {}
+    holders = []
     for name in names:
-        if len(locks) < number and (lock := _lock(name)) is not None:
+        if len(locks) == number:
+            break
+        lock = _open(name)
+        if take(lock):
             locks[name] = lock
+        else:
+            holders.append(f"{name}: {holder(lock)}")
+            os.close(lock)
     if len(locks) == number:
-        return list(locks)  # the files stay open, and so the locks held, until the process ends
+        return list(locks), holders  # the files stay open, and so the locks held, until the process ends
     for lock in locks.values():
         os.close(lock)
-    return None
+    return [], holders
 
 
-def _lock(name: str) -> int | None:
-    """Return the open and locked file of a GPU, which a program that replaces this one inherits."""
+def _open(name: str) -> int:
+    """Return the open lock of a GPU, which a program that replaces this one inherits."""
     # Within a SLURM allocation GPUs are numbered anew, so that another allocation's 0 is another GPU.
     place = "-".join(["neuropeft-gpu", *filter(None, [os.environ.get("SLURM_JOB_ID")]), name])
-    file = _open(FOLDER / f"{re.sub(r'[^A-Za-z0-9-]', '_', place)}.lock")
+    path = FOLDER / f"{re.sub(r'[^A-Za-z0-9-]', '_', place)}.lock"
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(file)
-        return None
-    os.set_inheritable(file, True)
-    return file
-
-
-def _open(path: Path) -> int:
-    # Another user's file in a shared folder can be read and locked, but not be opened for writing or by
-    # O_CREAT.
-    try:
-        return os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+        file = open_lock(path, os.O_RDWR)  # not O_CREAT, which another user's file in a shared folder forbids
     except FileNotFoundError:
-        pass
-    except OSError as error:
-        raise UserError(f"cannot lock {path}: {os.strerror(error.errno or errno.EIO)}; delete it") from error
-    file = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW, 0o644)
-    os.fchmod(file, 0o644)  # whatever the umask
+        file = open_lock(path, os.O_RDWR | os.O_CREAT)
+        os.fchmod(file, 0o666)  # whatever the umask: who holds it next, of whatever user, writes so into it
+    os.set_inheritable(file, True)
     return file
 
 

@@ -16,7 +16,7 @@ from neuropeft import numerics
 from neuropeft.cohorts.splits import held_out_subjects, read_split
 from neuropeft.cohorts.synthetic import ANATOMY_FACTORS, TISSUE
 from neuropeft.errors import UserError
-from neuropeft.files import MISSING, link_or_copy, read_tsv
+from neuropeft.files import MISSING, link_or_copy, read_tsv, sweep
 from neuropeft.models.checkpoints import load_encoder, save_encoder
 from neuropeft.models.vit3d import ViT3D
 from neuropeft.store import open_store
@@ -82,6 +82,8 @@ def pretrain(
     with stop_request():
         team, gpu = ranks.join()
         with lock(state) if team.first else nullcontext():
+            if team.first:
+                sweep(out)
             team.wait()
             _pretrain(
                 spec, Path(store_dir), held_out_splits, state, people, start, pick_device(device or gpu),

@@ -4,10 +4,12 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from io import BytesIO
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 
 @dataclass(frozen=True)
@@ -52,18 +54,30 @@ class Ranks:
         return total
 
     def gather(self, value: object) -> list[Any]:
-        """Return the objects of all processes, by rank, in each of them."""
+        """Return the values of all processes, by rank, in each of them; what a checkpoint may hold.
+
+        Bytes are exchanged and read as a checkpoint is, which runs no code that another process has sent.
+        """
         if self.size == 1:
             return [value]
         import torch.distributed as dist
 
-        values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value, group=self.control)
-        return values
+        stream = BytesIO()
+        torch.save(value, stream)
+        own = torch.frombuffer(stream.getbuffer(), dtype=torch.uint8)
+        sizes = torch.zeros(self.size, dtype=torch.int64)
+        sizes[self.rank] = len(own)
+        dist.all_reduce(sizes, group=self.control)
+        parts = [torch.zeros(int(sizes.max()), dtype=torch.uint8) for _ in range(self.size)]
+        dist.all_gather(parts, functional.pad(own, (0, len(parts[0]) - len(own))), group=self.control)
+        return [
+            torch.load(BytesIO(part[:size].numpy().tobytes()), weights_only=True)
+            for part, size in zip(parts, sizes.tolist(), strict=True)
+        ]
 
     def wait(self) -> None:
         """Wait until all processes are here."""
-        self.gather(None)
+        self.any(False)
 
 
 ALONE = Ranks()

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from neuropeft.cli import main
-from neuropeft.configfile import load_config, read_config, read_yaml
+from neuropeft.config.read import load_config, read_config, read_yaml
 from neuropeft.errors import UserError
 from neuropeft.peft.counts import BACKBONES, METHODS
 

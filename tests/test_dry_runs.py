@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from neuropeft import grid
-from neuropeft.configfile import load_config
+from neuropeft.config.read import load_config
 from neuropeft.models.build import build_vit
 from neuropeft.models.checkpoints import load_encoder, save_encoder
 from workflow_command import ROOT, STEPS, TINY, dry_run, jobs_in, snakemake, write_config

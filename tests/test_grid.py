@@ -8,7 +8,7 @@ import yaml
 
 from neuropeft import grid
 from neuropeft.config import Splits
-from neuropeft.configfile import load_config, read_config
+from neuropeft.config.read import load_config, read_config
 from neuropeft.errors import UserError
 from neuropeft.split_names import seed_and_fold, split_name
 

@@ -10,7 +10,7 @@ from neuropeft.cohorts.chunks import read_chunks
 from neuropeft.cohorts.index import index_cohort, write_index
 from neuropeft.cohorts.prepare import prepare
 from neuropeft.config import Cohort
-from neuropeft.configfile import load_config
+from neuropeft.config.read import load_config
 from neuropeft.errors import UserError
 from neuropeft.files import read_tsv, write_tsv
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 import planned
-from neuropeft.configfile import read_config
+from neuropeft.config.read import read_config
 from neuropeft.evaluate.partial import find_partial
 from neuropeft.evaluate.scores import prediction_file
 from neuropeft.finished import finished_cells

@@ -16,7 +16,7 @@ import yaml
 
 import planned
 from neuropeft.cohorts.simulate import mask_path, participants, write_scan
-from neuropeft.configfile import load_config, read_yaml
+from neuropeft.config.read import load_config, read_yaml
 from neuropeft.preprocess.io import load_mask, load_scan
 from neuropeft.preprocess.ninedof import decompose, load_itk
 from workflow_command import ROOT

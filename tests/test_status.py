@@ -14,7 +14,7 @@ import pytest
 
 from neuropeft.cli import main
 from neuropeft.config import Config, Splits
-from neuropeft.configfile import read_config
+from neuropeft.config.read import read_config
 from neuropeft.files import write_tsv
 from neuropeft.finished import state_folder
 from neuropeft.grid import Cell, cell_spec, cells

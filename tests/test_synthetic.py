@@ -11,7 +11,7 @@ import pytest
 from neuropeft.cohorts.synthetic import ANATOMY_FACTORS, FACTORS, IMAGE_FACTORS, Person, people
 from neuropeft.cohorts.synthetic_brain import CELLS, Brain, paint
 from neuropeft.cohorts.synthetic_store import write_synthetic
-from neuropeft.configfile import load_config
+from neuropeft.config.read import load_config
 from neuropeft.errors import UserError
 from neuropeft.preprocess.resample import to_model_grid
 from neuropeft.publish.cohort_table import cohort_records, cohort_sheet

@@ -317,7 +317,7 @@ def _figures(options: argparse.Namespace) -> None:
 
 
 def _summary(options: argparse.Namespace) -> None:
-    from neuropeft.configfile import read_config
+    from neuropeft.config.read import read_config
     from neuropeft.publish.summary import print_summary
 
     print_summary(read_config(options.configfile, None), options.results)
@@ -325,7 +325,7 @@ def _summary(options: argparse.Namespace) -> None:
 
 def _status(options: argparse.Namespace) -> None:
     from neuropeft.config import Config
-    from neuropeft.configfile import read_config
+    from neuropeft.config.read import read_config
     from neuropeft.status.screen import print_status
 
     if options.config_json is None:
@@ -336,7 +336,7 @@ def _status(options: argparse.Namespace) -> None:
 
 
 def _schema(options: argparse.Namespace) -> None:
-    from neuropeft.configfile import json_schema
+    from neuropeft.config.read import json_schema
 
     print(json_schema(), end="")
 

@@ -13,7 +13,7 @@ from neuropeft import estimates, grid, numerics, probe_grid
 from neuropeft.cohorts import chunks
 from neuropeft.cohorts.prepare import prepare
 from neuropeft.cohorts.simulate import participants, scan_name
-from neuropeft.configfile import load_config, read_yaml
+from neuropeft.config.read import load_config, read_yaml
 from neuropeft.errors import UserError
 from neuropeft.finished import deltas_by_base, finished_cells, made_after, state_folder
 from neuropeft.packs import Pack, pack_of, packs

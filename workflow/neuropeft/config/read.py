@@ -11,7 +11,9 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from neuropeft.config import Cohort, Config, ImportedWeights
+from neuropeft.config.cohorts import Cohort
+from neuropeft.config.pretraining import ImportedWeights
+from neuropeft.config.root import Config
 from neuropeft.errors import UserError, suggest
 from neuropeft.files import expanded
 

@@ -1,0 +1,38 @@
+"""The configuration: what config.yaml may say, a file for each place; `read` reads it.
+
+Every model forbids unknown keys, and what a validator says names the key and what to change.
+"""
+
+from neuropeft.config.backbones import Backbone, ViT
+from neuropeft.config.cohorts import Cohort, Simulated
+from neuropeft.config.grid import Block
+from neuropeft.config.pretraining import ImportedWeights, MaskedAutoencoder, Trained
+from neuropeft.config.root import Config
+from neuropeft.config.tasks import (
+    BinaryTask,
+    MulticlassTask,
+    MultilabelTask,
+    RegressionTask,
+    Splits,
+    Task,
+)
+from neuropeft.config.training import Training
+
+__all__ = [
+    "Backbone",
+    "BinaryTask",
+    "Block",
+    "Cohort",
+    "Config",
+    "ImportedWeights",
+    "MaskedAutoencoder",
+    "MulticlassTask",
+    "MultilabelTask",
+    "RegressionTask",
+    "Simulated",
+    "Splits",
+    "Task",
+    "Trained",
+    "Training",
+    "ViT",
+]

@@ -1,0 +1,142 @@
+"""The whole configuration, and what its parts must agree on."""
+
+import itertools
+from collections.abc import Collection
+
+from pydantic import Field, field_validator, model_validator
+
+from neuropeft.config.backbones import SMALLEST_OF_DENSENET, Backbone, DenseNet121, ViT
+from neuropeft.config.base import Model, Name
+from neuropeft.config.cohorts import Cohort, Preprocessing
+from neuropeft.config.grid import Block, Figures
+from neuropeft.config.methods import Method
+from neuropeft.config.pretraining import ImportedWeights, MaskedAutoencoder, Pretraining, Trained
+from neuropeft.config.tasks import Splits, Task
+from neuropeft.config.training import Training
+from neuropeft.errors import suggest
+from neuropeft.probe_names import PROBES
+
+
+class Config(Model):
+    """The whole configuration."""
+
+    cohorts: dict[Name, Cohort] = Field(min_length=1)
+    preprocessing: Preprocessing = Preprocessing()
+    tasks: dict[Name, Task] = Field(min_length=1)
+    splits: Splits = Splits()
+    backbones: dict[Name, Backbone] = Field(min_length=1)
+    pretraining: dict[Name, Pretraining] = Field(default={})
+    methods: dict[Name, Method] = Field(min_length=1)
+    training: Training = Training()
+    cells_per_job: int = Field(
+        default=16, ge=1, le=64, description="most cells that one fine-tune job trains, one after another"
+    )
+    grid: list[Block] = Field(min_length=1)
+    figures: Figures = Figures()
+
+    @field_validator("pretraining")
+    @classmethod
+    def _none_is_reserved(cls, value: dict[str, Pretraining]) -> dict[str, Pretraining]:
+        if "none" in value:
+            raise ValueError("`none` stands for no pretraining: give the pretraining another name")
+        return value
+
+    @field_validator("backbones")
+    @classmethod
+    def _control_is_reserved(cls, value: dict[str, Backbone]) -> dict[str, Backbone]:
+        if "control" in value:
+            raise ValueError(
+                "`control` stands for what controls have no backbone: give the backbone another name"
+            )
+        return value
+
+    @field_validator("methods")
+    @classmethod
+    def _probes_are_reserved(cls, value: dict[str, Method]) -> dict[str, Method]:
+        for name in PROBES:
+            if name in value:
+                raise ValueError(f"`{name}` is the name of a probe: give the method another name")
+        return value
+
+    @model_validator(mode="after")
+    def _patches_stay_visible(self) -> "Config":
+        vits = {name: value for name, value in self.backbones.items() if isinstance(value, ViT)}
+        masked = {name: value for name, value in self.trained.items() if isinstance(value, MaskedAutoencoder)}
+        for (name, vit), (other, autoencoder) in itertools.product(vits.items(), masked.items()):
+            patches = (self.preprocessing.size // vit.patch_size) ** 3
+            if patches * (1 - autoencoder.mask_ratio) < 1:
+                raise ValueError(
+                    f"`pretraining.{other}.mask_ratio` {autoencoder.mask_ratio} hides all of the {patches} "
+                    f"patches of `backbones.{name}`: give a lower one or a smaller `patch_size`"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> "Config":
+        for name, task in self.tasks.items():
+            _known(f"tasks.{name}.train", [task.train], self.cohorts)
+            _known(f"tasks.{name}.zero_shot", task.zero_shot, self.cohorts)
+        for name, trained in self.trained.items():
+            _known(f"pretraining.{name}.cohort", [trained.cohort], self.cohorts)
+            if trained.kind == "factors" and self.cohorts[trained.cohort].synthetic is None:
+                raise ValueError(
+                    f"`pretraining.{name}.cohort` is {trained.cohort!r}, whose anatomy nobody knows: kind "
+                    "factors needs a synthetic cohort"
+                )
+            if trained.start is not None:
+                _known(f"pretraining.{name}.start", [trained.start], self.pretraining)
+            if name in self.starts(name)[1:]:
+                raise ValueError(f"`pretraining.{name}.start` leads back to {name!r}: give another start")
+        for index, block in enumerate(self.grid):
+            for key in ("tasks", "backbones", "methods", "pretraining"):
+                known = [*getattr(self, key), "none"] if key == "pretraining" else getattr(self, key)
+                _known(f"grid.{index}.{key}", getattr(block, key), known)
+        for name, backbone in self.backbones.items():
+            if isinstance(backbone, ViT) and self.preprocessing.size % backbone.patch_size:
+                raise ValueError(
+                    f"`backbones.{name}.patch_size` {backbone.patch_size} does not divide "
+                    f"`preprocessing.size` {self.preprocessing.size}: change one of them"
+                )
+            if isinstance(backbone, DenseNet121) and self.preprocessing.size < SMALLEST_OF_DENSENET:
+                raise ValueError(
+                    f"`backbones.{name}` halves a volume five times and needs a `preprocessing.size` of at "
+                    f"least {SMALLEST_OF_DENSENET}, not {self.preprocessing.size}"
+                )
+        return self
+
+    def starts(self, pretraining: str) -> list[str]:
+        """Return a pretraining, the one that it goes on from, and so on, up to one that comes again."""
+        found = [pretraining]
+        while (trained := self.trained.get(found[-1])) and trained.start is not None:
+            found.append(trained.start)
+            if trained.start in found[:-1]:
+                break
+        return found
+
+    @model_validator(mode="after")
+    def _synthetic_is_for_pretraining(self) -> "Config":
+        for name, task in self.tasks.items():
+            for key, cohorts in (("train", [task.train]), ("zero_shot", task.zero_shot)):
+                for cohort in cohorts:
+                    if self.cohorts[cohort].synthetic:
+                        raise ValueError(
+                            f"`tasks.{name}.{key}` names {cohort!r}, which is synthetic and for pretraining "
+                            "only: name a real or a simulated cohort"
+                        )
+        return self
+
+    @property
+    def trained(self) -> dict[str, Trained]:
+        """The pretrainings that the workflow does itself."""
+        return {name: value for name, value in self.pretraining.items() if isinstance(value, Trained)}
+
+    @property
+    def imported(self) -> dict[str, ImportedWeights]:
+        """The pretrainings whose weights are there already."""
+        return {name: value for name, value in self.pretraining.items() if isinstance(value, ImportedWeights)}
+
+
+def _known(key: str, names: list[str], known: Collection[str]) -> None:
+    for name in names:
+        if name not in known:
+            raise ValueError(f"`{key}` names {name!r}, which is not there; {suggest(name, known)}")

@@ -1,0 +1,166 @@
+"""Tasks, and how the subjects of a training cohort are split."""
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+
+from neuropeft.config.base import Model, Name, Share, check_no_repeats
+
+TESTED = 0.2  # share of the subjects
+
+
+def _no_yes(value: object) -> object:
+    # YAML reads a bare `no`, `yes`, `on` or `true` as a truth value; the table holds text.
+    if isinstance(value, bool):
+        raise ValueError("YAML reads this as true/false: put the value in quotes, as it stands in the table")
+    return value
+
+
+LabelValue = Annotated[str | int | float, BeforeValidator(_no_yes)]
+
+
+def _as_list(value: LabelValue | list[LabelValue]) -> list[LabelValue]:
+    return value if isinstance(value, list) else [value]
+
+
+class _Task(Model):
+    """What is predicted, on which cohorts."""
+
+    where: dict[str, LabelValue | list[LabelValue]] = Field(
+        default={}, description="filter: {column: value or values}; scans with other values are left out"
+    )
+    train: Name = Field(description="cohort that is split into training, validation and test")
+    zero_shot: list[Name] = Field(default=[], description="cohorts that are only ever tested on")
+
+    @model_validator(mode="after")
+    def _zero_shot_is_not_trained_on(self) -> "_Task":
+        if self.train in self.zero_shot:
+            raise ValueError(f"`zero_shot` names the training cohort {self.train!r}: remove it there")
+        check_no_repeats("zero_shot", self.zero_shot)
+        return self
+
+    def filters(self) -> dict[str, list[LabelValue]]:
+        """Return the values that each filter column may have."""
+        return {column: _as_list(values) for column, values in self.where.items()}
+
+
+class _OneTarget(_Task):
+    target: str = Field(description="column that holds the target")
+
+    @property
+    def target_columns(self) -> dict[str, str]:
+        """The columns that hold targets, by the key that names each."""
+        return {"target": self.target}
+
+
+class _Classes(_OneTarget):
+    classes: dict[str, LabelValue | list[LabelValue]] = Field(
+        description="{class: value or values of the target column}, in order; the second class of a binary "
+        "task is the positive one; scans with other values are left out"
+    )
+    unit: ClassVar[str] = ""
+
+    @property
+    def size(self) -> int:
+        """How many classes there are."""
+        return len(self.classes)
+
+    def class_values(self) -> dict[str, list[LabelValue]]:
+        """Return the values of the target column that stand for each class, in the order of the classes."""
+        return {name: _as_list(values) for name, values in self.classes.items()}
+
+
+class BinaryTask(_Classes):
+    """Telling two classes apart."""
+
+    kind: Literal["binary"]
+
+    @field_validator("classes")
+    @classmethod
+    def _two(cls, value: dict[str, object]) -> dict[str, object]:
+        if len(value) != 2:
+            raise ValueError(f"a binary task has two `classes`, not {len(value)}")
+        return value
+
+
+class MulticlassTask(_Classes):
+    """Telling three or more classes apart."""
+
+    kind: Literal["multiclass"]
+
+    @field_validator("classes")
+    @classmethod
+    def _three_or_more(cls, value: dict[str, object]) -> dict[str, object]:
+        if len(value) < 3:
+            raise ValueError("a multiclass task has three or more `classes`; use `kind: binary` for two")
+        return value
+
+
+class RegressionTask(_OneTarget):
+    """Predicting a number."""
+
+    kind: Literal["regression"]
+    unit: str = Field(default="", description="unit of the target, for tables and figures")
+    size: ClassVar[int] = 0  # no classes
+
+
+class MultilabelTask(_Task):
+    """Telling which of several labels a scan has; each is present (1), absent (0) or unknown."""
+
+    kind: Literal["multilabel"]
+    labels: dict[Name, str] = Field(
+        min_length=2, description="{label: column}, whose values are 1, 0, or n/a where it is unknown"
+    )
+    unit: ClassVar[str] = ""
+
+    @property
+    def size(self) -> int:
+        """How many labels there are."""
+        return len(self.labels)
+
+    @property
+    def target_columns(self) -> dict[str, str]:
+        """The columns that hold labels, by the key that names each."""
+        return {f"labels.{name}": column for name, column in self.labels.items()}
+
+
+Task = Annotated[BinaryTask | MulticlassTask | RegressionTask | MultilabelTask, Field(discriminator="kind")]
+
+
+class Splits(Model):
+    """Shares of a training cohort's subjects, or folds; what they leave is for training."""
+
+    test: Share | None = Field(
+        default=None,
+        description="share of the subjects that is tested on, the same for all seeds; "
+        f"{TESTED} if neither it nor `folds` is given",
+    )
+    validation: Share = Field(
+        default=0.1, description="share of all subjects that chooses the epoch; per seed"
+    )
+    folds: int | None = Field(
+        default=None,
+        ge=2,
+        description="cross-validation: every subject is tested on once per seed, in one of so many folds",
+    )
+
+    @model_validator(mode="after")
+    def _leave_training_subjects(self) -> "Splits":
+        if self.folds is not None and self.test is not None:
+            raise ValueError("`folds` test every subject, so `test` has no use: remove one of the two")
+        if self.test_share + self.validation >= 1:
+            tested = "`test`" if self.folds is None else "a fold"
+            raise ValueError(f"{tested} and `validation` together must leave subjects for training")
+        return self
+
+    @property
+    def test_share(self) -> float:
+        """Share of the subjects that a split tests on."""
+        if self.folds is not None:
+            return 1 / self.folds
+        return TESTED if self.test is None else self.test
+
+    @property
+    def fold_numbers(self) -> range:
+        """The folds of each seed, 1 to `folds`; 0 alone stands for the fixed test side."""
+        return range(1) if self.folds is None else range(1, self.folds + 1)

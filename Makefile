@@ -4,7 +4,7 @@ PYTHON ?= python3
 CORES ?= $(shell nproc 2>/dev/null || echo 2)
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: demo test lint install lock schema clean
+.PHONY: demo test test-quick lint install lock schema clean
 
 demo: install
 	snakemake --profile profiles/local --configfile workflow/configs/demo.yaml --cores $(CORES)
@@ -13,6 +13,10 @@ demo: install
 
 test: install
 	pytest -n $(CORES) --dist loadfile --no-loadscope-reorder
+
+# The units alone, in two minutes.
+test-quick: install
+	pytest -n $(CORES) --dist loadfile -m "not slow"
 
 lint: install
 	ruff check .

@@ -23,6 +23,17 @@ def own_umask() -> Iterator[None]:
     os.umask(UMASK)
 
 
+# Files whose tests run Snakemake, SLURM, benchmarks or many trainings: not for `make test-quick`.
+SLOW = {
+    *("test_end_to_end.py", "test_dry_runs.py", "test_two_runs.py", "test_readme.py", "test_benchmarks.py"),
+    *("test_tables.py", "test_figures.py", "test_metrics.py", "test_packs.py", "test_faults.py"),
+    *("test_simulate.py", "test_preprocess_register.py", "test_ddp.py", "test_ddp_resume.py"),
+}
+
+
 def pytest_collection_modifyitems(items):
-    """Start the longest file first: the others fill the time beside it."""
+    """Mark slow tests, and start the longest file first: the others fill the time beside it."""
+    for item in items:
+        if item.path.name in SLOW or item.path.parent.name == "slurm":
+            item.add_marker(pytest.mark.slow)
     items.sort(key=lambda item: item.path.name != "test_end_to_end.py")

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
+from neuropeft import layout
 from neuropeft.config import Config
 from neuropeft.evaluate.costs import cell_folder
 from neuropeft.files import write_tsv
-from neuropeft.grid import Cell, cells, encoder_folder, encoders, fractions_of, used_tasks
+from neuropeft.grid import Cell, cells, encoders, fractions_of, used_tasks
 from neuropeft.probe_grid import Probed, probe_folder, probed
 from neuropeft.probe_names import PERMUTATIONS, PERMUTED, PROBES, null_file, null_method
 from neuropeft.split_names import split_name
@@ -123,7 +124,7 @@ def fabricate(config: Config, results: Path) -> None:
                 _write_controls(config, results, name, place, cohort)
                 _write_probes(config, results, name, place, cohort)
     for encoder in encoders(config):
-        _write_pretraining(config, results / encoder_folder(*encoder))
+        _write_pretraining(config, layout.PRETRAINED.at(results, **encoder.names))
     for cohort, subjects in SUBJECTS.items():
         _write_cohort(results / "cohorts" / cohort, subjects)
 

@@ -45,13 +45,13 @@ def test_with_folds_the_encoder_of_a_cohort_that_is_tested_on_is_one_per_fold(pa
     assert {cell.split for cell in cells if cell.seed == 1} == {f"seed-1_fold-{fold}" for fold in (1, 2, 3)}
     assert grid.encoder_folds(folded, "mae_ukb") == [1, 2, 3], "age is trained on UKB here"
     cell = grid.Cell("ad", "vit_b", "mae_ukb", "lora", 10, 1, 2)
-    assert grid.encoder_of(folded, cell) == "pretraining/mae_ukb/vit_b/fold-2/encoder.safetensors"
+    assert grid.encoder_of(folded, cell) == ("mae_ukb", "vit_b", 2)
     assert grid.encoder_of(folded, cell._replace(pretraining="none", method="scratch")) is None
     assert len(grid.encoders(folded)) == 2 * 3
     elsewhere = [block.model_copy(update={"tasks": ["ad"]}) for block in folded.grid]
     without = folded.model_copy(update={"grid": elsewhere})
     assert grid.encoder_folds(without, "mae_ukb") == grid.encoder_folds(paper, "mae_ukb") == [0]
-    assert grid.encoder_of(without, cell) == "pretraining/mae_ukb/vit_b/encoder.safetensors"
+    assert grid.encoder_of(without, cell) == ("mae_ukb", "vit_b", 0)
 
 
 def test_methods_have_untrained_twins_where_a_block_lists_none(paper):

@@ -1,11 +1,10 @@
 """Probes: what they find and what they must not, who shares an inner fold, features, scores by chance."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 
+from neuropeft import layout
 from neuropeft.cohorts.splits import read_split, take_fraction
 from neuropeft.errors import UserError
 from neuropeft.evaluate.predictions import RunKey, read_predictions
@@ -15,7 +14,7 @@ from neuropeft.files import read_tsv, write_tsv
 from neuropeft.grid import Cell, Group
 from neuropeft.models.build import build_vit
 from neuropeft.models.checkpoints import save_encoder
-from neuropeft.probe_grid import Probed, features_file, probe_folder, probe_groups, probed
+from neuropeft.probe_grid import Probed, probe_folder, probe_groups, probed
 from neuropeft.probe_names import PERMUTATIONS, PERMUTED, PROBES, null_method
 from neuropeft.tasks import task_kind
 from neuropeft.tasks.linear import inner_folds
@@ -58,7 +57,7 @@ def write_inputs(results, kind, effect=2.0):
         ]
         write_tsv(results / f"cohorts/{cohort}/store/scans.tsv", rows, ("scan_id", "subject", "session"))
         write_tsv(results / f"tasks/t/{cohort}.tsv", rows, LABEL_COLUMNS)
-        path = features_file(results, "mae", "vit", cohort)
+        path = layout.FEATURES.at(results, pretraining="mae", backbone="vit", fold_part="", cohort=cohort)
         path.parent.mkdir(parents=True, exist_ok=True)
         np.save(path, tokens.astype(np.float16))
         files.append(path)
@@ -250,10 +249,3 @@ def test_every_start_of_a_task_and_backbone_is_probed_beside_the_untrained_backb
     assert len(groups) == len(set(groups)) == len(PROBES) * (2 * 2 + 1)
     assert Group("ad", "vit", "none", "knn", 10) in groups
     assert Group("age", "cnn", "none", "probe_mean", 50) in groups
-
-
-def test_features_of_a_fold_have_a_folder_of_their_own():
-    assert features_file(Path("results"), "mae", "vit", "A") == Path("results/features/mae/vit/A.npy")
-    assert features_file(Path("results"), "mae", "vit", "A", 2) == Path(
-        "results/features/mae/vit/fold-2/A.npy"
-    )

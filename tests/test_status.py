@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from neuropeft import layout
 from neuropeft.cli import main
 from neuropeft.config import Config, Splits
 from neuropeft.config.read import read_config
@@ -60,7 +61,7 @@ def printed(config: Config, results: Path, capsys: pytest.CaptureFixture[str]) -
 
 
 def log_of(results: Path, pack: Pack) -> Path:
-    return results / f"logs/finetune/{pack.path}.log"
+    return layout.FINETUNE_LOG.at(results, **pack.names)
 
 
 def counted(text: str) -> dict[str, list[int]]:

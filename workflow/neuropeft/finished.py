@@ -5,6 +5,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from neuropeft import layout
 from neuropeft.cohorts.splits import SPLIT_COLUMNS, make_split, read_usable
 from neuropeft.config import Config
 from neuropeft.errors import UserError
@@ -19,7 +20,7 @@ Stamp = tuple[Path, int]  # a file and its time
 
 def state_folder(results: Path, cell: Cell) -> Path:
     """Return the folder that holds the state of a cell's training."""
-    return results / "_state" / "cells" / cell.path
+    return layout.CELL_STATES.at(results) / cell.path
 
 
 def finished_cells(config: Config, results: Path) -> dict[Cell, Path]:
@@ -54,18 +55,18 @@ def finished_folder(config: Config, results: Path, cell: Cell) -> Path | None:
 def _made_from(config: Config, results: Path, cell: Cell) -> list[Path]:
     encoder = encoder_of(config, cell)
     return [
-        *([results / encoder] if encoder else []),
-        results / "splits" / cell.task / f"{cell.split}.tsv",
-        results / "cohorts" / config.tasks[cell.task].train / "store" / "volumes.npy",
+        *([layout.ENCODER.at(results, **encoder.names)] if encoder else []),
+        layout.SPLIT.at(results, **cell.names),
+        layout.VOLUMES.at(results, cohort=config.tasks[cell.task].train),
     ]
 
 
 def _split_is_current(config: Config, results: Path, cell: Cell) -> bool:
     """Whether settings and labels still give the split of a cell; so too where a file of it is not there."""
     task = config.tasks[cell.task]
-    labels = results / "tasks" / cell.task / f"{task.train}.tsv"
-    stored = results / "cohorts" / task.train / "store" / "scans.tsv"
-    split = results / "splits" / cell.task / f"{cell.split}.tsv"
+    labels = layout.LABELS.at(results, task=cell.task, cohort=task.train)
+    stored = layout.STORED_SCANS.at(results, cohort=task.train)
+    split = layout.SPLIT.at(results, **cell.names)
     shares = config.splits
     try:
         stamps = tuple((path, path.stat().st_mtime_ns) for path in (labels, stored, split))

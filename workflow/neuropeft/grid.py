@@ -57,9 +57,31 @@ class Cell(NamedTuple):
         return split_name(self.seed, self.fold)
 
     @property
+    def names(self) -> dict[str, object]:
+        """What places of `layout` call it by."""
+        return {**self._asdict(), "split": self.split}
+
+    @property
     def path(self) -> str:
         """Where its results and its state are, below their folders."""
         return f"{'/'.join(self.base)}/fraction-{self.fraction}/{self.split}"
+
+
+class Encoder(NamedTuple):
+    """A pretrained encoder; `fold` 0 serves all folds."""
+
+    pretraining: str
+    backbone: str
+    fold: int = 0
+
+    @property
+    def names(self) -> dict[str, str]:
+        """What places of `layout` call it by."""
+        return {
+            "pretraining": self.pretraining,
+            "backbone": self.backbone,
+            "fold_part": fold_part(self.fold),
+        }
 
 
 def cells(config: Config) -> list[Cell]:
@@ -127,17 +149,11 @@ def encoder_folds(config: Config, pretraining: str) -> list[int]:
     return list(config.splits.fold_numbers) if seen & tested else [0]
 
 
-def encoder_folder(pretraining: str, backbone: str, fold: int) -> str:
-    """Return where an encoder and what belongs to it are, below `results`; fold 0 serves all folds."""
-    return f"pretraining/{pretraining}/{backbone}{fold_part(fold)}"
-
-
-def encoder_of(config: Config, cell: Cell) -> str | None:
-    """Return the encoder that a cell starts from, below `results`; None if it starts from no weights."""
+def encoder_of(config: Config, cell: Cell) -> Encoder | None:
+    """Return the encoder that a cell starts from; None if it starts from no weights."""
     if cell.pretraining == NO_PRETRAINING:
         return None
-    folder = encoder_folder(cell.pretraining, cell.backbone, encoder_fold(config, cell))
-    return f"{folder}/encoder.safetensors"
+    return Encoder(cell.pretraining, cell.backbone, encoder_fold(config, cell))
 
 
 def encoder_fold(config: Config, cell: Cell) -> int:
@@ -147,10 +163,10 @@ def encoder_fold(config: Config, cell: Cell) -> int:
     return cell.fold if cell.fold in encoder_folds(config, cell.pretraining) else 0
 
 
-def encoders(config: Config) -> list[tuple[str, str, int]]:
-    """Return (pretraining, backbone, fold) of every encoder that the workflow trains."""
+def encoders(config: Config) -> list[Encoder]:
+    """Return every encoder that the workflow trains."""
     return [
-        (pretraining, backbone, fold)
+        Encoder(pretraining, backbone, fold)
         for pretraining, backbone in pretrained(config)
         for fold in encoder_folds(config, pretraining)
     ]

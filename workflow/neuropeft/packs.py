@@ -24,9 +24,15 @@ class Pack:
     name: str
 
     @property
-    def path(self) -> str:
-        """Where its table and its log are, below their folders and without a suffix."""
-        return f"{self.task}/{self.backbone}/{self.pretraining}/{self.method}/{self.name}"
+    def names(self) -> dict[str, str]:
+        """What places of `layout` call it by."""
+        return {
+            "task": self.task,
+            "backbone": self.backbone,
+            "pretraining": self.pretraining,
+            "method": self.method,
+            "pack": self.name,
+        }
 
 
 def packs(config: Config, cells: Iterable[Cell]) -> dict[Pack, list[Cell]]:

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from neuropeft import layout
 from neuropeft.grid import NO_PRETRAINING, Cell, Group, fractions_of
 from neuropeft.probe_names import PROBES
 
@@ -47,15 +48,9 @@ def is_probe(group: Group) -> bool:
 # -- files -----------------------------------------------------------------------------------------
 
 
-def features_file(results: Path, pretraining: str, backbone: str, cohort: str, fold: int = 0) -> Path:
-    """Return the file of a cohort's tokens; `fold` is given where an encoder was trained for each fold."""
-    folder = results / "features" / pretraining / backbone
-    return (folder / f"fold-{fold}" if fold else folder) / f"{cohort}.npy"
-
-
 def probe_folder(results: Path, one: Probed, split: str) -> Path:
     """Return the folder of the predictions of all probes on an encoder, fitted on a split."""
-    return results / "probes" / one.task / one.backbone / one.pretraining / split
+    return layout.PROBES.at(results, **one._asdict(), split=split)
 
 
 def probe_file(results: Path, group: Group, split: str, cohort: str) -> Path:

@@ -3,7 +3,7 @@
 
 rule simulate_scans:
     output:
-        table="results/simulated/{cohort}/chunks/{chunk}.tsv",
+        table=layout.SIMULATED_CHUNK,
     log:
         "results/logs/simulate_scans/{cohort}/{chunk}.log",
     benchmark:
@@ -12,7 +12,7 @@ rule simulate_scans:
         "../../envs/preprocessing.yaml"
     params:
         code=lambda wildcards: numerics.version("cohorts.simulate"),
-        root="results/simulated/{cohort}",
+        root=layout.SIMULATED,
         # Who is in this chunk, so that a cohort that grows simulates its new scans' chunk alone.
         participants=lambda wildcards: simulated_participants(wildcards.cohort, wildcards.chunk),
         effect=lambda wildcards: CONFIG.cohorts[wildcards.cohort].simulated.effect,
@@ -25,15 +25,15 @@ rule simulate_scans:
 
 rule simulate_tables:
     output:
-        participants="results/simulated/{cohort}/participants.tsv",
-        description="results/simulated/{cohort}/dataset_description.json",
+        participants=layout.SIMULATED + "/participants.tsv",
+        description=layout.SIMULATED + "/dataset_description.json",
     log:
         "results/logs/simulate_tables/{cohort}.log",
     conda:
         "../../envs/preprocessing.yaml"
     params:
         code=lambda wildcards: numerics.version("cohorts.simulate"),
-        root="results/simulated/{cohort}",
+        root=layout.SIMULATED,
         spec=lambda wildcards: CONFIG.cohorts[wildcards.cohort].simulated.model_dump_json(),
     message:
         "Writing the participants of the simulated cohort {wildcards.cohort}"
@@ -43,10 +43,10 @@ rule simulate_tables:
 
 rule synthesize:
     output:
-        volumes="results/cohorts/{cohort}/store/volumes.npy",
-        tissue="results/cohorts/{cohort}/store/tissue.npy",
-        signatures="results/cohorts/{cohort}/store/signatures.npy",
-        scans="results/cohorts/{cohort}/store/scans.tsv",
+        volumes=layout.VOLUMES,
+        tissue=layout.TISSUE,
+        signatures=layout.SIGNATURES,
+        scans=layout.STORED_SCANS,
     log:
         "results/logs/synthesize/{cohort}.log",
     benchmark:

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 sys.path.insert(0, str(Path(workflow.basedir, "workflow")))
 
-from neuropeft import estimates, grid, numerics, probe_grid
+from neuropeft import estimates, grid, layout, numerics, probe_grid
 from neuropeft.cohorts import chunks
 from neuropeft.cohorts.prepare import prepare
 from neuropeft.cohorts.simulate import participants, scan_name
@@ -40,6 +40,7 @@ if not {DeploymentMethod.CONDA, DeploymentMethod.APPTAINER} & workflow.deploymen
     PREFIX += f'export PATH={PROGRAMS}:"$PATH"; '
 shell.prefix(PREFIX)
 
+RESULTS = Path(layout.RESULTS)
 try:
     CONFIG_FILES = workflow.overwrite_configfiles or [Path(workflow.basedir, "config.yaml")]
     if workflow.is_main_process:
@@ -57,14 +58,14 @@ try:
     if workflow.is_main_process:
         # What runs beside the workflow leaves the indexes alone, which the workflow's jobs read: a status, and what
         # Snakemake will refuse, or run dry, since the folder is locked. Targets are told by the command line alone.
-        indexed = all(chunks.index_path(Path("results"), cohort).exists() for cohort in SCANNED)
+        indexed = all(layout.SCANS.at(RESULTS, cohort=cohort).exists() for cohort in SCANNED)
         locked = any(Path(".snakemake/locks").glob("*"))
         if indexed and locked:
             logger.info(
                 "Another run has locked this folder: cohorts and labels are as that run has read them."
             )
         if not (indexed and (locked or {"status", "tables_partial"} & set(sys.argv))):
-            prepare(CONFIG, Path("results"))
+            prepare(CONFIG, RESULTS)
 except UserError as error:
     raise WorkflowError(str(error))
 
@@ -89,14 +90,19 @@ def one_of(names):
     return "|".join(names) or "(?!)"
 
 
+def train_labels(task):
+    """Return the labels of a task in its training cohort."""
+    return layout.LABELS.of(task=task, cohort=CONFIG.tasks[task].train)
+
+
 def volumes(cohort):
     """Return the volumes of a cohort's store."""
-    return f"results/cohorts/{cohort}/store/volumes.npy"
+    return layout.VOLUMES.of(cohort=cohort)
 
 
 def stored_scans(cohort):
     """Return the rows of a cohort's store."""
-    return f"results/cohorts/{cohort}/store/scans.tsv"
+    return layout.STORED_SCANS.of(cohort=cohort)
 
 
 def task_kind_arguments(task):
@@ -131,12 +137,12 @@ def cells(**choice):
 
 def cell_folder(cell):
     """Return the folder of a cell's results."""
-    return f"results/cells/{cell.path}"
+    return layout.CELL.of(**cell.names)
 
 
 def pack_table(cell):
     """Return what says that the pack of a cell has been trained."""
-    return f"results/packs/{PACK_OF[cell].path}.tsv"
+    return layout.PACK.of(**PACK_OF[cell].names)
 
 
 def pack_named(wildcards):
@@ -146,7 +152,7 @@ def pack_named(wildcards):
 
 def split_files(task, names):
     """Return the files of a task's splits that are called so."""
-    return [f"results/splits/{task}/{name}.tsv" for name in names]
+    return [layout.SPLIT.of(task=task, split=name) for name in names]
 
 
 def pack_splits(wildcards):
@@ -181,13 +187,13 @@ def pack_search(wildcards):
     """Return the learning rates that a search has chosen for a pack's cells, if there is one."""
     cell = PACKS[pack_named(wildcards)][0]
     part = fold_part(grid.encoder_fold(CONFIG, cell))
-    return f"results/search/{'/'.join(cell.base)}{part}.tsv" if CONFIG.training.search else []
+    return layout.SEARCH.of(**cell.names, fold_part=part) if CONFIG.training.search else []
 
 
 def encoders(some):
     """Return the pretrained encoders that cells start from: one, or one for each fold, or none."""
     found = dict.fromkeys(grid.encoder_of(CONFIG, cell) for cell in some)
-    return [f"results/{encoder}" for encoder in found if encoder is not None]
+    return [layout.ENCODER.of(**encoder.names) for encoder in found if encoder is not None]
 
 
 def fold_of(wildcards):
@@ -197,17 +203,17 @@ def fold_of(wildcards):
 
 def chunk_rows(cohort, chunk):
     """Return the index rows of a chunk."""
-    return chunks.read_chunks(Path("results"), cohort)[chunk]
+    return chunks.read_chunks(RESULTS, cohort)[chunk]
 
 
 def chunk_tables(wildcards):
     """Return the last chunk table of every chunk of a cohort."""
-    return chunks.chunk_tables(Path("results"), wildcards.cohort)
+    return chunks.chunk_tables(RESULTS, wildcards.cohort)
 
 
 def simulated_chunk(wildcards):
     """Return what says that a chunk's scans have been simulated, for a simulated cohort."""
-    return "results/simulated/{cohort}/chunks/{chunk}.tsv" if wildcards.cohort in SIMULATED else []
+    return layout.SIMULATED_CHUNK if wildcards.cohort in SIMULATED else []
 
 
 def simulated_participants(cohort, chunk):
@@ -220,7 +226,7 @@ def simulated_participants(cohort, chunk):
 def known_people(wildcards):
     """Return the ages and sexes of the cohort that is pretrained on, which are probed for; none of a synthetic one."""
     cohort = CONFIG.trained[wildcards.pretraining].cohort
-    return [] if cohort in SYNTHETIC else f"results/cohorts/{cohort}/subjects.tsv"
+    return [] if cohort in SYNTHETIC else layout.SUBJECTS.of(cohort=cohort)
 
 
 def pretraining_start(wildcards):
@@ -229,7 +235,7 @@ def pretraining_start(wildcards):
     if start is None:
         return []
     fold = fold_of(wildcards) if fold_of(wildcards) in grid.encoder_folds(CONFIG, start) else 0
-    return f"results/{grid.encoder_folder(start, wildcards.backbone, fold)}/encoder.safetensors"
+    return layout.ENCODER.of(**grid.Encoder(start, wildcards.backbone, fold).names)
 
 
 def held_out_splits(wildcards):
@@ -237,7 +243,7 @@ def held_out_splits(wildcards):
     cohort = CONFIG.trained[wildcards.pretraining].cohort
     # Its test side is that of every seed, so that other seeds pretrain nothing anew.
     name = split_name(0, fold_of(wildcards))
-    return [f"results/splits/{task}/{name}.tsv" for task in TASKS if CONFIG.tasks[task].train == cohort]
+    return [layout.SPLIT.of(task=task, split=name) for task in TASKS if CONFIG.tasks[task].train == cohort]
 
 
 def launcher(resources, threads):
@@ -287,26 +293,26 @@ def task_cohorts(task):
 
 def task_labels(task):
     """Return the label tables of a task, one per cohort."""
-    return [f"results/tasks/{task}/{cohort}.tsv" for cohort in task_cohorts(task)]
+    return [layout.LABELS.of(task=task, cohort=cohort) for cohort in task_cohorts(task)]
 
 
 def evaluated_subjects(task, cohort, names):
     """Return what says who is predicted: the splits in the training cohort, everybody elsewhere."""
     if cohort != CONFIG.tasks[task].train:
-        return [f"results/tasks/{task}/{cohort}.tsv"]
+        return [layout.LABELS.of(task=task, cohort=cohort)]
     return split_files(task, names)
 
 
 def leak_checks(task, cohort, names):
     """Return the reports that no subject or image of a cohort is on two sides of a task's splits."""
-    return [f"results/splits/{task}/leaks/{cohort}-{name}.tsv" for name in names]
+    return [layout.LEAKS.of(task=task, cohort=cohort, split=name) for name in names]
 
 
 def compared_cohort(wildcards):
     """Return labels and scans that a training cohort is compared with; with itself it always is."""
     if wildcards.cohort == CONFIG.tasks[wildcards.task].train:
         return []
-    return [f"results/tasks/{wildcards.task}/{wildcards.cohort}.tsv", stored_scans(wildcards.cohort)]
+    return [layout.LABELS.of(**wildcards), stored_scans(wildcards.cohort)]
 
 
 def probed_splits():
@@ -318,30 +324,27 @@ def task_features(wildcards):
     """Return the tokens of a frozen backbone for the cohorts of a task, the training cohort's first."""
     _, fold = seed_and_fold(wildcards.split)
     own = fold if fold in grid.encoder_folds(CONFIG, wildcards.pretraining) else 0
-    return [
-        str(probe_grid.features_file(Path("results"), wildcards.pretraining, wildcards.backbone, cohort, own))
-        for cohort in task_cohorts(wildcards.task)
-    ]
+    encoder = grid.Encoder(wildcards.pretraining, wildcards.backbone, own)
+    return [layout.FEATURES.of(**encoder.names, cohort=cohort) for cohort in task_cohorts(wildcards.task)]
 
 
 def frozen_encoder(wildcards):
     """Return the pretrained encoder whose tokens are computed, if it is not the untrained backbone."""
     if wildcards.pretraining == grid.NO_PRETRAINING:
         return []
-    folder = grid.encoder_folder(wildcards.pretraining, wildcards.backbone, fold_of(wildcards))
-    return f"results/{folder}/encoder.safetensors"
+    return layout.ENCODER.of(**wildcards)
 
 
 def test_checks(wildcards, some):
     """Return the reports that nothing which some cells of a group are tested on was trained or pretrained on."""
     reports = leak_checks(wildcards.task, wildcards.cohort, grid.splits_of(some))
     if wildcards.pretraining in CONFIG.trained:
-        folder = f"results/splits/{wildcards.task}/leaks/pretraining-{wildcards.pretraining}"
         at_home = wildcards.cohort == CONFIG.tasks[wildcards.task].train
         # A zero-shot cohort is tested on whole in every fold, and pretrained encoders may be the same in all.
         of_encoders = grid.encoder_folds(CONFIG, wildcards.pretraining)
         folds = {cell.fold if at_home or cell.fold in of_encoders else 0 for cell in some}
-        reports += [f"{folder}{fold_part(fold)}/{wildcards.cohort}.tsv" for fold in sorted(folds)]
+        names = {name: getattr(wildcards, name) for name in ("task", "pretraining", "cohort")}
+        reports += [layout.PRETRAINING_LEAKS.of(**names, fold_part=fold_part(fold)) for fold in sorted(folds)]
     return reports
 
 
@@ -349,21 +352,21 @@ def test_checks(wildcards, some):
 def result_files(wildcards):
     """Return everything that tables and figures derive from."""
     predictions = [
-        f"results/predictions/{cell.task}/{cell.backbone}/{cell.pretraining}/{cell.method}/{cohort}.tsv"
+        layout.PREDICTIONS.of(**cell.names, cohort=cohort)
         for cell in CELLS
         for cohort in task_cohorts(cell.task)
     ]
     trained = [f"{cell_folder(cell)}/{name}" for cell in CELLS for name in ("cost.json", "history.csv")]
     pretrained = [
-        f"results/{grid.encoder_folder(*encoder)}/{name}"
+        f"{layout.PRETRAINED.of(**encoder.names)}/{name}"
         for encoder in grid.encoders(CONFIG)
         for name in ("cost.json", "history.csv")
     ]
-    controls = [f"results/controls/{task}/{split}" for task in TASKS for split in splits(task)]
-    controls += [str(probe_grid.probe_folder(Path("results"), *job)) for job in probed_splits()]
+    controls = [layout.CONTROLS.of(task=task, split=split) for task in TASKS for split in splits(task)]
+    controls += [str(probe_grid.probe_folder(RESULTS, *job)) for job in probed_splits()]
     labels = [table for task in TASKS for table in task_labels(task)]
     stores = [stored_scans(cohort) for cohort in COHORTS]
-    stores += [f"results/cohorts/{cohort}/subjects.tsv" for cohort in SCANNED]
+    stores += [layout.SUBJECTS.of(cohort=cohort) for cohort in SCANNED]
     return list(dict.fromkeys([*predictions, *trained, *pretrained, *controls, *labels, *stores]))
 
 
@@ -373,7 +376,7 @@ def result_files(wildcards):
 @cache
 def finished_deltas():
     """Return the deltas of the cells that are finished now, by what cells share that are predicted together."""
-    return deltas_by_base(finished_cells(CONFIG, Path("results")))
+    return deltas_by_base(finished_cells(CONFIG, RESULTS))
 
 
 def there(*paths):
@@ -404,17 +407,14 @@ def partial_predictions():
     found = []
     for base, deltas in finished_deltas().items():
         for cohort in task_cohorts(base[0]):
-            whole = Path("results/predictions", *base, f"{cohort}.tsv")
-            task, backbone, pretraining, method = base
-            group = SimpleNamespace(
-                task=task, backbone=backbone, pretraining=pretraining, method=method, cohort=cohort
-            )
+            names = dict(zip(("task", "backbone", "pretraining", "method"), base)) | {"cohort": cohort}
+            group, whole = SimpleNamespace(**names), Path(layout.PREDICTIONS.of(**names))
             if made_after(whole, deltas.values()):
                 found += there(whole)
                 continue
             inputs = partial_inputs(group)
             if inputs["deltas"] and all(Path(path).exists() for paths in inputs.values() for path in paths):
-                found.append(str(Path("results/partial/predictions", *base, f"{cohort}.tsv")))
+                found.append(layout.PARTIAL_PREDICTIONS.of(**names))
     return found
 
 
@@ -424,20 +424,17 @@ def partial_result_files(wildcards):
         delta.with_name("cost.json") for deltas in finished_deltas().values() for delta in deltas.values()
     ]
     controls = [
-        Path(f"results/controls/{task}/{split}/{cohort}.tsv")
+        Path(layout.CONTROLS.of(task=task, split=split), f"{cohort}.tsv")
         for task in TASKS
         for split in splits(task)
         for cohort in task_cohorts(task)
     ]
-    cohorts = [
-        Path(f"results/cohorts/{cohort}/{name}")
-        for cohort in COHORTS
-        for name in ("store/scans.tsv", "excluded.tsv", "subjects.tsv")
-    ]
+    tables = (layout.STORED_SCANS, layout.EXCLUDED, layout.SUBJECTS)
+    cohorts = [Path(table.of(cohort=cohort)) for cohort in COHORTS for table in tables]
     probes = [
         path
         for one, split in probed_splits()
-        for path in probe_grid.probe_folder(Path("results"), one, split).glob("*.tsv")
+        for path in probe_grid.probe_folder(RESULTS, one, split).glob("*.tsv")
     ]
     present = [path for path in (*controls, *probes, *cohorts) if path.is_file()]
     return [*partial_predictions(), *there(*trained, *present)]

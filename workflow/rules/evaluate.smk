@@ -11,7 +11,7 @@ rule predict:
         ),
         leaks=lambda wildcards: test_checks(wildcards, group_cells(wildcards)),
     output:
-        "results/predictions/{task}/{backbone}/{pretraining}/{method}/{cohort}.tsv",
+        layout.PREDICTIONS,
     log:
         "results/logs/predict/{task}/{backbone}/{pretraining}/{method}/{cohort}.log",
     benchmark:
@@ -33,11 +33,11 @@ rule predict:
 
 rule controls:
     input:
-        split="results/splits/{task}/{split}.tsv",
+        split=layout.SPLIT,
         labels=lambda wildcards: task_labels(wildcards.task),
         volumes=lambda wildcards: [volumes(cohort) for cohort in task_cohorts(wildcards.task)],
     output:
-        directory("results/controls/{task}/{split}"),
+        directory(layout.CONTROLS),
     log:
         "results/logs/controls/{task}/{split}.log",
     conda:

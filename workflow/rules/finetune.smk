@@ -1,7 +1,7 @@
 # Adapt a backbone to a task by a method, with a fraction of the data, a seed and a fold: a cell. One job trains a pack of
 # cells, which share volumes and base weights; what it has trained it keeps, whatever becomes of the others.
 
-CELL = "results/cells/{task}/{backbone}/{pretraining}/{method}/fraction-{fraction}/{split}/"
+CELL = layout.CELL + "/"
 
 
 # Every method tries the same few learning rates, on each fold, before its cells are trained.
@@ -14,7 +14,7 @@ rule search:
         ),
         encoder=lambda wildcards: encoders(searched_cells(wildcards)),
     output:
-        "results/search/{task}/{backbone}/{pretraining}/{method}{fold_part}.tsv",
+        layout.SEARCH,
     log:
         "results/logs/search/{task}/{backbone}/{pretraining}/{method}{fold_part}.log",
     benchmark:
@@ -30,7 +30,7 @@ rule search:
         specs=lambda wildcards: grid.cell_specs(CONFIG, searched_cells(wildcards)),
         encoder=lambda wildcards, input: f"--encoder {input.encoder}" if input.encoder else "",
         # Not an output: Snakemake deletes outputs of a job that failed.
-        state="results/_state/search",
+        state=layout.SEARCH_STATE,
     message:
         "Trying learning rates of {wildcards.method} for {wildcards.task} ({wildcards.backbone},"
         " {wildcards.pretraining}{wildcards.fold_part})"
@@ -49,9 +49,9 @@ rule finetune:
         encoder=pack_encoder,
         search=pack_search,
     output:
-        "results/packs/{task}/{backbone}/{pretraining}/{method}/{pack}.tsv",
+        layout.PACK,
     log:
-        "results/logs/finetune/{task}/{backbone}/{pretraining}/{method}/{pack}.log",
+        layout.FINETUNE_LOG,
     benchmark:
         "results/benchmarks/finetune/{task}/{backbone}/{pretraining}/{method}/{pack}.tsv"
     conda:
@@ -66,7 +66,7 @@ rule finetune:
         encoder=lambda wildcards, input: f"--encoder {input.encoder}" if input.encoder else "",
         search=lambda wildcards, input: f"--search {input.search}" if input.search else "",
         # Not an output: Snakemake deletes outputs of a job that failed, and trained cells must outlive it.
-        state="results/_state/cells",
+        state=layout.CELL_STATES,
     message:
         "Fine-tuning {wildcards.backbone} for {wildcards.task} by {wildcards.method} (pack {wildcards.pack})"
     shell:
@@ -88,7 +88,7 @@ rule cell:
         "../../envs/torch.yaml"
     params:
         spec=lambda wildcards: json.dumps(grid.cell_spec(CONFIG, cell_of(wildcards)), sort_keys=True),
-        state=lambda wildcards: state_folder(Path("results"), cell_of(wildcards)),
+        state=lambda wildcards: state_folder(RESULTS, cell_of(wildcards)),
     message:
         "Taking over {wildcards.task}/{wildcards.backbone}/{wildcards.pretraining}/{wildcards.method}"
         " (fraction {wildcards.fraction} %, {wildcards.split})"

@@ -21,7 +21,7 @@ use rule predict as predict_partial with:
     input:
         unpack(partial_inputs),
     output:
-        "results/partial/predictions/{task}/{backbone}/{pretraining}/{method}/{cohort}.tsv",
+        layout.PARTIAL_PREDICTIONS,
     log:
         "results/logs/predict_partial/{task}/{backbone}/{pretraining}/{method}/{cohort}.log",
     benchmark:
@@ -31,9 +31,9 @@ use rule predict as predict_partial with:
 rule tables_partial:
     input:
         partial_result_files,
-        counts="results/partial/parameter_counts.csv",
+        counts=layout.PARTIAL_COUNTS,
     output:
-        [table.replace("results/tables/", "results/partial/tables/") for table in TABLES],
+        [table.replace(layout.TABLES + "/", layout.PARTIAL_TABLES + "/") for table in TABLES],
     log:
         "results/logs/tables_partial.log",
     localrule: True  # on another node, more cells would have finished than are predicted
@@ -42,15 +42,16 @@ rule tables_partial:
     params:
         code=lambda wildcards: published_code("publish.tables"),
         config=lambda wildcards: CONFIG.model_dump_json(),
+        out=layout.PARTIAL_TABLES,
     message:
         "Writing the tables of the cells that are finished"
     shell:
         "python -m neuropeft tables --partial --config-json {params.config:q} --counts {input.counts}"
-        " --out results/partial/tables > {log} 2>&1"
+        " --out {params.out} > {log} 2>&1"
 
 
 use rule parameter_counts as parameter_counts_partial with:
     output:
-        "results/partial/parameter_counts.csv",
+        layout.PARTIAL_COUNTS,
     log:
         "results/logs/parameter_counts_partial.log",

@@ -4,10 +4,9 @@
 rule n4_bias_correction:
     input:
         simulated=simulated_chunk,
-        # Each step depends on its own code; `preprocess.steps` imports that of all four.
     output:
-        table=temp("results/cohorts/{cohort}/chunks/{chunk}/n4.tsv"),
-        scans=temp(directory("results/cohorts/{cohort}/chunks/{chunk}/n4")),
+        table=temp(layout.N4_TABLE),
+        scans=temp(directory(layout.N4_FOLDER)),
     log:
         "results/logs/n4_bias_correction/{cohort}/{chunk}.log",
     benchmark:
@@ -18,8 +17,9 @@ rule n4_bias_correction:
         mem_mb=lambda wildcards, attempt: 4000 * attempt,
         runtime=step_minutes("n4"),
     params:
+        # Each step depends on its own code; `preprocess.steps` imports that of all four.
         code=lambda wildcards: numerics.version("preprocess.n4", alone="preprocess.steps"),
-        index="results/cohorts/{cohort}/scans.tsv",
+        index=layout.SCANS,
         # The rows of this chunk and the size and time of their files: a changed scan reruns its chunk alone.
         chunk=lambda wildcards: chunks.chunk_digest(chunk_rows(wildcards.cohort, wildcards.chunk)),
     message:
@@ -31,10 +31,10 @@ rule n4_bias_correction:
 
 rule skull_strip:
     input:
-        table="results/cohorts/{cohort}/chunks/{chunk}/n4.tsv",
-        scans="results/cohorts/{cohort}/chunks/{chunk}/n4",
+        table=layout.N4_TABLE,
+        scans=layout.N4_FOLDER,
     output:
-        table=temp("results/cohorts/{cohort}/chunks/{chunk}/skull_strip.tsv"),
+        table=temp(layout.SKULL_STRIP_TABLE),
     log:
         "results/logs/skull_strip/{cohort}/{chunk}.log",
     benchmark:
@@ -47,7 +47,7 @@ rule skull_strip:
     params:
         code=lambda wildcards: numerics.version("preprocess.skullstrip", alone="preprocess.steps"),
         method=lambda wildcards: CONFIG.cohorts[wildcards.cohort].skull_strip,
-        derivatives="results/derivatives/{cohort}",
+        derivatives=layout.DERIVATIVES,
     message:
         "Skull-stripping cohort {wildcards.cohort} (chunk {wildcards.chunk})"
     shell:
@@ -57,10 +57,10 @@ rule skull_strip:
 
 rule register_to_template:
     input:
-        table="results/cohorts/{cohort}/chunks/{chunk}/skull_strip.tsv",
-        scans="results/cohorts/{cohort}/chunks/{chunk}/n4",
+        table=layout.SKULL_STRIP_TABLE,
+        scans=layout.N4_FOLDER,
     output:
-        table=temp("results/cohorts/{cohort}/chunks/{chunk}/register.tsv"),
+        table=temp(layout.REGISTER_TABLE),
     log:
         "results/logs/register_to_template/{cohort}/{chunk}.log",
     benchmark:
@@ -74,7 +74,7 @@ rule register_to_template:
         code=lambda wildcards: numerics.version(
             "preprocess.register", "preprocess.template", alone="preprocess.steps"
         ),
-        derivatives="results/derivatives/{cohort}",
+        derivatives=layout.DERIVATIVES,
     message:
         "Registering cohort {wildcards.cohort} to MNI152 (chunk {wildcards.chunk})"
     shell:
@@ -84,10 +84,10 @@ rule register_to_template:
 
 rule resample_to_template:
     input:
-        table="results/cohorts/{cohort}/chunks/{chunk}/register.tsv",
-        scans="results/cohorts/{cohort}/chunks/{chunk}/n4",
+        table=layout.REGISTER_TABLE,
+        scans=layout.N4_FOLDER,
     output:
-        table="results/cohorts/{cohort}/chunks/{chunk}/resample.tsv",
+        table=layout.RESAMPLE_TABLE,
     log:
         "results/logs/resample_to_template/{cohort}/{chunk}.log",
     benchmark:
@@ -101,7 +101,7 @@ rule resample_to_template:
         code=lambda wildcards: numerics.version(
             "preprocess.resample", "preprocess.measures", alone="preprocess.steps"
         ),
-        derivatives="results/derivatives/{cohort}",
+        derivatives=layout.DERIVATIVES,
     message:
         "Resampling cohort {wildcards.cohort} to the template grid (chunk {wildcards.chunk})"
     shell:
@@ -115,7 +115,7 @@ rule list_excluded:
     input:
         tables=chunk_tables,
     output:
-        "results/cohorts/{cohort}/excluded.tsv",
+        layout.EXCLUDED,
     log:
         "results/logs/list_excluded/{cohort}.log",
     conda:
@@ -132,11 +132,11 @@ rule pack_cohort:
     input:
         tables=chunk_tables,
         # A job of its own writes this list, so that it outlives a run that stops here.
-        excluded="results/cohorts/{cohort}/excluded.tsv",
+        excluded=layout.EXCLUDED,
     output:
-        volumes="results/cohorts/{cohort}/store/volumes.npy",
-        signatures="results/cohorts/{cohort}/store/signatures.npy",
-        scans="results/cohorts/{cohort}/store/scans.tsv",
+        volumes=layout.VOLUMES,
+        signatures=layout.SIGNATURES,
+        scans=layout.STORED_SCANS,
     log:
         "results/logs/pack_cohort/{cohort}.log",
     benchmark:
@@ -164,8 +164,8 @@ rule qc:
     input:
         tables=chunk_tables,
     output:
-        table="results/qc/{cohort}/qc.tsv",
-        page=report("results/qc/{cohort}/index.html", category="QC", labels={"cohort": "{cohort}"}),
+        table=layout.QC_TABLE,
+        page=report(layout.QC_PAGE, category="QC", labels={"cohort": "{cohort}"}),
     log:
         "results/logs/qc/{cohort}.log",
     conda:

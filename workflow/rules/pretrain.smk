@@ -10,11 +10,11 @@ rule pretrain:
         people=known_people,
         start=pretraining_start,
     output:
-        encoder="results/pretraining/{pretraining}/{backbone}{fold_part}/encoder.safetensors",
-        history="results/pretraining/{pretraining}/{backbone}{fold_part}/history.csv",
-        cost="results/pretraining/{pretraining}/{backbone}{fold_part}/cost.json",
+        encoder=layout.ENCODER,
+        history=layout.PRETRAINED + "/history.csv",
+        cost=layout.PRETRAINED + "/cost.json",
     log:
-        "results/logs/pretrain/{pretraining}/{backbone}{fold_part}.log",
+        layout.PRETRAIN_LOG,
     benchmark:
         "results/benchmarks/pretrain/{pretraining}/{backbone}{fold_part}.tsv"
     wildcard_constraints:
@@ -36,7 +36,7 @@ rule pretrain:
         people=lambda wildcards, input: f"--people {input.people}" if input.people else "",
         start=lambda wildcards, input: f"--start {input.start}" if input.start else "",
         # Not an output: Snakemake deletes outputs of a job that failed, and checkpoints must outlive it.
-        state="results/_state/pretraining/{pretraining}/{backbone}{fold_part}",
+        state=layout.PRETRAINING_STATE,
         launch=lambda wildcards, resources, threads: launcher(resources, threads),
     message:
         "Pretraining {wildcards.backbone} ({wildcards.pretraining}{wildcards.fold_part})"
@@ -50,7 +50,7 @@ rule import_encoder:
     input:
         weights=lambda wildcards: CONFIG.imported[wildcards.pretraining].weights,
     output:
-        "results/pretraining/{pretraining}/{backbone}/encoder.safetensors",
+        layout.IMPORTED_ENCODER,
     log:
         "results/logs/import_encoder/{pretraining}/{backbone}.log",
     wildcard_constraints:

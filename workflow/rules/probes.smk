@@ -6,7 +6,7 @@ rule features:
         volumes=lambda wildcards: volumes(wildcards.cohort),
         encoder=frozen_encoder,
     output:
-        "results/features/{pretraining}/{backbone}{fold_part}/{cohort}.npy",
+        layout.FEATURES,
     log:
         "results/logs/features/{pretraining}/{backbone}{fold_part}/{cohort}.log",
     benchmark:
@@ -30,12 +30,12 @@ rule features:
 
 rule probes:
     input:
-        split="results/splits/{task}/{split}.tsv",
+        split=layout.SPLIT,
         labels=lambda wildcards: task_labels(wildcards.task),
         stored=lambda wildcards: [stored_scans(cohort) for cohort in task_cohorts(wildcards.task)],
         features=task_features,
     output:
-        directory("results/probes/{task}/{backbone}/{pretraining}/{split}"),
+        directory(layout.PROBES),
     log:
         "results/logs/probes/{task}/{backbone}/{pretraining}/{split}.log",
     benchmark:

@@ -1,13 +1,13 @@
 # Tables and figures: everything here derives from stored predictions and costs.
 
 TABLES = multiext(
-    "results/tables/",
+    layout.TABLES + "/",
     *(f"table{number}.{kind}" for number in (1, 2, 3, 4) for kind in ("csv", "md", "tex")),
     "scores.csv",
     "costs.csv",
 )
 FIGURES = multiext(
-    "results/figures/",
+    layout.FIGURES + "/",
     *(
         f"{name}.{kind}"
         for name in (
@@ -27,7 +27,7 @@ FIGURES = multiext(
 
 rule parameter_counts:
     output:
-        "results/tables/parameter_counts.csv",
+        layout.PARAMETER_COUNTS,
     log:
         "results/logs/parameter_counts.log",
     conda:
@@ -43,7 +43,7 @@ rule parameter_counts:
 rule tables:
     input:
         results=result_files,
-        counts="results/tables/parameter_counts.csv",
+        counts=layout.PARAMETER_COUNTS,
     output:
         [report(table, category="Tables") if table.endswith(".csv") else table for table in TABLES],
     log:
@@ -52,12 +52,13 @@ rule tables:
         "../../envs/report.yaml"
     params:
         code=lambda wildcards: published_code("publish.tables"),
+        out=layout.TABLES,
         config=lambda wildcards: CONFIG.model_dump_json(),
     message:
         "Writing the tables"
     shell:
         "python -m neuropeft tables --config-json {params.config:q} --counts {input.counts}"
-        " --out results/tables > {log} 2>&1"
+        " --out {params.out} > {log} 2>&1"
 
 
 rule figures:
@@ -71,8 +72,9 @@ rule figures:
         "../../envs/report.yaml"
     params:
         code=lambda wildcards: published_code("publish.figures"),
+        out=layout.FIGURES,
         config=lambda wildcards: CONFIG.model_dump_json(),
     message:
         "Drawing the figures"
     shell:
-        "python -m neuropeft figures --config-json {params.config:q} --out results/figures > {log} 2>&1"
+        "python -m neuropeft figures --config-json {params.config:q} --out {params.out} > {log} 2>&1"

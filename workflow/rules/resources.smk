@@ -12,7 +12,7 @@ def cohort_scans(cohort):
     """Return the number of scans of a cohort."""
     if cohort in SYNTHETIC:
         return CONFIG.cohorts[cohort].synthetic.volumes
-    return rows(f"results/cohorts/{cohort}/scans.tsv")
+    return rows(layout.SCANS.of(cohort=cohort))
 
 
 def step_minutes(step):
@@ -45,7 +45,7 @@ def finetune_minutes(wildcards, attempt):
         CONFIG.training,
         CONFIG.preprocessing.size,
         len(PACKS[pack_named(wildcards)]),
-        rows(f"results/tasks/{wildcards.task}/{CONFIG.tasks[wildcards.task].train}.tsv"),
+        rows(train_labels(wildcards.task)),
         attempt,
     )
 
@@ -58,7 +58,7 @@ def search_minutes(wildcards, attempt):
         CONFIG.training,
         CONFIG.preprocessing.size,
         len(wanted.lr) * len(wanted.head_lr) * wanted.share * len(searched_cells(wildcards)),
-        rows(f"results/tasks/{wildcards.task}/{CONFIG.tasks[wildcards.task].train}.tsv"),
+        rows(train_labels(wildcards.task)),
         attempt,
     )
 
@@ -69,7 +69,7 @@ def predict_minutes(wildcards, attempt):
         CONFIG.backbones[wildcards.backbone],
         CONFIG.preprocessing.size,
         len(group_cells(wildcards)),
-        rows(f"results/tasks/{wildcards.task}/{wildcards.cohort}.tsv"),
+        rows(layout.LABELS.of(**wildcards)),
         attempt,
     )
 

@@ -3,10 +3,10 @@
 
 rule split:
     input:
-        labels=lambda wildcards: f"results/tasks/{wildcards.task}/{CONFIG.tasks[wildcards.task].train}.tsv",
+        labels=lambda wildcards: train_labels(wildcards.task),
         stored=lambda wildcards: stored_scans(CONFIG.tasks[wildcards.task].train),
     output:
-        "results/splits/{task}/{split}.tsv",
+        layout.SPLIT,
     log:
         "results/logs/split/{task}/{split}.log",
     conda:
@@ -32,11 +32,11 @@ rule split:
 # One job per split and cohort: a new seed, or a zero-shot cohort that grows, must not retrain what is there.
 rule check_leaks:
     input:
-        split="results/splits/{task}/{split}.tsv",
+        split=layout.SPLIT,
         stored=lambda wildcards: stored_scans(CONFIG.tasks[wildcards.task].train),
         zero_shot=compared_cohort,
     output:
-        "results/splits/{task}/leaks/{cohort}-{split}.tsv",
+        layout.LEAKS,
     log:
         "results/logs/check_leaks/{task}/{cohort}-{split}.log",
     conda:
@@ -65,7 +65,7 @@ rule check_pretraining:
         pretrained=lambda wildcards: stored_scans(CONFIG.trained[wildcards.pretraining].cohort),
         held_out=held_out_splits,
     output:
-        "results/splits/{task}/leaks/pretraining-{pretraining}{fold_part}/{cohort}.tsv",
+        layout.PRETRAINING_LEAKS,
     log:
         "results/logs/check_pretraining/{task}/{pretraining}{fold_part}/{cohort}.log",
     wildcard_constraints:

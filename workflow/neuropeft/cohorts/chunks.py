@@ -11,6 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from neuropeft import layout
 from neuropeft.files import MISSING, read_tsv
 
 DIGEST_COLUMNS = ("scan_id", "path", "mask", "size", "mtime_ns", "mask_size", "mask_mtime_ns")
@@ -49,21 +50,16 @@ def chunk_digest(rows: Iterable[Mapping[str, Any]]) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def index_path(results: Path, cohort: str) -> Path:
-    """Return where a cohort's index is."""
-    return results / "cohorts" / cohort / "scans.tsv"
-
-
 def read_chunks(results: Path, cohort: str) -> dict[str, list[dict[str, str]]]:
     """Return the index rows of each chunk of a cohort; do not change them, they are read once."""
-    path = index_path(results, cohort)
+    path = layout.SCANS.at(results, cohort=cohort)
     return _read_chunks(path, path.stat().st_mtime_ns if path.exists() else 0)
 
 
 def chunk_tables(results: Path, cohort: str) -> list[Path]:
     """Return the table of every chunk of a cohort after the last preprocessing step."""
-    folder = results / "cohorts" / cohort / "chunks"
-    return [folder / chunk / "resample.tsv" for chunk in sorted(read_chunks(results, cohort))]
+    chunks = sorted(read_chunks(results, cohort))
+    return [layout.RESAMPLE_TABLE.at(results, cohort=cohort, chunk=chunk) for chunk in chunks]
 
 
 @lru_cache(maxsize=64)

@@ -6,7 +6,7 @@ Jobs start the workflow's files too, but only read what this wrote.
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from neuropeft.cohorts.chunks import index_path
+from neuropeft import layout
 from neuropeft.cohorts.index import Scan, index_cohort, write_if_changed, write_index
 from neuropeft.cohorts.labels import TASK_COLUMNS, Row, task_rows
 from neuropeft.cohorts.readers import label_source
@@ -50,13 +50,11 @@ def prepare(config: Config, results: Path) -> None:
         _check_fractions(config, name, labels[name, task.train])
     _check_cohorts_apart(config, indexes, labels)
     for cohort, scans in indexes.items():
-        write_index(index_path(results, cohort), scans)
-        write_if_changed(
-            results / "cohorts" / cohort / "subjects.tsv", _people(cohort, scans), SUBJECT_COLUMNS
-        )
+        write_index(layout.SCANS.at(results, cohort=cohort), scans)
+        write_if_changed(layout.SUBJECTS.at(results, cohort=cohort), _people(cohort, scans), SUBJECT_COLUMNS)
         _tell_left(cohort, scans, results)
     for (name, cohort), rows in labels.items():
-        write_if_changed(results / "tasks" / name / f"{cohort}.tsv", rows, TASK_COLUMNS)
+        write_if_changed(layout.LABELS.at(results, task=name, cohort=cohort), rows, TASK_COLUMNS)
 
 
 def _people(cohort: str, scans: Sequence[Scan]) -> list[dict[str, object]]:
@@ -99,7 +97,7 @@ def _tell_absent(cohort: str, scans: Sequence[Scan]) -> None:
 
 def _tell_left(cohort: str, scans: Sequence[Scan], results: Path) -> None:
     """Say whose scans are still there though they have left the cohort: they may have withdrawn."""
-    folder = results / "derivatives" / cohort
+    folder = layout.DERIVATIVES.at(results, cohort=cohort)
     left = {path.name for path in folder.glob("sub-*")} - {f"sub-{scan.subject}" for scan in scans}
     if left:
         print(

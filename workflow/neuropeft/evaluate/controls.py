@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from neuropeft import layout
 from neuropeft.cohorts.splits import TEST, TRAIN, VALIDATION, ZERO_SHOT, read_split, take_fraction
 from neuropeft.errors import UserError
 from neuropeft.files import MISSING, read_tsv, write_tsv
@@ -57,9 +58,9 @@ def write_controls(
     """
     results, task = split.parents[2], split.parent.name
     sides = read_split(split)
-    stores = {cohort: open_store(results / "cohorts" / cohort / "store") for cohort in cohorts}
+    stores = {cohort: open_store(layout.STORE.at(results, cohort=cohort)) for cohort in cohorts}
     tables = {
-        cohort: _labelled_rows(results / "tasks" / task / f"{cohort}.tsv", store)
+        cohort: _labelled_rows(layout.LABELS.at(results, task=task, cohort=cohort), store)
         for cohort, store in stores.items()
     }
     voxels = {cohort: _pooled(stores[cohort], rows) for cohort, rows in tables.items()}

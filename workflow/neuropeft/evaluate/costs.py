@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from neuropeft import layout
 from neuropeft.config import Config
 from neuropeft.errors import UserError
 from neuropeft.grid import Cell, cells
@@ -34,7 +35,7 @@ COST_KEYS = (
 
 def cell_folder(results: Path, cell: Cell) -> Path:
     """Return the folder of a cell's delta, history and cost."""
-    return results / "cells" / cell.path
+    return layout.CELL.at(results, **cell.names)
 
 
 def read_costs(config: Config, results: Path) -> dict[Cell, dict[str, Any] | None]:

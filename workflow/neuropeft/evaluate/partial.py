@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
+from neuropeft import layout
 from neuropeft.evaluate.scores import CONTROL, Find, prediction_file
 from neuropeft.finished import deltas_by_base, made_after
 from neuropeft.grid import Cell, Group
@@ -26,7 +27,7 @@ def find_partial(results: Path, finished: Mapping[Cell, Path]) -> Find:
     def folder(group: Group, cohort: str) -> Path:
         of_group = deltas.get(_cell(group, 0, 0).base, {}).values()
         whole = made_after(prediction_file(results, group, cohort), of_group)
-        return results if whole else results / "partial"
+        return results if whole else layout.PARTIAL.at(results)
 
     def find(group: Group, cohort: str, seed: int, fold: int) -> Path | None:
         if group.backbone == CONTROL or is_probe(group):

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from neuropeft import layout
 from neuropeft.cohorts.splits import TRAIN, VALIDATION, ZERO_SHOT, first_rows, read_split, take_fraction
 from neuropeft.errors import UserError
 from neuropeft.evaluate.token_kernel import Wanted, mean_tokens, token_kernel
@@ -142,11 +143,11 @@ def _read(split: Path, cohorts: Sequence[str], features: Sequence[Path]) -> Scan
     rows: list[Row] = []
     tokens: list[Wanted] = []
     for cohort, path in zip(cohorts, features, strict=True):
-        stored = read_tsv(results / "cohorts" / cohort / "store" / "scans.tsv")
+        stored = read_tsv(layout.STORED_SCANS.at(results, cohort=cohort))
         place = {row["scan_id"]: place for place, row in enumerate(stored)}
         of_cohort: list[Row] = [
             row | {"cohort": cohort, "split": side, "place": place[row["scan_id"]]}
-            for row in read_tsv(results / "tasks" / task / f"{cohort}.tsv")
+            for row in read_tsv(layout.LABELS.at(results, task=task, cohort=cohort))
             if row["scan_id"] in place
             and (side := side_of.get(row["scan_id"]) if cohort == cohorts[0] else ZERO_SHOT)
         ]

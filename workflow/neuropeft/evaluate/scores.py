@@ -7,13 +7,14 @@ apart, and the seed's value is the mean over its folds.
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
 
 import numpy as np
 
+from neuropeft import layout
 from neuropeft.cohorts.splits import TEST, VALIDATION, ZERO_SHOT
 from neuropeft.config import Config, Task
 from neuropeft.errors import UserError
@@ -219,9 +220,8 @@ def prediction_file(results: Path, group: Group, cohort: str, seed: int = 0, fol
     if is_probe(group):
         return probe_file(results, group, split_name(seed, fold), cohort)
     if group.backbone == CONTROL:
-        return results / "controls" / group.task / split_name(seed, fold) / f"{cohort}.tsv"
-    folder = results / "predictions" / group.task / group.backbone / group.pretraining / group.method
-    return folder / f"{cohort}.tsv"
+        return layout.CONTROLS.at(results, task=group.task, split=split_name(seed, fold)) / f"{cohort}.tsv"
+    return layout.PREDICTIONS.at(results, **asdict(group), cohort=cohort)
 
 
 def _runs(path: Path | None, task: Task, files: dict[Path, dict[RunKey, Run]]) -> dict[RunKey, Run]:

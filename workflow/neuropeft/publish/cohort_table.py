@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from neuropeft import layout
 from neuropeft.config import Config
 from neuropeft.files import MISSING, read_tsv
 from neuropeft.grid import pretrained, used_cohorts, used_tasks
@@ -38,7 +39,7 @@ def cohort_records(config: Config, results: Path) -> list[dict[str, object]]:
             "simulated": is_simulated(config, cohort),
             "synthetic": is_synthetic(config, cohort),
         }
-        counted = _count(results / "cohorts" / cohort)
+        counted = _count(results, cohort)
         records.append({**common, "source": "ours", "use": _use(config, cohort), **counted})
         if (published := published_cohort(config, cohort)) is not None:
             records.append(
@@ -59,14 +60,15 @@ def _use(config: Config, cohort: str) -> str:
     return ", ".join(uses)
 
 
-def _count(folder: Path) -> dict[str, object]:
+def _count(results: Path, cohort: str) -> dict[str, object]:
     """Count the scans that were packed, and their subjects; ages are those at each scan."""
-    stored = folder / "store" / "scans.tsv"
+    places = (layout.STORED_SCANS, layout.EXCLUDED, layout.SUBJECTS)
+    stored, left_out, people = (place.at(results, cohort=cohort) for place in places)
     if not stored.is_file():
         return {}
     packed = {row["scan_id"]: row["subject"] for row in read_tsv(stored)}
-    excluded = read_tsv(folder / "excluded.tsv") if (folder / "excluded.tsv").is_file() else None
-    known = read_tsv(folder / "subjects.tsv") if (folder / "subjects.tsv").is_file() else []
+    excluded = read_tsv(left_out) if left_out.is_file() else None
+    known = read_tsv(people) if people.is_file() else []
     used = [row for row in known if row["scan_id"] in packed]
     aged = {row["subject"] for row in used if row["age"] != MISSING}
     ages = [float(row["age"]) for row in used if row["age"] != MISSING]

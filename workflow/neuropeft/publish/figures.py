@@ -5,10 +5,11 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from neuropeft import layout
 from neuropeft.config import Config
 from neuropeft.evaluate.costs import read_costs
 from neuropeft.evaluate.scores import collect
-from neuropeft.grid import autoencoded, encoder_folder, encoder_folds
+from neuropeft.grid import Encoder, autoencoded, encoder_folds
 from neuropeft.publish.curves import curve_backbones, draw_curves
 from neuropeft.publish.losses import (
     FINETUNING_COLUMNS,
@@ -63,6 +64,9 @@ def _figures(config: Config, results: Path) -> Iterator[tuple[str, Figure]]:
     yield "losses_finetuning", draw_finetuning_losses(config, finetuning_histories(config, results))
     for pretraining, backbone in autoencoded(config):
         first = encoder_folds(config, pretraining)[0]
-        path = results / encoder_folder(pretraining, backbone, first) / "reconstructions.npz"
+        path = (
+            layout.PRETRAINED.at(results, **Encoder(pretraining, backbone, first).names)
+            / "reconstructions.npz"
+        )
         figure = draw_reconstructions(config, path, pretraining, backbone)
         yield f"reconstructions_{pretraining}_{backbone}", figure

@@ -9,11 +9,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from neuropeft import layout
 from neuropeft.config import Config, ViT
 from neuropeft.evaluate.costs import cell_folder
 from neuropeft.evaluate.scores import kind_of
 from neuropeft.files import read_tsv
-from neuropeft.grid import Cell, Group, cells, encoder_folder, encoders
+from neuropeft.grid import Cell, Group, cells, encoders
 from neuropeft.publish.labels import backbone_label, cohort_label, group_label, start_label
 from neuropeft.publish.style import BLACK, GREY, group_look, look, panels, shared_legend, words_only
 
@@ -59,7 +60,10 @@ Encoder = tuple[str, str, int]  # pretraining, backbone, fold
 
 def pretraining_histories(config: Config, results: Path) -> dict[Encoder, list[Row]]:
     """Return the validations of every (pretraining, backbone, fold) that has run."""
-    paths = {encoder: results / encoder_folder(*encoder) / "history.csv" for encoder in encoders(config)}
+    paths = {
+        encoder: layout.PRETRAINED.at(results, **encoder.names) / "history.csv"
+        for encoder in encoders(config)
+    }
     return {encoder: read_tsv(path) for encoder, path in paths.items() if path.is_file()}
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from neuropeft import layout
 from neuropeft.config import Config
 from neuropeft.errors import UserError
 from neuropeft.evaluate.scores import CONTROL, primary_metric
@@ -26,7 +27,7 @@ def print_summary(config: Config, results: Path) -> None:
     Raises:
         UserError: the tables have not been written yet.
     """
-    path = results / "tables" / "scores.csv"
+    path = layout.SCORES.at(results)
     if not path.is_file():
         raise UserError(f"there is no {path}: run the workflow first")
     rows = read_tsv(path)
@@ -88,7 +89,7 @@ def _values(row: Row) -> str:
 
 
 def _places(config: Config, results: Path) -> Iterator[str]:
-    yield f"tables   {results / 'tables'}"
-    yield f"figures  {results / 'figures'}"
+    yield f"tables   {layout.TABLES.at(results)}"
+    yield f"figures  {layout.FIGURES.at(results)}"
     for cohort in scanned_cohorts(config):
-        yield f"QC       {results / 'qc' / cohort / 'index.html'}"
+        yield f"QC       {layout.QC_PAGE.at(results, cohort=cohort)}"

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from neuropeft import layout
 from neuropeft.config import Config
 from neuropeft.evaluate.costs import read_cost
 from neuropeft.files import last_lines
@@ -72,7 +73,7 @@ def _standing(config: Config, results: Path, cell: Cell) -> Standing:
 
 def pack_log(results: Path, pack: Pack) -> Path:
     """Return the log of a pack's job."""
-    return results / "logs" / "finetune" / f"{pack.path}.log"
+    return layout.FINETUNE_LOG.at(results, **pack.names)
 
 
 def failed_by_log(config: Config, results: Path, found: Mapping[Cell, Standing]) -> dict[Path, list[Cell]]:
@@ -90,7 +91,7 @@ def stopped_packs(config: Config, results: Path, found: Mapping[Cell, Standing])
     for pack, members in packs(config, found).items():
         states = [found[cell].state for cell in members]
         log = pack_log(results, pack)
-        trained = results / "packs" / f"{pack.path}.tsv"
+        trained = layout.PACK.at(results, **pack.names)
         if (
             MISSING in states
             and not {RUNNING, FAILED} & set(states)

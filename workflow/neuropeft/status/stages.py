@@ -5,10 +5,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from neuropeft.cohorts.chunks import chunk_tables, index_path, read_chunks
+from neuropeft import layout
+from neuropeft.cohorts.chunks import chunk_tables, read_chunks
 from neuropeft.config import Config
 from neuropeft.files import last_lines, read_tsv
-from neuropeft.grid import encoder_folder, encoders, used_cohorts
+from neuropeft.grid import encoders, used_cohorts
 from neuropeft.train.lock import held
 
 DONE, RUNNING, STOPPED, WAITING = "done", "running", "stopped", "waiting"
@@ -67,11 +68,11 @@ class Pretrained:
 def preprocessed(config: Config, results: Path) -> Iterator[Preprocessed | str]:
     """Yield how far each cohort has come; only the name of one that the workflow has not looked at yet."""
     for cohort in used_cohorts(config):
-        packed = (results / "cohorts" / cohort / "store" / "scans.tsv").is_file()
+        packed = layout.STORED_SCANS.at(results, cohort=cohort).is_file()
         if (synthetic := config.cohorts[cohort].synthetic) is not None:
             yield Preprocessed(cohort, 1, int(packed), synthetic.volumes, 0, packed)
             continue
-        if not index_path(results, cohort).is_file():
+        if not layout.SCANS.at(results, cohort=cohort).is_file():
             yield cohort
             continue
         chunks = read_chunks(results, cohort)
@@ -88,20 +89,19 @@ def preprocessed(config: Config, results: Path) -> Iterator[Preprocessed | str]:
 
 def pretrainings(config: Config, results: Path) -> Iterator[Pretrained]:
     """Yield how far each pretraining of the grid has come."""
-    for pretraining, backbone, fold in encoders(config):
-        place = Path(encoder_folder(pretraining, backbone, fold))
-        log = results / "logs" / "pretrain" / place.relative_to("pretraining").with_suffix(".log")
-        steps = config.trained[pretraining].steps
+    for encoder in encoders(config):
+        log = layout.PRETRAIN_LOG.at(results, **encoder.names)
+        steps = config.trained[encoder.pretraining].steps
         lines = last_lines(log)
         step, left = _progress(lines)
-        if held(results / "_state" / place):
+        if held(layout.PRETRAINING_STATE.at(results, **encoder.names)):
             state = RUNNING
-        elif (results / place / "encoder.safetensors").is_file():
+        elif layout.ENCODER.at(results, **encoder.names).is_file():
             state, step, left = DONE, steps, 0
         else:
             state = STOPPED if log.exists() else WAITING
         last_line = next(reversed(lines), "")
-        yield Pretrained(pretraining, backbone, fold, state, step, steps, left, log, last_line)
+        yield Pretrained(*encoder, state, step, steps, left, log, last_line)
 
 
 def _progress(lines: list[str]) -> tuple[int | None, int | None]:

@@ -1,0 +1,85 @@
+"""Where everything lies: the one place that knows paths below the results folder.
+
+Rules use the patterns as they are, with their wildcards in braces; Python fills them in.
+"""
+
+from pathlib import Path
+
+RESULTS = "results"
+
+
+class Place(str):
+    """A path in the results folder, with wildcards in braces."""
+
+    __slots__ = ()
+
+    def __new__(cls, below: str) -> "Place":
+        """Make a place from its path below the results folder."""
+        return super().__new__(cls, f"{RESULTS}/{below}")
+
+    def of(self, **names: object) -> str:
+        """Return the path, from the folder that holds the results, with its wildcards filled in."""
+        return self.format(**names)
+
+    def at(self, results: Path, **names: object) -> Path:
+        """Return the path with its wildcards filled in, in a results folder of any name."""
+        return results / self.format(**names).removeprefix(f"{RESULTS}/")
+
+
+# -- cohorts: tables that are written when the workflow starts, preprocessing, stores --
+SCANS = Place("cohorts/{cohort}/scans.tsv")
+SUBJECTS = Place("cohorts/{cohort}/subjects.tsv")
+LABELS = Place("tasks/{task}/{cohort}.tsv")
+CHUNKS = Place("cohorts/{cohort}/chunks")
+N4_FOLDER = Place("cohorts/{cohort}/chunks/{chunk}/n4")
+N4_TABLE = Place("cohorts/{cohort}/chunks/{chunk}/n4.tsv")
+SKULL_STRIP_TABLE = Place("cohorts/{cohort}/chunks/{chunk}/skull_strip.tsv")
+REGISTER_TABLE = Place("cohorts/{cohort}/chunks/{chunk}/register.tsv")
+RESAMPLE_TABLE = Place("cohorts/{cohort}/chunks/{chunk}/resample.tsv")
+EXCLUDED = Place("cohorts/{cohort}/excluded.tsv")
+DERIVATIVES = Place("derivatives/{cohort}")
+STORE = Place("cohorts/{cohort}/store")
+VOLUMES = Place("cohorts/{cohort}/store/volumes.npy")
+STORED_SCANS = Place("cohorts/{cohort}/store/scans.tsv")
+SIGNATURES = Place("cohorts/{cohort}/store/signatures.npy")
+TISSUE = Place("cohorts/{cohort}/store/tissue.npy")
+QC_PAGE = Place("qc/{cohort}/index.html")
+QC_TABLE = Place("qc/{cohort}/qc.tsv")
+SIMULATED = Place("simulated/{cohort}")
+SIMULATED_CHUNK = Place("simulated/{cohort}/chunks/{chunk}.tsv")
+
+# -- splits and what is checked about them; `split` is a name of `split_names` --
+SPLIT = Place("splits/{task}/{split}.tsv")
+LEAKS = Place("splits/{task}/leaks/{cohort}-{split}.tsv")
+PRETRAINING_LEAKS = Place("splits/{task}/leaks/pretraining-{pretraining}{fold_part}/{cohort}.tsv")
+
+# -- what is trained; `fold_part` is empty, or a folder where each fold has an encoder of its own --
+PRETRAINED = Place("pretraining/{pretraining}/{backbone}{fold_part}")
+ENCODER = Place("pretraining/{pretraining}/{backbone}{fold_part}/encoder.safetensors")
+IMPORTED_ENCODER = Place("pretraining/{pretraining}/{backbone}/encoder.safetensors")
+PRETRAINING_STATE = Place("_state/pretraining/{pretraining}/{backbone}{fold_part}")
+SEARCH = Place("search/{task}/{backbone}/{pretraining}/{method}{fold_part}.tsv")
+SEARCH_STATE = Place("_state/search")
+PACK = Place("packs/{task}/{backbone}/{pretraining}/{method}/{pack}.tsv")
+CELL = Place("cells/{task}/{backbone}/{pretraining}/{method}/fraction-{fraction}/{split}")
+CELL_STATES = Place("_state/cells")
+
+# -- what is predicted and scored --
+PREDICTIONS = Place("predictions/{task}/{backbone}/{pretraining}/{method}/{cohort}.tsv")
+CONTROLS = Place("controls/{task}/{split}")
+FEATURES = Place("features/{pretraining}/{backbone}{fold_part}/{cohort}.npy")
+PROBES = Place("probes/{task}/{backbone}/{pretraining}/{split}")
+
+# -- what is published --
+TABLES = Place("tables")
+PARAMETER_COUNTS = Place("tables/parameter_counts.csv")
+SCORES = Place("tables/scores.csv")
+FIGURES = Place("figures")
+PARTIAL = Place("partial")
+PARTIAL_PREDICTIONS = Place("partial/predictions/{task}/{backbone}/{pretraining}/{method}/{cohort}.tsv")
+PARTIAL_TABLES = Place("partial/tables")
+PARTIAL_COUNTS = Place("partial/parameter_counts.csv")
+
+# -- logs that Python reads --
+PRETRAIN_LOG = Place("logs/pretrain/{pretraining}/{backbone}{fold_part}.log")
+FINETUNE_LOG = Place("logs/finetune/{task}/{backbone}/{pretraining}/{method}/{pack}.log")

@@ -48,4 +48,4 @@ lock:
 	rm -rf $(VENV)-lock
 
 clean:
-	rm -rf $(VENV) .snakemake build
+	rm -rf $(VENV) build

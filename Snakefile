@@ -41,6 +41,6 @@ rule all:
     input:
         TABLES,
         FIGURES,
-        expand("results/qc/{cohort}/index.html", cohort=SCANNED),
-        expand("results/simulated/{cohort}/participants.tsv", cohort=SIMULATED),
+        expand(layout.QC_PAGE, cohort=JOBS.scanned),
+        expand(layout.SIMULATED + "/participants.tsv", cohort=JOBS.simulated),
     localrule: True

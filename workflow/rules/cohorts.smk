@@ -14,7 +14,7 @@ rule simulate_scans:
         code=lambda wildcards: numerics.version("cohorts.simulate"),
         root=layout.SIMULATED,
         # Who is in this chunk, so that a cohort that grows simulates its new scans' chunk alone.
-        participants=lambda wildcards: simulated_participants(wildcards.cohort, wildcards.chunk),
+        participants=lambda wildcards: JOBS.simulated_participants(wildcards.cohort, wildcards.chunk),
         effect=lambda wildcards: CONFIG.cohorts[wildcards.cohort].simulated.effect,
     message:
         "Simulating scans of the simulated cohort {wildcards.cohort} (chunk {wildcards.chunk})"
@@ -52,7 +52,7 @@ rule synthesize:
     benchmark:
         "results/benchmarks/synthesize/{cohort}.tsv"
     wildcard_constraints:
-        cohort=one_of(SYNTHETIC),
+        cohort=one_of(JOBS.synthetic),
     conda:
         "../../envs/preprocessing.yaml"
     threads: 2

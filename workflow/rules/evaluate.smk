@@ -3,13 +3,13 @@
 
 rule predict:
     input:
-        deltas=group_deltas,
-        encoders=lambda wildcards: encoders(group_cells(wildcards)),
-        volumes=lambda wildcards: volumes(wildcards.cohort),
-        subjects=lambda wildcards: evaluated_subjects(
-            wildcards.task, wildcards.cohort, grid.splits_of(group_cells(wildcards))
+        deltas=JOBS.group_deltas,
+        encoders=lambda wildcards: JOBS.encoders(JOBS.group_cells(wildcards)),
+        volumes=lambda wildcards: JOBS.volumes(wildcards.cohort),
+        subjects=lambda wildcards: JOBS.evaluated_subjects(
+            wildcards.task, wildcards.cohort, grid.splits_of(JOBS.group_cells(wildcards))
         ),
-        leaks=lambda wildcards: test_checks(wildcards, group_cells(wildcards)),
+        leaks=lambda wildcards: JOBS.test_checks(wildcards, JOBS.group_cells(wildcards)),
     output:
         layout.PREDICTIONS,
     log:
@@ -23,7 +23,7 @@ rule predict:
         runtime=predict_minutes,
         gpu=1,
     params:
-        code=lambda wildcards: task_code("train.predict", wildcards.task),
+        code=lambda wildcards: JOBS.task_code("train.predict", wildcards.task),
     message:
         "Predicting {wildcards.task} on {wildcards.cohort} ({wildcards.backbone}, {wildcards.method})"
     shell:
@@ -34,8 +34,8 @@ rule predict:
 rule controls:
     input:
         split=layout.SPLIT,
-        labels=lambda wildcards: task_labels(wildcards.task),
-        volumes=lambda wildcards: [volumes(cohort) for cohort in task_cohorts(wildcards.task)],
+        labels=lambda wildcards: JOBS.task_labels(wildcards.task),
+        volumes=lambda wildcards: [JOBS.volumes(cohort) for cohort in JOBS.task_cohorts(wildcards.task)],
     output:
         directory(layout.CONTROLS),
     log:
@@ -46,11 +46,11 @@ rule controls:
         mem_mb=lambda wildcards, attempt: 8000 * attempt,
         runtime=lambda wildcards, attempt: 120 * attempt,
     params:
-        code=lambda wildcards: task_code("evaluate.controls", wildcards.task),
-        kind=lambda wildcards: task_kind_arguments(wildcards.task),
+        code=lambda wildcards: JOBS.task_code("evaluate.controls", wildcards.task),
+        kind=lambda wildcards: JOBS.task_kind_arguments(wildcards.task),
         targets=lambda wildcards: list(CONFIG.tasks[wildcards.task].target_columns.values()),
-        fractions=lambda wildcards: grid.fractions_of(CELLS, wildcards.task),
-        cohorts=lambda wildcards: task_cohorts(wildcards.task),
+        fractions=lambda wildcards: grid.fractions_of(JOBS.table, wildcards.task),
+        cohorts=lambda wildcards: JOBS.task_cohorts(wildcards.task),
     message:
         "Fitting the controls of task {wildcards.task} ({wildcards.split})"
     shell:

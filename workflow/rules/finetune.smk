@@ -7,12 +7,16 @@ CELL = layout.CELL + "/"
 # Every method tries the same few learning rates, on each fold, before its cells are trained.
 rule search:
     input:
-        volumes=lambda wildcards: volumes(CONFIG.tasks[wildcards.task].train),
-        splits=lambda wildcards: split_files(wildcards.task, grid.splits_of(searched_cells(wildcards))),
-        leaks=lambda wildcards: leak_checks(
-            wildcards.task, CONFIG.tasks[wildcards.task].train, grid.splits_of(searched_cells(wildcards))
+        volumes=lambda wildcards: JOBS.volumes(CONFIG.tasks[wildcards.task].train),
+        splits=lambda wildcards: JOBS.split_files(
+            wildcards.task, grid.splits_of(JOBS.searched_cells(wildcards))
         ),
-        encoder=lambda wildcards: encoders(searched_cells(wildcards)),
+        leaks=lambda wildcards: JOBS.leak_checks(
+            wildcards.task,
+            CONFIG.tasks[wildcards.task].train,
+            grid.splits_of(JOBS.searched_cells(wildcards)),
+        ),
+        encoder=lambda wildcards: JOBS.encoders(JOBS.searched_cells(wildcards)),
     output:
         layout.SEARCH,
     log:
@@ -26,8 +30,8 @@ rule search:
         runtime=search_minutes,
         gpu=1,
     params:
-        code=lambda wildcards: task_code("train.search", wildcards.task),
-        specs=lambda wildcards: grid.cell_specs(CONFIG, searched_cells(wildcards)),
+        code=lambda wildcards: JOBS.task_code("train.search", wildcards.task),
+        specs=lambda wildcards: grid.cell_specs(CONFIG, JOBS.searched_cells(wildcards)),
         encoder=lambda wildcards, input: f"--encoder {input.encoder}" if input.encoder else "",
         # Not an output: Snakemake deletes outputs of a job that failed.
         state=layout.SEARCH_STATE,
@@ -41,13 +45,13 @@ rule search:
 
 rule finetune:
     input:
-        volumes=lambda wildcards: volumes(CONFIG.tasks[wildcards.task].train),
-        splits=lambda wildcards: split_files(wildcards.task, pack_splits(wildcards)),
-        leaks=lambda wildcards: leak_checks(
-            wildcards.task, CONFIG.tasks[wildcards.task].train, pack_splits(wildcards)
+        volumes=lambda wildcards: JOBS.volumes(CONFIG.tasks[wildcards.task].train),
+        splits=lambda wildcards: JOBS.split_files(wildcards.task, JOBS.pack_splits(wildcards)),
+        leaks=lambda wildcards: JOBS.leak_checks(
+            wildcards.task, CONFIG.tasks[wildcards.task].train, JOBS.pack_splits(wildcards)
         ),
-        encoder=pack_encoder,
-        search=pack_search,
+        encoder=JOBS.pack_encoder,
+        search=JOBS.pack_search,
     output:
         layout.PACK,
     log:
@@ -61,8 +65,8 @@ rule finetune:
         runtime=finetune_minutes,
         gpu=1,
     params:
-        code=lambda wildcards: task_code("train.pack", wildcards.task),
-        specs=lambda wildcards: grid.cell_specs(CONFIG, PACKS[pack_named(wildcards)]),
+        code=lambda wildcards: JOBS.task_code("train.pack", wildcards.task),
+        specs=lambda wildcards: grid.cell_specs(CONFIG, JOBS.packs[JOBS.pack_named(wildcards)]),
         encoder=lambda wildcards, input: f"--encoder {input.encoder}" if input.encoder else "",
         search=lambda wildcards, input: f"--search {input.search}" if input.search else "",
         # Not an output: Snakemake deletes outputs of a job that failed, and trained cells must outlive it.
@@ -76,7 +80,7 @@ rule finetune:
 
 rule cell:
     input:
-        lambda wildcards: pack_table(cell_of(wildcards)),
+        lambda wildcards: JOBS.pack_table(JOBS.cell_of(wildcards)),
     output:
         delta=f"{CELL}delta.safetensors",
         history=f"{CELL}history.csv",
@@ -87,8 +91,8 @@ rule cell:
     conda:
         "../../envs/torch.yaml"
     params:
-        spec=lambda wildcards: json.dumps(grid.cell_spec(CONFIG, cell_of(wildcards)), sort_keys=True),
-        state=lambda wildcards: state_folder(RESULTS, cell_of(wildcards)),
+        spec=lambda wildcards: json.dumps(grid.cell_spec(CONFIG, JOBS.cell_of(wildcards)), sort_keys=True),
+        state=lambda wildcards: state_folder(RESULTS, JOBS.cell_of(wildcards)),
     message:
         "Taking over {wildcards.task}/{wildcards.backbone}/{wildcards.pretraining}/{wildcards.method}"
         " (fraction {wildcards.fraction} %, {wildcards.split})"

@@ -19,7 +19,7 @@ rule status:
 # The finished cells of a group, on a cohort that is ready.
 use rule predict as predict_partial with:
     input:
-        unpack(partial_inputs),
+        unpack(PARTIAL.inputs),
     output:
         layout.PARTIAL_PREDICTIONS,
     log:
@@ -30,7 +30,7 @@ use rule predict as predict_partial with:
 
 rule tables_partial:
     input:
-        partial_result_files,
+        PARTIAL.result_files,
         counts=layout.PARTIAL_COUNTS,
     output:
         [table.replace(layout.TABLES + "/", layout.PARTIAL_TABLES + "/") for table in TABLES],
@@ -40,7 +40,7 @@ rule tables_partial:
     conda:
         "../../envs/report.yaml"
     params:
-        code=lambda wildcards: published_code("publish.tables"),
+        code=lambda wildcards: JOBS.published_code("publish.tables"),
         config=lambda wildcards: CONFIG.model_dump_json(),
         out=layout.PARTIAL_TABLES,
     message:

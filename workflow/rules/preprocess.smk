@@ -3,7 +3,7 @@
 
 rule n4_bias_correction:
     input:
-        simulated=simulated_chunk,
+        simulated=JOBS.simulated_chunk,
     output:
         table=temp(layout.N4_TABLE),
         scans=temp(directory(layout.N4_FOLDER)),
@@ -21,7 +21,7 @@ rule n4_bias_correction:
         code=lambda wildcards: numerics.version("preprocess.n4", alone="preprocess.steps"),
         index=layout.SCANS,
         # The rows of this chunk and the size and time of their files: a changed scan reruns its chunk alone.
-        chunk=lambda wildcards: chunks.chunk_digest(chunk_rows(wildcards.cohort, wildcards.chunk)),
+        chunk=lambda wildcards: chunks.chunk_digest(JOBS.chunk_rows(wildcards.cohort, wildcards.chunk)),
     message:
         "N4 bias correction of cohort {wildcards.cohort} (chunk {wildcards.chunk})"
     shell:
@@ -113,7 +113,7 @@ rule resample_to_template:
 # long as one argument of a command may be.
 rule list_excluded:
     input:
-        tables=chunk_tables,
+        tables=JOBS.chunk_tables,
     output:
         layout.EXCLUDED,
     log:
@@ -130,7 +130,7 @@ rule list_excluded:
 
 rule pack_cohort:
     input:
-        tables=chunk_tables,
+        tables=JOBS.chunk_tables,
         # A job of its own writes this list, so that it outlives a run that stops here.
         excluded=layout.EXCLUDED,
     output:
@@ -142,7 +142,7 @@ rule pack_cohort:
     benchmark:
         "results/benchmarks/pack_cohort/{cohort}.tsv"
     wildcard_constraints:
-        cohort=one_of(SCANNED),
+        cohort=one_of(JOBS.scanned),
     conda:
         "../../envs/preprocessing.yaml"
     resources:
@@ -162,7 +162,7 @@ rule pack_cohort:
 
 rule qc:
     input:
-        tables=chunk_tables,
+        tables=JOBS.chunk_tables,
     output:
         table=layout.QC_TABLE,
         page=report(layout.QC_PAGE, category="QC", labels={"cohort": "{cohort}"}),
@@ -175,7 +175,7 @@ rule qc:
         runtime=cohort_minutes("qc"),
     params:
         code=lambda wildcards: numerics.version("preprocess.qc"),
-        simulated=lambda wildcards: "--simulated" if wildcards.cohort in SIMULATED else "",
+        simulated=lambda wildcards: "--simulated" if wildcards.cohort in JOBS.simulated else "",
     message:
         "Drawing the QC page of cohort {wildcards.cohort}"
     shell:

@@ -4,11 +4,11 @@
 
 rule pretrain:
     input:
-        volumes=lambda wildcards: volumes(CONFIG.trained[wildcards.pretraining].cohort),
+        volumes=lambda wildcards: JOBS.volumes(CONFIG.trained[wildcards.pretraining].cohort),
         # Test subjects of tasks trained on the same cohort are held out; they are the same for all seeds.
-        splits=held_out_splits,
-        people=known_people,
-        start=pretraining_start,
+        splits=JOBS.held_out_splits,
+        people=JOBS.known_people,
+        start=JOBS.pretraining_start,
     output:
         encoder=layout.ENCODER,
         history=layout.PRETRAINED + "/history.csv",

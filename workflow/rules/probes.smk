@@ -3,8 +3,8 @@
 
 rule features:
     input:
-        volumes=lambda wildcards: volumes(wildcards.cohort),
-        encoder=frozen_encoder,
+        volumes=lambda wildcards: JOBS.volumes(wildcards.cohort),
+        encoder=JOBS.frozen_encoder,
     output:
         layout.FEATURES,
     log:
@@ -31,9 +31,9 @@ rule features:
 rule probes:
     input:
         split=layout.SPLIT,
-        labels=lambda wildcards: task_labels(wildcards.task),
-        stored=lambda wildcards: [stored_scans(cohort) for cohort in task_cohorts(wildcards.task)],
-        features=task_features,
+        labels=lambda wildcards: JOBS.task_labels(wildcards.task),
+        stored=lambda wildcards: [JOBS.stored_scans(cohort) for cohort in JOBS.task_cohorts(wildcards.task)],
+        features=JOBS.task_features,
     output:
         directory(layout.PROBES),
     log:
@@ -46,10 +46,10 @@ rule probes:
         mem_mb=probes_mb,
         runtime=lambda wildcards, attempt: 120 * attempt,
     params:
-        code=lambda wildcards: task_code("evaluate.probes", wildcards.task),
-        kind=lambda wildcards: task_kind_arguments(wildcards.task),
-        fractions=lambda wildcards: grid.fractions_of(CELLS, wildcards.task),
-        cohorts=lambda wildcards: task_cohorts(wildcards.task),
+        code=lambda wildcards: JOBS.task_code("evaluate.probes", wildcards.task),
+        kind=lambda wildcards: JOBS.task_kind_arguments(wildcards.task),
+        fractions=lambda wildcards: grid.fractions_of(JOBS.table, wildcards.task),
+        cohorts=lambda wildcards: JOBS.task_cohorts(wildcards.task),
     message:
         "Fitting probes of {wildcards.backbone} (start {wildcards.pretraining}) on {wildcards.task}"
         " ({wildcards.split})"

@@ -42,7 +42,7 @@ rule parameter_counts:
 
 rule tables:
     input:
-        results=result_files,
+        results=JOBS.result_files,
         counts=layout.PARAMETER_COUNTS,
     output:
         [report(table, category="Tables") if table.endswith(".csv") else table for table in TABLES],
@@ -51,7 +51,7 @@ rule tables:
     conda:
         "../../envs/report.yaml"
     params:
-        code=lambda wildcards: published_code("publish.tables"),
+        code=lambda wildcards: JOBS.published_code("publish.tables"),
         out=layout.TABLES,
         config=lambda wildcards: CONFIG.model_dump_json(),
     message:
@@ -63,7 +63,7 @@ rule tables:
 
 rule figures:
     input:
-        results=result_files,
+        results=JOBS.result_files,
     output:
         [report(figure, category="Figures") if figure.endswith(".png") else figure for figure in FIGURES],
     log:
@@ -71,7 +71,7 @@ rule figures:
     conda:
         "../../envs/report.yaml"
     params:
-        code=lambda wildcards: published_code("publish.figures"),
+        code=lambda wildcards: JOBS.published_code("publish.figures"),
         out=layout.FIGURES,
         config=lambda wildcards: CONFIG.model_dump_json(),
     message:

@@ -1,4 +1,5 @@
 # What jobs ask of a scheduler: minutes and MB that follow from the cohort, the backbone and the attempt.
+from functools import cache
 
 
 @cache
@@ -10,7 +11,7 @@ def rows(table):
 
 def cohort_scans(cohort):
     """Return the number of scans of a cohort."""
-    if cohort in SYNTHETIC:
+    if cohort in JOBS.synthetic:
         return CONFIG.cohorts[cohort].synthetic.volumes
     return rows(layout.SCANS.of(cohort=cohort))
 
@@ -18,7 +19,7 @@ def cohort_scans(cohort):
 def step_minutes(step):
     """Return what tells the minutes of a preprocessing step over a chunk of scans."""
     return lambda wildcards, attempt: estimates.scan_minutes(
-        step, len(chunk_rows(wildcards.cohort, wildcards.chunk)), attempt
+        step, len(JOBS.chunk_rows(wildcards.cohort, wildcards.chunk)), attempt
     )
 
 
@@ -44,8 +45,8 @@ def finetune_minutes(wildcards, attempt):
         CONFIG.backbones[wildcards.backbone],
         CONFIG.training,
         CONFIG.preprocessing.size,
-        len(PACKS[pack_named(wildcards)]),
-        rows(train_labels(wildcards.task)),
+        len(JOBS.packs[JOBS.pack_named(wildcards)]),
+        rows(JOBS.train_labels(wildcards.task)),
         attempt,
     )
 
@@ -57,8 +58,8 @@ def search_minutes(wildcards, attempt):
         CONFIG.backbones[wildcards.backbone],
         CONFIG.training,
         CONFIG.preprocessing.size,
-        len(wanted.lr) * len(wanted.head_lr) * wanted.share * len(searched_cells(wildcards)),
-        rows(train_labels(wildcards.task)),
+        len(wanted.lr) * len(wanted.head_lr) * wanted.share * len(JOBS.searched_cells(wildcards)),
+        rows(JOBS.train_labels(wildcards.task)),
         attempt,
     )
 
@@ -68,7 +69,7 @@ def predict_minutes(wildcards, attempt):
     return estimates.predict_minutes(
         CONFIG.backbones[wildcards.backbone],
         CONFIG.preprocessing.size,
-        len(group_cells(wildcards)),
+        len(JOBS.group_cells(wildcards)),
         rows(layout.LABELS.of(**wildcards)),
         attempt,
     )
@@ -87,7 +88,7 @@ def features_minutes(wildcards, attempt):
 
 def probes_mb(wildcards, attempt):
     """Return the main memory of fitting the probes of a task."""
-    scans = [cohort_scans(cohort) for cohort in task_cohorts(wildcards.task)]
+    scans = [cohort_scans(cohort) for cohort in JOBS.task_cohorts(wildcards.task)]
     return estimates.probes_mb(scans[0], sum(scans), attempt)
 
 
@@ -106,3 +107,28 @@ def pretrain_mb(wildcards, attempt):
     asked = {name: text for name, text in written.items() if name == "gres" or text.isdigit()}
     cohort = CONFIG.trained[wildcards.pretraining].cohort
     return training_mb(cohort, attempt, max(gpus_per_node(asked), 1))
+
+
+def launcher(resources, threads):
+    """Return what starts one training process per GPU of a job, on each of its nodes."""
+    gpus = gpus_per_node(resources)
+    # Told to stop, processes need time to finish a step, save, and ask SLURM: more than torchrun gives by itself.
+    torchrun = f"-m torch.distributed.run --shutdown-timeout 110 --nproc-per-node {max(gpus, 1)}"
+    if "mpi" not in resources.keys():
+        return f"python -m neuropeft.train.lease {gpus} {torchrun} --standalone" if gpus > 1 else "python"
+    # This shell runs on the job's first node, where the processes meet, by a name that nobody else can guess. SLURM's
+    # warning before the time limit reaches torchrun too, which must not die of it.
+    return (
+        f"PET_RDZV_ID=$(cat /proc/sys/kernel/random/uuid) {resources.mpi} --nodes={resources.nodes} --ntasks={resources.nodes} --cpus-per-task={threads}"
+        f""" bash -c 'trap "" USR1; exec "$@"' -- python {torchrun} --nnodes {resources.nodes}"""
+        " --rdzv-backend c10d --rdzv-endpoint $(hostname):$((20000 + SLURM_JOB_ID % 20000))"
+    )
+
+
+def gpus_per_node(resources):
+    """Return how many GPUs a job has on each of its nodes, from `gpu: 2`, `gres: gpu:2` or `gres: gpu:a100:2`."""
+    for gres in str(resources.get("gres", "")).split(","):
+        kind, *rest = gres.split(":")
+        if kind == "gpu":
+            return int(rest[-1]) if rest and rest[-1].isdigit() else 1
+    return int(resources.get("gpu", 0))

@@ -3,8 +3,8 @@
 
 rule split:
     input:
-        labels=lambda wildcards: train_labels(wildcards.task),
-        stored=lambda wildcards: stored_scans(CONFIG.tasks[wildcards.task].train),
+        labels=lambda wildcards: JOBS.train_labels(wildcards.task),
+        stored=lambda wildcards: JOBS.stored_scans(CONFIG.tasks[wildcards.task].train),
     output:
         layout.SPLIT,
     log:
@@ -12,8 +12,8 @@ rule split:
     conda:
         "../../envs/torch.yaml"
     params:
-        code=lambda wildcards: task_code("cohorts.splits", wildcards.task),
-        kind=lambda wildcards: task_kind_arguments(wildcards.task),
+        code=lambda wildcards: JOBS.task_code("cohorts.splits", wildcards.task),
+        kind=lambda wildcards: JOBS.task_kind_arguments(wildcards.task),
         seed=lambda wildcards: seed_and_fold(wildcards.split)[0],
         tested=lambda wildcards: (
             f"--fold {seed_and_fold(wildcards.split)[1]} --folds {CONFIG.splits.folds}"
@@ -33,8 +33,8 @@ rule split:
 rule check_leaks:
     input:
         split=layout.SPLIT,
-        stored=lambda wildcards: stored_scans(CONFIG.tasks[wildcards.task].train),
-        zero_shot=compared_cohort,
+        stored=lambda wildcards: JOBS.stored_scans(CONFIG.tasks[wildcards.task].train),
+        zero_shot=JOBS.compared_cohort,
     output:
         layout.LEAKS,
     log:
@@ -58,12 +58,14 @@ rule check_leaks:
 # or that of a fold, is the same for all seeds.
 rule check_pretraining:
     input:
-        tested=lambda wildcards: evaluated_subjects(
-            wildcards.task, wildcards.cohort, [split_name(seeds(wildcards.task)[0], fold_of(wildcards))]
+        tested=lambda wildcards: JOBS.evaluated_subjects(
+            wildcards.task,
+            wildcards.cohort,
+            [split_name(JOBS.seeds(wildcards.task)[0], JOBS.fold_of(wildcards))],
         ),
-        stored=lambda wildcards: stored_scans(wildcards.cohort),
-        pretrained=lambda wildcards: stored_scans(CONFIG.trained[wildcards.pretraining].cohort),
-        held_out=held_out_splits,
+        stored=lambda wildcards: JOBS.stored_scans(wildcards.cohort),
+        pretrained=lambda wildcards: JOBS.stored_scans(CONFIG.trained[wildcards.pretraining].cohort),
+        held_out=JOBS.held_out_splits,
     output:
         layout.PRETRAINING_LEAKS,
     log:

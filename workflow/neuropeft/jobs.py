@@ -1,0 +1,290 @@
+"""What the jobs of the workflow need: the input functions of its rules, from the run table and the layout.
+
+Every job of Snakemake makes this anew when it starts, so nothing heavy is imported here. Wildcards are those
+of the rule that asks.
+"""
+
+import json
+from collections.abc import Collection, Iterable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from neuropeft import grid, layout, numerics, probe_grid
+from neuropeft.cohorts import chunks
+from neuropeft.cohorts.simulate import participants, scan_name
+from neuropeft.config import Config
+from neuropeft.grid import Cell
+from neuropeft.packs import Pack, pack_of, packs
+from neuropeft.probe_grid import Probed
+from neuropeft.split_names import fold_in, fold_part, seed_and_fold, split_name
+from neuropeft.tasks import module_of
+
+
+class Jobs:
+    """The run table of a configuration, and what its jobs read.
+
+    Attributes:
+        config: the configuration.
+        results: the results folder.
+        table: all cells.
+        packs: the cells of each pack.
+        pack_of: the pack of each cell.
+        cohorts: the cohorts that the grid needs.
+        scanned: those of them whose scans are preprocessed.
+        simulated: those of them whose scans are simulated.
+        synthetic: those of them that are painted.
+        tasks: the tasks of the grid.
+    """
+
+    def __init__(self, config: Config, results: Path) -> None:
+        """Make the run table.
+
+        Raises:
+            UserError: a block of the grid has no valid cell.
+        """
+        self.config, self.results = config, results
+        self.table = grid.cells(config)
+        self.packs = packs(config, self.table)
+        self.pack_of = pack_of(self.packs)
+        self.cohorts = grid.used_cohorts(config)
+        self.scanned = grid.scanned_cohorts(config)
+        self.synthetic = grid.synthetic_cohorts(config)
+        self.simulated = [name for name in self.cohorts if config.cohorts[name].simulated is not None]
+        self.tasks = grid.used_tasks(config)
+
+    def train_labels(self, task: str) -> str:
+        """Return the labels of a task in its training cohort."""
+        return layout.LABELS.of(task=task, cohort=self.config.tasks[task].train)
+
+    def volumes(self, cohort: str) -> str:
+        """Return the volumes of a cohort's store."""
+        return layout.VOLUMES.of(cohort=cohort)
+
+    def stored_scans(self, cohort: str) -> str:
+        """Return the rows of a cohort's store."""
+        return layout.STORED_SCANS.of(cohort=cohort)
+
+    def task_kind_arguments(self, task: str) -> str:
+        """Return what tells a command the kind of a task."""
+        return f"--kind {self.config.tasks[task].kind} --size {self.config.tasks[task].size}"
+
+    def task_code(self, module: str, task: str) -> str:
+        """Return the version of the code of a module and of the kind of a task."""
+        return numerics.version(module, module_of(self.config.tasks[task].kind))
+
+    def published_code(self, module: str) -> str:
+        """Return the version of the code of a module and of the kinds of all tasks."""
+        return numerics.version(
+            module, *sorted({module_of(self.config.tasks[task].kind) for task in self.tasks})
+        )
+
+    def seeds(self, task: str) -> list[int]:
+        """Return the seeds of a task."""
+        return grid.seeds_of(self.table, task)
+
+    def splits(self, task: str) -> list[str]:
+        """Return the names of a task's splits, one for each seed and fold."""
+        return grid.splits_of(self.cells(task=task))
+
+    def cells(self, **choice: object) -> list[Cell]:
+        """Return the cells whose fields have the given values."""
+        return [
+            cell
+            for cell in self.table
+            if all(getattr(cell, field) == value for field, value in choice.items())
+        ]
+
+    def cell_folder(self, cell: Cell) -> str:
+        """Return the folder of a cell's results."""
+        return layout.CELL.of(**cell.names)
+
+    def pack_table(self, cell: Cell) -> str:
+        """Return what says that the pack of a cell has been trained."""
+        return layout.PACK.of(**self.pack_of[cell].names)
+
+    def pack_named(self, wildcards: Any) -> Pack:
+        """Return the pack that a fine-tune job's wildcards name."""
+        return Pack(
+            wildcards.task, wildcards.backbone, wildcards.pretraining, wildcards.method, wildcards.pack
+        )
+
+    def split_files(self, task: str, names: Iterable[str]) -> list[str]:
+        """Return the files of a task's splits that are called so."""
+        return [layout.SPLIT.of(task=task, split=name) for name in names]
+
+    def pack_splits(self, wildcards: Any) -> list[str]:
+        """Return the names of the splits that a pack's cells are trained on."""
+        return grid.splits_of(self.packs[self.pack_named(wildcards)])
+
+    def cell_of(self, wildcards: Any) -> Cell:
+        """Return the cell that wildcards name."""
+        return grid.Cell(
+            wildcards.task,
+            wildcards.backbone,
+            wildcards.pretraining,
+            wildcards.method,
+            int(wildcards.fraction),
+            *seed_and_fold(wildcards.split),
+        )
+
+    def pack_encoder(self, wildcards: Any) -> list[str]:
+        """Return the pretrained encoder that a pack's cells start from, if they start from one."""
+        return self.encoders(self.packs[self.pack_named(wildcards)])
+
+    def searched_cells(self, wildcards: Any) -> list[Cell]:
+        """Return the cells to try learning rates with: one of each fold that starts from an encoder."""
+        fold, alike = self.fold_of(wildcards), self.group_cells(wildcards)
+        return grid.searched(cell for cell in alike if grid.encoder_fold(self.config, cell) == fold)
+
+    def pack_search(self, wildcards: Any) -> str | list[str]:
+        """Return the learning rates that a search has chosen for a pack's cells, if there is one."""
+        cell = self.packs[self.pack_named(wildcards)][0]
+        part = fold_part(grid.encoder_fold(self.config, cell))
+        return layout.SEARCH.of(**cell.names, fold_part=part) if self.config.training.search else []
+
+    def encoders(self, some: Collection[Cell]) -> list[str]:
+        """Return the pretrained encoders that cells start from: one, or one for each fold, or none."""
+        found = dict.fromkeys(grid.encoder_of(self.config, cell) for cell in some)
+        return [layout.ENCODER.of(**encoder.names) for encoder in found if encoder is not None]
+
+    def fold_of(self, wildcards: Any) -> int:
+        """Return the fold that a wildcard `fold_part` names; 0 if none."""
+        return fold_in(wildcards.fold_part)
+
+    def chunk_rows(self, cohort: str, chunk: str) -> list[dict[str, str]]:
+        """Return the index rows of a chunk."""
+        return chunks.read_chunks(self.results, cohort)[chunk]
+
+    def chunk_tables(self, wildcards: Any) -> list[Path]:
+        """Return the last chunk table of every chunk of a cohort."""
+        return chunks.chunk_tables(self.results, wildcards.cohort)
+
+    def simulated_chunk(self, wildcards: Any) -> str | list[str]:
+        """Return what says that a chunk's scans have been simulated, for a simulated cohort."""
+        return layout.SIMULATED_CHUNK if wildcards.cohort in self.simulated else []
+
+    def simulated_participants(self, cohort: str, chunk: str) -> str:
+        """Return the participants of a simulated cohort whose scans are in a chunk, as JSON."""
+        wanted = {row["scan_id"] for row in self.chunk_rows(cohort, chunk)}
+        simulated = self.config.cohorts[cohort].simulated
+        assert simulated is not None, "a rule of simulated cohorts asks"
+        everyone = participants(**simulated.model_dump(exclude={"effect"}))
+        return json.dumps([person for person in everyone if scan_name(person) in wanted])
+
+    def known_people(self, wildcards: Any) -> str | list[str]:
+        """Return the ages and sexes of the cohort that is pretrained on, if it is of people, to probe for."""
+        cohort = self.config.trained[wildcards.pretraining].cohort
+        return [] if cohort in self.synthetic else layout.SUBJECTS.of(cohort=cohort)
+
+    def pretraining_start(self, wildcards: Any) -> str | list[str]:
+        """Return the encoder that a pretraining goes on from, if it goes on from one."""
+        start = self.config.trained[wildcards.pretraining].start
+        if start is None:
+            return []
+        fold = (
+            self.fold_of(wildcards)
+            if self.fold_of(wildcards) in grid.encoder_folds(self.config, start)
+            else 0
+        )
+        return layout.ENCODER.of(**grid.Encoder(start, wildcards.backbone, fold).names)
+
+    def held_out_splits(self, wildcards: Any) -> list[str]:
+        """Return a split, of an encoder's fold, of every task trained on the cohort that is pretrained on."""
+        cohort = self.config.trained[wildcards.pretraining].cohort
+        # Its test side is that of every seed, so that other seeds pretrain nothing anew.
+        name = split_name(0, self.fold_of(wildcards))
+        return [
+            layout.SPLIT.of(task=task, split=name)
+            for task in self.tasks
+            if self.config.tasks[task].train == cohort
+        ]
+
+    def group_cells(self, wildcards: Any) -> list[Cell]:
+        """Return the cells that are predicted together, since they share a base."""
+        return self.cells(
+            task=wildcards.task,
+            backbone=wildcards.backbone,
+            pretraining=wildcards.pretraining,
+            method=wildcards.method,
+        )
+
+    def group_deltas(self, wildcards: Any) -> list[str]:
+        """Return the deltas of the cells that are predicted together."""
+        return [f"{self.cell_folder(cell)}/delta.safetensors" for cell in self.group_cells(wildcards)]
+
+    def task_cohorts(self, task: str) -> list[str]:
+        """Return the training cohort and the zero-shot cohorts of a task."""
+        return [self.config.tasks[task].train, *self.config.tasks[task].zero_shot]
+
+    def task_labels(self, task: str) -> list[str]:
+        """Return the label tables of a task, one per cohort."""
+        return [layout.LABELS.of(task=task, cohort=cohort) for cohort in self.task_cohorts(task)]
+
+    def evaluated_subjects(self, task: str, cohort: str, names: Iterable[str]) -> list[str]:
+        """Return what says who is predicted: the splits in the training cohort, everybody elsewhere."""
+        if cohort != self.config.tasks[task].train:
+            return [layout.LABELS.of(task=task, cohort=cohort)]
+        return self.split_files(task, names)
+
+    def leak_checks(self, task: str, cohort: str, names: Iterable[str]) -> list[str]:
+        """Return the reports that no subject or image of a cohort is on two sides of a task's splits."""
+        return [layout.LEAKS.of(task=task, cohort=cohort, split=name) for name in names]
+
+    def compared_cohort(self, wildcards: Any) -> list[str]:
+        """Return labels and scans that a training cohort is compared with; with itself it always is."""
+        if wildcards.cohort == self.config.tasks[wildcards.task].train:
+            return []
+        return [layout.LABELS.of(**wildcards), self.stored_scans(wildcards.cohort)]
+
+    def probed_splits(self) -> list[tuple[Probed, str]]:
+        """Return (task, backbone, start) and split of every job that fits probes."""
+        return [(one, split) for one in probe_grid.probed(self.table) for split in self.splits(one.task)]
+
+    def task_features(self, wildcards: Any) -> list[str]:
+        """Return the tokens of a frozen backbone for the cohorts of a task, the training cohort's first."""
+        _, fold = seed_and_fold(wildcards.split)
+        own = fold if fold in grid.encoder_folds(self.config, wildcards.pretraining) else 0
+        encoder = grid.Encoder(wildcards.pretraining, wildcards.backbone, own)
+        return [
+            layout.FEATURES.of(**encoder.names, cohort=cohort) for cohort in self.task_cohorts(wildcards.task)
+        ]
+
+    def frozen_encoder(self, wildcards: Any) -> str | list[str]:
+        """Return the pretrained encoder whose tokens are computed, if it is not the untrained backbone."""
+        if wildcards.pretraining == grid.NO_PRETRAINING:
+            return []
+        return layout.ENCODER.of(**wildcards)
+
+    def test_checks(self, wildcards: Any, some: Collection[Cell]) -> list[str]:
+        """Return the reports that no scan which some cells of a group are tested on was learnt from."""
+        reports = self.leak_checks(wildcards.task, wildcards.cohort, grid.splits_of(some))
+        if wildcards.pretraining in self.config.trained:
+            at_home = wildcards.cohort == self.config.tasks[wildcards.task].train
+            # A zero-shot cohort is tested on whole in every fold, and one encoder may serve all folds.
+            of_encoders = grid.encoder_folds(self.config, wildcards.pretraining)
+            folds = {cell.fold if at_home or cell.fold in of_encoders else 0 for cell in some}
+            names = {name: getattr(wildcards, name) for name in ("task", "pretraining", "cohort")}
+            reports += [
+                layout.PRETRAINING_LEAKS.of(**names, fold_part=fold_part(fold)) for fold in sorted(folds)
+            ]
+        return reports
+
+    @cache  # noqa: B019 (there is one, as long as the workflow)
+    def result_files(self, wildcards: Any) -> list[str]:
+        """Return everything that tables and figures derive from."""
+        predictions = [
+            layout.PREDICTIONS.of(**cell.names, cohort=cohort)
+            for cell in self.table
+            for cohort in self.task_cohorts(cell.task)
+        ]
+        folders = [self.cell_folder(cell) for cell in self.table]
+        folders += [layout.PRETRAINED.of(**encoder.names) for encoder in grid.encoders(self.config)]
+        trained = [f"{folder}/{name}" for folder in folders for name in ("cost.json", "history.csv")]
+        of_task = [(task, split) for task in self.tasks for split in self.splits(task)]
+        controls = [layout.CONTROLS.of(task=task, split=split) for task, split in of_task]
+        controls += [str(probe_grid.probe_folder(self.results, *job)) for job in self.probed_splits()]
+        labels = [table for task in self.tasks for table in self.task_labels(task)]
+        stores = [self.stored_scans(cohort) for cohort in self.cohorts]
+        stores += [layout.SUBJECTS.of(cohort=cohort) for cohort in self.scanned]
+        return list(dict.fromkeys([*predictions, *trained, *controls, *labels, *stores]))

@@ -87,12 +87,12 @@ def _imported(code):
 
 
 VERBS = {
-    node.name.removeprefix("_").replace("_", "-"): [
+    node.name.replace("_", "-"): [
         name.removeprefix("neuropeft.")
         for name in _imported(ast.unparse(node))
         if name.startswith("neuropeft.")
     ]
-    for node in ast.parse((ROOT / "workflow/neuropeft/cli.py").read_text()).body
+    for node in ast.parse((ROOT / "workflow/neuropeft/verbs.py").read_text()).body
     if isinstance(node, ast.FunctionDef)
 }
 

@@ -139,9 +139,9 @@ def test_the_verbs_that_train_take_a_gpu_before_torch_is_imported(
     verb: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     code = (
-        "import sys\nfrom neuropeft import cli\nfrom neuropeft.train import lease\n"
+        "import sys\nfrom neuropeft import verbs\nfrom neuropeft.train import lease\n"
         "lease.lease = lambda: sys.exit(f'leased, torch is imported: {\"torch\" in sys.modules}')\n"
-        f"getattr(cli, '_{verb}')(None)"
+        f"getattr(verbs, '{verb}')(None)"
     )
     assert tiny_cells.python(code).communicate()[1] == "leased, torch is imported: False\n"
 

@@ -321,10 +321,10 @@ import os, sys
 class Spy:
     def find_spec(self, name, *_):
         if name == "numpy":
-            sys.exit(" ".join(os.environ.get(name, "?") for name in cli.THREADS))
-from neuropeft import cli
+            sys.exit(" ".join(os.environ.get(name, "?") for name in verbs.THREADS))
+from neuropeft import verbs
 sys.meta_path.insert(0, Spy())
-getattr(cli, "_" + sys.argv[1])(None)
+getattr(verbs, sys.argv[1])(None)
 """
 
 

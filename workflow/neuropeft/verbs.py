@@ -1,0 +1,354 @@
+"""What the verbs of `cli` do: each passes its arguments on.
+
+Packages are imported inside the verbs, because start-up counts: a fine-tune that lasts seconds must not pay
+for libraries that it does not use.
+"""
+
+import argparse
+import csv
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from neuropeft import layout
+
+if TYPE_CHECKING:
+    from neuropeft.tasks.base import TaskKind
+
+# What the same scan becomes must not depend on how many cores a machine has: sums in another order differ.
+THREADS = (
+    *("ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", "OMP_NUM_THREADS"),
+    *("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"),
+)
+
+RESULTS = Path(layout.RESULTS)  # of the workflow, whose jobs run in the folder that holds it
+
+
+# -- cohorts ---------------------------------------------------------------------------------------
+
+
+def simulate(options: argparse.Namespace) -> None:
+    """Write the scans of a chunk of a simulated cohort."""
+    from neuropeft.cohorts.simulate import write_scan
+    from neuropeft.files import write_tsv
+    from neuropeft.progress import track
+
+    people = json.loads(options.participants)
+    for person in track(people, len(people), "simulated scans"):
+        write_scan(person, options.root, options.effect)
+    write_tsv(options.table, people, list(people[0]))
+
+
+def simulate_tables(options: argparse.Namespace) -> None:
+    """Write the participants of a simulated cohort."""
+    from neuropeft.cohorts.simulate import participants, write_cohort_tables
+
+    spec = json.loads(options.spec)
+    spec.pop("effect")
+    write_cohort_tables(participants(**spec), options.root)
+
+
+def synthesize(options: argparse.Namespace) -> None:
+    """Write the store of a synthetic cohort."""
+    _use_one_thread()
+    from neuropeft.cohorts.synthetic_store import write_synthetic
+
+    write_synthetic(options.volumes, options.seed, options.size, options.out, options.processes)
+
+
+def split(options: argparse.Namespace) -> None:
+    """Split the subjects of a task into training, validation and test."""
+    from neuropeft.cohorts.splits import make_split, read_usable, write_split
+
+    rows = read_usable(options.labels, options.store_scans)
+    shares = options.test, options.validation
+    folds = options.fold, options.folds
+    write_split(
+        options.out, make_split(rows, options.seed, *shares, _task_kind(options), options.task, *folds)
+    )
+
+
+def check_leaks(options: argparse.Namespace) -> None:
+    """Check that no subject and no image is on two sides."""
+    from neuropeft.cohorts.leaks import check_leaks
+
+    check_leaks(options.split, options.stored, options.labels, options.zero_shot, options.out)
+
+
+def check_pretraining(options: argparse.Namespace) -> None:
+    """Check that no tested image was pretrained on."""
+    from neuropeft.cohorts.leaks import check_pretraining
+
+    check_pretraining(options.tested, options.stored, options.pretrained, options.hold_out, options.out)
+
+
+# -- preprocessing ---------------------------------------------------------------------------------
+
+
+def _use_one_thread() -> None:
+    os.environ.update(dict.fromkeys(THREADS, "1"))  # before numpy, ITK and torch are imported
+
+
+def n4(options: argparse.Namespace) -> None:
+    """Correct the bias field of a chunk's scans."""
+    _use_one_thread()
+    from neuropeft.preprocess.steps import run_n4
+
+    run_n4(options.index, options.chunk, options.out, options.table)
+
+
+def skull_strip(options: argparse.Namespace) -> None:
+    """Find the brains of a chunk's scans."""
+    _use_one_thread()
+    from neuropeft.preprocess.steps import run_skull_strip
+
+    run_skull_strip(options.table_in, options.scans, options.method, options.derivatives, options.table)
+
+
+def register(options: argparse.Namespace) -> None:
+    """Register a chunk's brains to MNI152 with 9 degrees of freedom."""
+    _use_one_thread()
+    from neuropeft.preprocess.steps import run_register
+
+    run_register(options.table_in, options.scans, options.derivatives, options.table)
+
+
+def resample(options: argparse.Namespace) -> None:
+    """Resample a chunk's brains to the template grid."""
+    _use_one_thread()
+    from neuropeft.preprocess.steps import run_resample
+
+    run_resample(options.table_in, options.scans, options.derivatives, options.table)
+
+
+def list_excluded(options: argparse.Namespace) -> None:
+    """List the scans that a step could not process."""
+    from neuropeft.cohorts.chunks import chunk_tables
+    from neuropeft.preprocess.store import list_excluded
+
+    list_excluded(chunk_tables(RESULTS, options.cohort), options.out)
+
+
+def pack(options: argparse.Namespace) -> None:
+    """Pack a cohort's preprocessed scans into one memory-mapped array."""
+    _use_one_thread()
+    from neuropeft.cohorts.chunks import chunk_tables
+    from neuropeft.preprocess.store import pack
+
+    pack(
+        chunk_tables(RESULTS, options.cohort),
+        options.excluded,
+        options.volumes,
+        options.scans,
+        max_excluded_share=options.max_excluded_share,
+        size=options.size,
+    )
+
+
+def qc(options: argparse.Namespace) -> None:
+    """Write the QC page of a cohort."""
+    from neuropeft.cohorts.chunks import chunk_tables
+    from neuropeft.preprocess.qc import write_qc
+
+    title = f"{options.cohort} (simulated)" if options.simulated else options.cohort
+    write_qc(chunk_tables(RESULTS, options.cohort), options.table, options.page, title)
+
+
+def preprocess(options: argparse.Namespace) -> None:
+    """Preprocess one T1-weighted scan (.nii, .nii.gz or .mgz) and print its QC."""
+    _use_one_thread()
+    from neuropeft.preprocess.single import preprocess_scan
+
+    numbers = preprocess_scan(options.scan, options.out_dir, options.skull_strip, options.mask)
+    for name, value in numbers.items():
+        print(f"{name}\t{value:.4g}" if isinstance(value, float) else f"{name}\t{value}")
+
+
+# -- models ----------------------------------------------------------------------------------------
+
+
+def params(options: argparse.Namespace) -> None:
+    """Print the trainable parameters of the paper's Table 1, ours beside published."""
+    from neuropeft.peft.counts import COLUMNS, table1
+
+    rows = table1()
+    if options.format == "csv":
+        writer = csv.DictWriter(sys.stdout, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    else:
+        from neuropeft.publish.sheet import markdown
+        from neuropeft.publish.tables import count_sheet, with_difference
+
+        texts = [{column: str(value) for column, value in row.items()} for row in rows]
+        print(markdown(count_sheet([with_difference(row) for row in texts])), end="")
+
+
+def _lease_gpu() -> None:
+    from neuropeft.train.lease import lease
+
+    lease()  # before torch is imported
+
+
+def pretrain(options: argparse.Namespace) -> None:
+    """Pretrain an encoder on the store of a cohort."""
+    _lease_gpu()
+    from neuropeft.train.pretrain import pretrain
+
+    pretrain(
+        json.loads(options.spec),
+        options.store,
+        options.hold_out,
+        options.out,
+        options.state,
+        people=options.people,
+        start=options.start,
+    )
+
+
+def import_encoder(options: argparse.Namespace) -> None:
+    """Turn weights from elsewhere into an encoder file."""
+    from neuropeft.models.build import build_vit
+    from neuropeft.models.checkpoints import import_encoder
+
+    metadata = {"from": Path(options.weights).name}
+    report = import_encoder(options.weights, options.out, build_vit(json.loads(options.backbone)), metadata)
+    print("\n".join(report))
+
+
+def finetune(options: argparse.Namespace) -> None:
+    """Fine-tune cells, one after another."""
+    _lease_gpu()
+    from neuropeft.train.pack import finetune_pack
+
+    finetune_pack(
+        json.loads(options.specs),
+        options.store,
+        options.splits,
+        options.encoder,
+        options.state,
+        options.table,
+        options.search,
+    )
+
+
+def search(options: argparse.Namespace) -> None:
+    """Try learning rates of a method on each fold."""
+    _lease_gpu()
+    from neuropeft.train.search import search
+
+    search(
+        json.loads(options.specs),
+        options.store,
+        options.splits,
+        options.encoder,
+        options.state,
+        options.table,
+    )
+
+
+def take_cell(options: argparse.Namespace) -> None:
+    """Take over what the training of a cell has left."""
+    from neuropeft.train.state import take_over
+
+    take_over(options.state, json.loads(options.spec), options.out)
+
+
+def predict(options: argparse.Namespace) -> None:
+    """Predict a cohort with all cells that share a base."""
+    _lease_gpu()
+    from neuropeft.train.predict import predict
+
+    predict(options.deltas, options.encoders, options.store, options.subjects, options.out)
+
+
+def features(options: argparse.Namespace) -> None:
+    """Write the tokens of a frozen backbone for all scans of a cohort."""
+    _lease_gpu()
+    from neuropeft.train.features import write_features
+
+    write_features(json.loads(options.backbone), options.encoder, options.store, options.out)
+
+
+# -- evaluation ------------------------------------------------------------------------------------
+
+
+def _task_kind(options: argparse.Namespace) -> "TaskKind":
+    from neuropeft.tasks import task_kind
+
+    return task_kind(options.kind, options.size)
+
+
+def controls(options: argparse.Namespace) -> None:
+    """Fit the controls of a task."""
+    from neuropeft.evaluate.controls import write_controls
+
+    write_controls(
+        _task_kind(options),
+        options.targets,
+        options.split,
+        options.fractions,
+        options.cohorts,
+        options.out,
+    )
+
+
+def probes(options: argparse.Namespace) -> None:
+    """Fit the probes of a frozen backbone on a task."""
+    from neuropeft.evaluate.probes import write_probes
+
+    write_probes(
+        _task_kind(options),
+        options.split,
+        options.fractions,
+        options.cohorts,
+        options.features,
+        options.out,
+    )
+
+
+def tables(options: argparse.Namespace) -> None:
+    """Write the tables."""
+    from neuropeft.config import Config
+    from neuropeft.publish.tables import write_partial_tables, write_tables
+
+    write = write_partial_tables if options.partial else write_tables
+    write(Config.model_validate_json(options.config_json), RESULTS, options.counts, options.out)
+
+
+def figures(options: argparse.Namespace) -> None:
+    """Draw the figures."""
+    from neuropeft.config import Config
+    from neuropeft.publish.figures import write_figures
+
+    write_figures(Config.model_validate_json(options.config_json), RESULTS, options.out)
+
+
+def summary(options: argparse.Namespace) -> None:
+    """Print the main scores of a finished run and where its results are."""
+    from neuropeft.config.read import read_config
+    from neuropeft.publish.summary import print_summary
+
+    print_summary(read_config(options.configfile, None), options.results)
+
+
+def status(options: argparse.Namespace) -> None:
+    """Print what is done, running, failed and left; reads only."""
+    from neuropeft.config import Config
+    from neuropeft.config.read import read_config
+    from neuropeft.status.screen import print_status
+
+    if options.config_json is None:
+        config = read_config(options.configfile, None)
+    else:
+        config = Config.model_validate_json(options.config_json)
+    print_status(config, options.results)
+
+
+def schema(options: argparse.Namespace) -> None:
+    """Print the JSON schema of config.yaml."""
+    from neuropeft.config.read import json_schema
+
+    print(json_schema(), end="")

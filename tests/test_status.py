@@ -242,7 +242,7 @@ def test_a_job_that_ended_without_a_word(
     stopped, trained, failed, waiting, *_ = sorted(set(of_pack.values()))
     write(log_of(tmp_path, stopped), "step 1\nslurmstepd: error: Detected 1 oom_kill event\n\n")
     write(log_of(tmp_path, trained), "cell 2/2\n")
-    write(tmp_path / f"packs/{trained.path}.tsv")  # its cells are missing since their settings changed
+    write(layout.PACK.at(tmp_path, **trained.names))  # its cells are missing since their settings changed
     write(log_of(tmp_path, failed), "it says why\n")
     cell = next(cell for cell, pack in of_pack.items() if pack == failed)
     note_failure(state_folder(tmp_path, cell), "too few subjects")

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from neuropeft.backbones.build import build_predictor
+from neuropeft.backbones.heads import NORMS, POOLS, QUERIES, REDUCED, AttentivePool, FeatureNorm, Head
 from neuropeft.errors import UserError
 from neuropeft.linear import model_scores, tuned_linear_model
-from neuropeft.models.build import build_predictor
-from neuropeft.models.heads import NORMS, POOLS, QUERIES, REDUCED, AttentivePool, FeatureNorm, Head
 from neuropeft.train.losses import objective, outputs_of, scores
 from neuropeft.train.probe_start import start_from_probe
 

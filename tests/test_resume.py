@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import tiny_cells
-from neuropeft.models.checkpoints import read_tensors
+from neuropeft.backbones.checkpoints import read_tensors
 from neuropeft.train import checkpoint
 from neuropeft.train.pretrain import pretrain
 from neuropeft.train.signals import REQUEUE_EXIT_CODE

@@ -21,7 +21,7 @@ def _in_package(files: Iterable[str]) -> set[str]:
 
 def test_a_stage_depends_on_what_it_imports_and_on_what_that_imports():
     names = _names("train.finetune")
-    assert {"train/finetune.py", "peft/lora.py", "models/vit3d.py", "store.py", "errors.py"} <= names
+    assert {"train/finetune.py", "methods/adapt.py", "backbones/heads.py", "store.py", "errors.py"} <= names
 
 
 def test_a_stage_does_not_depend_on_verbs_figures_or_preprocessing():
@@ -49,7 +49,11 @@ CHANGED: dict[str, set[str]] = {
     "preprocess/resample.py": {"resample_to_template", "list_excluded", "pack_cohort", "qc"},
     "preprocess/qc.py": {"qc"},
     "cohorts/leaks.py": {"check_leaks", "check_pretraining"},
-    "models/vit3d.py": {"pretrain", "finetune", "predict", "features", "parameter_counts"},
+    "backbones/vit.py": {"pretrain", "finetune", "predict", "features", "parameter_counts"},
+    "backbones/densenet121.py": {"parameter_counts"},  # of a kind that this configuration does not train
+    "backbones/__init__.py": set(),  # another kind changes no result of those that there are
+    "methods/__init__.py": set(),
+    "methods/lora.py": {"finetune", "predict", "parameter_counts"},
     "train/pretrain.py": {"pretrain"},
     "train/mae.py": {"pretrain"},
     "train/factors.py": set(),  # of a kind that this configuration does not pretrain

@@ -155,7 +155,7 @@ def _preprocess(options: argparse.Namespace) -> None:
 
 
 def _params(options: argparse.Namespace) -> None:
-    from neuropeft.peft.counts import COLUMNS, table1
+    from neuropeft.methods.counts import COLUMNS, table1
 
     rows = table1()
     if options.format == "csv":
@@ -192,11 +192,11 @@ def _pretrain(options: argparse.Namespace) -> None:
 
 
 def _import_encoder(options: argparse.Namespace) -> None:
-    from neuropeft.models.build import build_vit
-    from neuropeft.models.checkpoints import import_encoder
+    from neuropeft.backbones import vit
+    from neuropeft.backbones.checkpoints import import_encoder
 
     metadata = {"from": Path(options.weights).name}
-    report = import_encoder(options.weights, options.out, build_vit(json.loads(options.backbone)), metadata)
+    report = import_encoder(options.weights, options.out, vit.build(json.loads(options.backbone)), metadata)
     print("\n".join(report))
 
 

@@ -10,6 +10,8 @@ from functools import cache
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent
+# They say where each kind is; whoever uses a kind names its module, and a new kind makes no other run again.
+TABLES = {PACKAGE / place / "__init__.py" for place in ("backbones", "methods")}
 IMPORT = re.compile(r"^ *from neuropeft((?:\.\w+)*) import (\([^)]*\)|.*)$", re.MULTILINE)  # at any depth
 
 
@@ -23,7 +25,7 @@ def sources(*modules: str) -> list[str]:
     waiting = [source(module) for module in modules]
     while waiting:
         path = waiting.pop()
-        if path not in found:
+        if path not in found | TABLES:
             found.add(path)
             waiting += _imports(path)
     return sorted(map(str, found))
@@ -47,6 +49,6 @@ def code_digest(*modules: str) -> str:
 def _imports(path: Path) -> list[Path]:
     names: list[str] = []
     for module, imported in IMPORT.findall(path.read_text(encoding="utf-8")):
-        # `from neuropeft.models import vit3d` names a module, `from neuropeft.grid import Cell` does not.
+        # `from neuropeft.backbones import vit` names a module, `from neuropeft.grid import Cell` does not.
         names += [module, *(f"{module}.{name}" for name in re.findall(r"\w+", imported))]
     return [file for name in names if (file := source(name.lstrip("."))).is_file()]

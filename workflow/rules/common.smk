@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 sys.path.insert(0, str(Path(workflow.basedir, "workflow")))
 
-from neuropeft import estimates, grid, probe_grid
+from neuropeft import backbones, estimates, grid, methods, probe_grid
 from neuropeft.cohorts import chunks
 from neuropeft.cohorts.prepare import prepare
 from neuropeft.cohorts.simulate import participants, scan_name
@@ -48,6 +48,9 @@ try:
             read_yaml(Path(file))
     CONFIG = load_config(config, base=Path(workflow.basedir), source=Path(CONFIG_FILES[-1]).name)
     CELLS = grid.cells(CONFIG)
+    if workflow.is_main_process:
+        for line in grid.skipped(CONFIG):
+            logger.info(f"The grid skips a combination: {line}.")
     PACKS = packs(CONFIG, CELLS)
     PACK_OF = pack_of(PACKS)
     COHORTS = grid.used_cohorts(CONFIG)
@@ -87,6 +90,14 @@ wildcard_constraints:
 def one_of(names):
     """Return the constraint of a wildcard that is one of the names, of which there may be none."""
     return "|".join(names) or "(?!)"
+
+
+def kind_sources(module, backbone, method=None):
+    """Return the files that a module's result depends on, those of one backbone and one method among them."""
+    kinds = [backbones.module_of(CONFIG.backbones[backbone].kind)]
+    if method is not None:
+        kinds.append(methods.module_of(CONFIG.methods[method].kind))
+    return sources(module, *kinds)
 
 
 def volumes(cohort):

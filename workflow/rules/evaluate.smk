@@ -10,7 +10,7 @@ rule predict:
             wildcards.task, wildcards.cohort, grid.splits_of(group_cells(wildcards))
         ),
         leaks=lambda wildcards: test_checks(wildcards, group_cells(wildcards)),
-        code=sources("train.predict"),
+        code=lambda wildcards: kind_sources("train.predict", wildcards.backbone, wildcards.method),
     output:
         "results/predictions/{task}/{backbone}/{pretraining}/{method}/{cohort}.tsv",
     log:

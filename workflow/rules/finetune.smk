@@ -13,7 +13,7 @@ rule search:
             wildcards.task, CONFIG.tasks[wildcards.task].train, grid.splits_of(searched_cells(wildcards))
         ),
         encoder=lambda wildcards: encoders(searched_cells(wildcards)),
-        code=sources("train.search"),
+        code=lambda wildcards: kind_sources("train.search", wildcards.backbone, wildcards.method),
     output:
         "results/search/{task}/{backbone}/{pretraining}/{method}{fold_part}.tsv",
     log:
@@ -48,7 +48,7 @@ rule finetune:
         ),
         encoder=pack_encoder,
         search=pack_search,
-        code=sources("train.pack"),
+        code=lambda wildcards: kind_sources("train.pack", wildcards.backbone, wildcards.method),
     output:
         "results/packs/{task}/{backbone}/{pretraining}/{method}/{pack}.tsv",
     log:

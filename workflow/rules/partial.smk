@@ -20,7 +20,7 @@ rule status:
 use rule predict as predict_partial with:
     input:
         unpack(partial_inputs),
-        code=sources("train.predict"),
+        code=lambda wildcards: kind_sources("train.predict", wildcards.backbone, wildcards.method),
     output:
         "results/partial/predictions/{task}/{backbone}/{pretraining}/{method}/{cohort}.tsv",
     log:

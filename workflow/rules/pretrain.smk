@@ -49,7 +49,7 @@ rule pretrain:
 rule import_encoder:
     input:
         weights=lambda wildcards: CONFIG.imported[wildcards.pretraining].weights,
-        code=sources("models.build", "models.checkpoints"),
+        code=sources("backbones.vit", "backbones.checkpoints"),
     output:
         "results/pretraining/{pretraining}/{backbone}/encoder.safetensors",
     log:

@@ -5,7 +5,7 @@ rule features:
     input:
         volumes=lambda wildcards: volumes(wildcards.cohort),
         encoder=frozen_encoder,
-        code=sources("train.features"),
+        code=lambda wildcards: kind_sources("train.features", wildcards.backbone),
     output:
         "results/features/{pretraining}/{backbone}{fold_part}/{cohort}.npy",
     log:

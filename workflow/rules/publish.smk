@@ -27,7 +27,7 @@ FIGURES = multiext(
 
 rule parameter_counts:
     input:
-        code=sources("peft.counts"),
+        code=sources("methods.counts", *backbones.MODULES.values(), *methods.MODULES.values()),
     output:
         "results/tables/parameter_counts.csv",
     log:

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from neuropeft.backbones.heads import Head
 from neuropeft.linear import tuned_linear_model
-from neuropeft.models.heads import Head
 from neuropeft.train.losses import Objective
 
 

@@ -26,6 +26,7 @@ METHODS = [
     {"kind": "layernorm"},
     {"kind": "lora", "r": 4, "alpha": 8},
     {"kind": "lora", "r": 4, "alpha": 8, "targets": EVERYWHERE, "dropout": 0.1},
+    {"kind": "bitfit"},
 ]
 
 

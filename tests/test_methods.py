@@ -67,9 +67,11 @@ COUNTS = {
     ("vit_b", "attention"): 28_348_416,
     ("vit_b", "layernorm"): 38_400,
     ("vit_b", "lora"): 294_912,
+    ("vit_b", "bitfit"): 102_912,
     ("vit_s", "scratch"): 12_220_800,
     ("vit_s", "layernorm"): 9_984,
     ("densenet121", "scratch"): 11_242_624,
+    ("densenet121", "bitfit"): 41_824,
 }
 OPTIONS = {"lora": {"r": 8}}
 

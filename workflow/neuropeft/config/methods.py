@@ -81,4 +81,11 @@ class LoRA(_Method):
         return self
 
 
-Method = Annotated[Scratch | Full | Attention | LayerNorm | LoRA, Field(discriminator="kind")]
+class BitFit(_Method):
+    """Fine-tune every bias (Ben Zaken 2022): of a CNN, the shift of its batch norms."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"bias"})
+    kind: Literal["bitfit"]
+
+
+Method = Annotated[Scratch | Full | Attention | LayerNorm | LoRA | BitFit, Field(discriminator="kind")]

@@ -9,6 +9,7 @@ MODULES = {
     "attention": "methods.selective",
     "layernorm": "methods.selective",
     "lora": "methods.lora",
+    "bitfit": "methods.bitfit",
 }
 
 

@@ -32,8 +32,8 @@ import torch
 from torch import Tensor, nn
 from trainings import ROOT, Case, Run, finetuned, pretrained
 
-from neuropeft.models.build import build_vit
-from neuropeft.models.mae3d import MAE3D
+from neuropeft.backbones import vit
+from neuropeft.pretraining.mae3d import MAE3D
 from neuropeft.train import data, pretrain
 from neuropeft.train.cost import device_name, peak_memory, reset_peak_memory
 from neuropeft.train.data import Volumes, load_volumes, pass_order
@@ -73,7 +73,7 @@ def check_precision(case: Case) -> Outcome:
 
 def check_optimizer(case: Case) -> Outcome:
     torch.manual_seed(0)
-    ours = build_vit(case.mae()["backbone"]).to(case.device)
+    ours = vit.build(case.mae()["backbone"]).to(case.device)
     theirs, start = deepcopy(ours), deepcopy(ours)
     fused = AdamW([{"params": list(ours.parameters()), "lr": 1e-3, "weight_decay": 0.05}])
     plain = torch.optim.AdamW(theirs.parameters(), 1e-3, weight_decay=0.05, fused=False, foreach=False)

@@ -20,8 +20,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from neuropeft.models.build import build_mae
-from neuropeft.models.vit3d import patchify
+from neuropeft.backbones.vit import patchify
+from neuropeft.pretraining.mae3d import build_mae
 
 WIDTH, DEPTH, HEADS, DECODER_DEPTH, DECODER_HEADS = 384, 6, 8, 4, 8
 SIZE, PATCH, MASK_RATIO = 80, 16, 0.75

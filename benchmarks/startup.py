@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
+from neuropeft.backbones import vit
+from neuropeft.backbones.checkpoints import save_encoder
 from neuropeft.files import write_tsv
-from neuropeft.models.build import build_vit
-from neuropeft.models.checkpoints import save_encoder
 
 WORKFLOW = Path(__file__).parents[1] / "workflow"
 SCANS, BATCH = 6, 2
@@ -55,7 +55,7 @@ SPEC: dict[str, Any] = {
 }
 FORWARD = f"""
 import time, torch
-from neuropeft.models.build import build_predictor
+from neuropeft.backbones.build import build_predictor
 model, batch = build_predictor({SPEC["backbone"]!r}, 1), torch.randn({BATCH}, 1, 80, 80, 80)
 device = "cuda" if torch.cuda.is_available() else "cpu"
 model, batch = model.to(device), batch.to(device)
@@ -82,7 +82,7 @@ def main() -> None:
     repetitions = int(sys.argv[1]) if len(sys.argv) > 1 else 5
     with tempfile.TemporaryDirectory() as folder:
         write_data(Path(folder))
-        save_encoder(Path(folder) / "encoder.safetensors", build_vit(SPEC["backbone"]), {})
+        save_encoder(Path(folder) / "encoder.safetensors", vit.build(SPEC["backbone"]), {})
         measured = np.array([measure(Path(folder)) for _ in range(repetitions)])  # [repetitions, 3, 2]
     ratios = measured[:, 2] / (measured[:, 0] + measured[:, 1])
     print(f"{'median (range), seconds':28} {'wall':>22} {'processor':>22}")

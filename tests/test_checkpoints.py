@@ -8,10 +8,10 @@ import pytest
 import torch
 
 import neuropeft
+from neuropeft.backbones import vit
+from neuropeft.backbones.checkpoints import import_encoder, import_monai, load_encoder, save_encoder
 from neuropeft.cli import main
 from neuropeft.errors import UserError
-from neuropeft.models.build import build_vit
-from neuropeft.models.checkpoints import import_encoder, import_monai, load_encoder, save_encoder
 
 BACKBONE = {"kind": "vit", "width": 48, "depth": 2, "heads": 4, "patch_size": 8, "image_size": 32}
 MONAI = {
@@ -39,9 +39,9 @@ def scans():
 
 
 def test_an_encoder_file_restores_features_and_provenance(tmp_path, scans):
-    encoder = trained(build_vit(BACKBONE))
+    encoder = trained(vit.build(BACKBONE))
     save_encoder(tmp_path / "encoder.safetensors", encoder, {"cohort": "simulated"})
-    fresh = build_vit({**BACKBONE, "drop_path": 0.1}).eval()
+    fresh = vit.build({**BACKBONE, "drop_path": 0.1}).eval()
     metadata = load_encoder(tmp_path / "encoder.safetensors", fresh)
     assert torch.equal(fresh(scans), encoder(scans))
     assert metadata["cohort"] == "simulated"
@@ -52,27 +52,27 @@ def test_an_encoder_file_restores_features_and_provenance(tmp_path, scans):
     ("key", "value"), [("depth", 3), ("heads", 6), ("patch_size", 16), ("mlp_ratio", 2.0)]
 )
 def test_another_architecture_is_refused_by_its_key(tmp_path, key, value):
-    save_encoder(tmp_path / "encoder.safetensors", build_vit(BACKBONE), {})
+    save_encoder(tmp_path / "encoder.safetensors", vit.build(BACKBONE), {})
     with pytest.raises(UserError, match=key):
-        load_encoder(tmp_path / "encoder.safetensors", build_vit({**BACKBONE, key: value}))
+        load_encoder(tmp_path / "encoder.safetensors", vit.build({**BACKBONE, key: value}))
 
 
 def test_missing_and_unexpected_keys_are_listed(tmp_path):
     from safetensors.torch import save_file
 
-    state = build_vit(BACKBONE).state_dict()
+    state = vit.build(BACKBONE).state_dict()
     state["norm.gamma"] = state.pop("norm.weight")
     save_file(state, tmp_path / "encoder.safetensors")
     with pytest.raises(UserError, match=r"missing \['norm.weight'\], unexpected \['norm.gamma'\]"):
-        load_encoder(tmp_path / "encoder.safetensors", build_vit(BACKBONE))
+        load_encoder(tmp_path / "encoder.safetensors", vit.build(BACKBONE))
 
 
 def test_a_broken_file_is_named(tmp_path):
     with pytest.raises(UserError, match=r"absent\.safetensors"):
-        load_encoder(tmp_path / "absent.safetensors", build_vit(BACKBONE))
+        load_encoder(tmp_path / "absent.safetensors", vit.build(BACKBONE))
     (tmp_path / "checkpoint.pt").write_bytes(b"text")
     with pytest.raises(UserError, match=r"checkpoint\.pt"):
-        import_encoder(tmp_path / "checkpoint.pt", tmp_path / "e.safetensors", build_vit(BACKBONE), {})
+        import_encoder(tmp_path / "checkpoint.pt", tmp_path / "e.safetensors", vit.build(BACKBONE), {})
 
 
 @pytest.mark.parametrize("positions", ["sincos", "learnable"])
@@ -83,10 +83,10 @@ def test_features_of_a_monai_vit_survive_the_import(tmp_path, scans, positions, 
     theirs = trained(ViT(**MONAI, num_heads=4, pos_embed_type=positions, qkv_bias=bias, proj_type=projection))
     checkpoint = {"state_dict": {f"backbone.{name}": value for name, value in theirs.state_dict().items()}}
     torch.save(checkpoint, tmp_path / "monai.pt")
-    ours = build_vit(BACKBONE).eval()
+    ours = vit.build(BACKBONE).eval()
     report = import_encoder(tmp_path / "monai.pt", tmp_path / "encoder.safetensors", ours, {"from": "MONAI"})
     torch.testing.assert_close(ours(scans), theirs(scans)[0].mean(dim=1), atol=1e-5, rtol=1e-4)
-    fresh = build_vit(BACKBONE).eval()
+    fresh = vit.build(BACKBONE).eval()
     metadata = load_encoder(tmp_path / "encoder.safetensors", fresh)
     assert torch.equal(fresh(scans), ours(scans))
     assert "norm_cross_attn" in metadata["import"]
@@ -98,7 +98,7 @@ def test_features_of_a_monai_autoencoder_survive_the_import(scans):
 
     theirs = trained(MaskedAutoEncoderViT(**MONAI, num_heads=4, decoder_hidden_size=48, decoder_num_heads=4))
     state, report = import_monai(theirs.state_dict())
-    ours = build_vit(BACKBONE).eval()
+    ours = vit.build(BACKBONE).eval()
     ours.load_state_dict(state)
     without_class_token = theirs.blocks(theirs.patch_embedding(scans)).mean(dim=1)
     torch.testing.assert_close(ours(scans), without_class_token, atol=1e-5, rtol=1e-4)
@@ -106,11 +106,11 @@ def test_features_of_a_monai_autoencoder_survive_the_import(scans):
 
 
 def test_an_encoder_of_ours_is_taken_over_by_the_verb(scans, tmp_path):
-    ours = build_vit(BACKBONE).eval()
+    ours = vit.build(BACKBONE).eval()
     save_encoder(tmp_path / "ours.safetensors", ours, {"cohort": "UKB"})
     files = ["--weights", str(tmp_path / "ours.safetensors"), "--out", str(tmp_path / "out.safetensors")]
     assert main(["import-encoder", *files, "--backbone", json.dumps(BACKBONE)]) == 0
-    fresh = build_vit(BACKBONE).eval()
+    fresh = vit.build(BACKBONE).eval()
     metadata = load_encoder(tmp_path / "out.safetensors", fresh)
     assert (metadata["cohort"], metadata["from"]) == ("UKB", "ours.safetensors"), "not where it lay"
     assert torch.equal(fresh(scans), ours(scans))
@@ -120,7 +120,7 @@ def test_our_positions_are_those_of_monai():
     from monai.networks.blocks.pos_embed_utils import build_sincos_position_embedding
 
     theirs = build_sincos_position_embedding([5, 5, 5], 48, 3).squeeze(0)
-    torch.testing.assert_close(build_vit({**BACKBONE, "image_size": 40}).positions, theirs.data)
+    torch.testing.assert_close(vit.build({**BACKBONE, "image_size": 40}).positions, theirs.data)
 
 
 def test_a_checkpoint_of_another_image_size_is_refused(tmp_path):
@@ -129,7 +129,7 @@ def test_a_checkpoint_of_another_image_size_is_refused(tmp_path):
     theirs = ViT(**{**MONAI, "img_size": 48}, num_heads=4)
     torch.save(theirs.state_dict(), tmp_path / "monai.pt")
     with pytest.raises(UserError, match=r"positions \[216, 48\] for \[64, 48\]"):
-        import_encoder(tmp_path / "monai.pt", tmp_path / "e.safetensors", build_vit(BACKBONE), {})
+        import_encoder(tmp_path / "monai.pt", tmp_path / "e.safetensors", vit.build(BACKBONE), {})
 
 
 def test_a_checkpoint_that_is_no_monai_transformer_is_refused():
@@ -139,7 +139,7 @@ def test_a_checkpoint_that_is_no_monai_transformer_is_refused():
 
 def test_the_fine_tuning_path_imports_no_heavy_package():
     code = (
-        "import sys, neuropeft.models.build, neuropeft.models.checkpoints, neuropeft.peft.counts\n"
+        "import sys, neuropeft.backbones.build, neuropeft.backbones.checkpoints, neuropeft.methods.counts\n"
         "heavy = {'monai', 'ants', 'nilearn', 'nibabel', 'pandas', 'matplotlib', 'sklearn', 'peft'}\n"
         "sys.exit(', '.join(sorted(heavy & set(sys.modules))) or 0)"
     )

@@ -10,7 +10,7 @@ import yaml
 from neuropeft.cli import main
 from neuropeft.config.read import load_config, read_config, read_yaml
 from neuropeft.errors import UserError
-from neuropeft.peft.counts import BACKBONES, METHODS
+from neuropeft.methods.counts import BACKBONES, METHODS
 
 ROOT = Path(__file__).parents[1]
 

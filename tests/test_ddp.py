@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import tiny_cells
-from neuropeft.models.checkpoints import read_tensors
+from neuropeft.backbones.checkpoints import read_tensors
 from neuropeft.train.pretrain import pretrain
 from neuropeft.train.ranks import Ranks
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import tiny_cells
-from neuropeft.models.checkpoints import read_tensors
+from neuropeft.backbones.checkpoints import read_tensors
 from neuropeft.train.signals import REQUEUE_EXIT_CODE
 from test_resume import PRETRAINING
 

@@ -9,9 +9,9 @@ import pytest
 import yaml
 
 from neuropeft import grid
+from neuropeft.backbones import vit
+from neuropeft.backbones.checkpoints import load_encoder, save_encoder
 from neuropeft.config.read import load_config
-from neuropeft.models.build import build_vit
-from neuropeft.models.checkpoints import load_encoder, save_encoder
 from workflow_command import ROOT, STEPS, TINY, dry_run, jobs_in, snakemake, write_config
 
 
@@ -222,7 +222,7 @@ def test_one_scan_per_job(tmp_path):
 
 
 def test_weights_from_elsewhere_are_imported_instead_of_trained(tmp_path):
-    encoder = build_vit(grid.backbone_spec(load_config(TINY, ROOT), "vit_xxs"))
+    encoder = vit.build(grid.backbone_spec(load_config(TINY, ROOT), "vit_xxs"))
     save_encoder(tmp_path / "theirs.safetensors", encoder, {})
     config = copy.deepcopy(TINY)
     config["pretraining"] = {"mae": {"weights": str(tmp_path / "theirs.safetensors")}}

@@ -55,4 +55,4 @@ def test_main_memory_has_room_for_the_volumes():
 def test_operations_of_a_vit_are_those_of_its_matrices(vit, depth, width):
     # blocks of 12 width^2 weights and the patch embedding, at 125 tokens, and attention
     weights = depth * 12 * width**2 + width * 16**3
-    assert estimates._forward_flop(vit, 80) == 2 * 125 * weights + 4 * depth * width * 125**2
+    assert vit.forward_flop(80) == 2 * 125 * weights + 4 * depth * width * 125**2

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 import tiny_cells
+from neuropeft.backbones.checkpoints import read_tensors
 from neuropeft.cli import main
 from neuropeft.config import Simulated
 from neuropeft.files import partial_path, write_tsv
-from neuropeft.models.checkpoints import read_tensors
 from neuropeft.train import checkpoint
 from neuropeft.train import pretrain as pretraining
 from neuropeft.train.lock import lock

@@ -72,7 +72,9 @@ def test_methods_have_untrained_twins_where_a_block_lists_none(paper):
     alone = paper.model_copy(
         update={"grid": [block.model_copy(update={"methods": ["full"], "pretraining": ["none"]})]}
     )
-    with pytest.raises(UserError, match=r"`grid\.0` has no valid cell.*full fine-tuning one other than none"):
+    with pytest.raises(
+        UserError, match=r"`grid\.0` has no valid cell: full on vit_b cannot start from none: it needs"
+    ):
         grid.cells(alone)
 
 
@@ -181,6 +183,20 @@ def test_a_changed_method_changes_its_own_cells_only(paper):
         if grid.cell_spec(paper, cell) != grid.cell_spec(changed, cell)
     }
     assert different == {"lora"}
+
+
+def test_what_cannot_be_is_skipped_and_told(paper):
+    lines = grid.skipped(paper)
+    assert "lora on densenet121 needs linear, which the backbone does not provide" in lines
+    reason = (
+        "full on densenet121 cannot start from mae_ukb: that needs tokens, which the backbone does not pr"
+    )
+    assert any(line.startswith(reason) for line in lines)
+    assert len(lines) == len(set(lines)) == 4, "attention and layernorm too, however many blocks list them"
+    alone = paper.grid[0].model_copy(update={"backbones": ["vit_b"], "pretraining": []})
+    lines = grid.skipped(paper.model_copy(update={"grid": [alone]}))
+    assert lines[0] == "full on vit_b needs an entry in `pretraining`"
+    assert len(lines) == 4, "scratch needs none"
 
 
 def test_a_block_without_any_valid_cell_is_an_error(paper):

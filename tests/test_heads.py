@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from neuropeft.backbones.build import build_predictor
+from neuropeft.backbones.heads import NORMS, POOLS, QUERIES, REDUCED, AttentivePool, FeatureNorm, Head
 from neuropeft.errors import UserError
-from neuropeft.models.build import build_predictor
-from neuropeft.models.heads import NORMS, POOLS, QUERIES, REDUCED, AttentivePool, FeatureNorm, Head
 from neuropeft.tasks import task_kind
 from neuropeft.tasks.linear import fit_linear
 from neuropeft.train.probe_start import start_from_probe

@@ -1,10 +1,9 @@
 import pytest
 import torch
 
+from neuropeft.backbones.vit import patchify, unpatchify
 from neuropeft.errors import UserError
-from neuropeft.models.build import build_mae
-from neuropeft.models.mae3d import MAE3D
-from neuropeft.models.vit3d import patchify, unpatchify
+from neuropeft.pretraining.mae3d import MAE3D, build_mae
 
 BACKBONE = {"kind": "vit", "width": 48, "depth": 2, "heads": 4, "patch_size": 8, "image_size": 32}
 DECODER = {"width": 24, "depth": 1, "heads": 4}

@@ -11,12 +11,12 @@ import torch
 
 import planned
 import tiny_cells
+from neuropeft.backbones import vit
+from neuropeft.backbones.checkpoints import read_tensors, save_encoder
 from neuropeft.config import Config
 from neuropeft.errors import UserError
 from neuropeft.files import read_tsv
 from neuropeft.grid import Cell
-from neuropeft.models.build import build_vit
-from neuropeft.models.checkpoints import read_tensors, save_encoder
 from neuropeft.packs import pack_of, packs
 from neuropeft.train import finetune as finetuning
 from neuropeft.train import loop
@@ -153,7 +153,7 @@ def test_an_encoder_made_again_just_the_same_trains_nothing_and_another_one_all(
     splits, table = [folder / "seed-0.tsv"], folder / "pack.tsv"
     for seed, outcome in ((0, "trained"), (0, "kept"), (1, "trained")):
         torch.manual_seed(seed)
-        save_encoder(encoder, build_vit(tiny_cells.BACKBONE), {})
+        save_encoder(encoder, vit.build(tiny_cells.BACKBONE), {})
         os.utime(encoder, (0, 0))
         finetune_pack(
             {"lora": SPECS["lora"]}, folder / "store", splits, encoder, folder / "state", table, device="cpu"

@@ -1,10 +1,11 @@
 """The paper's Table 1, to the last parameter."""
 
 import pytest
+import torch
 
-from neuropeft.models.build import build_predictor
-from neuropeft.peft.adapt import adapt
-from neuropeft.peft.counts import COLUMNS, Counts, count, table1
+from neuropeft.backbones.build import build_predictor
+from neuropeft.methods.adapt import adapt
+from neuropeft.methods.counts import COLUMNS, Counts, count, table1
 
 
 @pytest.fixture(scope="module")
@@ -54,5 +55,5 @@ def test_the_ten_come_first_and_densenet_after_them(rows):
 
 def test_count_sees_only_what_is_trained():
     model = build_predictor({"kind": "vit", "width": 48, "depth": 2, "heads": 4}, 3)
-    adapt(model, {"kind": "layernorm"})
+    adapt(model, {"kind": "layernorm"}, torch.default_generator)
     assert count(model) == Counts(encoder=5 * 2 * 48, head=3 * 49, total=5 * 2 * 48 + 3 * 49)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import tiny_cells
-from neuropeft.models.checkpoints import read_tensors
+from neuropeft.backbones.checkpoints import read_tensors
 from neuropeft.train.data import Volumes, batch_rows, load_volumes
 from neuropeft.train.prefetch import DEPTH, TrainingBatches, prefetch
 from neuropeft.train.pretrain import pretrain
@@ -123,8 +123,8 @@ def outcomes(store: Path, name: str) -> tuple[list, list]:
 
 @pytest.mark.parametrize("room", [8, 3])
 def test_training_gives_the_same_to_the_bit(tmp_path: Path, room: int, request) -> None:
-    from neuropeft.models.mae3d import MAE3D
-    from neuropeft.models.vit3d import ViT3D
+    from neuropeft.backbones.vit import ViT3D
+    from neuropeft.pretraining.mae3d import MAE3D
 
     store = tiny_cells.make_store(tmp_path / "store")
     with room_for(room, MAE3D), room_for(room, ViT3D):  # or each batch is taken anew in smaller parts

@@ -5,6 +5,8 @@ import pytest
 import torch
 
 from neuropeft import layout
+from neuropeft.backbones import vit
+from neuropeft.backbones.checkpoints import save_encoder
 from neuropeft.cohorts.splits import read_split, take_fraction
 from neuropeft.errors import UserError
 from neuropeft.evaluate.predictions import RunKey, read_predictions
@@ -12,8 +14,6 @@ from neuropeft.evaluate.probes import write_probes
 from neuropeft.evaluate.token_kernel import mean_tokens, token_kernel
 from neuropeft.files import read_tsv, write_tsv
 from neuropeft.grid import Cell, Group
-from neuropeft.models.build import build_vit
-from neuropeft.models.checkpoints import save_encoder
 from neuropeft.probe_grid import Probed, probe_folder, probe_groups, probed
 from neuropeft.probe_names import PERMUTATIONS, PERMUTED, PROBES, null_method
 from neuropeft.tasks import task_kind
@@ -216,7 +216,7 @@ def test_features_of_the_untrained_backbone_follow_from_the_seed_alone(store, tm
 
 
 def test_features_of_an_encoder_are_its_tokens_after_the_final_norm(store, tmp_path):
-    encoder = build_vit(VIT).eval()
+    encoder = vit.build(VIT).eval()
     save_encoder(tmp_path / "encoder.safetensors", encoder, {})
     write_features(VIT, tmp_path / "encoder.safetensors", store, tmp_path / "out.npy", "cpu")
     x = torch.from_numpy(np.load(store / "volumes.npy")).float().unsqueeze(1)
@@ -226,7 +226,7 @@ def test_features_of_an_encoder_are_its_tokens_after_the_final_norm(store, tmp_p
 
 
 def test_features_that_half_precision_cannot_hold_are_refused(store, tmp_path):
-    encoder = build_vit(VIT)
+    encoder = vit.build(VIT)
     with torch.no_grad():
         encoder.norm.weight.mul_(1e6)
     save_encoder(tmp_path / "encoder.safetensors", encoder, {})

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import tiny_cells
+from neuropeft.backbones.checkpoints import read_tensors
 from neuropeft.files import read_tsv, write_tsv
-from neuropeft.models.checkpoints import read_tensors
 from neuropeft.train import checkpoint
 from neuropeft.train.pretrain import pretrain
 from neuropeft.train.signals import REQUEUE_EXIT_CODE

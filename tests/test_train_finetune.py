@@ -10,12 +10,12 @@ import pytest
 import torch
 
 import tiny_cells
+from neuropeft.backbones import vit
+from neuropeft.backbones.checkpoints import read_tensors, save_encoder
+from neuropeft.backbones.heads import NORMS, POOLS, QUERIES, FeatureNorm
 from neuropeft.errors import UserError
 from neuropeft.files import read_tsv, write_tsv
-from neuropeft.models.build import build_vit
-from neuropeft.models.checkpoints import read_tensors, save_encoder
-from neuropeft.models.heads import NORMS, POOLS, QUERIES, FeatureNorm
-from neuropeft.peft.adapt import load_delta
+from neuropeft.methods.adapt import load_delta
 from neuropeft.store import open_store
 from neuropeft.tasks import task_kind
 from neuropeft.train import finetune as finetuning
@@ -170,7 +170,7 @@ def test_the_same_cell_gives_the_same_delta_and_another_seed_another(store: Path
 
 def test_a_pretrained_encoder_is_the_start_and_stays_frozen(store: Path) -> None:
     torch.manual_seed(5)
-    encoder = build_vit(tiny_cells.BACKBONE)
+    encoder = vit.build(tiny_cells.BACKBONE)
     path = store.parent / "encoder.safetensors"
     save_encoder(path, encoder, {})
     for method in (FULL, {"kind": "attention"}, {"kind": "layernorm"}, tiny_cells.LORA):
@@ -386,7 +386,7 @@ def test_a_fine_tune_imports_nothing_slow(store: Path) -> None:
         "yaml",
     )
     encoder = store.parent / "encoder.safetensors"
-    save_encoder(encoder, build_vit(tiny_cells.BACKBONE), {})
+    save_encoder(encoder, vit.build(tiny_cells.BACKBONE), {})
     process = tiny_cells.python(
         "import sys\n"
         "from neuropeft.cli import main\n"

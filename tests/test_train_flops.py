@@ -4,8 +4,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import tiny_cells
-from neuropeft.models.build import build_predictor
-from neuropeft.peft.adapt import adapt
+from neuropeft.backbones.build import build_predictor
+from neuropeft.methods.adapt import adapt
 from neuropeft.train.flops import training_flops
 
 VIT_S = {"kind": "vit", "width": 384, "depth": 6, "heads": 8}
@@ -13,7 +13,7 @@ VIT_S = {"kind": "vit", "width": 384, "depth": 6, "heads": 8}
 
 def adapted(backbone: dict, method: dict) -> torch.nn.Module:
     model = build_predictor(backbone, 1)
-    adapt(model, method)
+    adapt(model, method, torch.default_generator)
     return model
 
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 import tiny_cells
+from neuropeft.backbones.checkpoints import read_tensors
+from neuropeft.backbones.vit import ViT3D
 from neuropeft.errors import UserError
-from neuropeft.models.checkpoints import read_tensors
-from neuropeft.models.mae3d import MAE3D
-from neuropeft.models.vit3d import ViT3D
+from neuropeft.pretraining.mae3d import MAE3D
 from neuropeft.train import checkpoint, loop
 from neuropeft.train.lock import LOCK
 from neuropeft.train.memory import BatchSize, in_batches
@@ -173,7 +173,7 @@ def test_predictions_are_the_same_in_smaller_batches(store: Path) -> None:
 FORKED = """
 import json, os, sys, torch, tiny_cells
 from neuropeft.cli import main
-from neuropeft.models.mae3d import MAE3D
+from neuropeft.pretraining.mae3d import MAE3D
 forward = MAE3D.forward
 def limited(self, x, *rest):
     if len(x) > 3:

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 import tiny_cells
+from neuropeft.backbones import vit
+from neuropeft.backbones.checkpoints import read_tensors, save_encoder
 from neuropeft.errors import UserError
 from neuropeft.files import read_tsv, write_tsv
-from neuropeft.models.build import build_vit
-from neuropeft.models.checkpoints import read_tensors, save_encoder
-from neuropeft.peft.adapt import load_delta
+from neuropeft.methods.adapt import load_delta
 from neuropeft.store import open_store
 from neuropeft.train.finetune import make_model
 from neuropeft.train.predict import predict
@@ -128,7 +128,7 @@ def test_each_fold_is_predicted_from_its_own_encoder_and_a_wrong_one_is_refused(
     for fold in (1, 2):
         encoders.append(store.parent / f"fold-{fold}" / "encoder.safetensors")
         torch.manual_seed(fold)
-        save_encoder(encoders[-1], build_vit(tiny_cells.BACKBONE), {})
+        save_encoder(encoders[-1], vit.build(tiny_cells.BACKBONE), {})
         splits.append(tiny_cells.make_split(store.parent / f"seed-0_fold-{fold}.tsv", store, test=2 + fold))
         out = store.parent / f"cell-{fold}"
         spec = tiny_cells.cell(fold=fold)

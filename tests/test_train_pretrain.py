@@ -8,14 +8,14 @@ import pytest
 import torch
 
 import tiny_cells
+from neuropeft.backbones import vit
+from neuropeft.backbones.checkpoints import load_encoder, read_tensors, save_encoder
+from neuropeft.backbones.vit import patchify
 from neuropeft.cohorts.synthetic import ANATOMY_FACTORS, MAPS
 from neuropeft.errors import UserError
 from neuropeft.files import read_tsv, write_tsv
-from neuropeft.models.build import build_mae, build_vit
-from neuropeft.models.checkpoints import load_encoder, read_tensors, save_encoder
-from neuropeft.models.factors import FactorReader
-from neuropeft.models.mae3d import MAE3D
-from neuropeft.models.vit3d import patchify
+from neuropeft.pretraining.factors import FactorReader
+from neuropeft.pretraining.mae3d import MAE3D, build_mae
 from neuropeft.store import open_store
 from neuropeft.train import checkpoint, pretraining_run
 from neuropeft.train import factors as factors_learner
@@ -47,7 +47,7 @@ def test_writes_an_encoder_its_curve_its_cost_and_pictures(store: Path) -> None:
     assert (cost["train_scans"], cost["validation_scans"], cost["processes"]) == (19, 5, 1)
     assert (cost["steps"], cost["val_loss"]) == (36, float(history[-1]["val_loss"]))
     assert cost["beats_template"] == (cost["val_loss"] < cost["template_loss"])
-    encoder = build_vit(tiny_cells.BACKBONE)
+    encoder = vit.build(tiny_cells.BACKBONE)
     assert cost["encoder"] == sum(value.numel() for value in encoder.parameters())
     assert load_encoder(out / "encoder.safetensors", encoder)["pretraining"] == "mae"
     pictures = np.load(out / "reconstructions.npz")
@@ -121,7 +121,7 @@ def test_whatever_it_depends_on_trains_anew(store: Path, monkeypatch: pytest.Mon
 
     split = tiny_cells.make_split(store.parent / "seed-0.tsv", store, test=5)
     start = store.parent / "start.safetensors"
-    save_encoder(start, build_vit(tiny_cells.BACKBONE), {})
+    save_encoder(start, vit.build(tiny_cells.BACKBONE), {})
     seen = [fingerprint(), fingerprint(lr=1e-4), fingerprint(split), fingerprint(start=start)]
     seen.append(fingerprint(mask="foreground"))
     tiny_cells.make_store(store)  # packed again, just the same
@@ -274,7 +274,7 @@ def test_ages_and_sexes_are_probed_for_where_they_are_known(store: Path) -> None
 def test_it_starts_from_another_pretrainings_encoder(store: Path, kind: str) -> None:
     add_anatomy(store)
     torch.manual_seed(7)
-    encoder, start = build_vit(tiny_cells.BACKBONE), store.parent / "start.safetensors"
+    encoder, start = vit.build(tiny_cells.BACKBONE), store.parent / "start.safetensors"
     save_encoder(start, encoder, {})
     own, other = (given_to_fit(store, [], start=s, kind=kind)["learner"].module for s in (None, start))
     found = [dict(module.encoder.named_parameters()) for module in (own, other)]
@@ -346,7 +346,7 @@ def test_what_all_brains_share_is_no_target(store: Path) -> None:
     run = SimpleNamespace(
         rows=read_tsv(store / "scans.tsv"), train=19, store=store, device=torch.device("cpu")
     )
-    reader = FactorReader(build_vit(tiny_cells.BACKBONE), len(ANATOMY_FACTORS))
+    reader = FactorReader(vit.build(tiny_cells.BACKBONE), len(ANATOMY_FACTORS))
     maps, factors = factors_learner._targets(run, reader)
     assert (maps.shape, factors.shape) == ((24, 27, 6), (24, len(ANATOMY_FACTORS)))
     assert not maps[:, 0].any()

@@ -4,11 +4,10 @@ Training is estimated from its floating-point operations on a modest GPU, the re
 were measured on one core and multiplied by about four.
 """
 
-from neuropeft.config import Backbone, Trained, Training, ViT
+from neuropeft.config import Backbone, Trained, Training
 
 START_MINUTES = 10  # queue noise, imports, reading volumes from a busy file system
 FLOP_PER_SECOND = 4e12  # what small batches leave of a GPU of 2018
-CNN_FLOP = 200e9  # DenseNet121, forward, on 80^3 voxels
 LONGEST_MINUTES = 12 * 60  # many partitions refuse more, and training that is stopped goes on by itself
 SCAN_MINUTES = {
     "n4": 1.0,
@@ -37,19 +36,19 @@ def finetune_minutes(
     A step is three forward passes and, for the features' statistics and the validation, less than another.
     """
     seen = max(training.epochs * scans, training.min_steps * training.batch_size)
-    seconds = cells * seen * 4 * _forward_flop(backbone, size) / FLOP_PER_SECOND
+    seconds = cells * seen * 4 * backbone.forward_flop(size) / FLOP_PER_SECOND
     return _minutes(seconds / 60, attempt)
 
 
 def predict_minutes(backbone: Backbone, size: int, cells: int, scans: int, attempt: int) -> int:
     """Return the minutes of a job that predicts `scans` scans with each of `cells` cells."""
-    return _minutes(cells * scans * _forward_flop(backbone, size) / FLOP_PER_SECOND / 60, attempt)
+    return _minutes(cells * scans * backbone.forward_flop(size) / FLOP_PER_SECOND / 60, attempt)
 
 
 def pretrain_minutes(backbone: Backbone, pretraining: Trained, size: int, attempt: int) -> int:
     """Return the minutes of a pretraining on one GPU; encoder and decoder together cost about one encoder."""
     seen = pretraining.steps * pretraining.batch_size
-    seconds = seen * 3 * _forward_flop(backbone, size) / FLOP_PER_SECOND
+    seconds = seen * 3 * backbone.forward_flop(size) / FLOP_PER_SECOND
     return _minutes(seconds / 60, attempt)
 
 
@@ -70,16 +69,6 @@ def training_mb(scans: int, size: int, attempt: int, processes: int = 1) -> int:
 def probes_mb(train: int, scans: int, attempt: int) -> int:
     """Return the main memory of fitting probes: three matrices of all scans by those trained on."""
     return attempt * MODEL_MB + 3 * 8 * train * scans // 10**6
-
-
-def _forward_flop(backbone: Backbone, size: int) -> float:
-    """Return the operations of one scan through the network: two per weight and token, and attention."""
-    if not isinstance(backbone, ViT):
-        return CNN_FLOP * (size / 80) ** 3
-    tokens = (size // backbone.patch_size) ** 3
-    block = (4 + 2 * backbone.mlp_ratio) * backbone.width**2
-    weights = backbone.depth * block + backbone.width * backbone.patch_size**3
-    return 2 * tokens * weights + 4 * backbone.depth * backbone.width * tokens**2
 
 
 def _minutes(work: float, attempt: int) -> int:

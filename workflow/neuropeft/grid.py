@@ -1,7 +1,7 @@
 """The run table: all cells of the grid, valid combinations only, and what each of them resolves to."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import product
 from typing import Any, NamedTuple
@@ -85,41 +85,68 @@ class Encoder(NamedTuple):
 
 
 def cells(config: Config) -> list[Cell]:
-    """Return the distinct valid cells of all grid blocks, sorted.
-
-    Scratch starts from no weights. Of full fine-tuning that would be the same, so it needs a pretraining;
-    every other method takes what the block lists, `none` too: what it makes of random weights is its
-    untrained twin.
-    A CNN has neither pretraining nor methods other than scratch.
+    """Return the distinct valid cells of all grid blocks, sorted; see `skipped` for the others.
 
     Raises:
         UserError: a block has no valid cell at all.
     """
     found: set[Cell] = set()
     for index, block in enumerate(config.grid):
-        of_block = set(_block_cells(config, block))
-        if not of_block:
+        bases, reasons = _bases(config, block)
+        if not bases:
             raise UserError(
-                f"`grid.{index}` has no valid cell: methods other than scratch need a ViT and an entry in "
-                f"`grid.{index}.pretraining`, full fine-tuning one other than none, and a CNN knows only "
-                "scratch"
+                f"`grid.{index}` has no valid cell: {'; '.join(reasons)}; change its `methods`, `backbones` "
+                "or `pretraining`"
             )
-        found |= of_block
+        folds = config.splits.fold_numbers
+        rest = product(bases, block.fractions, block.seeds, folds)
+        found |= {Cell(*base, fraction, seed, fold) for base, fraction, seed, fold in rest}
     return sorted(found)
 
 
-def _block_cells(config: Config, block: Block) -> Iterator[Cell]:
-    for task, backbone, method in product(block.tasks, block.backbones, block.methods):
-        kind = config.methods[method].kind
-        scratch = kind == "scratch"
-        if not scratch and not isinstance(config.backbones[backbone], ViT):
-            continue
-        starts = [NO_PRETRAINING] if scratch else block.pretraining
-        if kind == "full":
-            starts = [start for start in starts if start != NO_PRETRAINING]
-        folds = config.splits.fold_numbers
-        for pretraining, fraction, seed, fold in product(starts, block.fractions, block.seeds, folds):
-            yield Cell(task, backbone, pretraining, method, fraction, seed, fold)
+def skipped(config: Config) -> list[str]:
+    """Return a line for every combination of the grid that cannot be: which one, and why."""
+    reasons = [reason for block in config.grid for reason in _bases(config, block)[1]]
+    return list(dict.fromkeys(reasons))
+
+
+def _bases(config: Config, block: Block) -> tuple[list[Base], list[str]]:
+    """Return the valid combinations of a block and why the others are not valid."""
+    bases: list[Base] = []
+    reasons: list[str] = []
+    for backbone, method in product(block.backbones, block.methods):
+        starts, invalid = _starts(config, block, backbone, method)
+        bases += [(task, backbone, start, method) for task, start in product(block.tasks, starts)]
+        reasons += invalid
+    return bases, reasons
+
+
+def _starts(config: Config, block: Block, backbone: str, method: str) -> tuple[list[str], list[str]]:
+    """Return what a method may start from on a backbone, and why not from the rest of the block's list."""
+    wanted, provided = config.methods[method], config.backbones[backbone].provides
+    both = f"{method} on {backbone}"
+    if lacking := wanted.needs - provided:
+        return [], [f"{both} needs {_listed(lacking)}, which the backbone does not provide"]
+    if wanted.start == "none":
+        return [NO_PRETRAINING], []
+    if not block.pretraining:
+        return [], [f"{both} needs an entry in `pretraining`"]
+    starts, reasons = [], []
+    for start in block.pretraining:
+        if start == NO_PRETRAINING:
+            invalid = "it needs pretrained weights" if wanted.start == "weights" else ""
+        else:
+            lacking = config.pretraining[start].needs - provided
+            invalid = f"that needs {_listed(lacking)}, which the backbone does not provide" if lacking else ""
+        if invalid:
+            reasons.append(f"{both} cannot start from {start}: {invalid}")
+        else:
+            starts.append(start)
+    return starts, reasons
+
+
+def _listed(needs: Iterable[str]) -> str:
+    return " and ".join(sorted(needs))
 
 
 def pretrained(config: Config) -> list[tuple[str, str]]:
@@ -214,9 +241,7 @@ def fractions_of(all_cells: Iterable[Cell], task: str) -> list[int]:
 def backbone_spec(config: Config, backbone: str) -> dict[str, Any]:
     """Return what defines a backbone, without the decoder that only pretraining uses."""
     spec = config.backbones[backbone].model_dump(mode="json", exclude={"decoder"})
-    if spec["kind"] == "vit":
-        spec["image_size"] = config.preprocessing.size
-    return spec
+    return {**spec, "image_size": config.preprocessing.size}
 
 
 def cell_spec(config: Config, cell: Cell) -> dict[str, Any]:

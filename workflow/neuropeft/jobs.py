@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from neuropeft import grid, layout, numerics, probe_grid
+from neuropeft import backbones, grid, layout, methods, numerics, probe_grid, tasks
 from neuropeft.cohorts import chunks
 from neuropeft.cohorts.simulate import participants, scan_name
 from neuropeft.config import Config
@@ -18,7 +18,6 @@ from neuropeft.grid import Cell
 from neuropeft.packs import Pack, pack_of, packs
 from neuropeft.probe_grid import Probed
 from neuropeft.split_names import fold_in, fold_part, seed_and_fold, split_name
-from neuropeft.tasks import module_of
 
 
 class Jobs:
@@ -69,14 +68,19 @@ class Jobs:
         """Return what tells a command the kind of a task."""
         return f"--kind {self.config.tasks[task].kind} --size {self.config.tasks[task].size}"
 
-    def task_code(self, module: str, task: str) -> str:
-        """Return the version of the code of a module and of the kind of a task."""
-        return numerics.version(module, module_of(self.config.tasks[task].kind))
+    def code(self, module: str, wildcards: Any, *named: str) -> str:
+        """Return the version of the code of a module and of the kinds that the `named` wildcards name."""
+        kinds = {
+            "task": lambda name: tasks.module_of(self.config.tasks[name].kind),
+            "backbone": lambda name: backbones.module_of(self.config.backbones[name].kind),
+            "method": lambda name: methods.module_of(self.config.methods[name].kind),
+        }
+        return numerics.version(module, *(kinds[one](getattr(wildcards, one)) for one in named))
 
     def published_code(self, module: str) -> str:
         """Return the version of the code of a module and of the kinds of all tasks."""
         return numerics.version(
-            module, *sorted({module_of(self.config.tasks[task].kind) for task in self.tasks})
+            module, *sorted({tasks.module_of(self.config.tasks[task].kind) for task in self.tasks})
         )
 
     def seeds(self, task: str) -> list[int]:

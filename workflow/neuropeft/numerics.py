@@ -63,7 +63,7 @@ def _imports(text: str) -> list[Path]:
     for node in _run(ast.parse(text)):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == PACKAGE.name:
             module = (node.module or "").partition(".")[2]
-            # `from neuropeft.models import vit3d` names a module, `from neuropeft.grid import Cell` does not.
+            # `from neuropeft.backbones import vit` names a module, `import Cell` from a module does not.
             names += [module, *(f"{module}.{alias.name}".lstrip(".") for alias in node.names)]
     return [file for name in names if name and (file := _path(name)).is_file()]
 

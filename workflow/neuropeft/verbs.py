@@ -171,7 +171,7 @@ def preprocess(options: argparse.Namespace) -> None:
 
 def params(options: argparse.Namespace) -> None:
     """Print the trainable parameters of the paper's Table 1, ours beside published."""
-    from neuropeft.peft.counts import COLUMNS, table1
+    from neuropeft.methods.counts import COLUMNS, table1
 
     rows = table1()
     if options.format == "csv":
@@ -210,11 +210,11 @@ def pretrain(options: argparse.Namespace) -> None:
 
 def import_encoder(options: argparse.Namespace) -> None:
     """Turn weights from elsewhere into an encoder file."""
-    from neuropeft.models.build import build_vit
-    from neuropeft.models.checkpoints import import_encoder
+    from neuropeft.backbones import vit
+    from neuropeft.backbones.checkpoints import import_encoder
 
     metadata = {"from": Path(options.weights).name}
-    report = import_encoder(options.weights, options.out, build_vit(json.loads(options.backbone)), metadata)
+    report = import_encoder(options.weights, options.out, vit.build(json.loads(options.backbone)), metadata)
     print("\n".join(report))
 
 

@@ -7,7 +7,7 @@ import sys
 
 sys.path.insert(0, str(Path(workflow.basedir, "workflow")))
 
-from neuropeft import estimates, grid, layout, numerics
+from neuropeft import backbones, estimates, grid, layout, methods, numerics
 from neuropeft.cohorts import chunks
 from neuropeft.cohorts.prepare import prepare
 from neuropeft.config.read import load_config, read_yaml
@@ -47,6 +47,8 @@ try:
     CONFIG = load_config(config, base=Path(workflow.basedir), source=Path(CONFIG_FILES[-1]).name)
     JOBS = Jobs(CONFIG, RESULTS)
     if workflow.is_main_process:
+        for line in grid.skipped(CONFIG):
+            logger.info(f"The grid skips a combination: {line}.")
         # What runs beside the workflow leaves the indexes alone, which the workflow's jobs read: a status, and what
         # Snakemake will refuse, or run dry, since the folder is locked. Targets are told by the command line alone.
         indexed = all(layout.SCANS.at(RESULTS, cohort=cohort).exists() for cohort in JOBS.scanned)

@@ -23,7 +23,7 @@ rule predict:
         runtime=predict_minutes,
         gpu=1,
     params:
-        code=lambda wildcards: JOBS.task_code("train.predict", wildcards.task),
+        code=lambda wildcards: JOBS.code("train.predict", wildcards, "task", "backbone", "method"),
     message:
         "Predicting {wildcards.task} on {wildcards.cohort} ({wildcards.backbone}, {wildcards.method})"
     shell:
@@ -46,7 +46,7 @@ rule controls:
         mem_mb=lambda wildcards, attempt: 8000 * attempt,
         runtime=lambda wildcards, attempt: 120 * attempt,
     params:
-        code=lambda wildcards: JOBS.task_code("evaluate.controls", wildcards.task),
+        code=lambda wildcards: JOBS.code("evaluate.controls", wildcards, "task"),
         kind=lambda wildcards: JOBS.task_kind_arguments(wildcards.task),
         targets=lambda wildcards: list(CONFIG.tasks[wildcards.task].target_columns.values()),
         fractions=lambda wildcards: grid.fractions_of(JOBS.table, wildcards.task),

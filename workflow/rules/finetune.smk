@@ -30,7 +30,7 @@ rule search:
         runtime=search_minutes,
         gpu=1,
     params:
-        code=lambda wildcards: JOBS.task_code("train.search", wildcards.task),
+        code=lambda wildcards: JOBS.code("train.search", wildcards, "task", "backbone", "method"),
         specs=lambda wildcards: grid.cell_specs(CONFIG, JOBS.searched_cells(wildcards)),
         encoder=lambda wildcards, input: f"--encoder {input.encoder}" if input.encoder else "",
         # Not an output: Snakemake deletes outputs of a job that failed.
@@ -65,7 +65,7 @@ rule finetune:
         runtime=finetune_minutes,
         gpu=1,
     params:
-        code=lambda wildcards: JOBS.task_code("train.pack", wildcards.task),
+        code=lambda wildcards: JOBS.code("train.pack", wildcards, "task", "backbone", "method"),
         specs=lambda wildcards: grid.cell_specs(CONFIG, JOBS.packs[JOBS.pack_named(wildcards)]),
         encoder=lambda wildcards, input: f"--encoder {input.encoder}" if input.encoder else "",
         search=lambda wildcards, input: f"--search {input.search}" if input.search else "",

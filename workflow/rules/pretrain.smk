@@ -58,7 +58,7 @@ rule import_encoder:
     conda:
         "../../envs/torch.yaml"
     params:
-        code=lambda wildcards: numerics.version("models.build", "models.checkpoints"),
+        code=lambda wildcards: numerics.version("backbones.vit", "backbones.checkpoints"),
         backbone=lambda wildcards: json.dumps(grid.backbone_spec(CONFIG, wildcards.backbone), sort_keys=True),
     message:
         "Importing {input.weights} into {wildcards.backbone} ({wildcards.pretraining})"

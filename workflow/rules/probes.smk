@@ -18,7 +18,7 @@ rule features:
         runtime=features_minutes,
         gpu=1,
     params:
-        code=lambda wildcards: numerics.version("train.features"),
+        code=lambda wildcards: JOBS.code("train.features", wildcards, "backbone"),
         backbone=lambda wildcards: json.dumps(grid.backbone_spec(CONFIG, wildcards.backbone), sort_keys=True),
         encoder=lambda wildcards, input: f"--encoder '{input.encoder}'" if input.encoder else "",
     message:
@@ -46,7 +46,7 @@ rule probes:
         mem_mb=probes_mb,
         runtime=lambda wildcards, attempt: 120 * attempt,
     params:
-        code=lambda wildcards: JOBS.task_code("evaluate.probes", wildcards.task),
+        code=lambda wildcards: JOBS.code("evaluate.probes", wildcards, "task"),
         kind=lambda wildcards: JOBS.task_kind_arguments(wildcards.task),
         fractions=lambda wildcards: grid.fractions_of(JOBS.table, wildcards.task),
         cohorts=lambda wildcards: JOBS.task_cohorts(wildcards.task),

@@ -33,7 +33,9 @@ rule parameter_counts:
     conda:
         "../../envs/torch.yaml"
     params:
-        code=lambda wildcards: numerics.version("peft.counts"),
+        code=lambda wildcards: numerics.version(
+            "methods.counts", *backbones.MODULES.values(), *methods.MODULES.values()
+        ),
     message:
         "Counting the parameters of Table 1"
     shell:

@@ -12,7 +12,7 @@ rule split:
     conda:
         "../../envs/torch.yaml"
     params:
-        code=lambda wildcards: JOBS.task_code("cohorts.splits", wildcards.task),
+        code=lambda wildcards: JOBS.code("cohorts.splits", wildcards, "task"),
         kind=lambda wildcards: JOBS.task_kind_arguments(wildcards.task),
         seed=lambda wildcards: seed_and_fold(wildcards.split)[0],
         tested=lambda wildcards: (

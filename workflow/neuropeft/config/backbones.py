@@ -1,13 +1,10 @@
 """Backbones, and the decoder of the autoencoder that pretrains one."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from neuropeft.config.base import Model
-
-# Of `preprocessing.size`: below, its last maps are single values, and those of a lone scan have no variance.
-SMALLEST_OF_DENSENET = 64
 
 
 class Decoder(Model):
@@ -18,9 +15,30 @@ class Decoder(Model):
     heads: int = Field(ge=1, description="attention heads")
 
 
-class ViT(Model):
+class _Backbone(Model):
+    """What all backbones share.
+
+    Attributes:
+        provides: What methods and pretrainings may need of it: the kinds of sites that methods attach to,
+            `tokens`, of which there may be any number, and `bias`, parameters of that name.
+    """
+
+    provides: ClassVar[frozenset[str]]
+
+    def check_size(self, key: str, size: int) -> None:
+        """Raise `ValueError`, which names the backbone by `key`, unless it takes cubes of edge `size`."""
+
+    def forward_flop(self, size: int) -> float:
+        """Return about how many operations one scan of edge `size` takes through the network."""
+        raise NotImplementedError
+
+
+class ViT(_Backbone):
     """A 3D vision transformer."""
 
+    provides: ClassVar[frozenset[str]] = frozenset(
+        {"tokens", "attention", "mlp", "linear", "layernorm", "bias"}
+    )
     kind: Literal["vit"]
     width: int = Field(ge=6, description="embedding width")
     depth: int = Field(ge=1, description="number of blocks")
@@ -45,11 +63,39 @@ class ViT(Model):
                 )
         return self
 
+    def check_size(self, key: str, size: int) -> None:
+        """Patches must fill the cube."""
+        if size % self.patch_size:
+            raise ValueError(
+                f"`{key}.patch_size` {self.patch_size} does not divide `preprocessing.size` {size}: change "
+                "one of them"
+            )
 
-class DenseNet121(Model):
+    def forward_flop(self, size: int) -> float:
+        """Two operations per weight and token, and attention."""
+        tokens = (size // self.patch_size) ** 3
+        block = (4 + 2 * self.mlp_ratio) * self.width**2
+        weights = self.depth * block + self.width * self.patch_size**3
+        return 2 * tokens * weights + 4 * self.depth * self.width * tokens**2
+
+
+class DenseNet121(_Backbone):
     """MONAI's 3D DenseNet121, the paper's reference CNN."""
 
+    provides: ClassVar[frozenset[str]] = frozenset({"conv", "batchnorm", "bias"})
     kind: Literal["densenet121"]
+
+    def check_size(self, key: str, size: int) -> None:
+        """Below 64, its last maps are single values, and those of a lone scan have no variance."""
+        if size < 64:
+            raise ValueError(
+                f"`{key}` halves a volume five times and needs a `preprocessing.size` of at least 64, not "
+                f"{size}"
+            )
+
+    def forward_flop(self, size: int) -> float:
+        """Ten times what its convolutions take: they are slow. An upper estimate from 80^3 voxels."""
+        return 200e9 * (size / 80) ** 3
 
 
 Backbone = Annotated[ViT | DenseNet121, Field(discriminator="kind")]

@@ -1,13 +1,25 @@
 """Methods that adapt a backbone."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from neuropeft.config.base import Model, check_no_repeats
 
+Start = Literal["none", "weights", "either"]
+
 
 class _Method(Model):
+    """What all methods share.
+
+    Attributes:
+        needs: What a backbone must provide, for the method to attach to it.
+        start: Which weights it starts from: `none`, so random ones, pretrained `weights`, or `either`, where
+            what it makes of random weights is its untrained twin.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+    start: ClassVar[Start] = "either"
     lr: float = Field(gt=0, description="peak learning rate")
     head_lr: float | None = Field(
         default=None,
@@ -22,12 +34,14 @@ class _Method(Model):
 class Scratch(_Method):
     """Train everything from random weights."""
 
+    start: ClassVar[Start] = "none"
     kind: Literal["scratch"]
 
 
 class Full(_Method):
     """Fine-tune everything."""
 
+    start: ClassVar[Start] = "weights"
     kind: Literal["full"]
     layer_decay: float = Field(
         default=0.75,
@@ -40,18 +54,21 @@ class Full(_Method):
 class Attention(_Method):
     """Fine-tune qkv and output projection of every block (Dhinagar 2024, Table 1)."""
 
+    needs: ClassVar[frozenset[str]] = frozenset({"attention"})
     kind: Literal["attention"]
 
 
 class LayerNorm(_Method):
     """Fine-tune every LayerNorm (Dhinagar 2024, Table 1)."""
 
+    needs: ClassVar[frozenset[str]] = frozenset({"layernorm"})
     kind: Literal["layernorm"]
 
 
 class LoRA(_Method):
     """Low-rank adaptation (Hu 2022): W + alpha/r * B A."""
 
+    needs: ClassVar[frozenset[str]] = frozenset({"linear"})
     kind: Literal["lora"]
     r: int = Field(default=32, ge=1, description="rank")
     alpha: float = Field(default=32.0, gt=0, description="the update is scaled by alpha / r")
@@ -64,4 +81,11 @@ class LoRA(_Method):
         return self
 
 
-Method = Annotated[Scratch | Full | Attention | LayerNorm | LoRA, Field(discriminator="kind")]
+class BitFit(_Method):
+    """Fine-tune every bias (Ben Zaken 2022): of a CNN, the shift of its batch norms."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"bias"})
+    kind: Literal["bitfit"]
+
+
+Method = Annotated[Scratch | Full | Attention | LayerNorm | LoRA | BitFit, Field(discriminator="kind")]

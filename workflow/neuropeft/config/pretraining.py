@@ -1,7 +1,7 @@
 """Pretrainings: encoders that are trained here, or imported."""
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
@@ -10,8 +10,13 @@ from neuropeft.config.training import Augment
 
 
 class _Trained(Model):
-    """What pretrainings on a cohort share; budgets are in steps, so that a larger cohort costs no more."""
+    """What pretrainings on a cohort share; budgets are in steps, so that a larger cohort costs no more.
 
+    Attributes:
+        needs: What a backbone must provide to be pretrained so.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"tokens"})
     cohort: Name = Field(
         description="cohort to pretrain on; test subjects of tasks trained on it are left out"
     )
@@ -75,6 +80,7 @@ class Factors(_Trained):
 class ImportedWeights(Model):
     """Weights of a ViT that was pretrained elsewhere."""
 
+    needs: ClassVar[frozenset[str]] = frozenset({"tokens"})
     weights: str = Field(
         description="a PyTorch checkpoint of MONAI's ViT or MaskedAutoEncoderViT, or an encoder.safetensors "
         "of this workflow"

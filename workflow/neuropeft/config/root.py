@@ -5,7 +5,7 @@ from collections.abc import Collection
 
 from pydantic import Field, field_validator, model_validator
 
-from neuropeft.config.backbones import SMALLEST_OF_DENSENET, Backbone, DenseNet121, ViT
+from neuropeft.config.backbones import Backbone, ViT
 from neuropeft.config.base import Model, Name
 from neuropeft.config.cohorts import Cohort, Preprocessing
 from neuropeft.config.grid import Block, Figures
@@ -92,16 +92,7 @@ class Config(Model):
                 known = [*getattr(self, key), "none"] if key == "pretraining" else getattr(self, key)
                 _known(f"grid.{index}.{key}", getattr(block, key), known)
         for name, backbone in self.backbones.items():
-            if isinstance(backbone, ViT) and self.preprocessing.size % backbone.patch_size:
-                raise ValueError(
-                    f"`backbones.{name}.patch_size` {backbone.patch_size} does not divide "
-                    f"`preprocessing.size` {self.preprocessing.size}: change one of them"
-                )
-            if isinstance(backbone, DenseNet121) and self.preprocessing.size < SMALLEST_OF_DENSENET:
-                raise ValueError(
-                    f"`backbones.{name}` halves a volume five times and needs a `preprocessing.size` of at "
-                    f"least {SMALLEST_OF_DENSENET}, not {self.preprocessing.size}"
-                )
+            backbone.check_size(f"backbones.{name}", self.preprocessing.size)
         return self
 
     def starts(self, pretraining: str) -> list[str]:

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from neuropeft.backbones import vit
 from neuropeft.cohorts.synthetic import ANATOMY_FACTORS, MAPS
-from neuropeft.models.build import build_vit
-from neuropeft.models.factors import FactorReader
+from neuropeft.pretraining.factors import FactorReader
 from neuropeft.train import ranks
 from neuropeft.train.augment import read_augmentation
 from neuropeft.train.data import Volumes
@@ -25,7 +25,7 @@ SMALLEST_SD = 0.01  # of a share, or of mm, over scans: below, a place holds alw
 
 def build(spec: Mapping[str, Any], volumes: Volumes, train: int) -> FactorReader:
     """Return the network of a pretraining, on the CPU, drawn from torch's global generator."""
-    return FactorReader(build_vit(spec["backbone"]), len(ANATOMY_FACTORS))
+    return FactorReader(vit.build(spec["backbone"]), len(ANATOMY_FACTORS))
 
 
 def learner(run: Run) -> Learner:

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from neuropeft.backbones.base import Backbone
+from neuropeft.backbones.build import build_backbone
+from neuropeft.backbones.checkpoints import load_encoder
 from neuropeft.errors import UserError
 from neuropeft.files import atomic_path
-from neuropeft.models.build import build_backbone
-from neuropeft.models.checkpoints import load_encoder
-from neuropeft.models.vit3d import ViT3D
 from neuropeft.progress import track
 from neuropeft.store import open_store
 from neuropeft.train.data import ROWS_AT_ONCE, load_volumes, pick_device
@@ -68,14 +68,12 @@ def write_features(
             stream.write(part.astype("<f2").tobytes())
 
 
-def _frozen(backbone: Mapping[str, Any], encoder_path: str | Path | None) -> Any:
+def _frozen(backbone: Mapping[str, Any], encoder_path: str | Path | None) -> Backbone:
     """Return the backbone in evaluation mode; what is drawn leaves torch's global generator as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(UNTRAINED_SEED)
-        network, *_ = build_backbone(backbone)
+        network = build_backbone(backbone)
     if encoder_path is not None:
-        if not isinstance(network, ViT3D):
-            raise UserError(f"{encoder_path} holds a ViT, which the backbone is not; leave the encoder out")
         load_encoder(encoder_path, network)
     return network.eval()
 

@@ -12,17 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from neuropeft import numerics
+from neuropeft import backbones, methods, numerics, tasks
+from neuropeft.backbones.build import build_predictor
+from neuropeft.backbones.checkpoints import load_encoder
+from neuropeft.backbones.heads import Predictor
 from neuropeft.errors import UserError
-from neuropeft.models.build import build_predictor
-from neuropeft.models.checkpoints import load_encoder
-from neuropeft.models.heads import Predictor
-from neuropeft.peft.adapt import adapt, delta_state, load_delta, parameter_groups, save_delta
-from neuropeft.peft.counts import count
-from neuropeft.peft.selective import require_vit
+from neuropeft.methods.adapt import adapt, delta_state, load_delta, parameter_groups, save_delta
+from neuropeft.methods.counts import count
 from neuropeft.split_names import seed_and_fold, split_name
 from neuropeft.store import Store, open_store
-from neuropeft.tasks import module_of, task_kind
 from neuropeft.tasks.base import Array, Objective, TaskKind
 from neuropeft.train import checkpoint
 from neuropeft.train.augment import augment, read_augmentation
@@ -88,7 +86,13 @@ def open_shared(
     sessions = stored_sessions(store_dir)
     of_split = {seed_and_fold(path): Path(path) for path in splits}
     used: dict[str, None] = {}
+    kinds: set[str] = set()
     for spec in specs:
+        kinds |= {
+            backbones.module_of(spec["backbone"]["kind"]),
+            methods.module_of(spec["method"]["kind"]),
+            tasks.module_of(spec["task"]["kind"]),
+        }
         sides = read_sides(split_of(of_split, spec), int(spec["fraction"]), sessions)
         used |= dict.fromkeys(row["scan_id"] for row in (*sides.train, *sides.validation))
     return Shared(
@@ -99,7 +103,7 @@ def open_shared(
         {scan: place for place, scan in enumerate(used)},
         sessions,
         [
-            numerics.version("train.finetune", *sorted({module_of(spec["task"]["kind"]) for spec in specs})),
+            numerics.version("train.finetune", *sorted(kinds)),
             None if encoder_path is None else checkpoint.file_digest(encoder_path),
         ],
     )
@@ -183,7 +187,7 @@ def _plan(spec: Mapping[str, Any], sides: Sides, began: float) -> Plan:
 
 def kind_of(spec: Mapping[str, Any]) -> TaskKind:
     """Return the kind of a cell's task."""
-    return task_kind(spec["task"]["kind"], int(spec["task"]["size"]))
+    return tasks.task_kind(spec["task"]["kind"], int(spec["task"]["size"]))
 
 
 def split_of(splits: Mapping[tuple[int, int], Path], spec: Mapping[str, Any]) -> Path:
@@ -201,15 +205,13 @@ def make_model(spec: Mapping[str, Any], encoder_path: str | Path | None) -> Pred
 
     Its random weights follow from the cell's seed: a delta does not hold those that stay frozen.
     """
-    torch.manual_seed(int(spec["seed"]))
+    generator = torch.manual_seed(int(spec["seed"]))
     training = spec["training"]
-    backbone = dict(spec["backbone"])
-    if backbone["kind"] == "vit":
-        backbone["drop_path"] = training["drop_path"]
+    backbone = {**spec["backbone"], "drop_path": training["drop_path"]}
     model = build_predictor(backbone, kind_of(spec).outputs, training["pool"], training["feature_norm"])
     if encoder_path is not None:
-        load_encoder(encoder_path, require_vit(model.backbone, spec["method"]["kind"]))
-    adapt(model, spec["method"])
+        load_encoder(encoder_path, model.backbone)
+    adapt(model, spec["method"], generator)
     return model
 
 

@@ -8,10 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from neuropeft.backbones.vit import patchify
 from neuropeft.files import atomic_path
-from neuropeft.models.build import build_mae
-from neuropeft.models.mae3d import MAE3D, MINIMUM_VARIANCE
-from neuropeft.models.vit3d import patchify
+from neuropeft.pretraining.mae3d import MAE3D, MINIMUM_VARIANCE, build_mae
 from neuropeft.train import ranks
 from neuropeft.train.augment import read_augmentation
 from neuropeft.train.data import Volumes, pass_order

@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
+from neuropeft.backbones.checkpoints import read_metadata, read_tensors
+from neuropeft.backbones.heads import Predictor
 from neuropeft.cohorts.splits import TEST, VALIDATION, ZERO_SHOT, take_fraction
 from neuropeft.errors import UserError
 from neuropeft.files import read_tsv, write_tsv
-from neuropeft.models.checkpoints import read_metadata, read_tensors
-from neuropeft.models.heads import Predictor
-from neuropeft.peft.adapt import load_delta
+from neuropeft.methods.adapt import load_delta
 from neuropeft.progress import track
 from neuropeft.split_names import seed_and_fold, split_name
 from neuropeft.store import open_store

@@ -13,12 +13,12 @@ import torch
 from torch import nn
 
 from neuropeft import numerics
+from neuropeft.backbones.checkpoints import load_encoder, save_encoder
+from neuropeft.backbones.vit import ViT3D
 from neuropeft.cohorts.splits import held_out_subjects, read_split
 from neuropeft.cohorts.synthetic import ANATOMY_FACTORS, TISSUE
 from neuropeft.errors import UserError
 from neuropeft.files import MISSING, link_or_copy, read_tsv, sweep
-from neuropeft.models.checkpoints import load_encoder, save_encoder
-from neuropeft.models.vit3d import ViT3D
 from neuropeft.store import open_store
 from neuropeft.train import checkpoint, ranks
 from neuropeft.train.cost import write_cost

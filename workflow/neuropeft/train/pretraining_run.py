@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from neuropeft.models.vit3d import ViT3D
+from neuropeft.backbones.vit import ViT3D
 from neuropeft.train.augment import Augmentation, augment
 from neuropeft.train.data import Volumes, as_input, generator
 from neuropeft.train.diagnose import LARGEST, Targets, participation_ratio, probe

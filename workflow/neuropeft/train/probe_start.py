@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from neuropeft.models.heads import Head
+from neuropeft.backbones.heads import Head
 from neuropeft.tasks.base import Array, Objective, TaskKind
 from neuropeft.tasks.linear import fit_linear
 

@@ -5,16 +5,11 @@ says of one. A head therefore works on tokens or features that are standardised 
 the same for every batch, so that a scan's outputs never depend on its neighbours.
 """
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor, nn
 
+from neuropeft.backbones.base import Backbone
 from neuropeft.errors import UserError
-
-if TYPE_CHECKING:
-    from neuropeft.models.densenet import DenseNet121Features
-    from neuropeft.models.vit3d import ViT3D
 
 HEAD_STD = 0.01  # MAE's linear probe; small enough that training starts from the bias
 EPS = 1e-6  # added to variances
@@ -127,9 +122,15 @@ class Head(nn.Module):
 
 
 class Predictor(nn.Module):
-    """`backbone` (scans -> tokens) and `head` (tokens -> outputs)."""
+    """`backbone` (scans -> tokens) and `head` (tokens -> outputs).
 
-    def __init__(self, backbone: "ViT3D | DenseNet121Features", head: Head) -> None:
+    Attributes:
+        added: Names of the tensors that a method has put in.
+    """
+
+    added: frozenset[str] = frozenset()
+
+    def __init__(self, backbone: Backbone, head: Head) -> None:
         """Put a head on a backbone whose method `tokens` maps scans to tokens [B, N, width]."""
         super().__init__()
         self.backbone = backbone

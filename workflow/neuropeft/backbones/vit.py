@@ -5,12 +5,16 @@ with qkv biases, non-overlapping patches by a strided convolution, sin-cos posit
 final LayerNorm, and the mean over tokens as the feature of a scan.
 """
 
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from neuropeft.backbones.base import SIZE, Backbone, FeatureSpec, InputSpec
 from neuropeft.errors import UserError
 
 POSITION_TEMPERATURE = 10000.0
@@ -35,7 +39,7 @@ class ViTConfig:
     heads: int
     mlp_ratio: float = 4.0
     patch_size: int = 16
-    image_size: int = 80
+    image_size: int = SIZE
     drop_path: float = 0.0
 
     def __post_init__(self) -> None:
@@ -162,15 +166,23 @@ class Block(nn.Module):
         return branch * (keep / (1 - self.drop_path))
 
 
-class ViT3D(nn.Module):
+class ViT3D(Backbone):
     """The encoder: patches to tokens, blocks, final norm, mean over tokens."""
 
+    SITES: ClassVar[Mapping[str, type[nn.Module]]] = {
+        "attention": Attention,
+        "mlp": MLP,
+        "linear": nn.Linear,
+        "layernorm": nn.LayerNorm,
+    }
     positions: Tensor
 
     def __init__(self, config: ViTConfig) -> None:
         """Make a randomly initialised encoder (MAE's initialisation) of the shape `config`."""
         super().__init__()
         self.config = config
+        self.takes = InputSpec(3, 1, config.image_size)
+        self.gives = FeatureSpec(config.width, (config.grid,) * 3)
         width, patch = config.width, config.patch_size
         hidden = int(width * config.mlp_ratio)
         rates = torch.linspace(0, config.drop_path, config.depth, device="cpu").tolist()
@@ -181,10 +193,6 @@ class ViT3D(nn.Module):
         self.blocks = nn.ModuleList(Block(width, config.heads, hidden, rate) for rate in rates)
         self.norm = nn.LayerNorm(width)
         initialise(self)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the features [B, width] of scans [B, 1, S, S, S]: the mean over tokens."""
-        return self.tokens(x).mean(dim=1)
 
     def tokens(self, x: Tensor) -> Tensor:
         """Return the tokens [B, N, width] of scans [B, 1, S, S, S], after the final norm."""
@@ -214,6 +222,17 @@ class ViT3D(nn.Module):
                 f"give [batch, 1, {size}, {size}, {size}] or set the backbone's image_size"
             )
 
+    def architecture(self) -> dict[str, Any]:
+        """Return the shape of the network; stochastic depth is a matter of training: weights fit with any."""
+        shape = {key: value for key, value in asdict(self.config).items() if key != "drop_path"}
+        return {"kind": "vit", **shape}
+
+    def layers_above(self, name: str) -> int:
+        """Return how many layers lie above that of the parameter `name`; above the last block's, none."""
+        if found := re.match(r"blocks\.(\d+)\.", name):
+            return self.config.depth - 1 - int(found[1])
+        return self.config.depth if name.startswith("patch_embed.") else 0
+
     def _project(self, patches: Tensor) -> Tensor:
         # Patches do not overlap, so the convolution is one matrix product; that avoids the slow conv3d
         # kernels.
@@ -227,3 +246,22 @@ def initialise(module: nn.Module) -> None:
             nn.init.xavier_uniform_(part.weight.flatten(1))
             if part.bias is not None:
                 nn.init.zeros_(part.bias)
+
+
+def build(settings: Mapping[str, Any]) -> ViT3D:
+    """Return the randomly initialised encoder that `settings` (`ViTConfig`'s keys) describe."""
+    return ViT3D(read_shape(ViTConfig, settings, "backbone"))
+
+
+def read_shape(shape: Any, settings: Mapping[str, Any], label: str) -> Any:
+    """Return the `shape`, a dataclass, that `settings` describe; raise `UserError` if they do not."""
+    # A configured backbone names its kind, and the decoder that pretrains it, beside its own shape.
+    values = {key: value for key, value in settings.items() if key not in ("kind", "decoder")}
+    unknown = sorted(set(values) - set(shape.__dataclass_fields__))
+    missing = sorted({"width", "depth", "heads"} - set(values))
+    if unknown or missing:
+        raise UserError(
+            f"{label} has unknown keys {unknown} and lacks {missing}; "
+            f"known are {sorted(shape.__dataclass_fields__)}"
+        )
+    return shape(**values)

@@ -3,7 +3,6 @@
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -11,9 +10,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from neuropeft.backbones.base import Backbone
 from neuropeft.errors import UserError
 from neuropeft.files import atomic_path
-from neuropeft.models.vit3d import ViT3D
 
 # MONAI's names (ViT and MaskedAutoEncoderViT) and ours, below `blocks.<i>.` and above it.
 _IN_BLOCK = {
@@ -29,7 +28,7 @@ _BLOCK = re.compile(r"blocks\.(\d+)\.(.+)\.(weight|bias)")
 _FINAL = re.compile(r"(?:norm|blocks\.\d+)\.(weight|bias)")  # the autoencoder's final norm is its last block
 
 
-def save_encoder(path: str | Path, encoder: ViT3D, metadata: Mapping[str, str]) -> None:
+def save_encoder(path: str | Path, encoder: Backbone, metadata: Mapping[str, str]) -> None:
     """Write an encoder's weights and positions atomically as safetensors.
 
     Args:
@@ -40,10 +39,10 @@ def save_encoder(path: str | Path, encoder: ViT3D, metadata: Mapping[str, str]) 
     """
     state = {name: value.detach().cpu().contiguous() for name, value in encoder.state_dict().items()}
     with atomic_path(path) as partial:
-        save_file(state, partial, metadata={**metadata, "architecture": json.dumps(_architecture(encoder))})
+        save_file(state, partial, metadata={**metadata, "architecture": json.dumps(encoder.architecture())})
 
 
-def load_encoder(path: str | Path, encoder: ViT3D) -> dict[str, str]:
+def load_encoder(path: str | Path, encoder: Backbone) -> dict[str, str]:
     """Load a file written by `save_encoder` into `encoder`, in place.
 
     Returns:
@@ -53,7 +52,7 @@ def load_encoder(path: str | Path, encoder: ViT3D) -> dict[str, str]:
         UserError: The file cannot be read, is of another architecture, or has other keys.
     """
     state, metadata = read_tensors(path)
-    stored, wanted = json.loads(metadata.get("architecture", "{}")), _architecture(encoder)
+    stored, wanted = json.loads(metadata.get("architecture", "{}")), encoder.architecture()
     different = [
         f"{key} {stored[key]} for {wanted[key]}"
         for key in wanted
@@ -92,7 +91,7 @@ def read_metadata(path: str | Path) -> dict[str, str]:
 
 
 def import_encoder(
-    source: str | Path, path: str | Path, encoder: ViT3D, metadata: Mapping[str, str]
+    source: str | Path, path: str | Path, encoder: Backbone, metadata: Mapping[str, str]
 ) -> list[str]:
     """Turn a PyTorch checkpoint of a MONAI transformer into an encoder file; return the report.
 
@@ -190,7 +189,7 @@ def _reshape_patch_embedding(state: dict[str, Tensor]) -> None:
         state["patch_embed.weight"] = weight.view(-1, 1, edge, edge, edge)
 
 
-def _load_strictly(encoder: ViT3D, state: Mapping[str, Tensor], label: str) -> None:
+def _load_strictly(encoder: Backbone, state: Mapping[str, Tensor], label: str) -> None:
     own = encoder.state_dict()
     missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     reshaped = [
@@ -204,8 +203,3 @@ def _load_strictly(encoder: ViT3D, state: Mapping[str, Tensor], label: str) -> N
             f"of another shape {reshaped}; change the backbone or the checkpoint"
         )
     encoder.load_state_dict(dict(state))
-
-
-def _architecture(encoder: ViT3D) -> dict[str, object]:
-    # Stochastic depth is a matter of training: weights fit with any.
-    return {key: value for key, value in asdict(encoder.config).items() if key != "drop_path"}

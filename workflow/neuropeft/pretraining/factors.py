@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from neuropeft.models.vit3d import ViT3D
+from neuropeft.backbones.vit import ViT3D
 
 MAPPED = 6  # shares of grey matter, white matter and CSF; displacement along three axes
 

@@ -1,22 +1,25 @@
 """A 3D masked autoencoder around `ViT3D` (He et al. 2022; in 3D, SelfMedMAE, Zhou et al. 2023)."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from neuropeft.errors import UserError
-from neuropeft.models.vit3d import (
+from neuropeft.backbones import vit
+from neuropeft.backbones.vit import (
     Block,
     ViT3D,
     check_width,
     initialise,
     patch_view,
     patchify,
+    read_shape,
     sincos_positions,
     unpatchify,
 )
+from neuropeft.errors import UserError
 
 # Variance, in units of a z-scored scan's, below which a patch is background: its voxels differ by less than
 # about a hundredth of the scan's standard deviation, and scaling that to unit variance would make noise the
@@ -196,3 +199,18 @@ class MAE3D(nn.Module):
         target, weight = self._target(target.float())
         error = (prediction.float() - target).square().mean(dim=-1)  # [B, M]
         return (error * weight).sum() / weight.sum().clamp_min(1)
+
+
+def build_mae(
+    backbone: Mapping[str, Any], decoder: Mapping[str, Any], mask_ratio: float, normalize_targets: bool = True
+) -> MAE3D:
+    """Return a randomly initialised masked autoencoder whose `encoder` is the backbone to pretrain.
+
+    Args:
+        backbone: Settings of a backbone of kind `vit`.
+        decoder: Keys of `DecoderConfig`.
+        mask_ratio: Share of patches hidden.
+        normalize_targets: As in `MAE3D`.
+    """
+    shape = read_shape(DecoderConfig, decoder, "decoder")
+    return MAE3D(vit.build(backbone), shape, mask_ratio, normalize_targets)

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from neuropeft.models.build import build_predictor
-from neuropeft.models.heads import Predictor
-from neuropeft.peft.adapt import adapt
+from neuropeft.backbones.build import build_predictor
+from neuropeft.backbones.heads import Predictor
+from neuropeft.methods.adapt import adapt
 
 OUTPUTS = 2  # the paper's classification head
 COLUMNS = ("backbone", "method", "encoder", "head", "total", "as_published", "published", "contains")
@@ -22,7 +22,7 @@ METHODS: dict[str, Mapping[str, Any]] = {
     "scratch": {"kind": "scratch"},
     "full": {"kind": "full"},
     "attention": {"kind": "attention"},
-    "lora": {"kind": "lora", "r": 32, "alpha": 32.0, "targets": ["q", "v"]},
+    "lora": {"kind": "lora", "r": 32, "alpha": 32.0, "targets": ["q", "v"], "dropout": 0.0},
     "layernorm": {"kind": "layernorm"},
 }
 # A layer of MeLo's LoRA code (30 * classes -> classes) that is created after freezing and never used, so it
@@ -59,7 +59,7 @@ def table1() -> list[dict[str, str | int]]:
     for row in csv.DictReader(text.splitlines()):
         with torch.device("meta"):
             model = build_predictor(BACKBONES[row["backbone"]], OUTPUTS)
-            adapt(model, METHODS[row["method"]])
+            adapt(model, METHODS[row["method"]], torch.default_generator)
         counts = count(model)
         parts = {"encoder": counts.encoder, "head": counts.head, "unused": UNUSED_LAYER}
         as_published = sum(parts[part] for part in row["parts"].split("+"))

@@ -1,20 +1,20 @@
 """LoRA (Hu et al. 2022): low-rank updates of linear layers, with q, k and v of the fused projection apart."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from neuropeft.errors import UserError
-from neuropeft.models.vit3d import Block, ViT3D
+from neuropeft.backbones.base import Backbone
+from neuropeft.methods.base import Mergeable, Method
 
 FUSED = ("q", "k", "v")  # order of the rows of qkv
-TARGETS = (*FUSED, "proj", "fc1", "fc2")
 
 
-class LoRALinear(nn.Linear):
+class LoRALinear(nn.Linear, Mergeable):
     """A frozen linear layer W plus (alpha / r) B A, separately for named slices of its output rows.
 
     A is Kaiming-uniform and B is zero, so that the layer starts as W. `weight` and `bias` keep their names
@@ -27,7 +27,8 @@ class LoRALinear(nn.Linear):
         rows: Mapping[str, slice],
         r: int,
         alpha: float,
-        dropout: float = 0.0,
+        dropout: float,
+        generator: torch.Generator,
     ) -> None:
         """Wrap `linear`.
 
@@ -37,6 +38,7 @@ class LoRALinear(nn.Linear):
             r: Rank of every target.
             alpha: Numerator of the scale alpha / r, a true division: 16 / 32 is 0.5.
             dropout: Rate of dropout on the input of A in training.
+            generator: Draws A.
         """
         nn.Module.__init__(self)
         self.in_features, self.out_features = linear.in_features, linear.out_features
@@ -50,7 +52,7 @@ class LoRALinear(nn.Linear):
             {name: weight.new_zeros(part.stop - part.start, r) for name, part in rows.items()}
         )
         for a in self.lora_a.values():
-            nn.init.kaiming_uniform_(a, a=math.sqrt(5))
+            nn.init.kaiming_uniform_(a, a=math.sqrt(5), generator=generator)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [..., in] to [..., out]."""
@@ -79,46 +81,24 @@ class LoRALinear(nn.Linear):
         return torch.cat([F.pad(self.lora_b[name], padding[name]) for name in self.rows], dim=1)
 
 
-def inject(backbone: ViT3D, r: int, alpha: float, targets: Sequence[str], dropout: float = 0.0) -> None:
-    """Put LoRA into every block of `backbone`.
+class LoRA(Method):
+    """Put LoRA into the linear layers of every block, by the settings `r`, `alpha`, `targets`, `dropout`."""
 
-    Args:
-        backbone: The transformer, changed in place; its own parameters keep their `requires_grad`.
-        r: Rank.
-        alpha: The update is scaled by alpha / r.
-        targets: Any of q, k, v, proj, fc1, fc2.
-        dropout: Rate of dropout on the input of A.
-    """
-    unknown = [target for target in targets if target not in TARGETS]
-    if unknown or not targets or len(set(targets)) != len(targets):
-        raise UserError(f"LoRA targets {list(targets)} are not a choice without repeats from {list(TARGETS)}")
-    if int(r) != r or r < 1:
-        raise UserError(f"LoRA rank r is {r}; give a whole number from 1")
-    width = backbone.config.width
-    fused = {name: slice(i * width, (i + 1) * width) for i, name in enumerate(FUSED) if name in targets}
-    for block in backbone.blocks:
-        assert isinstance(block, Block)
-        if fused:
-            block.attn.qkv = LoRALinear(block.attn.qkv, fused, r, alpha, dropout)
-        for owner, name in ((block.attn, "proj"), (block.mlp, "fc1"), (block.mlp, "fc2")):
-            if name in targets:
-                linear = getattr(owner, name)
-                rows = {name: slice(0, linear.out_features)}
-                setattr(owner, name, LoRALinear(linear, rows, r, alpha, dropout))
+    def adapt(self, backbone: Backbone, settings: Mapping[str, Any], generator: torch.Generator) -> None:
+        """Replace every layer that is a target, or holds one; the other parameters stay frozen."""
+        shape = settings["r"], settings["alpha"], settings["dropout"]
+        for site in backbone.sites("linear"):
+            assert isinstance(site.module, nn.Linear)
+            outputs = site.module.out_features
+            names = FUSED if site.name == "qkv" else (site.name,)
+            width = outputs // len(names)
+            rows = {
+                name: slice(i * width, (i + 1) * width)
+                for i, name in enumerate(names)
+                if name in settings["targets"]
+            }
+            if rows:
+                setattr(site.owner, site.name, LoRALinear(site.module, rows, *shape, generator))
 
 
-def merge(model: nn.Module) -> dict[str, LoRALinear]:
-    """Replace every LoRA layer of `model` by its merged plain layer; return what `unmerge` needs to undo it.
-
-    A merged network predicts the same at no extra cost. Nothing is computed in place, so `unmerge` is exact.
-    """
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, LoRALinear)}
-    for name, layer in layers.items():
-        model.set_submodule(name, layer.merged())
-    return layers
-
-
-def unmerge(model: nn.Module, layers: Mapping[str, LoRALinear]) -> None:
-    """Put back the LoRA layers that `merge` took out of `model`."""
-    for name, layer in layers.items():
-        model.set_submodule(name, layer)
+METHODS = {"lora": LoRA()}

@@ -1,0 +1,279 @@
+"""What every method must do, on every backbone that it fits, and the door to them."""
+
+from typing import Any, NamedTuple, get_args
+
+import pytest
+import torch
+
+from kinds import BACKBONES, METHODS, fits, label, method_settings, predictor, scans, spec, train
+from neuropeft import methods
+from neuropeft.backbones.build import build_predictor
+from neuropeft.backbones.checkpoints import read_tensors
+from neuropeft.backbones.heads import Predictor
+from neuropeft.config.methods import Method as Settings
+from neuropeft.errors import UserError
+from neuropeft.methods import counts, selective
+from neuropeft.methods.adapt import (
+    adapt,
+    delta_state,
+    load_delta,
+    merge,
+    parameter_groups,
+    save_delta,
+    unmerge,
+)
+from neuropeft.methods.base import Method
+
+VIT, DENSENET = BACKBONES[:2]
+LORA = METHODS[4]
+PAIRS = [(backbone, method) for backbone in BACKBONES for method in METHODS if fits(backbone, method)]
+IDS = [f"{label(backbone)}-{label(method)}" for backbone, method in PAIRS]
+
+
+def network(method):
+    return predictor(VIT, method)
+
+
+class Trained(NamedTuple):
+    """A network after ten steps, and what is known of it from before."""
+
+    backbone: dict[str, Any]
+    method: dict[str, Any]
+    before: dict[str, torch.Tensor]
+    gradients: list[set[str]]
+    model: Predictor
+
+
+@pytest.fixture(scope="module", params=PAIRS, ids=IDS)
+def trained(request) -> Trained:
+    backbone, method = request.param
+    model = predictor(backbone, method)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    gradients = train(model, method, 10)
+    with torch.no_grad():
+        model.head.measure(model.backbone.tokens(scans()))
+    return Trained(backbone, method, before, gradients, model.eval())
+
+
+def test_the_table_and_the_settings_know_the_same_kinds_and_all_are_tested():
+    settings = get_args(get_args(Settings)[0])
+    kinds = [get_args(one.model_fields["kind"].annotation)[0] for one in settings]
+    assert set(kinds) == set(methods.MODULES) == {method["kind"] for method in METHODS}
+
+
+# Trainable parameters of the encoder, without the head, as published or as their formula gives.
+COUNTS = {
+    ("vit_b", "scratch"): 88_202_496,
+    ("vit_b", "attention"): 28_348_416,
+    ("vit_b", "layernorm"): 38_400,
+    ("vit_b", "lora"): 294_912,
+    ("vit_b", "bitfit"): 102_912,
+    ("vit_s", "scratch"): 12_220_800,
+    ("vit_s", "layernorm"): 9_984,
+    ("densenet121", "scratch"): 11_242_624,
+    ("densenet121", "bitfit"): 41_824,
+}
+OPTIONS = {"lora": {"r": 8}}
+
+
+@pytest.mark.parametrize(("backbone", "kind"), COUNTS, ids="-".join)
+def test_as_many_parameters_are_trained_as_published(backbone, kind):
+    method = method_settings({"kind": kind, **OPTIONS.get(kind, {})}).model_dump()
+    with torch.device("meta"):
+        model = build_predictor(counts.BACKBONES[backbone], 2)
+        adapt(model, method, torch.default_generator)
+    assert counts.count(model).encoder == COUNTS[backbone, kind]
+
+
+@pytest.mark.parametrize(("backbone", "method"), PAIRS, ids=IDS)
+def test_adapting_changes_no_prediction(backbone, method):
+    plain, adapted = predictor(backbone).eval(), predictor(backbone, method).eval()
+    assert torch.equal(adapted(scans()), plain(scans()))
+
+
+@pytest.mark.parametrize(("backbone", "method"), PAIRS, ids=IDS)
+def test_everything_random_comes_from_the_generator(backbone, method):
+    first = predictor(backbone, method, drawn=1)
+    state = torch.get_rng_state()
+    torch.manual_seed(0)
+    model = build_predictor(spec(backbone), 2)
+    here = torch.get_rng_state()
+    adapt(model, method_settings(method).model_dump(), torch.Generator().manual_seed(1))
+    assert torch.equal(torch.get_rng_state(), here), "nothing was drawn elsewhere"
+    assert torch.equal(state, here)
+    other = first.state_dict()
+    assert all(torch.equal(value, other[name]) for name, value in model.state_dict().items())
+
+
+def test_every_trained_parameter_has_a_gradient_within_two_steps(trained):
+    wanted = {name for name, value in trained.model.named_parameters() if value.requires_grad}
+    assert trained.gradients[0] | trained.gradients[1] == wanted
+    assert {"head.linear.weight", "head.linear.bias"} < wanted
+
+
+def test_what_is_frozen_stays_bitwise_and_what_is_trained_moves(trained):
+    delta, added = set(delta_state(trained.model)), trained.model.added
+    for name, value in trained.model.state_dict().items():
+        if name not in delta:
+            assert torch.equal(value, trained.before[name]), name
+        elif name not in added or name in trained.gradients[-1]:
+            assert not torch.equal(value, trained.before[name]), name
+
+
+def test_evaluating_twice_gives_the_same_and_changes_no_weight(trained):
+    before = {name: value.clone() for name, value in trained.model.state_dict().items()}
+    assert torch.equal(trained.model(scans()), trained.model(scans()))
+    assert all(torch.equal(value, before[name]) for name, value in trained.model.state_dict().items())
+
+
+def test_a_delta_restores_the_trained_network(trained, tmp_path):
+    save_delta(tmp_path / "delta.safetensors", trained.model, {"cell": "c"})
+    state, metadata = read_tensors(tmp_path / "delta.safetensors")
+    assert metadata == {"cell": "c"}
+    # The same start; what the method draws is another, so that it must be in the delta.
+    fresh = predictor(trained.backbone, trained.method, drawn=1)
+    load_delta(fresh, state)
+    assert torch.equal(fresh.eval()(scans()), trained.model(scans()))
+
+
+def test_merged_predicts_as_unmerged_and_unmerging_is_exact(trained):
+    expected = trained.model(scans())
+    state = {name: value.clone() for name, value in trained.model.state_dict().items()}
+    layers = merge(trained.model)
+    merged = trained.model(scans())
+    unmerge(trained.model, layers)
+    torch.testing.assert_close(merged, expected, atol=1e-4, rtol=1e-4)
+    assert all(torch.equal(value, state[name]) for name, value in trained.model.state_dict().items())
+    assert torch.equal(trained.model(scans()), expected)
+
+
+class FrozenDraw(Method):
+    """Adds a random vector that stays as it is."""
+
+    def adapt(self, backbone, settings, generator):
+        backbone.register_buffer("drawn", torch.randn(3, generator=generator))
+        backbone.register_parameter("still", torch.nn.Parameter(torch.randn(2, generator=generator), False))
+
+
+def test_what_a_method_draws_is_in_the_delta_though_it_stays_frozen(monkeypatch):
+    monkeypatch.setitem(selective.METHODS, "attention", FrozenDraw())
+    model, other = (predictor(VIT, {"kind": "attention"}, drawn=drawn) for drawn in (0, 1))
+    assert not torch.equal(model.backbone.drawn, other.backbone.drawn)
+    assert {"backbone.drawn", "backbone.still"} < set(delta_state(model))
+    load_delta(other, delta_state(model))
+    assert torch.equal(model.backbone.drawn, other.backbone.drawn)
+    assert torch.equal(model.backbone.still, other.backbone.still)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES, ids=label)
+def test_a_backbone_refuses_the_methods_that_it_does_not_fit(backbone):
+    for method in METHODS:
+        if not fits(backbone, method):
+            with pytest.raises(UserError, match="does not provide"):
+                predictor(backbone, method)
+
+
+def test_an_unknown_method_is_refused():
+    model = predictor(VIT)
+    with pytest.raises(UserError, match="method kind 'prompt' is unknown; give one of scratch, "):
+        adapt(model, {"kind": "prompt"}, torch.default_generator)
+
+
+@pytest.mark.parametrize("broken", ["missing", "unexpected", "shape", "method"])
+def test_a_delta_that_does_not_fit_is_refused(broken):
+    model = network(LORA)
+    state = {name: value.clone() for name, value in delta_state(model).items()}
+    if broken == "missing":
+        del state["head.linear.bias"]
+    elif broken == "unexpected":
+        state["backbone.norm.weight"] = torch.ones(48)
+    elif broken == "shape":
+        state["head.linear.bias"] = torch.ones(3)
+    else:
+        state = delta_state(network({"kind": "attention"}))
+    with pytest.raises(UserError, match="delta"):
+        load_delta(model, state)
+
+
+def test_a_delta_that_cannot_be_read_is_named(tmp_path):
+    (tmp_path / "delta.safetensors").write_bytes(b"not a delta")
+    with pytest.raises(UserError, match=r"delta\.safetensors"):
+        read_tensors(tmp_path / "delta.safetensors")
+
+
+def test_attention_trains_qkv_and_proj_only():
+    trained = {n for n, p in network({"kind": "attention"}).backbone.named_parameters() if p.requires_grad}
+    parts = [f"{layer}.{kind}" for layer in ("qkv", "proj") for kind in ("weight", "bias")]
+    assert trained == {f"blocks.{i}.attn.{part}" for i in (0, 1) for part in parts}
+
+
+def test_groups_decay_matrices_only_and_keep_the_head_apart():
+    model = network({"kind": "full"})
+    groups = parameter_groups(model, {"kind": "scratch", "lr": 1e-4, "weight_decay": 0.05, "head_lr": 1e-2})
+    named = {group["name"]: group for group in groups}
+    assert set(named) == {"backbone", "backbone_no_decay", "head", "head_no_decay"}
+    for name, group in named.items():
+        assert group["weight_decay"] == (0.0 if name.endswith("no_decay") else 0.05)
+        assert all((value.ndim > 1) != name.endswith("no_decay") for value in group["params"])
+    assert {name: group["lr"] for name, group in named.items()} == {
+        "backbone": 1e-4,
+        "backbone_no_decay": 1e-4,
+        "head": pytest.approx(1e-2 * 768 / 48),  # in inverse proportion to its inputs
+        "head_no_decay": 1e-2,
+    }
+    assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
+    without = parameter_groups(model, {"kind": "scratch", "lr": 1e-4, "head_lr": None})
+    assert {group["lr"] for group in without if group["name"] != "head"} == {1e-4}
+
+
+def rates(method):
+    """Return the peak learning rate of every trained parameter."""
+    model = network(method)
+    settings = {"lr": 1.0, "head_lr": 5.0, **method}
+    names = {id(value): name for name, value in model.named_parameters()}
+    groups = parameter_groups(model, settings)
+    return {names[id(value)]: group["lr"] for group in groups for value in group["params"]}
+
+
+def test_with_layer_decay_lower_layers_of_a_full_fine_tune_learn_slower():
+    found = rates({"kind": "full", "layer_decay": 0.5})
+    expected = {"patch_embed": 0.25, "blocks.0": 0.5, "blocks.1": 1.0, "norm": 1.0}
+    for name, rate in found.items():
+        if name.startswith("backbone."):
+            layer = next(layer for layer in expected if name.startswith(f"backbone.{layer}."))
+            assert rate == expected[layer], name
+    assert found["head.linear.bias"] == 5.0, "the head learns at its own rate"
+    for method in (LORA, {"kind": "attention"}, {"kind": "layernorm"}, {"kind": "scratch"}):
+        others = rates(method)
+        assert {rate for name, rate in others.items() if name.startswith("backbone.")} == {1.0}
+
+
+def test_a_frozen_part_stays_in_evaluation_mode_in_training():
+    model = network({"kind": "layernorm"}).train()
+    modes = {name: module.training for name, module in model.named_modules()}
+    assert modes["backbone.norm"]
+    assert modes["head"]
+    assert not modes["backbone.blocks.0.attn"]
+    assert not modes["backbone.patch_embed"]
+    model.backbone.requires_grad_(False)
+    model.train()
+    assert not any(module.training for module in model.backbone.modules())
+
+
+def test_a_delta_of_a_cnn_holds_its_batch_norm_statistics():
+    model, fresh = (predictor(DENSENET, {"kind": "full"}) for _ in range(2))
+    x = torch.randn(2, 1, 32, 32, 32)
+    model.train()(x)
+    assert {name for name in model.state_dict() if "running" in name} <= set(delta_state(model))
+    load_delta(fresh, delta_state(model))
+    assert torch.equal(fresh.eval()(x), model.eval()(x))
+
+
+def test_a_frozen_cnn_keeps_its_batch_norm_statistics():
+    model = predictor(DENSENET)
+    model.backbone.requires_grad_(False)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    model.train()(torch.randn(2, 1, 32, 32, 32))
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert not changed
+    assert {name.split(".")[0] for name in delta_state(model)} == {"head"}

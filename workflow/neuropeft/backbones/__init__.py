@@ -1,0 +1,16 @@
+"""Networks: where each kind is. Only the module of the kind in use is imported."""
+
+from neuropeft.errors import UserError
+
+# Named as `sources` names modules. Each has `build`, which makes a network from its settings.
+MODULES = {
+    "vit": "backbones.vit",
+    "densenet121": "backbones.densenet121",
+}
+
+
+def module_of(kind: str) -> str:
+    """Return the module of a kind of backbone; raise `UserError` if there is no such kind."""
+    if kind not in MODULES:
+        raise UserError(f"backbone kind {kind!r} is unknown; give one of {', '.join(MODULES)}")
+    return MODULES[kind]

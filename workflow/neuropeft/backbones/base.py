@@ -1,0 +1,89 @@
+"""What a backbone offers to heads, methods and checkpoints."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple
+
+from torch import Tensor, nn
+
+from neuropeft.errors import UserError
+
+SIZE = 80  # edge of a scan in voxels, where the settings give none
+
+
+class InputSpec(NamedTuple):
+    """Batches that a backbone takes: [B, channels, size, size, size] for three `dims`."""
+
+    dims: int
+    channels: int
+    size: int
+
+
+class FeatureSpec(NamedTuple):
+    """Tokens that a backbone gives: [B, N, width], one for each place of `grid`."""
+
+    width: int
+    grid: tuple[int, ...]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a scan, N."""
+        return math.prod(self.grid)
+
+
+class Site(NamedTuple):
+    """A place where a method can attach: `module` is the child `name` of `owner`."""
+
+    owner: nn.Module
+    name: str
+    module: nn.Module
+
+
+class Backbone(nn.Module, ABC):
+    """A network from scans to tokens.
+
+    Attributes:
+        SITES: {kind of site: class of its modules}; with what no module stands for, such as tokens, they are
+            what the backbone's settings say that it provides.
+        takes: The scans that it takes.
+        gives: The tokens that it gives.
+    """
+
+    SITES: ClassVar[Mapping[str, type[nn.Module]]]
+    takes: InputSpec
+    gives: FeatureSpec
+
+    @abstractmethod
+    def tokens(self, x: Tensor) -> Tensor:
+        """Return the tokens [B, N, width] of scans [B, 1, S, S, S]."""
+
+    @abstractmethod
+    def architecture(self) -> dict[str, Any]:
+        """Return what weights must share with this network to fit, stored beside them."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the features [B, width] of scans [B, 1, S, S, S]: the mean over tokens."""
+        return self.tokens(x).mean(dim=1)
+
+    def sites(self, kind: str) -> list[Site]:
+        """Return the sites of a kind, in the order of the network's modules.
+
+        Raises:
+            UserError: The backbone does not provide this kind.
+        """
+        if kind not in self.SITES:
+            raise UserError(
+                f"{type(self).__name__} does not provide {kind}, to which the method attaches; "
+                "choose another backbone or method"
+            )
+        return [
+            Site(owner, name, module)
+            for owner in self.modules()
+            for name, module in owner.named_children()
+            if isinstance(module, self.SITES[kind])
+        ]
+
+    def layers_above(self, name: str) -> int:
+        """Return how many layers lie above that of the parameter `name`; 0 where they are not told apart."""
+        return 0

@@ -1,0 +1,86 @@
+"""What a method is: how it adapts a backbone, and how what it trains is optimised."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from neuropeft.backbones.base import Backbone
+from neuropeft.backbones.heads import Predictor
+
+REFERENCE_WIDTH = 768  # of ViT-B: the inputs of a head for which `head_lr` is given
+
+
+class Method(ABC):
+    """A kind of method, without state.
+
+    What it needs of a backbone, and which starts it takes, its settings say: the run table reads them without
+    torch.
+    """
+
+    @abstractmethod
+    def adapt(self, backbone: Backbone, settings: Mapping[str, Any], generator: torch.Generator) -> None:
+        """Make trainable what the method trains of a frozen backbone, and put in what it adds.
+
+        Args:
+            backbone: The network, changed in place.
+            settings: The configured method.
+            generator: Of the CPU; gives every random number. What is drawn is stored with the delta, even if
+                it stays frozen.
+
+        Raises:
+            UserError: The backbone does not provide what the method attaches to.
+        """
+
+    def groups(self, model: Predictor, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Return the optimiser groups of an adapted `model`; see `parameter_groups`."""
+        return parameter_groups(model, settings)
+
+
+class Mergeable(nn.Module):
+    """A layer that a method has put in, and for which a plain one can stand once it is trained."""
+
+    def merged(self) -> nn.Module:
+        """Return a layer of the backbone's own kind that computes the same; this one stays as it is."""
+        raise NotImplementedError
+
+
+def _alike(name: str) -> float:
+    return 1.0
+
+
+def parameter_groups(
+    model: Predictor, settings: Mapping[str, Any], factor: Callable[[str], float] = _alike
+) -> list[dict[str, Any]]:
+    """Return the optimiser groups of an adapted `model`.
+
+    Biases, norms and other 1-D parameters get no weight decay. The matrices of the head learn at the method's
+    `head_lr` times `REFERENCE_WIDTH` over their inputs: a step of Adam moves every weight alike, so outputs
+    of more inputs move further at the same rate.
+
+    Args:
+        model: The network, after `adapt`.
+        settings: Its configured method: lr, head_lr and weight_decay.
+        factor: What the learning rate of a parameter of the backbone, by its name there, is multiplied with.
+
+    Returns:
+        Groups with the keys params, lr, weight_decay and name; empty groups are left out.
+    """
+    groups: dict[tuple[float, bool, str], dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        part, _, inner = name.partition(".")
+        decayed = parameter.ndim > 1
+        if part == "head":
+            rate = settings.get("head_lr") or settings["lr"]
+            rate *= REFERENCE_WIDTH / parameter.shape[1] if decayed else 1
+        else:
+            rate = settings["lr"] * factor(inner)
+        label = part if decayed else f"{part}_no_decay"
+        decay = settings.get("weight_decay", 0.0) if decayed else 0.0
+        group = {"params": [], "lr": rate, "weight_decay": decay, "name": label}
+        groups.setdefault((rate, decayed, part), group)["params"].append(parameter)
+    return list(groups.values())

@@ -1,1 +1,0 @@
-"""Backbones, the masked autoencoder, heads and encoder files."""

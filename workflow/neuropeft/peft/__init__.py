@@ -1,1 +1,0 @@
-"""Methods that adapt a backbone: one file per family, `adapt` as the door."""

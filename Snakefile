@@ -42,5 +42,5 @@ rule all:
         TABLES,
         FIGURES,
         expand(layout.QC_PAGE, cohort=JOBS.scanned),
-        expand(layout.SIMULATED + "/participants.tsv", cohort=JOBS.simulated),
+        expand(layout.SIMULATED_PARTICIPANTS, cohort=JOBS.simulated),
     localrule: True

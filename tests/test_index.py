@@ -156,7 +156,7 @@ def test_a_path_may_hold_variables(tmp_path: Path, monkeypatch) -> None:
 
 def test_a_cohort_none_of_whose_scans_is_there_is_refused(tmp_path: Path) -> None:
     table(tmp_path / "scans.tsv", "path subject", "gone/a.nii 1", "gone/b.nii 2")
-    with pytest.raises(UserError, match=r"no scan that may be read: of its 2 .*gone/a\.nii; mend"):
+    with pytest.raises(UserError, match=r"no scan that may be read: of its 2 .*gone/a\.nii; fix"):
         index_cohort("T", Cohort(table=str(tmp_path / "scans.tsv")), 2)
 
 
@@ -223,7 +223,7 @@ def test_a_disk_that_fails_leaves_no_scan_out(bids: Path, monkeypatch, code: str
 def test_mask_template(bids: Path, monkeypatch) -> None:
     monkeypatch.setenv("MASKS_UNDER_TEST", "masks")
     given = {"skull_strip": "given", "brain_masks": "$MASKS_UNDER_TEST/{subject}/{session}/{scan_id}.nii.gz"}
-    with pytest.raises(UserError, match=r"no brain mask: .*masks/01/sub-01\.nii\.gz; mend `cohorts\.C"):
+    with pytest.raises(UserError, match=r"no brain mask: .*masks/01/sub-01\.nii\.gz; fix `cohorts\.C"):
         index(bids, **given)
     touch(bids, "masks/01/sub-01.nii.gz")
     scans = index(bids, **given)
@@ -353,8 +353,8 @@ def test_a_fraction_without_a_subject_of_each_class_is_refused(tmp_path: Path) -
     (tmp_path / "bids").mkdir()
     raw = simulated_config(tmp_path / "bids")
     raw["grid"][0]["fractions"] = [10, 100]
-    mend = r"10 % of the 8 training subjects of task ad are 1, but training needs 2; give at least 13"
-    with pytest.raises(UserError, match=mend):
+    needed = r"10 % of the 8 training subjects of task ad are 1, but training needs 2; give at least 13"
+    with pytest.raises(UserError, match=needed):
         prepare(load_config(raw, tmp_path), tmp_path / "results")
     raw["grid"][0]["fractions"] = [13, 100]
     prepare(load_config(raw, tmp_path), tmp_path / "results")

@@ -215,7 +215,7 @@ class Jobs:
 
     def group_deltas(self, wildcards: Any) -> list[str]:
         """Return the deltas of the cells that are predicted together."""
-        return [f"{self.cell_folder(cell)}/delta.safetensors" for cell in self.group_cells(wildcards)]
+        return [layout.DELTA.of(**cell.names) for cell in self.group_cells(wildcards)]
 
     def task_cohorts(self, task: str) -> list[str]:
         """Return the training cohort and the zero-shot cohorts of a task."""

@@ -46,6 +46,8 @@ TISSUE = Place("cohorts/{cohort}/store/tissue.npy")
 QC_PAGE = Place("qc/{cohort}/index.html")
 QC_TABLE = Place("qc/{cohort}/qc.tsv")
 SIMULATED = Place("simulated/{cohort}")
+SIMULATED_PARTICIPANTS = Place("simulated/{cohort}/participants.tsv")
+SIMULATED_DESCRIPTION = Place("simulated/{cohort}/dataset_description.json")
 SIMULATED_CHUNK = Place("simulated/{cohort}/chunks/{chunk}.tsv")
 
 # -- splits and what is checked about them; `split` is a name of `split_names` --
@@ -56,12 +58,17 @@ PRETRAINING_LEAKS = Place("splits/{task}/leaks/pretraining-{pretraining}{fold_pa
 # -- what is trained; `fold_part` is empty, or a folder where each fold has an encoder of its own --
 PRETRAINED = Place("pretraining/{pretraining}/{backbone}{fold_part}")
 ENCODER = Place("pretraining/{pretraining}/{backbone}{fold_part}/encoder.safetensors")
+PRETRAINING_HISTORY = Place("pretraining/{pretraining}/{backbone}{fold_part}/history.csv")
+PRETRAINING_COST = Place("pretraining/{pretraining}/{backbone}{fold_part}/cost.json")
 IMPORTED_ENCODER = Place("pretraining/{pretraining}/{backbone}/encoder.safetensors")
 PRETRAINING_STATE = Place("_state/pretraining/{pretraining}/{backbone}{fold_part}")
 SEARCH = Place("search/{task}/{backbone}/{pretraining}/{method}{fold_part}.tsv")
 SEARCH_STATE = Place("_state/search")
 PACK = Place("packs/{task}/{backbone}/{pretraining}/{method}/{pack}.tsv")
 CELL = Place("cells/{task}/{backbone}/{pretraining}/{method}/fraction-{fraction}/{split}")
+DELTA = Place("cells/{task}/{backbone}/{pretraining}/{method}/fraction-{fraction}/{split}/delta.safetensors")
+HISTORY = Place("cells/{task}/{backbone}/{pretraining}/{method}/fraction-{fraction}/{split}/history.csv")
+COST = Place("cells/{task}/{backbone}/{pretraining}/{method}/fraction-{fraction}/{split}/cost.json")
 CELL_STATES = Place("_state/cells")
 
 # -- what is predicted and scored --
@@ -75,9 +82,11 @@ TABLES = Place("tables")
 PARAMETER_COUNTS = Place("tables/parameter_counts.csv")
 SCORES = Place("tables/scores.csv")
 FIGURES = Place("figures")
+TABLE = Place("tables/{name}")
+FIGURE = Place("figures/{name}")
 PARTIAL = Place("partial")
 PARTIAL_PREDICTIONS = Place("partial/predictions/{task}/{backbone}/{pretraining}/{method}/{cohort}.tsv")
-PARTIAL_TABLES = Place("partial/tables")
+PARTIAL_TABLE = Place("partial/tables/{name}")
 PARTIAL_COUNTS = Place("partial/parameter_counts.csv")
 
 # -- logs that Python reads --

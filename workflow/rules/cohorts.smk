@@ -25,8 +25,8 @@ rule simulate_scans:
 
 rule simulate_tables:
     output:
-        participants=layout.SIMULATED + "/participants.tsv",
-        description=layout.SIMULATED + "/dataset_description.json",
+        participants=layout.SIMULATED_PARTICIPANTS,
+        description=layout.SIMULATED_DESCRIPTION,
     log:
         "results/logs/simulate_tables/{cohort}.log",
     conda:

@@ -1,8 +1,6 @@
 # Adapt a backbone to a task by a method, with a fraction of the data, a seed and a fold: a cell. One job trains a pack of
 # cells, which share volumes and base weights; what it has trained it keeps, whatever becomes of the others.
 
-CELL = layout.CELL + "/"
-
 
 # Every method tries the same few learning rates, on each fold, before its cells are trained.
 rule search:
@@ -82,9 +80,9 @@ rule cell:
     input:
         lambda wildcards: JOBS.pack_table(JOBS.cell_of(wildcards)),
     output:
-        delta=f"{CELL}delta.safetensors",
-        history=f"{CELL}history.csv",
-        cost=f"{CELL}cost.json",
+        delta=layout.DELTA,
+        history=layout.HISTORY,
+        cost=layout.COST,
     log:
         "results/logs/cell/{task}/{backbone}/{pretraining}/{method}/fraction-{fraction}/{split}.log",
     localrule: True

@@ -33,7 +33,7 @@ rule tables_partial:
         PARTIAL.result_files,
         counts=layout.PARTIAL_COUNTS,
     output:
-        [table.replace(layout.TABLES + "/", layout.PARTIAL_TABLES + "/") for table in TABLES],
+        [layout.PARTIAL_TABLE.of(name=name) for name in TABLE_NAMES],
     log:
         "results/logs/tables_partial.log",
     localrule: True  # on another node, more cells would have finished than are predicted
@@ -42,7 +42,7 @@ rule tables_partial:
     params:
         code=lambda wildcards: JOBS.published_code("publish.tables"),
         config=lambda wildcards: CONFIG.model_dump_json(),
-        out=layout.PARTIAL_TABLES,
+        out=lambda wildcards, output: os.path.dirname(output[0]),
     message:
         "Writing the tables of the cells that are finished"
     shell:

@@ -11,8 +11,8 @@ rule pretrain:
         start=JOBS.pretraining_start,
     output:
         encoder=layout.ENCODER,
-        history=layout.PRETRAINED + "/history.csv",
-        cost=layout.PRETRAINED + "/cost.json",
+        history=layout.PRETRAINING_HISTORY,
+        cost=layout.PRETRAINING_COST,
     log:
         layout.PRETRAIN_LOG,
     benchmark:

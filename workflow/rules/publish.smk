@@ -1,13 +1,11 @@
 # Tables and figures: everything here derives from stored predictions and costs.
 
-TABLES = multiext(
-    layout.TABLES + "/",
+TABLE_NAMES = [
     *(f"table{number}.{kind}" for number in (1, 2, 3, 4) for kind in ("csv", "md", "tex")),
     "scores.csv",
     "costs.csv",
-)
-FIGURES = multiext(
-    layout.FIGURES + "/",
+]
+FIGURE_NAMES = [
     *(
         f"{name}.{kind}"
         for name in (
@@ -22,7 +20,9 @@ FIGURES = multiext(
     ),
     "losses_pretraining.csv",
     "losses_finetuning.csv",
-)
+]
+TABLES = [layout.TABLE.of(name=name) for name in TABLE_NAMES]
+FIGURES = [layout.FIGURE.of(name=name) for name in FIGURE_NAMES]
 
 
 rule parameter_counts:
@@ -54,8 +54,8 @@ rule tables:
         "../../envs/report.yaml"
     params:
         code=lambda wildcards: JOBS.published_code("publish.tables"),
-        out=layout.TABLES,
         config=lambda wildcards: CONFIG.model_dump_json(),
+        out=lambda wildcards, output: os.path.dirname(output[0]),
     message:
         "Writing the tables"
     shell:
@@ -74,8 +74,8 @@ rule figures:
         "../../envs/report.yaml"
     params:
         code=lambda wildcards: JOBS.published_code("publish.figures"),
-        out=layout.FIGURES,
         config=lambda wildcards: CONFIG.model_dump_json(),
+        out=lambda wildcards, output: os.path.dirname(output[0]),
     message:
         "Drawing the figures"
     shell:

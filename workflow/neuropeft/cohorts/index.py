@@ -80,12 +80,12 @@ def index_cohort(name: str, cohort: Cohort, scans_per_job: int) -> list[Scan]:
     if all(scan.size == -1 for scan in scans):
         raise UserError(
             f"cohort {name!r} has no scan that may be read: of its {len(scans)} scans the first would be "
-            f"{scans[0].path}; mend `cohorts.{name}`"
+            f"{scans[0].path}; fix `cohorts.{name}`"
         )
     if cohort.brain_masks and all(scan.mask_size == -1 for scan in scans):
         raise UserError(
             f"cohort {name!r} has no brain mask: of its {len(scans)} scans the first would have "
-            f"{scans[0].mask}; mend `cohorts.{name}.brain_masks`"
+            f"{scans[0].mask}; fix `cohorts.{name}.brain_masks`"
         )
     return scans
 

@@ -53,7 +53,7 @@ def check_leaks(split: Path, stored: Path, labels: Path | None, zero_shot: Path 
     images = _split_images(split, stored)
     if labels is not None and zero_shot is not None:
         images += _labelled_images(labels, zero_shot)
-    _refuse_twins(split, images)
+    _refuse_pairs(split, images)
     _report(split, images, out)
 
 
@@ -78,11 +78,11 @@ def check_pretraining(
     left_out = held_out_subjects(map(read_split, held_out))
     rows = [row for row in read_tsv(pretrained) if row["subject"] not in left_out]
     images += _images(pretrained, {row["scan_id"]: PRETRAINING for row in rows})
-    _refuse_twins(tested, images)
+    _refuse_pairs(tested, images)
     _report(tested, images, out)
 
 
-def find_twins(images: Iterable[Image]) -> list[tuple[Image, Image]]:
+def find_pairs(images: Iterable[Image]) -> list[tuple[Image, Image]]:
     """Return the pairs of images that are one and lie on two sides, under whatever name."""
     sides: dict[str, list[Image]] = {}
     for image in images:
@@ -124,20 +124,20 @@ def _images(stored: Path, side_of: Mapping[str, str]) -> list[Image]:
     ]
 
 
-def _refuse_twins(checked: Path, images: Sequence[Image]) -> None:
-    twins = find_twins(images)
-    if not twins:
+def _refuse_pairs(checked: Path, images: Sequence[Image]) -> None:
+    pairs = find_pairs(images)
+    if not pairs:
         return
-    one, other = twins[0]
-    more = f" ({len(twins) - 1} more such pairs)" if len(twins) > 1 else ""
-    mend = (
+    one, other = pairs[0]
+    more = f" ({len(pairs) - 1} more such pairs)" if len(pairs) > 1 else ""
+    fix = (
         "give both the same subject or remove one of them"
         if one.cohort == other.cohort
         else "remove it from one of the two"
     )
     raise UserError(
         f"{checked}: {one.scan_id} of cohort {one.cohort} ({one.side}) and {other.scan_id} of {other.cohort} "
-        f"({other.side}) hold the same image{more}; {mend}"
+        f"({other.side}) hold the same image{more}; {fix}"
     )
 
 

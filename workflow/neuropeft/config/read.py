@@ -1,4 +1,4 @@
-"""Read a configuration and check it before anything runs; each mistake is a sentence that names key and mend.
+"""Read a configuration and check it before anything runs; each mistake is a sentence with its key and a fix.
 
 `json_schema` is what editors use for completion; a test keeps the exported file in step.
 """
@@ -28,7 +28,7 @@ def load_config(raw: Mapping[str, Any], base: Path | None, source: str = "config
         source: name of the file, for errors.
 
     Raises:
-        UserError: a key is unknown, missing or wrong; one line per mistake, each with its mend.
+        UserError: a key is unknown, missing or wrong; one line per mistake, each with its fix.
     """
     try:
         config = Config.model_validate(dict(raw))
@@ -83,7 +83,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ) from error
     except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(
-            f"cannot read the configuration {path}: {' '.join(str(error).split())}; mend the YAML"
+            f"cannot read the configuration {path}: {' '.join(str(error).split())}; fix the YAML"
         ) from error
     if not isinstance(raw, dict):
         raise UserError(f"{path}: a configuration is a mapping of keys such as `cohorts` and `tasks`")

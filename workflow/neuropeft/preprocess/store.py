@@ -113,7 +113,7 @@ def _check_share(rows: list, kept: list, max_share: float, excluded: str | Path)
     where = ", ".join(f"{count} at {step}" for step, count in reasons.most_common())
     raise UserError(
         f"{failed} of {len(rows)} scans could not be preprocessed ({where}), more than "
-        f"`preprocessing.max_excluded_share` {max_share:g} allows; see {excluded} for the reasons, mend or "
+        f"`preprocessing.max_excluded_share` {max_share:g} allows; see {excluded} for the reasons, fix or "
         "remove these scans or raise the share"
     )
 

@@ -17,6 +17,7 @@ DECODER = {"width": 48, "depth": 1, "heads": 4}
 BACKBONES = [
     {"kind": "vit", "width": 48, "depth": 2, "heads": 4, "decoder": DECODER},
     {"kind": "densenet121"},
+    {"kind": "resnet50"},
 ]
 EVERYWHERE = ["q", "k", "v", "proj", "fc1", "fc2"]
 METHODS = [

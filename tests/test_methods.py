@@ -72,15 +72,17 @@ COUNTS = {
     ("vit_s", "layernorm"): 9_984,
     ("densenet121", "scratch"): 11_242_624,
     ("densenet121", "bitfit"): 41_824,
+    ("resnet50", "scratch"): 46_155_072,
+    ("resnet50", "bitfit"): 26_560,
 }
 OPTIONS = {"lora": {"r": 8}}
 
 
-@pytest.mark.parametrize(("backbone", "kind"), COUNTS, ids="-".join)
+@pytest.mark.parametrize(("backbone", "kind"), COUNTS, ids=["-".join(pair) for pair in COUNTS])
 def test_as_many_parameters_are_trained_as_published(backbone, kind):
     method = method_settings({"kind": kind, **OPTIONS.get(kind, {})}).model_dump()
     with torch.device("meta"):
-        model = build_predictor(counts.BACKBONES[backbone], 2)
+        model = build_predictor(counts.BACKBONES.get(backbone, {"kind": backbone}), 2)
         adapt(model, method, torch.default_generator)
     assert counts.count(model).encoder == COUNTS[backbone, kind]
 

@@ -6,6 +6,7 @@ from neuropeft.errors import UserError
 MODULES = {
     "vit": "backbones.vit",
     "densenet121": "backbones.densenet121",
+    "resnet50": "backbones.resnet50",
 }
 
 

@@ -98,4 +98,20 @@ class DenseNet121(_Backbone):
         return 200e9 * (size / 80) ** 3
 
 
-Backbone = Annotated[ViT | DenseNet121, Field(discriminator="kind")]
+class ResNet50(_Backbone):
+    """MONAI's 3D ResNet-50 (He 2016)."""
+
+    provides: ClassVar[frozenset[str]] = frozenset({"conv", "batchnorm", "bias"})
+    kind: Literal["resnet50"]
+
+    def check_size(self, key: str, size: int) -> None:
+        """At 32 or less, its last maps are single values, and those of a lone scan have no variance."""
+        if size <= 32:
+            raise ValueError(f"`{key}` needs a `preprocessing.size` of more than 32, not {size}")
+
+    def forward_flop(self, size: int) -> float:
+        """Ten times what its convolutions take: they are slow. An upper estimate from 80^3 voxels."""
+        return 200e9 * (size / 80) ** 3
+
+
+Backbone = Annotated[ViT | DenseNet121 | ResNet50, Field(discriminator="kind")]

@@ -1,0 +1,48 @@
+"""ResNet-50 in 3D (He et al. 2016), from MONAI, without its classification layer."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from neuropeft.backbones.base import SIZE, Backbone, FeatureSpec, InputSpec
+
+WIDTH = 2048
+STAGES = ("conv1", "bn1", "act", "maxpool", "layer1", "layer2", "layer3", "layer4")
+STEP = 32  # voxels between the places of the last feature map; they start at the edge
+
+
+class ResNet50(Backbone):
+    """MONAI's ResNet-50 up to the last feature map, its first convolution with He's stride of 2."""
+
+    SITES: ClassVar[Mapping[str, type[nn.Module]]] = {"conv": nn.Conv3d, "batchnorm": nn.BatchNorm3d}
+
+    def __init__(self, size: int) -> None:
+        """Make a randomly initialised network for scans of this edge; imports MONAI, which takes seconds."""
+        super().__init__()
+        from monai.networks.nets.resnet import resnet50
+
+        self.takes = InputSpec(3, 1, size)
+        self.gives = FeatureSpec(WIDTH, (-(-size // STEP),) * 3)
+        self.network = resnet50(
+            spatial_dims=3,
+            n_input_channels=1,
+            conv1_t_stride=2,
+            feed_forward=False,
+            bias_downsample=False,  # a batch norm follows, which would undo it
+        )
+
+    def tokens(self, x: Tensor) -> Tensor:
+        """Return the last feature map of scans [B, 1, S, S, S], place by place: [B, N, 2048]."""
+        for stage in STAGES:
+            x = getattr(self.network, stage)(x)
+        return x.flatten(2).transpose(1, 2)
+
+    def architecture(self) -> dict[str, Any]:
+        """Return what weights must share to fit: the kind alone, at any size of scans."""
+        return {"kind": "resnet50"}
+
+
+def build(settings: Mapping[str, Any]) -> ResNet50:
+    """Return a randomly initialised network for scans of edge `image_size`."""
+    return ResNet50(int(settings.get("image_size", SIZE)))

@@ -30,7 +30,7 @@ SPEC: dict[str, Any] = {
     "cell": "simulated/vit_s/none/lora/100/0",
     "task": {"name": "simulated", "kind": "binary", "size": 2},
     "backbone": {"kind": "vit", "width": 384, "depth": 6, "heads": 8},
-    "method": {"kind": "lora", "r": 32, "alpha": 32.0, "targets": ["q", "v"], "lr": 1e-3},
+    "method": {"kind": "lora", "r": 32, "alpha": 32.0, "targets": ["q", "v"], "dropout": 0.0, "lr": 1e-3},
     "training": {
         "epochs": 1,
         "batch_size": BATCH,

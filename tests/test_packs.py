@@ -189,7 +189,7 @@ def test_changed_code_trains_anew(folder: Path, monkeypatch: pytest.MonkeyPatch)
     one = {"lora": SPECS["lora"]}
     train(folder, one)
     assert train(folder, one) == ["kept"]
-    monkeypatch.setattr(finetuning, "code_digest", lambda *modules: "of other code")
+    monkeypatch.setattr(finetuning.numerics, "version", lambda *modules: "of other code")
     assert train(folder, one) == ["trained"]
 
 

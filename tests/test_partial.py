@@ -58,7 +58,7 @@ def test_a_seed_that_is_not_checked_yet_does_not_hide_the_others(results: Path) 
     workflow = planned.read(results.parent, "--configfile", TINY, "--mode", "subprocess")
     group = SimpleNamespace(task="ad", backbone="vit_xxs", pretraining="mae", method="lora", cohort="SimB")
     with chdir(results.parent):
-        inputs = workflow.globals["partial_inputs"](group)
+        inputs = workflow.globals["PARTIAL"].inputs(group)
     checked = finished_cells(CONFIG, results)[CELLS[1]] / "delta.safetensors"
     assert inputs["deltas"] == [str(checked)]
     assert [Path(path).name for path in inputs["leaks"]] == ["SimB-seed-1.tsv", "SimB.tsv"]

@@ -77,7 +77,7 @@ def test_the_profiles_line_for_several_nodes_gives_each_a_process_for_each_gpu(t
     assert (asked["nodes"], asked["ntasks"], asked["gres"]) == ("2", "2", "gpu:4"), "4 GPUs on each node"
     assert not asked.keys() & {"gpus", "ntasks-per-gpu"}
     assert asked["cpus-per-task"] == "8"
-    assert job.shellcmd.startswith("srun ")
+    assert "uuid) srun " in job.shellcmd, "they meet by a name that nobody can guess"
     assert "--nproc-per-node 4 --nnodes 2 " in job.shellcmd
     with chdir(tmp_path):
         assert int(asked["mem"]) == memory_of(processes=4), "on each node"

@@ -64,8 +64,12 @@ def test_writes_an_encoder_its_curve_its_cost_and_pictures(store: Path) -> None:
 def given_to_fit(
     store: Path, splits: list[Path], people: Path | None = None, start: Path | None = None, **changes
 ) -> dict:
-    paths = (store, splits, store.parent / "out", store.parent / "state", people, start, "cpu")
-    return tiny_cells.given_to_fit("pretrain", pretrain, tiny_cells.pretraining(**changes), *paths)
+    paths, named = (
+        (store, splits, store.parent / "out", store.parent / "state"),
+        {"people": people, "start": start},
+    )
+    spec = tiny_cells.pretraining(**changes)
+    return tiny_cells.given_to_fit("pretrain", pretrain, spec, *paths, **named, device="cpu")
 
 
 def test_the_settings_reach_the_training(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -153,7 +153,7 @@ def finetune(
     shutil.move(Path(state) / FINISHED, out)
 
 
-def given_to_fit(trainer: str, train: Callable[..., None], *arguments: Any) -> dict[str, Any]:
+def given_to_fit(trainer: str, train: Callable[..., None], *arguments: Any, **named: Any) -> dict[str, Any]:
     """Return what `train` of neuropeft.train.`trainer` hands to the loop, by name; nothing is trained."""
     import pytest
 
@@ -162,7 +162,7 @@ def given_to_fit(trainer: str, train: Callable[..., None], *arguments: Any) -> d
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "fit", lambda *a, **k: seen.append(signature.bind(*a, **k)) or 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            train(*arguments)
+            train(*arguments, **named)
     seen[0].apply_defaults()
     return dict(seen[0].arguments)
 

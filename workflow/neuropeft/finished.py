@@ -20,7 +20,7 @@ Stamp = tuple[Path, int]  # a file and its time
 
 def state_folder(results: Path, cell: Cell) -> Path:
     """Return the folder that holds the state of a cell's training."""
-    return layout.CELL_STATES.at(results) / cell.path
+    return layout.CELL_STATE.at(results, **cell.names)
 
 
 def finished_cells(config: Config, results: Path) -> dict[Cell, Path]:

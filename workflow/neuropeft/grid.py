@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any, NamedTuple
 
+from neuropeft import layout
 from neuropeft.config import Block, Config, ViT
 from neuropeft.errors import UserError
 from neuropeft.split_names import fold_part, split_name
@@ -64,7 +65,7 @@ class Cell(NamedTuple):
     @property
     def path(self) -> str:
         """Where its results and its state are, below their folders."""
-        return f"{'/'.join(self.base)}/fraction-{self.fraction}/{self.split}"
+        return layout.CELL_PATH.format(**self.names)
 
 
 class Encoder(NamedTuple):
@@ -176,18 +177,21 @@ def encoder_folds(config: Config, pretraining: str) -> list[int]:
     return list(config.splits.fold_numbers) if seen & tested else [0]
 
 
+def encoder_for(config: Config, pretraining: str, backbone: str, fold: int) -> Encoder:
+    """Return a pretraining's encoder for a fold: its own, or the one that serves all folds."""
+    return Encoder(pretraining, backbone, fold if fold in encoder_folds(config, pretraining) else 0)
+
+
 def encoder_of(config: Config, cell: Cell) -> Encoder | None:
     """Return the encoder that a cell starts from; None if it starts from no weights."""
     if cell.pretraining == NO_PRETRAINING:
         return None
-    return Encoder(cell.pretraining, cell.backbone, encoder_fold(config, cell))
+    return encoder_for(config, cell.pretraining, cell.backbone, cell.fold)
 
 
 def encoder_fold(config: Config, cell: Cell) -> int:
     """Return the fold whose encoder a cell starts from; 0 if all folds start from the same weights."""
-    if cell.pretraining == NO_PRETRAINING:
-        return 0
-    return cell.fold if cell.fold in encoder_folds(config, cell.pretraining) else 0
+    return encoder_for(config, cell.pretraining, cell.backbone, cell.fold).fold
 
 
 def encoders(config: Config) -> list[Encoder]:

@@ -14,10 +14,15 @@ from neuropeft import backbones, grid, layout, methods, numerics, probe_grid, ta
 from neuropeft.cohorts import chunks
 from neuropeft.cohorts.simulate import participants, scan_name
 from neuropeft.config import Config
-from neuropeft.grid import Cell
+from neuropeft.grid import Base, Cell
 from neuropeft.packs import Pack, pack_of, packs
 from neuropeft.probe_grid import Probed
 from neuropeft.split_names import fold_in, fold_part, seed_and_fold, split_name
+
+
+def base_of(wildcards: Any) -> Base:
+    """Return what wildcards say that cells share which are predicted together."""
+    return wildcards.task, wildcards.backbone, wildcards.pretraining, wildcards.method
 
 
 class Jobs:
@@ -89,19 +94,7 @@ class Jobs:
 
     def splits(self, task: str) -> list[str]:
         """Return the names of a task's splits, one for each seed and fold."""
-        return grid.splits_of(self.cells(task=task))
-
-    def cells(self, **choice: object) -> list[Cell]:
-        """Return the cells whose fields have the given values."""
-        return [
-            cell
-            for cell in self.table
-            if all(getattr(cell, field) == value for field, value in choice.items())
-        ]
-
-    def cell_folder(self, cell: Cell) -> str:
-        """Return the folder of a cell's results."""
-        return layout.CELL.of(**cell.names)
+        return grid.splits_of(cell for cell in self.table if cell.task == task)
 
     def pack_table(self, cell: Cell) -> str:
         """Return what says that the pack of a cell has been trained."""
@@ -109,9 +102,7 @@ class Jobs:
 
     def pack_named(self, wildcards: Any) -> Pack:
         """Return the pack that a fine-tune job's wildcards name."""
-        return Pack(
-            wildcards.task, wildcards.backbone, wildcards.pretraining, wildcards.method, wildcards.pack
-        )
+        return Pack(*base_of(wildcards), wildcards.pack)
 
     def split_files(self, task: str, names: Iterable[str]) -> list[str]:
         """Return the files of a task's splits that are called so."""
@@ -123,14 +114,7 @@ class Jobs:
 
     def cell_of(self, wildcards: Any) -> Cell:
         """Return the cell that wildcards name."""
-        return grid.Cell(
-            wildcards.task,
-            wildcards.backbone,
-            wildcards.pretraining,
-            wildcards.method,
-            int(wildcards.fraction),
-            *seed_and_fold(wildcards.split),
-        )
+        return Cell(*base_of(wildcards), int(wildcards.fraction), *seed_and_fold(wildcards.split))
 
     def pack_encoder(self, wildcards: Any) -> list[str]:
         """Return the pretrained encoder that a pack's cells start from, if they start from one."""
@@ -186,12 +170,8 @@ class Jobs:
         start = self.config.trained[wildcards.pretraining].start
         if start is None:
             return []
-        fold = (
-            self.fold_of(wildcards)
-            if self.fold_of(wildcards) in grid.encoder_folds(self.config, start)
-            else 0
-        )
-        return layout.ENCODER.of(**grid.Encoder(start, wildcards.backbone, fold).names)
+        encoder = grid.encoder_for(self.config, start, wildcards.backbone, self.fold_of(wildcards))
+        return layout.ENCODER.of(**encoder.names)
 
     def held_out_splits(self, wildcards: Any) -> list[str]:
         """Return a split, of an encoder's fold, of every task trained on the cohort that is pretrained on."""
@@ -206,12 +186,7 @@ class Jobs:
 
     def group_cells(self, wildcards: Any) -> list[Cell]:
         """Return the cells that are predicted together, since they share a base."""
-        return self.cells(
-            task=wildcards.task,
-            backbone=wildcards.backbone,
-            pretraining=wildcards.pretraining,
-            method=wildcards.method,
-        )
+        return [cell for cell in self.table if cell.base == base_of(wildcards)]
 
     def group_deltas(self, wildcards: Any) -> list[str]:
         """Return the deltas of the cells that are predicted together."""
@@ -248,8 +223,7 @@ class Jobs:
     def task_features(self, wildcards: Any) -> list[str]:
         """Return the tokens of a frozen backbone for the cohorts of a task, the training cohort's first."""
         _, fold = seed_and_fold(wildcards.split)
-        own = fold if fold in grid.encoder_folds(self.config, wildcards.pretraining) else 0
-        encoder = grid.Encoder(wildcards.pretraining, wildcards.backbone, own)
+        encoder = grid.encoder_for(self.config, wildcards.pretraining, wildcards.backbone, fold)
         return [
             layout.FEATURES.of(**encoder.names, cohort=cohort) for cohort in self.task_cohorts(wildcards.task)
         ]
@@ -282,9 +256,12 @@ class Jobs:
             for cell in self.table
             for cohort in self.task_cohorts(cell.task)
         ]
-        folders = [self.cell_folder(cell) for cell in self.table]
-        folders += [layout.PRETRAINED.of(**encoder.names) for encoder in grid.encoders(self.config)]
-        trained = [f"{folder}/{name}" for folder in folders for name in ("cost.json", "history.csv")]
+        trained = [place.of(**cell.names) for cell in self.table for place in (layout.COST, layout.HISTORY)]
+        trained += [
+            place.of(**encoder.names)
+            for encoder in grid.encoders(self.config)
+            for place in (layout.PRETRAINING_COST, layout.PRETRAINING_HISTORY)
+        ]
         of_task = [(task, split) for task in self.tasks for split in self.splits(task)]
         controls = [layout.CONTROLS.of(task=task, split=split) for task, split in of_task]
         controls += [str(probe_grid.probe_folder(self.results, *job)) for job in self.probed_splits()]

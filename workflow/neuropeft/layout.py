@@ -30,7 +30,6 @@ class Place(str):
 SCANS = Place("cohorts/{cohort}/scans.tsv")
 SUBJECTS = Place("cohorts/{cohort}/subjects.tsv")
 LABELS = Place("tasks/{task}/{cohort}.tsv")
-CHUNKS = Place("cohorts/{cohort}/chunks")
 N4_FOLDER = Place("cohorts/{cohort}/chunks/{chunk}/n4")
 N4_TABLE = Place("cohorts/{cohort}/chunks/{chunk}/n4.tsv")
 SKULL_STRIP_TABLE = Place("cohorts/{cohort}/chunks/{chunk}/skull_strip.tsv")
@@ -56,20 +55,23 @@ LEAKS = Place("splits/{task}/leaks/{cohort}-{split}.tsv")
 PRETRAINING_LEAKS = Place("splits/{task}/leaks/pretraining-{pretraining}{fold_part}/{cohort}.tsv")
 
 # -- what is trained; `fold_part` is empty, or a folder where each fold has an encoder of its own --
-PRETRAINED = Place("pretraining/{pretraining}/{backbone}{fold_part}")
-ENCODER = Place("pretraining/{pretraining}/{backbone}{fold_part}/encoder.safetensors")
-PRETRAINING_HISTORY = Place("pretraining/{pretraining}/{backbone}{fold_part}/history.csv")
-PRETRAINING_COST = Place("pretraining/{pretraining}/{backbone}{fold_part}/cost.json")
+ENCODER_PATH = "{pretraining}/{backbone}{fold_part}"
+PRETRAINED = Place(f"pretraining/{ENCODER_PATH}")
+ENCODER = Place(f"pretraining/{ENCODER_PATH}/encoder.safetensors")
+PRETRAINING_HISTORY = Place(f"pretraining/{ENCODER_PATH}/history.csv")
+PRETRAINING_COST = Place(f"pretraining/{ENCODER_PATH}/cost.json")
 IMPORTED_ENCODER = Place("pretraining/{pretraining}/{backbone}/encoder.safetensors")
-PRETRAINING_STATE = Place("_state/pretraining/{pretraining}/{backbone}{fold_part}")
+PRETRAINING_STATE = Place(f"_state/pretraining/{ENCODER_PATH}")
 SEARCH = Place("search/{task}/{backbone}/{pretraining}/{method}{fold_part}.tsv")
 SEARCH_STATE = Place("_state/search")
 PACK = Place("packs/{task}/{backbone}/{pretraining}/{method}/{pack}.tsv")
-CELL = Place("cells/{task}/{backbone}/{pretraining}/{method}/fraction-{fraction}/{split}")
-DELTA = Place("cells/{task}/{backbone}/{pretraining}/{method}/fraction-{fraction}/{split}/delta.safetensors")
-HISTORY = Place("cells/{task}/{backbone}/{pretraining}/{method}/fraction-{fraction}/{split}/history.csv")
-COST = Place("cells/{task}/{backbone}/{pretraining}/{method}/fraction-{fraction}/{split}/cost.json")
+CELL_PATH = "{task}/{backbone}/{pretraining}/{method}/fraction-{fraction}/{split}"
+CELL = Place(f"cells/{CELL_PATH}")
+DELTA = Place(f"cells/{CELL_PATH}/delta.safetensors")
+HISTORY = Place(f"cells/{CELL_PATH}/history.csv")
+COST = Place(f"cells/{CELL_PATH}/cost.json")
 CELL_STATES = Place("_state/cells")
+CELL_STATE = Place(f"_state/cells/{CELL_PATH}")
 
 # -- what is predicted and scored --
 PREDICTIONS = Place("predictions/{task}/{backbone}/{pretraining}/{method}/{cohort}.tsv")
@@ -90,5 +92,5 @@ PARTIAL_TABLE = Place("partial/tables/{name}")
 PARTIAL_COUNTS = Place("partial/parameter_counts.csv")
 
 # -- logs that Python reads --
-PRETRAIN_LOG = Place("logs/pretrain/{pretraining}/{backbone}{fold_part}.log")
+PRETRAIN_LOG = Place(f"logs/pretrain/{ENCODER_PATH}.log")
 FINETUNE_LOG = Place("logs/finetune/{task}/{backbone}/{pretraining}/{method}/{pack}.log")

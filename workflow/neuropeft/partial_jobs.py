@@ -8,9 +8,7 @@ from typing import Any
 from neuropeft import grid, layout, probe_grid
 from neuropeft.finished import deltas_by_base, finished_cells, made_after
 from neuropeft.grid import Base, Cell
-from neuropeft.jobs import Jobs
-
-BASE = ("task", "backbone", "pretraining", "method")
+from neuropeft.jobs import Jobs, base_of
 
 
 def there(*paths: str | Path) -> list[str]:
@@ -32,11 +30,10 @@ class PartialJobs:
 
     def inputs(self, wildcards: Any) -> dict[str, list[str]]:
         """Return what the finished cells of a group are predicted from on a cohort."""
-        base = (wildcards.task, wildcards.backbone, wildcards.pretraining, wildcards.method)
         # A seed or fold that has just begun may lack its checks of this cohort.
         deltas = {
             cell: delta
-            for cell, delta in self.deltas().get(base, {}).items()
+            for cell, delta in self.deltas().get(base_of(wildcards), {}).items()
             if all(Path(report).exists() for report in self.jobs.test_checks(wildcards, [cell]))
         }
         names = grid.splits_of(deltas)
@@ -54,7 +51,7 @@ class PartialJobs:
         found = []
         for base, deltas in self.deltas().items():
             for cohort in self.jobs.task_cohorts(base[0]):
-                names = dict(zip(BASE, base, strict=True)) | {"cohort": cohort}
+                names = dict(zip(Cell._fields[: len(base)], base, strict=True)) | {"cohort": cohort}
                 group, whole = SimpleNamespace(**names), Path(layout.PREDICTIONS.of(**names))
                 if made_after(whole, deltas.values()):
                     found += there(whole)

@@ -60,10 +60,7 @@ Encoder = tuple[str, str, int]  # pretraining, backbone, fold
 
 def pretraining_histories(config: Config, results: Path) -> dict[Encoder, list[Row]]:
     """Return the validations of every (pretraining, backbone, fold) that has run."""
-    paths = {
-        encoder: layout.PRETRAINED.at(results, **encoder.names) / "history.csv"
-        for encoder in encoders(config)
-    }
+    paths = {encoder: layout.PRETRAINING_HISTORY.at(results, **encoder.names) for encoder in encoders(config)}
     return {encoder: read_tsv(path) for encoder, path in paths.items() if path.is_file()}
 
 

@@ -40,14 +40,18 @@ def made(kind):
 
 
 @pytest.fixture(params=KINDS)
-def kind(request):
-    return task_kind(request.param, tiny_cells.SIZES[request.param])
+def name(request):
+    return request.param
 
 
 @pytest.fixture
-def example(kind):
-    """A kind, its targets as arrays, and its features."""
-    name = next(name for name in KINDS if task_kind(name, tiny_cells.SIZES[name]) is kind)
+def kind(name):
+    return task_kind(name, tiny_cells.SIZES[name])
+
+
+@pytest.fixture
+def example(name, kind):
+    """Targets of a kind, the same as arrays, and their features."""
     targets, features = made(name)
     return targets, kind.array(targets), features
 
@@ -137,13 +141,12 @@ def run_of(kind, y, score):
     return Run(tuple(map(str, range(len(y)))), y, score, prior)
 
 
-def test_a_cell_is_trained_and_predicted(kind, example, tmp_path):
+def test_a_cell_is_trained_and_predicted(name, kind, example, tmp_path):
     targets, _, _ = example
     store = tiny_cells.make_store(tmp_path / "store", scans=NUMBER)
     split = tiny_cells.make_split(tmp_path / "seed-0.tsv", store)
     rows = [row | {"y": targets[place]} for place, row in enumerate(read_tsv(split))]
     write_tsv(split, rows, list(rows[0]))
-    name = next(name for name in KINDS if task_kind(name, tiny_cells.SIZES[name]) is kind)
     tiny_cells.finetune(
         tiny_cells.cell(name),
         store,

@@ -4,7 +4,7 @@ import difflib
 import errno
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 DISK = "check its disk, and that it is mounted"
 # What a disk, a network or a machine reports, whatever a file holds, and what to do about it.
@@ -32,6 +32,17 @@ def suggest(name: str, known: Iterable[str]) -> str:
         return f"did you mean {folded[close[0]]!r}?"
     shown = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
     return f"choose from: {shown}" if names else "there are none"
+
+
+def known(kind: str, kinds: Mapping[str, str], what: str) -> str:
+    """Return what stands for a kind in a table of kinds; `what` is what they are kinds of, for the error.
+
+    Raises:
+        UserError: there is no such kind.
+    """
+    if kind not in kinds:
+        raise UserError(f"{what} kind {kind!r} is unknown; give one of {', '.join(kinds)}")
+    return kinds[kind]
 
 
 def fault(error: BaseException, what: str) -> UserError | None:

@@ -12,7 +12,7 @@ from neuropeft.errors import UserError
 from neuropeft.evaluate.costs import cell_folder
 from neuropeft.files import format_tsv
 from neuropeft.grid import Base, Cell, cell_spec, cells, encoder_of
-from neuropeft.tasks import task_kind
+from neuropeft.tasks import kind_of
 from neuropeft.train.state import CELL_FILES, FINISHED, is_finished, trained_spec
 
 Stamp = tuple[Path, int]  # a file and its time
@@ -77,7 +77,7 @@ def _split_is_current(config: Config, results: Path, cell: Cell) -> bool:
         cell.seed,
         shares.test_share,
         shares.validation,
-        task_kind(task.kind, task.size),
+        kind_of(task),
         cell.task,
         cell.fold,
         shares.folds or 0,

@@ -10,7 +10,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from neuropeft import layout
 
@@ -218,20 +218,18 @@ def import_encoder(options: argparse.Namespace) -> None:
     print("\n".join(report))
 
 
+def _cells(options: argparse.Namespace) -> tuple[Any, Path, list[Path], Path | None, Path, Path]:
+    """Return what cells are trained from, and where their state and table go."""
+    specs = json.loads(options.specs)
+    return specs, options.store, options.splits, options.encoder, options.state, options.table
+
+
 def finetune(options: argparse.Namespace) -> None:
     """Fine-tune cells, one after another."""
     _lease_gpu()
     from neuropeft.train.pack import finetune_pack
 
-    finetune_pack(
-        json.loads(options.specs),
-        options.store,
-        options.splits,
-        options.encoder,
-        options.state,
-        options.table,
-        options.search,
-    )
+    finetune_pack(*_cells(options), options.search)
 
 
 def search(options: argparse.Namespace) -> None:
@@ -239,14 +237,7 @@ def search(options: argparse.Namespace) -> None:
     _lease_gpu()
     from neuropeft.train.search import search
 
-    search(
-        json.loads(options.specs),
-        options.store,
-        options.splits,
-        options.encoder,
-        options.state,
-        options.table,
-    )
+    search(*_cells(options))
 
 
 def take_cell(options: argparse.Namespace) -> None:

@@ -1,8 +1,8 @@
 """Networks: where each kind is. Only the module of the kind in use is imported."""
 
-from neuropeft.errors import UserError
+from neuropeft.errors import known
 
-# Named as `sources` names modules. Each has `build`, which makes a network from its settings.
+# Named as `numerics` names modules. Each has `build`, which makes a network from its settings.
 MODULES = {
     "vit": "backbones.vit",
     "densenet121": "backbones.densenet121",
@@ -12,6 +12,4 @@ MODULES = {
 
 def module_of(kind: str) -> str:
     """Return the module of a kind of backbone; raise `UserError` if there is no such kind."""
-    if kind not in MODULES:
-        raise UserError(f"backbone kind {kind!r} is unknown; give one of {', '.join(MODULES)}")
-    return MODULES[kind]
+    return known(kind, MODULES, "backbone")

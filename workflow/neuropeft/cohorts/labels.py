@@ -7,7 +7,7 @@ from neuropeft.cohorts.index import Scan
 from neuropeft.cohorts.splits import session_key
 from neuropeft.config import Task
 from neuropeft.errors import suggest
-from neuropeft.tasks import task_kind
+from neuropeft.tasks import kind_of
 from neuropeft.tasks.values import Place, age_in_years, common_values, comparable, normal_sex
 
 TASK_COLUMNS = ("scan_id", "subject", "session", "y", "sex", "age")
@@ -44,7 +44,7 @@ def task_rows(task_name: str, task: Task, cohort: str, scans: Sequence[Scan], so
     if not kept:
         seen = "; ".join(f"{column} has {common_values(scans, column)}" for column in wanted)
         raise place.error("where", f"the filter leaves none of {len(scans)} scans", f"relax it; {seen}")
-    kind = task_kind(task.kind, task.size)
+    kind = kind_of(task)
     targets = kind.read(place, task, kept)
     rows = [
         {

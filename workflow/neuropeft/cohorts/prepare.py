@@ -14,7 +14,7 @@ from neuropeft.cohorts.splits import TRAIN, fraction_size, make_split
 from neuropeft.config import Config
 from neuropeft.errors import UserError
 from neuropeft.grid import cells, scanned_cohorts, used_tasks
-from neuropeft.tasks import task_kind
+from neuropeft.tasks import kind_of
 from neuropeft.tasks.values import OLDEST, age_in_years, is_missing, normal_sex
 
 SUBJECT_COLUMNS = ("scan_id", "subject", "session", "age", "sex")
@@ -125,7 +125,7 @@ def _check_one_subject_per_file(cohort: str, scans: Sequence[Scan]) -> None:
 def _check_fractions(config: Config, name: str, rows: Sequence[Row]) -> None:
     """Check that the smallest fraction of a task has a subject of each class, which any first ones have."""
     task, shares = config.tasks[name], config.splits
-    kind = task_kind(task.kind, task.size)
+    kind = kind_of(task)
     fold = shares.fold_numbers[0]  # no other one tests more subjects
     split = make_split(rows, 0, shares.test_share, shares.validation, kind, name, fold, shares.folds or 0)
     subjects = len({row["subject"] for row in split if row["side"] == TRAIN})

@@ -26,8 +26,8 @@ from neuropeft.probe_grid import is_probe, probe_file, probe_groups
 from neuropeft.probe_names import PERMUTATIONS, PERMUTED, null_file, null_method
 from neuropeft.progress import track
 from neuropeft.split_names import split_name
-from neuropeft.tasks import task_kind
-from neuropeft.tasks.base import Array, Metric, Run, TaskKind
+from neuropeft.tasks import kind_of
+from neuropeft.tasks.base import Array, Metric, Run
 
 CONTROL = "control"  # stands for the backbone of the controls
 CONTROLS = ("mean", "age_sex", "ridge_voxels")
@@ -96,11 +96,6 @@ class Score:
     def complete(self) -> bool:
         """Whether every seed of the grid has a value."""
         return len(self.values) == len(self.expected)
-
-
-def kind_of(task: Task) -> TaskKind:
-    """Return the kind of a configured task."""
-    return task_kind(task.kind, task.size)
 
 
 def primary_metric(task: Task) -> Metric:

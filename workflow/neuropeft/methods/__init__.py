@@ -1,8 +1,8 @@
 """Methods that adapt a backbone: where each kind is. Only the module of the kind in use is imported."""
 
-from neuropeft.errors import UserError
+from neuropeft.errors import known
 
-# Named as `sources` names modules. Each has `METHODS`, {kind: method}, for a family may share a module.
+# Named as `numerics` names modules. Each has `METHODS`, {kind: method}, for a family may share a module.
 MODULES = {
     "scratch": "methods.selective",
     "full": "methods.selective",
@@ -15,6 +15,4 @@ MODULES = {
 
 def module_of(kind: str) -> str:
     """Return the module of a kind of method; raise `UserError` if there is no such kind."""
-    if kind not in MODULES:
-        raise UserError(f"method kind {kind!r} is unknown; give one of {', '.join(MODULES)}")
-    return MODULES[kind]
+    return known(kind, MODULES, "method")

@@ -101,8 +101,9 @@ def write_volumes(
 def _write_each(stream: BinaryIO, cubes: Iterable[np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
     for cube in cubes:
         volume = cube.astype("<f2")
-        stream.write(volume.tobytes())
-        yield sha1(volume.tobytes(), usedforsecurity=False).hexdigest(), signature(volume)
+        content = volume.tobytes()
+        stream.write(content)
+        yield sha1(content, usedforsecurity=False).hexdigest(), signature(volume)
 
 
 def _check_share(rows: list, kept: list, max_share: float, excluded: str | Path) -> None:

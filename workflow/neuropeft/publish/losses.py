@@ -12,11 +12,11 @@ from matplotlib.ticker import MaxNLocator
 from neuropeft import layout
 from neuropeft.config import Config, ViT
 from neuropeft.evaluate.costs import cell_folder
-from neuropeft.evaluate.scores import kind_of
 from neuropeft.files import read_tsv
 from neuropeft.grid import Cell, Group, cells, encoders
 from neuropeft.publish.labels import backbone_label, cohort_label, group_label, start_label
 from neuropeft.publish.style import BLACK, GREY, group_look, look, panels, shared_legend, words_only
+from neuropeft.tasks import kind_of
 
 PANEL_HEIGHT = 2.3  # inches
 LEAST_HEIGHT = 1.6

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 
 from neuropeft.config import Config
-from neuropeft.evaluate.scores import CONTROL, Score, kind_of, primary_metric
+from neuropeft.evaluate.scores import CONTROL, Score, primary_metric
 from neuropeft.publish.labels import CONTROL_LABELS, cohort_label, seeds_text
 from neuropeft.publish.style import GREY
+from neuropeft.tasks import kind_of
 
 VOXELS = "ridge_voxels"
 TRIVIAL, FITTED = "--", ":"  # line styles: what needs no fit, and a linear model

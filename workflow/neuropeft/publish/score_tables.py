@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from neuropeft.config import Config, ViT
 from neuropeft.evaluate.bootstrap import DRAWS
-from neuropeft.evaluate.scores import CONTROL, CONTROLS, Score, kind_of, primary_metric
+from neuropeft.evaluate.scores import CONTROL, CONTROLS, Score, primary_metric
 from neuropeft.files import MISSING
 from neuropeft.grid import NO_PRETRAINING, Group, cells, used_tasks
 from neuropeft.probe_grid import is_probe
@@ -22,6 +22,7 @@ from neuropeft.publish.labels import (
 )
 from neuropeft.publish.published import published_score
 from neuropeft.publish.sheet import Sheet
+from neuropeft.tasks import kind_of
 from neuropeft.tasks.base import Metric
 
 NOT_IN_GRID = "-"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from neuropeft.errors import UserError, suggest
 
 if TYPE_CHECKING:
+    from neuropeft.config import Task
     from neuropeft.tasks.base import TaskKind
 
 # kind -> module and class
@@ -21,6 +22,11 @@ KINDS = {
 def module_of(kind: str) -> str:
     """Return the module of a kind, below this package's name, for what depends on its code."""
     return f"tasks.{KINDS[kind].split('.')[0]}"
+
+
+def kind_of(task: "Task") -> "TaskKind":
+    """Return the kind of a configured task."""
+    return task_kind(task.kind, task.size)
 
 
 @cache

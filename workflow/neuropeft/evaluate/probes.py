@@ -259,8 +259,17 @@ def _null_scores(models: Sequence[Any], kind: TaskKind, part: Part, targets: Arr
             elif len(np.unique(target)) < 2:  # the only scans of a class were not their subject's first
                 refitted.append(float(target[0]))
             else:
-                refitted.append(clone(model).fit(part.features[known], target))
+                refitted.append(_refit(model, part.features[known], target))
         yield kind.model_scores(refitted, part.tested)
+
+
+def _refit(model: Any, features: Array, target: Array) -> Any:
+    """Return a fitted pipeline with its last step fitted anew."""
+    from sklearn.base import clone
+    from sklearn.pipeline import make_pipeline
+
+    before = model[:-1]
+    return make_pipeline(before, clone(model[-1]).fit(before.transform(features), target))
 
 
 # -- tables ----------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 VENV := .venv
 PYTHON ?= python3
 CORES ?= $(shell nproc 2>/dev/null || echo 2)
+PIP = $(VENV)/bin/python -m pip install --disable-pip-version-check
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .PHONY: demo test test-quick lint install lock schema clean
@@ -30,21 +31,22 @@ install: $(VENV)/installed
 $(VENV)/installed: requirements.lock pyproject.toml
 	$(PYTHON) -c "import sys; sys.exit('neuropeft needs Python >= 3.11' if sys.version_info < (3, 11) else 0)"
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --disable-pip-version-check -r requirements.lock
-	$(VENV)/bin/python -m pip install --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	$(PIP) --require-hashes --no-deps --requirement requirements.lock
+	$(PIP) --no-build-isolation --editable .
 	touch $@
 
 schema: install
 	python -m neuropeft schema > workflow/schemas/config.schema.json
 
-# Resolve pyproject.toml anew and write down what came out.
+# Resolve pyproject.toml anew and write down what came out, all but torch and the CUDA libraries that its wheel pins.
 lock:
 	$(PYTHON) -m venv $(VENV)-lock
-	$(VENV)-lock/bin/python -m pip install --disable-pip-version-check --quiet "torch==2.13.0"
-	$(VENV)-lock/bin/python -m pip install --disable-pip-version-check --quiet ".[dev]"
-	( echo "# Exact versions of everything that is installed; written by 'make lock'."; \
-	  $(VENV)-lock/bin/python -m pip list --format freeze --exclude neuropeft --exclude pip \
-	  | sed 's/+cpu$$//' ) > requirements.lock
+	$(VENV)-lock/bin/python -m pip install --disable-pip-version-check --quiet pip-tools
+	$(VENV)-lock/bin/pip-compile --quiet --extra dev --generate-hashes --allow-unsafe --strip-extras --no-annotate \
+	  --no-header --no-emit-options --output-file $(VENV)-lock/resolved pyproject.toml
+	( echo "# Exact versions and hashes of everything that is installed; written by 'make lock'."; \
+	  awk '/^[a-z]/ { keep = !/^(torch|triton|nvidia-|cuda-)/ } /^[a-z ]/ && keep' $(VENV)-lock/resolved; \
+	  cat envs/torch.lock ) > requirements.lock
 	rm -rf $(VENV)-lock
 
 clean:

@@ -26,17 +26,7 @@ LABELS = task_kind("multilabel", 2)
 def made(kind):
     """Return targets of some scans as tables hold them, and features [n, 5] from which they can be told."""
     features = np.random.default_rng(0).normal(size=(NUMBER, 5))
-    signal = features[:, 0]
-    targets = {
-        "binary": [int(value > 0) for value in signal],
-        "multiclass": [int(value > 0) + int(value > 0.7) for value in signal],
-        "regression": [60 + 10 * value for value in signal],
-        "multilabel": [
-            f"{int(a > 0)}|{'n/a' if number % 5 == 1 else int(b > 0.5)}"
-            for number, (a, b) in enumerate(features[:, :2])
-        ],
-    }[kind]
-    return targets, features
+    return [tiny_cells.TASKS[kind][1](a, b) for a, b in features[:, :2]], features
 
 
 @pytest.fixture(params=KINDS)
@@ -46,7 +36,7 @@ def name(request):
 
 @pytest.fixture
 def kind(name):
-    return task_kind(name, tiny_cells.SIZES[name])
+    return task_kind(name, tiny_cells.TASKS[name][0])
 
 
 @pytest.fixture

@@ -28,7 +28,13 @@ BACKBONE = {
     "image_size": EDGE,
 }
 DECODER = {"width": 24, "depth": 1, "heads": 2}
-SIZES = {"binary": 2, "multiclass": 3, "regression": 0, "multilabel": 2}  # of each kind of task
+# Kind of task -> its size, and the target that a table has of a scan with features a and b: see `test_tasks`.
+TASKS: dict[str, tuple[int, Callable[[float, float], Any]]] = {
+    "binary": (2, lambda a, b: int(a > 0)),
+    "multiclass": (3, lambda a, b: int(a > 0) + int(a > 0.7)),
+    "regression": (0, lambda a, b: 60 + 10 * a),
+    "multilabel": (2, lambda a, b: f"{int(a > 0)}|{'n/a' if abs(b) > 1 else int(b > 0.5)}"),
+}
 LORA = {"kind": "lora", "r": 2, "alpha": 2.0, "targets": ["q", "v"], "dropout": 0.0}
 WORKFLOW = Path(__file__).parents[1] / "workflow"
 
@@ -97,7 +103,7 @@ def cell(kind: str = "binary", method: dict[str, Any] = LORA, **changes: Any) ->
     } | changes.pop("training", {})
     spec = {
         "cell": f"simulated/tiny/none/{method['kind']}/100/0",
-        "task": {"name": "simulated", "kind": kind, "size": SIZES[kind]},
+        "task": {"name": "simulated", "kind": kind, "size": TASKS[kind][0]},
         "backbone": BACKBONE,
         "method": {"lr": 3e-3, "head_lr": None, "weight_decay": 1e-4, **method},
         "training": training,

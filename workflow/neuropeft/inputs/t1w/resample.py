@@ -1,11 +1,18 @@
 """From the scan to the template grid in one interpolation, and from there to the cube that models see."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import nibabel as nib
 import numpy as np
 from scipy.ndimage import map_coordinates
 
-from neuropeft.preprocess.io import ScanError
-from neuropeft.preprocess.ninedof import NineDof
+from neuropeft.inputs.base import Folders, Row, Step
+from neuropeft.inputs.io import ScanError, read_own, save_image
+from neuropeft.inputs.t1w.measures import template_numbers
+from neuropeft.inputs.t1w.ninedof import NineDof, load_itk
+from neuropeft.inputs.t1w.scan import own_mask
+from neuropeft.inputs.t1w.template import AFFINE, mni152_brain
 
 
 def to_template(
@@ -80,3 +87,14 @@ def _resize_weights(old: int, new: int) -> np.ndarray:
     distances = np.abs(centres[:, None] - np.arange(old)) / max(ratio, 1.0)
     weights = np.maximum(0, 1 - distances)
     return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def _work(row: Row, folders: Folders, settings: Mapping[str, Any]) -> dict[str, str | float]:
+    image, transform = read_own(folders.scan(row)), load_itk(row["transform"])
+    volume = to_template(image, own_mask(row), transform, mni152_brain())
+    path = folders.derivative(row, "space-MNI152_desc-preproc_T1w.nii.gz")
+    save_image(path, volume, AFFINE, space="mni")
+    return {"preproc": str(path), **template_numbers(volume)}
+
+
+STEP = Step("resample", _work, ("preproc", "template_correlation", "template_overlap"))

@@ -1,0 +1,50 @@
+"""Kinds of input: what a cohort's files are and become."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BeforeValidator
+
+from neuropeft.config.base import Model
+
+
+class _Input(Model):
+    """What all kinds of input share.
+
+    Attributes:
+        steps: {step: module}, in their order: each takes the scans of a chunk further and writes the chunk
+            table of its name.
+        sources: the keys of a cohort that may say where such files lie.
+        provides: what backbones and tasks may need of it.
+    """
+
+    steps: ClassVar[Mapping[str, str]]
+    sources: ClassVar[tuple[str, ...]]
+    provides: ClassVar[frozenset[str]]
+
+    @property
+    def last_step(self) -> str:
+        """The step whose chunk tables the store is made from."""
+        return list(self.steps)[-1]
+
+
+class T1w(_Input):
+    """T1-weighted brain MRI: bias-corrected, skull-stripped, registered to MNI152, a cube."""
+
+    steps: ClassVar[Mapping[str, str]] = {
+        "n4": "inputs.t1w.n4",
+        "skull_strip": "inputs.t1w.skullstrip",
+        "register": "inputs.t1w.register",
+        "resample": "inputs.t1w.resample",
+    }
+    sources: ClassVar[tuple[str, ...]] = ("bids", "table", "simulated", "synthetic")
+    provides: ClassVar[frozenset[str]] = frozenset({"3D", "grey"})
+    kind: Literal["t1w"] = "t1w"
+
+
+def _named(value: Any) -> Any:
+    return {"kind": value} if isinstance(value, str) else value
+
+
+# A kind without settings of its own may be given by its name alone.
+Input = Annotated[T1w, BeforeValidator(_named, json_schema_input_type=Literal["t1w"] | T1w)]

@@ -66,6 +66,13 @@ INPUTS = {
         (1, SIZE, SIZE, SIZE),
         BAD_VOLUMES,
     ),
+    "volume": Files(
+        ".nii.gz",
+        lambda path, number: save(path, brain_scan((STILL, MOVED)[number], (5.0, 4.0, 4.0), "PSR")),
+        {"size": SIZE},
+        (1, SIZE, SIZE, SIZE),
+        BAD_VOLUMES,
+    ),
 }
 EVERYWHERE = ["q", "k", "v", "proj", "fc1", "fc2"]
 METHODS = [

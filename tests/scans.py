@@ -80,7 +80,7 @@ def write_index(root: Path, rows: Iterable[Mapping[str, object]]) -> None:
 def run_chunk(root: Path, chunk: str, settings: Mapping[str, Any], kind: str = "t1w") -> Path:
     """Take a chunk of the cohort in `root` through all steps of its kind; return its last chunk table."""
     folder, table, first = root / "chunks" / chunk, root / "scans.tsv", chunk
-    folders = Folders(folder / "temporary", root / "derivatives")
+    folders = Folders(root / "derivatives", folder / "temporary")
     for step, module in Cohort(table="scans.tsv", input=kind).input.steps.items():
         run_step(step_of(module), table, first, folders, settings, folder / f"{step}.tsv")
         table, first = folder / f"{step}.tsv", None

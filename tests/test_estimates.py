@@ -21,7 +21,7 @@ def test_more_cells_scans_weights_and_attempts_take_longer():
     assert minutes() < minutes(scans=500)
     assert minutes("vit_s") < minutes()
     assert minutes(attempt=2) == pytest.approx(2 * minutes(), abs=1)
-    assert estimates.scan_minutes("n4", 32, 1) > estimates.scan_minutes("n4", 4, 1) > 0
+    assert estimates.scan_minutes(1.0, 32, 1) > estimates.scan_minutes(1.0, 4, 1) > 0
     assert estimates.predict_minutes(VIT_B, 80, 3, 300, 1) < minutes()
     pretraining = CONFIG.pretraining["mae_ukb"]
     small, large = (

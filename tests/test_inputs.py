@@ -190,7 +190,7 @@ def one_step(folder, error):
     good = {"scan_id": "sub-1", "status": "ok", "step": "n/a", "reason": "n/a"}
     bad = {"scan_id": "sub-2", "status": "failed", "step": "before", "reason": "bad"}
     write_tsv(folder / "in.tsv", [good, bad], list(good))
-    folders = Folders(folder, folder)
+    folders = Folders(folder)
     run_step(Step("this", work), folder / "in.tsv", None, folders, {}, folder / "out.tsv")
     return read_tsv(folder / "out.tsv")
 

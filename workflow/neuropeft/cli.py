@@ -124,7 +124,8 @@ def _add_preprocessing(verb: Verb) -> None:
     step.add_argument("--step", required=True, help="module that has it, such as inputs.t1w.n4")
     step.add_argument("--chunk", help="which rows of the index, for a first step")
     step.add_argument("--settings", default="{}", help="what the step is told, as JSON")
-    _paths(step, "--rows", "--temporary", "--derivatives", "--table")
+    step.add_argument("--temporary", type=Path, help="folder of images that later steps read")
+    _paths(step, "--rows", "--derivatives", "--table")
 
     excluded = verb("list-excluded", verbs.list_excluded)
     _paths(excluded, "--out")

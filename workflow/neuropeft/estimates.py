@@ -9,23 +9,14 @@ from neuropeft.config import Backbone, Trained, Training
 START_MINUTES = 10  # queue noise, imports, reading volumes from a busy file system
 FLOP_PER_SECOND = 4e12  # what small batches leave of a GPU of 2018
 LONGEST_MINUTES = 12 * 60  # many partitions refuse more, and training that is stopped goes on by itself
-SCAN_MINUTES = {
-    "n4": 1.0,
-    "skull_strip": 0.5,
-    "register": 0.5,
-    "resample": 0.3,
-    "pack": 0.01,
-    "qc": 0.02,
-    "synthesize": 0.01,
-}
 MODEL_MB = (
     8000  # of a process: Python, torch, CUDA, batches on their way, the largest backbone and its optimiser
 )
 
 
-def scan_minutes(step: str, scans: int, attempt: int) -> int:
-    """Return the minutes that a step of `SCAN_MINUTES` takes for so many scans."""
-    return _minutes(SCAN_MINUTES[step] * scans, attempt)
+def scan_minutes(each: float, scans: int, attempt: int) -> int:
+    """Return the minutes of a job over so many scans, from those that its rule gives each of them."""
+    return _minutes(each * scans, attempt)
 
 
 def finetune_minutes(

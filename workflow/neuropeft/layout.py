@@ -26,17 +26,16 @@ class Place(str):
         return results / self.format(**names).removeprefix(f"{RESULTS}/")
 
 
+def chunk_table(step: str) -> Place:
+    """Return the place of chunk tables after a step of a kind of input."""
+    return Place(f"cohorts/{{cohort}}/chunks/{{chunk}}/{step}.tsv")
+
+
 # -- cohorts: tables that are written when the workflow starts, preprocessing, stores --
 SCANS = Place("cohorts/{cohort}/scans.tsv")
 SUBJECTS = Place("cohorts/{cohort}/subjects.tsv")
 LABELS = Place("tasks/{task}/{cohort}.tsv")
-CHUNK = "cohorts/{cohort}/chunks/{chunk}"
-CHUNK_TABLE = Place(f"{CHUNK}/{{step}}.tsv")  # after a step of the cohort's kind of input
-N4_FOLDER = Place(f"{CHUNK}/n4")
-N4_TABLE = Place(f"{CHUNK}/n4.tsv")
-SKULL_STRIP_TABLE = Place(f"{CHUNK}/skull_strip.tsv")
-REGISTER_TABLE = Place(f"{CHUNK}/register.tsv")
-RESAMPLE_TABLE = Place(f"{CHUNK}/resample.tsv")
+N4_FOLDER = Place("cohorts/{cohort}/chunks/{chunk}/n4")
 EXCLUDED = Place("cohorts/{cohort}/excluded.tsv")
 DERIVATIVES = Place("derivatives/{cohort}")
 STORE = Place("cohorts/{cohort}/store")

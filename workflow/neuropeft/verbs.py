@@ -98,7 +98,7 @@ def prepare(options: argparse.Namespace) -> None:
     from neuropeft.inputs.base import Folders
     from neuropeft.inputs.steps import run_step
 
-    folders = Folders(options.temporary, options.derivatives)
+    folders = Folders(options.derivatives, options.temporary)
     settings = json.loads(options.settings)
     run_step(step_of(options.step), options.rows, options.chunk, folders, settings, options.table)
 

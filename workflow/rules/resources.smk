@@ -16,16 +16,16 @@ def cohort_scans(cohort):
     return rows(layout.SCANS.of(cohort=cohort))
 
 
-def step_minutes(step):
-    """Return what tells the minutes of a preprocessing step over a chunk of scans."""
+def step_minutes(each):
+    """Return what tells the minutes of a step over a chunk of scans, of which each takes so many."""
     return lambda wildcards, attempt: estimates.scan_minutes(
-        step, len(JOBS.chunk_rows(wildcards.cohort, wildcards.chunk)), attempt
+        each, len(JOBS.chunk_rows(wildcards.cohort, wildcards.chunk)), attempt
     )
 
 
-def cohort_minutes(step):
-    """Return what tells the minutes of a step over a whole cohort."""
-    return lambda wildcards, attempt: estimates.scan_minutes(step, cohort_scans(wildcards.cohort), attempt)
+def cohort_minutes(each):
+    """Return what tells the minutes of a step over a whole cohort, of whose scans each takes so many."""
+    return lambda wildcards, attempt: estimates.scan_minutes(each, cohort_scans(wildcards.cohort), attempt)
 
 
 def pretrain_minutes(wildcards, attempt):

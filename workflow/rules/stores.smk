@@ -41,7 +41,7 @@ rule pack_cohort:
         "../../envs/preprocessing.yaml"
     resources:
         mem_mb=lambda wildcards, attempt: 4000 * attempt,
-        runtime=cohort_minutes("pack"),
+        runtime=cohort_minutes(0.01),
     params:
         code=lambda wildcards: JOBS.code("inputs.store", wildcards, "cohort"),
         kind=JOBS.input_kind,
@@ -68,7 +68,7 @@ rule qc:
         "../../envs/preprocessing.yaml"
     resources:
         mem_mb=lambda wildcards, attempt: 4000 * attempt,
-        runtime=cohort_minutes("qc"),
+        runtime=cohort_minutes(0.02),
     params:
         code=lambda wildcards: JOBS.code("inputs.qc", wildcards, "cohort"),
         kind=JOBS.input_kind,

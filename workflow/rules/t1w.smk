@@ -5,7 +5,7 @@ rule n4_bias_correction:
     input:
         simulated=JOBS.simulated_chunk,
     output:
-        table=temp(layout.N4_TABLE),
+        table=temp(layout.chunk_table("n4")),
         scans=temp(directory(layout.N4_FOLDER)),
     log:
         "results/logs/n4_bias_correction/{cohort}/{chunk}.log",
@@ -15,7 +15,7 @@ rule n4_bias_correction:
         "../../envs/preprocessing.yaml"
     resources:
         mem_mb=lambda wildcards, attempt: 4000 * attempt,
-        runtime=step_minutes("n4"),
+        runtime=step_minutes(1.0),
     params:
         step=lambda wildcards: JOBS.step_module(wildcards, "n4"),
         code=lambda wildcards: JOBS.step_code(wildcards, "n4"),
@@ -32,10 +32,10 @@ rule n4_bias_correction:
 
 rule skull_strip:
     input:
-        table=layout.N4_TABLE,
+        table=layout.chunk_table("n4"),
         scans=layout.N4_FOLDER,
     output:
-        table=temp(layout.SKULL_STRIP_TABLE),
+        table=temp(layout.chunk_table("skull_strip")),
     log:
         "results/logs/skull_strip/{cohort}/{chunk}.log",
     benchmark:
@@ -44,7 +44,7 @@ rule skull_strip:
         "../../envs/preprocessing.yaml"
     resources:
         mem_mb=lambda wildcards, attempt: 8000 * attempt,
-        runtime=step_minutes("skull_strip"),
+        runtime=step_minutes(0.5),
     params:
         step=lambda wildcards: JOBS.step_module(wildcards, "skull_strip"),
         code=lambda wildcards: JOBS.step_code(wildcards, "skull_strip"),
@@ -59,10 +59,10 @@ rule skull_strip:
 
 rule register_to_template:
     input:
-        table=layout.SKULL_STRIP_TABLE,
+        table=layout.chunk_table("skull_strip"),
         scans=layout.N4_FOLDER,
     output:
-        table=temp(layout.REGISTER_TABLE),
+        table=temp(layout.chunk_table("register")),
     log:
         "results/logs/register_to_template/{cohort}/{chunk}.log",
     benchmark:
@@ -71,7 +71,7 @@ rule register_to_template:
         "../../envs/preprocessing.yaml"
     resources:
         mem_mb=lambda wildcards, attempt: 4000 * attempt,
-        runtime=step_minutes("register"),
+        runtime=step_minutes(0.5),
     params:
         step=lambda wildcards: JOBS.step_module(wildcards, "register"),
         code=lambda wildcards: JOBS.step_code(wildcards, "register"),
@@ -85,10 +85,10 @@ rule register_to_template:
 
 rule resample_to_template:
     input:
-        table=layout.REGISTER_TABLE,
+        table=layout.chunk_table("register"),
         scans=layout.N4_FOLDER,
     output:
-        table=layout.RESAMPLE_TABLE,
+        table=layout.chunk_table("resample"),
     log:
         "results/logs/resample_to_template/{cohort}/{chunk}.log",
     benchmark:
@@ -97,7 +97,7 @@ rule resample_to_template:
         "../../envs/preprocessing.yaml"
     resources:
         mem_mb=lambda wildcards, attempt: 4000 * attempt,
-        runtime=step_minutes("resample"),
+        runtime=step_minutes(0.3),
     params:
         step=lambda wildcards: JOBS.step_module(wildcards, "resample"),
         code=lambda wildcards: JOBS.step_code(wildcards, "resample"),

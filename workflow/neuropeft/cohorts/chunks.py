@@ -58,8 +58,8 @@ def read_chunks(results: Path, cohort: str) -> dict[str, list[dict[str, str]]]:
 
 def chunk_tables(results: Path, cohort: str, step: str) -> list[Path]:
     """Return the table of every chunk of a cohort after a step of its preparation."""
-    chunks = sorted(read_chunks(results, cohort))
-    return [layout.CHUNK_TABLE.at(results, cohort=cohort, chunk=chunk, step=step) for chunk in chunks]
+    place = layout.chunk_table(step)
+    return [place.at(results, cohort=cohort, chunk=chunk) for chunk in sorted(read_chunks(results, cohort))]
 
 
 @lru_cache(maxsize=64)

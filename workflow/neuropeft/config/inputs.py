@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, Field
 
 from neuropeft.config.base import Model
 
@@ -38,13 +38,23 @@ class T1w(_Input):
         "resample": "inputs.t1w.resample",
     }
     sources: ClassVar[tuple[str, ...]] = ("bids", "table", "simulated", "synthetic")
-    provides: ClassVar[frozenset[str]] = frozenset({"3D", "grey"})
+    provides: ClassVar[frozenset[str]] = frozenset({"3D", "one channel"})
     kind: Literal["t1w"] = "t1w"
+
+
+class Volume(_Input):
+    """3D images that are cut out and turned already: put into a cube as they are, z-scored."""
+
+    steps: ClassVar[Mapping[str, str]] = {"prepare_volumes": "inputs.volume"}
+    sources: ClassVar[tuple[str, ...]] = ("table",)
+    provides: ClassVar[frozenset[str]] = frozenset({"3D", "one channel"})
+    kind: Literal["volume"] = "volume"
 
 
 def _named(value: Any) -> Any:
     return {"kind": value} if isinstance(value, str) else value
 
 
-# A kind without settings of its own may be given by its name alone.
-Input = Annotated[T1w, BeforeValidator(_named, json_schema_input_type=Literal["t1w"] | T1w)]
+Kind = Annotated[T1w | Volume, Field(discriminator="kind")]
+# A kind may be given by its name alone.
+Input = Annotated[Kind, BeforeValidator(_named, json_schema_input_type=Literal["t1w", "volume"] | Kind)]

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 # Named as `numerics` names modules. Each has KIND, an `InputKind`.
 MODULES = {
     "t1w": "inputs.t1w.kind",
+    "volume": "inputs.volume",
 }
 
 

@@ -18,15 +18,17 @@ class Folders(NamedTuple):
     """Where the files of a chunk's scans go.
 
     Attributes:
-        temporary: what the later steps of the chunk read; it is deleted after the last one.
         derivatives: BIDS-derivatives folder of the cohort, which stays.
+        temporary: what later steps of the chunk read; it is deleted after the last one. None if there are no
+            such files.
     """
 
-    temporary: Path
     derivatives: Path
+    temporary: Path | None = None
 
     def scan(self, row: Row) -> Path:
         """Return the temporary image of a scan, uncompressed: compressing takes longer than some steps."""
+        assert self.temporary is not None, "the rule of a kind that has such images gives their folder"
         return self.temporary / f"{row['scan_id']}.nii"
 
     def derivative(self, row: Row, suffix: str) -> Path:

@@ -7,6 +7,7 @@ import nibabel as nib
 import numpy as np
 from scipy.ndimage import map_coordinates
 
+from neuropeft.inputs.arrays import resize, zscore
 from neuropeft.inputs.base import Folders, Row, Step
 from neuropeft.inputs.io import ScanError, read_own, save_image
 from neuropeft.inputs.t1w.measures import template_numbers
@@ -48,24 +49,10 @@ def to_template(
     return np.where(inside, value / np.maximum(weight, 0.5), 0).reshape(template.shape).astype(np.float32)
 
 
-def zscore(volume: np.ndarray) -> np.ndarray:
-    """Return a volume with mean 0 and standard deviation 1 over all its voxels, background included.
-
-    Raises:
-        ScanError: the volume is constant.
-    """
-    mean, deviation = volume.mean(dtype=np.float64), volume.std(dtype=np.float64)
-    if not deviation > 0:
-        raise ScanError("the preprocessed scan is constant")
-    return ((volume - mean) / deviation).astype(np.float32)
-
-
 def to_model_grid(volume: np.ndarray, size: int = 80) -> np.ndarray:
     """Resize a volume to a cube and z-score it.
 
-    Every axis is interpolated linearly between voxel centres, with a kernel as wide as the output voxel
-    where the axis shrinks, against aliasing. Weights add to 1, so resizing and z-scoring commute; scoring
-    last makes mean 0 and deviation 1 exact for what models see.
+    Resizing and z-scoring commute; scoring last makes mean 0 and deviation 1 exact for what models see.
 
     Args:
         volume: [X, Y, Z] on the template grid.
@@ -74,19 +61,7 @@ def to_model_grid(volume: np.ndarray, size: int = 80) -> np.ndarray:
     Returns:
         float32 [size, size, size].
     """
-    for axis in range(3):
-        weights = _resize_weights(volume.shape[axis], size)
-        volume = np.moveaxis(np.tensordot(weights, volume, axes=(1, axis)), 0, axis)
-    return zscore(volume)
-
-
-def _resize_weights(old: int, new: int) -> np.ndarray:
-    """Return the [new, old] matrix that resizes an axis."""
-    ratio = old / new
-    centres = (np.arange(new) + 0.5) * ratio - 0.5
-    distances = np.abs(centres[:, None] - np.arange(old)) / max(ratio, 1.0)
-    weights = np.maximum(0, 1 - distances)
-    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+    return zscore(resize(volume, (size, size, size)))
 
 
 def _work(row: Row, folders: Folders, settings: Mapping[str, Any]) -> dict[str, str | float]:

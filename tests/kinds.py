@@ -24,14 +24,12 @@ class Files(NamedTuple):
         suffix: of their names.
         write: writes a good one; each number gives another.
         settings: what all of its steps are told.
-        shape: of an array at the edge `SIZE`.
         bad: what makes a file of a good one that is refused, and words of the reason.
     """
 
     suffix: str
     write: Callable[[Path, int], object]
     settings: Mapping[str, Any]
-    shape: tuple[int, ...]
     bad: Mapping[str, tuple[Callable[[Path], object], str]]
 
 
@@ -63,14 +61,12 @@ INPUTS = {
         ".nii.gz",
         lambda path, number: save(path, brain_scan((STILL, MOVED)[number], (4.0, 4.0, 4.0))),
         {"skull_strip": "stripped"},
-        (1, SIZE, SIZE, SIZE),
         BAD_VOLUMES,
     ),
     "volume": Files(
         ".nii.gz",
         lambda path, number: save(path, brain_scan((STILL, MOVED)[number], (5.0, 4.0, 4.0), "PSR")),
         {"size": SIZE},
-        (1, SIZE, SIZE, SIZE),
         BAD_VOLUMES,
     ),
 }

@@ -10,6 +10,7 @@ from neuropeft.config import Config
 
 CONFIG = Config.model_validate(yaml.safe_load((Path(__file__).parents[1] / "config.yaml").read_text()))
 VIT_B, VIT_S = CONFIG.backbones["vit_b"], CONFIG.backbones["vit_s"]
+CUBE = (1, 80, 80, 80)
 
 
 def minutes(backbone="vit_b", cells=3, scans=300, attempt=1):
@@ -44,11 +45,11 @@ def test_no_job_asks_for_more_than_a_partition_gives():
 
 
 def test_main_memory_has_room_for_the_volumes():
-    assert estimates.volumes_mb(38_703, 80) == 39_632  # UK Biobank, as the design says
-    assert estimates.training_mb(38_703, 80, 1) > 39_632
-    four = estimates.training_mb(38_703, 80, 1, processes=4)
+    assert estimates.volumes_mb(38_703, CUBE) == 39_632  # UK Biobank, as the design says
+    assert estimates.training_mb(38_703, CUBE, 1) > 39_632
+    four = estimates.training_mb(38_703, CUBE, 1, processes=4)
     assert four == 39_632 + 4 * estimates.MODEL_MB, "one copy of the volumes for all processes of a node"
-    assert estimates.training_mb(100, 80, 2) == estimates.training_mb(100, 80, 1) + estimates.MODEL_MB
+    assert estimates.training_mb(100, CUBE, 2) == estimates.training_mb(100, CUBE, 1) + estimates.MODEL_MB
 
 
 @pytest.mark.parametrize(("vit", "depth", "width"), [(VIT_B, 12, 768), (VIT_S, 6, 384)])

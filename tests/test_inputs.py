@@ -113,7 +113,7 @@ def test_it_is_found_by_its_name(name, steps):
 def test_good_scans_become_arrays_in_order(name, cohort):
     store = open_store(cohort / "store")
     assert store.scan_ids == ["sub-also", "sub-good"]
-    assert store.volumes.shape == (2, *INPUTS[name].shape)
+    assert store.volumes.shape == (2, *Cohort(table="t", input=name).input.shape(SIZE))
     assert store.volumes.dtype == np.float16
     assert isinstance(store.volumes, np.memmap)
     assert np.isfinite(store.volumes).all()

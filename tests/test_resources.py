@@ -94,7 +94,7 @@ def prediction(job: Job, attempt: int) -> int:
 
 def volumes(job: Job, attempt: int) -> int:
     cohort = job.wildcards.cohort if job.rule.name == "predict" else "SimA"
-    return estimates.training_mb(SCANS[cohort], SIZE, attempt)
+    return estimates.training_mb(SCANS[cohort], (1, SIZE, SIZE, SIZE), attempt)
 
 
 def features(job: Job, attempt: int) -> int:

@@ -94,7 +94,8 @@ def probes_mb(wildcards, attempt):
 
 def training_mb(cohort, attempt, processes=1):
     """Return the main memory, on a node, of a job whose processes read the volumes of a cohort."""
-    return estimates.training_mb(cohort_scans(cohort), CONFIG.preprocessing.size, attempt, processes)
+    shape = CONFIG.cohorts[cohort].input.shape(CONFIG.preprocessing.size)
+    return estimates.training_mb(cohort_scans(cohort), shape, attempt, processes)
 
 
 def pretrain_mb(wildcards, attempt):

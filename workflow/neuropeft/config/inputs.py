@@ -15,17 +15,30 @@ class _Input(Model):
         steps: {step: module}, in their order: each takes the scans of a chunk further and writes the chunk
             table of its name.
         sources: the keys of a cohort that may say where such files lie.
-        provides: what backbones and tasks may need of it.
+        dims: axes of its arrays ...
+        channels: ... beside their channels.
     """
 
     steps: ClassVar[Mapping[str, str]]
     sources: ClassVar[tuple[str, ...]]
-    provides: ClassVar[frozenset[str]]
+    dims: ClassVar[int] = 3
+    channels: ClassVar[int] = 1
 
     @property
     def last_step(self) -> str:
         """The step whose chunk tables the store is made from."""
         return list(self.steps)[-1]
+
+    @property
+    def provides(self) -> frozenset[str]:
+        """What backbones and tasks may need of it."""
+        return frozenset(
+            {f"{self.dims}D", "one channel" if self.channels == 1 else f"{self.channels} channels"}
+        )
+
+    def shape(self, size: int) -> tuple[int, ...]:
+        """Return the shape of its arrays [channels, *size] at an edge of `size` voxels."""
+        return (self.channels, *[size] * self.dims)
 
 
 class T1w(_Input):
@@ -38,7 +51,6 @@ class T1w(_Input):
         "resample": "inputs.t1w.resample",
     }
     sources: ClassVar[tuple[str, ...]] = ("bids", "table", "simulated", "synthetic")
-    provides: ClassVar[frozenset[str]] = frozenset({"3D", "one channel"})
     kind: Literal["t1w"] = "t1w"
 
 
@@ -47,7 +59,6 @@ class Volume(_Input):
 
     steps: ClassVar[Mapping[str, str]] = {"prepare_volumes": "inputs.volume"}
     sources: ClassVar[tuple[str, ...]] = ("table",)
-    provides: ClassVar[frozenset[str]] = frozenset({"3D", "one channel"})
     kind: Literal["volume"] = "volume"
 
 

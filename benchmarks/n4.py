@@ -14,9 +14,10 @@ import ants
 import nibabel as nib
 import numpy as np
 
-from neuropeft.preprocess.io import load_scan, voxel_sizes
-from neuropeft.preprocess.n4 import bias_field
-from neuropeft.preprocess.skullstrip import brain_mask
+from neuropeft.inputs.io import voxel_sizes
+from neuropeft.inputs.t1w.n4 import bias_field
+from neuropeft.inputs.t1w.scan import load_scan
+from neuropeft.inputs.t1w.skullstrip import brain_mask
 
 
 def main() -> None:

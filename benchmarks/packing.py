@@ -71,7 +71,7 @@ def _prepare(folder: Path, epochs: int) -> list[str]:
     config["grid"] = [block | {"fractions": [50, 75, 100], "seeds": list(SEEDS)}]
     store = folder / "results" / "cohorts" / "SimA" / "store"
     tiny_cells.make_store(store, SCANS)
-    volumes = np.random.default_rng(0).normal(size=(SCANS, SIZE, SIZE, SIZE)).astype(np.float16)
+    volumes = np.random.default_rng(0).normal(size=(SCANS, 1, SIZE, SIZE, SIZE)).astype(np.float16)
     np.save(store / "volumes.npy", volumes)
     for seed in SEEDS:
         tiny_cells.make_split(folder / f"results/splits/ad/seed-{seed}.tsv", store)

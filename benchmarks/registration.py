@@ -15,13 +15,13 @@ import numpy as np
 from dipy.align.imaffine import AffineRegistration, MutualInformationMetric, transform_centers_of_mass
 from dipy.align.transforms import RigidScalingTransform3D, RigidTransform3D, TranslationTransform3D
 
-from neuropeft.preprocess.io import load_scan
-from neuropeft.preprocess.measures import template_numbers
-from neuropeft.preprocess.n4 import correct_bias
-from neuropeft.preprocess.register import register
-from neuropeft.preprocess.resample import to_template
-from neuropeft.preprocess.skullstrip import METHODS, brain_mask
-from neuropeft.preprocess.template import mni152_brain
+from neuropeft.inputs.t1w.measures import template_numbers
+from neuropeft.inputs.t1w.n4 import correct_bias
+from neuropeft.inputs.t1w.register import register
+from neuropeft.inputs.t1w.resample import to_template
+from neuropeft.inputs.t1w.scan import load_scan
+from neuropeft.inputs.t1w.skullstrip import METHODS, brain_mask
+from neuropeft.inputs.t1w.template import mni152_brain
 
 
 def main() -> None:

@@ -20,7 +20,8 @@ from neuropeft.cohorts.leaks import check_leaks, check_pretraining
 from neuropeft.cohorts.splits import make_split, write_split
 from neuropeft.config import Cohort
 from neuropeft.files import read_tsv, write_tsv
-from neuropeft.preprocess.store import STORE_COLUMNS, write_volumes
+from neuropeft.inputs.store import write_volumes
+from neuropeft.inputs.t1w.kind import KIND
 from neuropeft.tasks import task_kind
 
 SIZE = 16
@@ -46,13 +47,13 @@ def make_cohort(root: Path, scans: int) -> None:
 def make_store(folder: Path, rows: list[dict[str, str]], seed: int) -> Path:
     """Write a store of noise; return its table."""
     random = np.random.default_rng(seed)
-    cubes = (random.standard_normal((SIZE,) * 3) for _ in rows)
-    hashes = write_volumes(folder / "volumes.npy", cubes, (len(rows), *(SIZE,) * 3))
+    cubes = (random.standard_normal((1, *(SIZE,) * 3)) for _ in rows)
+    hashes = write_volumes(folder / "volumes.npy", cubes, len(rows), KIND.signature)
     stored = [
         {**row, "row": number, "sha1": digest, "raw_sha1": f"{seed}{digest}"}
         for number, (row, digest) in enumerate(zip(rows, hashes, strict=True))
     ]
-    write_tsv(folder / "scans.tsv", stored, STORE_COLUMNS)
+    write_tsv(folder / "scans.tsv", stored, ("row", "scan_id", "subject", "session", "sha1", "raw_sha1"))
     return folder / "scans.tsv"
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from neuropeft.preprocess.io import load_mask, load_scan
-from neuropeft.preprocess.n4 import correct_bias
-from neuropeft.preprocess.skullstrip import brain_mask
+from neuropeft.inputs.t1w.n4 import correct_bias
+from neuropeft.inputs.t1w.scan import load_mask, load_scan
+from neuropeft.inputs.t1w.skullstrip import brain_mask
 
 SUFFIX = "_desc-brain_mask.nii.gz"
 

@@ -131,7 +131,7 @@ def run(*arguments: str) -> str:
 def write_data(folder: Path) -> None:
     """Write a store of noise and a split of it."""
     (folder / "store").mkdir()
-    volumes = np.random.default_rng(0).standard_normal((SCANS, 80, 80, 80), dtype=np.float32)
+    volumes = np.random.default_rng(0).standard_normal((SCANS, 1, 80, 80, 80), dtype=np.float32)
     np.save(folder / "store" / "volumes.npy", volumes.astype(np.float16))
     scans = [f"sub-{i:02d}" for i in range(SCANS)]
     sides = ["train"] * (SCANS - 4) + ["val"] * 2 + ["test"] * 2

@@ -16,7 +16,7 @@ from scipy import ndimage
 
 from neuropeft.cohorts.synthetic import people
 from neuropeft.cohorts.synthetic_brain import load_template, paint
-from neuropeft.preprocess.resample import to_model_grid
+from neuropeft.inputs.t1w.resample import to_model_grid
 from neuropeft.progress import track
 from neuropeft.store import open_store
 
@@ -135,7 +135,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder for the pictures; without it, none are drawn")
     options = parser.parse_args()
     cohorts = {
-        path.resolve().parent.name: np.asarray(open_store(path).volumes, np.float32)
+        path.resolve().parent.name: np.asarray(open_store(path).volumes[:, 0], np.float32)
         for path in options.stores
     }
     first = next(iter(cohorts.values()))

@@ -1,8 +1,11 @@
-"""Every kind of backbone and of method, tiny: a new kind enters the conformance suites by its line here."""
+"""Every kind of input, backbone and method, tiny: a new kind enters its conformance suite by a line here."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import nibabel as nib
+import numpy as np
 import torch
 from pydantic import TypeAdapter
 
@@ -11,7 +14,41 @@ from neuropeft.backbones.heads import Predictor
 from neuropeft.config.backbones import Backbone
 from neuropeft.config.methods import Method
 from neuropeft.methods.adapt import adapt, parameter_groups
+from scans import MOVED, STILL, brain_scan, save
 
+
+class Files(NamedTuple):
+    """Files of a kind of input.
+
+    Attributes:
+        suffix: of their names.
+        write: writes a good one; each number gives another.
+        settings: what all of its steps are told.
+        bad: what makes a file of a good one that is refused, and words of the reason.
+    """
+
+    suffix: str
+    write: Callable[[Path, int], object]
+    settings: Mapping[str, Any]
+    bad: Mapping[str, tuple[Callable[[Path], object], str]]
+
+
+def _changed(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Path], object]:
+    """Return what changes the voxels of a file."""
+
+    def rewrite(path: Path) -> None:
+        image = nib.load(path)
+        save(path, nib.Nifti1Image(change(image.get_fdata(dtype=np.float32)), image.affine))
+
+    return rewrite
+
+
+BAD_VOLUMES = {
+    "zero": (_changed(np.zeros_like), "all zero"),
+    "nan": (_changed(lambda data: np.where(data == data.max(), np.nan, data)), "NaN"),
+    "flat": (_changed(lambda data: data[:, :, 20]), "2D"),
+    "series": (_changed(lambda data: np.stack([data, data], -1)), "4D"),
+}
 SIZE = 32
 DECODER = {"width": 48, "depth": 1, "heads": 4}
 BACKBONES = [
@@ -19,6 +56,20 @@ BACKBONES = [
     {"kind": "densenet121"},
     {"kind": "resnet50"},
 ]
+INPUTS = {
+    "t1w": Files(
+        ".nii.gz",
+        lambda path, number: save(path, brain_scan((STILL, MOVED)[number], (4.0, 4.0, 4.0))),
+        {"skull_strip": "stripped"},
+        BAD_VOLUMES,
+    ),
+    "volume": Files(
+        ".nii.gz",
+        lambda path, number: save(path, brain_scan((STILL, MOVED)[number], (5.0, 4.0, 4.0), "PSR")),
+        {"size": SIZE},
+        BAD_VOLUMES,
+    ),
+}
 EVERYWHERE = ["q", "k", "v", "proj", "fc1", "fc2"]
 METHODS = [
     {"kind": "scratch"},

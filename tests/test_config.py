@@ -29,6 +29,27 @@ def _set(raw, key, value):
 
 MISTAKES = [
     ("tasks.ad.tarrget", "group", "unknown key `tasks.ad.tarrget`: did you mean 'target'?"),
+    ("cohorts.SimA.input", "volum", "`cohorts.SimA.input.kind` is 'volum': choose from 't1w', 'volume'"),
+    (
+        "cohorts.SimA.input",
+        {"kind": "t1w", "siz": 3},
+        "unknown key `cohorts.SimA.input.siz`: did you mean 'size'",
+    ),
+    (
+        "cohorts.SimA.input",
+        "volume",
+        "`cohorts.SimA`: `input: volume` cannot come from `simulated`: give `table`",
+    ),
+    (
+        "cohorts.SimB",
+        {"table": "scans.tsv", "input": "volume"},
+        "`tasks.ad.zero_shot` names 'SimB' of input volume, but 'SimA' is of input t1w: name cohorts of one",
+    ),
+    (
+        "cohorts.SimB",
+        {"table": "scans.tsv", "input": "volume", "skull_strip": "stripped"},
+        "`cohorts.SimB`: `skull_strip` and `brain_masks` are for `input: t1w`: remove them",
+    ),
     ("methods.lora.alfa", 3, "unknown key `methods.lora.alfa`: did you mean 'alpha'?"),
     ("tasks.ad.train", "SimC", "`tasks.ad.train` names 'SimC', which is not there; did you mean 'Sim"),
     ("tasks.ad.zero_shot", ["SimC"], "`tasks.ad.zero_shot` names 'SimC', which is not there"),

@@ -32,7 +32,7 @@ def write_inputs(results, task, kind, ages_known=True, effect=1.0):
         volumes[:, :6, :6, :6] += effect * scaled[:, None, None, None]
         folder = results / "cohorts" / cohort / "store"
         folder.mkdir(parents=True, exist_ok=True)
-        np.save(folder / "volumes.npy", volumes.astype(np.float16))
+        np.save(folder / "volumes.npy", volumes[:, None].astype(np.float16))
         stored = [
             {"row": row, "scan_id": scan_id, "subject": subject}
             for row, (scan_id, subject) in enumerate(zip(scan_ids, subjects, strict=True))

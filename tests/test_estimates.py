@@ -10,6 +10,7 @@ from neuropeft.config import Config
 
 CONFIG = Config.model_validate(yaml.safe_load((Path(__file__).parents[1] / "config.yaml").read_text()))
 VIT_B, VIT_S = CONFIG.backbones["vit_b"], CONFIG.backbones["vit_s"]
+CUBE = (1, 80, 80, 80)
 
 
 def minutes(backbone="vit_b", cells=3, scans=300, attempt=1):
@@ -21,7 +22,7 @@ def test_more_cells_scans_weights_and_attempts_take_longer():
     assert minutes() < minutes(scans=500)
     assert minutes("vit_s") < minutes()
     assert minutes(attempt=2) == pytest.approx(2 * minutes(), abs=1)
-    assert estimates.scan_minutes("n4", 32, 1) > estimates.scan_minutes("n4", 4, 1) > 0
+    assert estimates.scan_minutes(1.0, 32, 1) > estimates.scan_minutes(1.0, 4, 1) > 0
     assert estimates.predict_minutes(VIT_B, 80, 3, 300, 1) < minutes()
     pretraining = CONFIG.pretraining["mae_ukb"]
     small, large = (
@@ -44,11 +45,11 @@ def test_no_job_asks_for_more_than_a_partition_gives():
 
 
 def test_main_memory_has_room_for_the_volumes():
-    assert estimates.volumes_mb(38_703, 80) == 39_632  # UK Biobank, as the design says
-    assert estimates.training_mb(38_703, 80, 1) > 39_632
-    four = estimates.training_mb(38_703, 80, 1, processes=4)
+    assert estimates.volumes_mb(38_703, CUBE) == 39_632  # UK Biobank, as the design says
+    assert estimates.training_mb(38_703, CUBE, 1) > 39_632
+    four = estimates.training_mb(38_703, CUBE, 1, processes=4)
     assert four == 39_632 + 4 * estimates.MODEL_MB, "one copy of the volumes for all processes of a node"
-    assert estimates.training_mb(100, 80, 2) == estimates.training_mb(100, 80, 1) + estimates.MODEL_MB
+    assert estimates.training_mb(100, CUBE, 2) == estimates.training_mb(100, CUBE, 1) + estimates.MODEL_MB
 
 
 @pytest.mark.parametrize(("vit", "depth", "width"), [(VIT_B, 12, 768), (VIT_S, 6, 384)])

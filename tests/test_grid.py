@@ -199,6 +199,21 @@ def test_what_cannot_be_is_skipped_and_told(paper):
     assert len(lines) == 4, "scratch needs none"
 
 
+def test_what_a_cohorts_input_does_not_provide_is_skipped_and_told(paper, monkeypatch):
+    before = grid.cells(paper)
+    monkeypatch.setattr(type(paper.backbones["densenet121"]), "needs", frozenset({"2D"}))
+    monkeypatch.setattr(type(paper.tasks["age"]), "needs", frozenset({"colour"}))
+    lines = grid.skipped(paper)
+    assert "ad on densenet121 needs 2D, which input t1w of ADNI does not provide" in lines
+    assert "age on vit_b needs colour, which input t1w of ADNI does not provide" in lines
+    left = [cell for cell in before if cell.backbone != "densenet121" and cell.task != "age"]
+    assert grid.cells(paper) == left
+    monkeypatch.setattr(type(paper.backbones["vit_b"]), "needs", frozenset({"2D"}))
+    lines = grid.skipped(paper)
+    unfit = "the backbone needs 2D, which input t1w of UKB does not provide"
+    assert f"full on vit_b cannot start from mae_ukb: {unfit}" in lines
+
+
 def test_a_block_without_any_valid_cell_is_an_error(paper):
     block = paper.grid[0].model_copy(update={"backbones": ["densenet121"], "methods": ["lora"]})
     with pytest.raises(UserError, match=r"`grid\.0` has no valid cell"):

@@ -13,9 +13,9 @@ from neuropeft.cohorts.leaks import SAME, check_leaks, check_pretraining
 from neuropeft.cohorts.splits import make_split, read_split, write_split
 from neuropeft.errors import UserError
 from neuropeft.files import read_tsv, write_tsv
-from neuropeft.preprocess.measures import signature
-from neuropeft.preprocess.resample import to_model_grid
-from neuropeft.preprocess.template import mni152_brain
+from neuropeft.inputs.t1w.kind import KIND
+from neuropeft.inputs.t1w.resample import to_model_grid
+from neuropeft.inputs.t1w.template import mni152_brain
 from neuropeft.store import SIGNATURES, pool
 from neuropeft.tasks import task_kind
 
@@ -139,8 +139,8 @@ def test_a_signature_is_of_one_scan_though_all_brains_look_like_the_template() -
     one, other = (brain + 0.1 * zoom(random.standard_normal((5, 5, 5)), 4, order=1) for _ in range(2))
     again = one + 0.01 * random.standard_normal(one.shape)
     assert np.corrcoef(pool(one), pool(other))[0, 1] > SAME
-    assert signature(one) @ signature(other) < 0.5
-    assert signature(one) @ signature(2 * again + 1) > 0.99
+    assert KIND.signature(one[None]) @ KIND.signature(other[None]) < 0.5
+    assert KIND.signature(one[None]) @ KIND.signature(2 * again[None] + 1) > 0.99
 
 
 def test_two_people_look_alike(case: Case) -> None:

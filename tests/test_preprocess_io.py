@@ -10,8 +10,9 @@ import pytest
 from scipy.ndimage import zoom
 
 from neuropeft.errors import UserError
-from neuropeft.preprocess.io import ScanError, load_mask, load_scan, read_own, save_image, voxel_hash
-from preprocess_scans import MOVED, brain_scan, save
+from neuropeft.inputs.io import ScanError, read_own, save_image, voxel_hash
+from neuropeft.inputs.t1w.scan import load_mask, load_scan
+from scans import MOVED, brain_scan, save
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from neuropeft.preprocess.io import ScanError, voxel_sizes
-from neuropeft.preprocess.n4 import bias_field, correct_bias
-from preprocess_scans import brain_of, brain_scan
+from neuropeft.inputs.io import ScanError, voxel_sizes
+from neuropeft.inputs.t1w.n4 import bias_field, correct_bias
+from scans import brain_of, brain_scan
 
 VOXEL = (2.0, 3.0, 4.0)
 

@@ -9,14 +9,15 @@ import pytest
 import SimpleITK as sitk
 
 from neuropeft.errors import UserError
-from neuropeft.preprocess import template
-from neuropeft.preprocess.io import ScanError, load_scan
-from neuropeft.preprocess.measures import template_numbers, transform_numbers
-from neuropeft.preprocess.ninedof import NineDof, decompose, load_itk, rotation_matrix, save_itk
-from neuropeft.preprocess.register import register
-from neuropeft.preprocess.resample import to_template
-from neuropeft.preprocess.template import AFFINE, mni152_brain, mni152_mask
-from preprocess_scans import LEFT_SPOT, MOVED, STILL, brain_of, brain_scan, distance_mm, save
+from neuropeft.inputs.io import ScanError
+from neuropeft.inputs.t1w import template
+from neuropeft.inputs.t1w.measures import template_numbers, transform_numbers
+from neuropeft.inputs.t1w.ninedof import NineDof, decompose, load_itk, rotation_matrix, save_itk
+from neuropeft.inputs.t1w.register import register
+from neuropeft.inputs.t1w.resample import to_template
+from neuropeft.inputs.t1w.scan import load_scan
+from neuropeft.inputs.t1w.template import AFFINE, mni152_brain, mni152_mask
+from scans import LEFT_SPOT, MOVED, STILL, brain_of, brain_scan, distance_mm, save
 
 
 @pytest.fixture(scope="module")

@@ -4,11 +4,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from neuropeft.preprocess.io import ScanError
-from neuropeft.preprocess.ninedof import NineDof
-from neuropeft.preprocess.resample import to_model_grid, to_template, zscore
-from neuropeft.preprocess.template import AFFINE, mni152_brain, mni152_mask
-from preprocess_scans import MOVED, STILL, brain_of, brain_scan
+from neuropeft.inputs.io import ScanError
+from neuropeft.inputs.t1w.ninedof import NineDof
+from neuropeft.inputs.t1w.resample import to_model_grid, to_template, zscore
+from neuropeft.inputs.t1w.template import AFFINE, mni152_brain, mni152_mask
+from scans import MOVED, STILL, brain_of, brain_scan
 
 
 def test_a_scan_on_the_template_grid_passes_unchanged():

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from neuropeft.cli import main
-from neuropeft.preprocess.single import preprocess_scan
-from preprocess_scans import MOVED, brain_scan, save
+from neuropeft.inputs.t1w.single import preprocess_scan
+from scans import MOVED, brain_scan, save
 
 
 def test_a_given_mask_is_used(tmp_path):

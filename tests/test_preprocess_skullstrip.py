@@ -10,10 +10,10 @@ import pytest
 from scipy.ndimage import zoom
 
 from neuropeft.errors import UserError
-from neuropeft.preprocess import skullstrip
-from neuropeft.preprocess.io import ScanError
-from neuropeft.preprocess.skullstrip import brain_mask, mask_ml
-from preprocess_scans import brain_of, brain_scan, save
+from neuropeft.inputs.io import ScanError
+from neuropeft.inputs.t1w import skullstrip
+from neuropeft.inputs.t1w.skullstrip import brain_mask, mask_ml
+from scans import brain_of, brain_scan, save
 
 
 def test_deepbet_leaves_gpus_to_the_trainings(monkeypatch):

@@ -199,7 +199,8 @@ def store(tmp_path):
     """A store of five scans."""
     folder = tmp_path / "store"
     write_tsv(folder / "scans.tsv", [{"scan_id": f"s{i}"} for i in range(5)], ("scan_id",))
-    np.save(folder / "volumes.npy", np.random.default_rng(0).normal(size=(5, 16, 16, 16)).astype(np.float16))
+    volumes = np.random.default_rng(0).normal(size=(5, 1, 16, 16, 16))
+    np.save(folder / "volumes.npy", volumes.astype(np.float16))
     return folder
 
 
@@ -219,7 +220,7 @@ def test_features_of_an_encoder_are_its_tokens_after_the_final_norm(store, tmp_p
     encoder = vit.build(VIT).eval()
     save_encoder(tmp_path / "encoder.safetensors", encoder, {})
     write_features(VIT, tmp_path / "encoder.safetensors", store, tmp_path / "out.npy", "cpu")
-    x = torch.from_numpy(np.load(store / "volumes.npy")).float().unsqueeze(1)
+    x = torch.from_numpy(np.load(store / "volumes.npy")).float()
     with torch.no_grad():
         assert np.load(tmp_path / "out.npy") == pytest.approx(encoder.tokens(x).numpy(), abs=2e-3)
         assert torch.equal(encoder.tokens(x).mean(1), encoder(x))

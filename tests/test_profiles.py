@@ -86,7 +86,7 @@ def test_the_profiles_line_for_several_nodes_gives_each_a_process_for_each_gpu(t
 def memory_of(processes: int) -> int:
     """Megabytes that a pretraining on the test's first cohort asks for on a node."""
     scans = len(read_tsv("results/cohorts/SimA/scans.tsv"))
-    return estimates.training_mb(scans, TINY["preprocessing"]["size"], 1, processes)
+    return estimates.training_mb(scans, (1, *[TINY["preprocessing"]["size"]] * 3), 1, processes)
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,8 @@ import yaml
 import planned
 from neuropeft.cohorts.simulate import mask_path, participants, write_scan
 from neuropeft.config.read import load_config, read_yaml
-from neuropeft.preprocess.io import load_mask, load_scan
-from neuropeft.preprocess.ninedof import decompose, load_itk
+from neuropeft.inputs.t1w.ninedof import decompose, load_itk
+from neuropeft.inputs.t1w.scan import load_mask, load_scan
 from workflow_command import ROOT
 
 README = (ROOT / "README.md").read_text()

@@ -55,10 +55,10 @@ def scaled(number: int) -> Estimated:
     return lambda job, attempt: number * attempt
 
 
-def per_chunk(step: str) -> Estimated:
+def per_chunk(each: float) -> Estimated:
     def minutes(job: Job, attempt: int) -> int:
         chunks = scans_by_chunk(Path("results/cohorts", job.wildcards.cohort, "scans.tsv").absolute())
-        return estimates.scan_minutes(step, chunks[job.wildcards.chunk], attempt)
+        return estimates.scan_minutes(each, chunks[job.wildcards.chunk], attempt)
 
     return minutes
 
@@ -68,8 +68,8 @@ def scans_by_chunk(index: Path) -> Counter[str]:
     return Counter(row["chunk"] for row in read_tsv(index))
 
 
-def per_cohort(step: str) -> Estimated:
-    return lambda job, attempt: estimates.scan_minutes(step, SCANS[job.wildcards.cohort], attempt)
+def per_cohort(each: float) -> Estimated:
+    return lambda job, attempt: estimates.scan_minutes(each, SCANS[job.wildcards.cohort], attempt)
 
 
 def pretraining(job: Job, attempt: int) -> int:
@@ -94,7 +94,7 @@ def prediction(job: Job, attempt: int) -> int:
 
 def volumes(job: Job, attempt: int) -> int:
     cohort = job.wildcards.cohort if job.rule.name == "predict" else "SimA"
-    return estimates.training_mb(SCANS[cohort], SIZE, attempt)
+    return estimates.training_mb(SCANS[cohort], (1, SIZE, SIZE, SIZE), attempt)
 
 
 def features(job: Job, attempt: int) -> int:
@@ -111,12 +111,12 @@ DEFAULT = ("cpu", 1, 0, scaled(4000), scaled(60))
 ASKED = {
     **dict.fromkeys(("simulate_scans", "simulate_tables", "list_excluded", "split", "check_leaks"), DEFAULT),
     **dict.fromkeys(("check_pretraining", "parameter_counts", "tables", "figures"), DEFAULT),
-    "n4_bias_correction": ("cpu", 1, 0, scaled(4000), per_chunk("n4")),
-    "skull_strip": ("cpu", 1, 0, scaled(8000), per_chunk("skull_strip")),
-    "register_to_template": ("cpu", 1, 0, scaled(4000), per_chunk("register")),
-    "resample_to_template": ("cpu", 1, 0, scaled(4000), per_chunk("resample")),
-    "pack_cohort": ("cpu", 1, 0, scaled(4000), per_cohort("pack")),
-    "qc": ("cpu", 1, 0, scaled(4000), per_cohort("qc")),
+    "n4_bias_correction": ("cpu", 1, 0, scaled(4000), per_chunk(1.0)),
+    "skull_strip": ("cpu", 1, 0, scaled(8000), per_chunk(0.5)),
+    "register_to_template": ("cpu", 1, 0, scaled(4000), per_chunk(0.5)),
+    "resample_to_template": ("cpu", 1, 0, scaled(4000), per_chunk(0.3)),
+    "pack_cohort": ("cpu", 1, 0, scaled(4000), per_cohort(0.01)),
+    "qc": ("cpu", 1, 0, scaled(4000), per_cohort(0.02)),
     "controls": ("cpu", 1, 0, scaled(8000), scaled(120)),
     "pretrain": ("gpu", 8, 1, volumes, pretraining),
     "search": ("gpu", 4, 1, volumes, searching),

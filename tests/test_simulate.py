@@ -334,7 +334,7 @@ def test_the_workflow_simulates_each_scan_once_and_calls_its_cohort_simulated(tm
     monkeypatch.chdir(tmp_path)
     written, titles = [], []
     monkeypatch.setattr(simulate, "write_scan", lambda *given: written.append(given))
-    monkeypatch.setattr("neuropeft.preprocess.qc.write_qc", lambda *given: titles.append(given[-1]))
+    monkeypatch.setattr("neuropeft.inputs.qc.write_qc", lambda *given: titles.append(given[-1]))
     for job in jobs:
         if job.rule.name in ("simulate_scans", "qc"):
             words = shlex.split(job.shellcmd.removeprefix("python -m neuropeft ").split(" > ")[0])

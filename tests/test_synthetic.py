@@ -13,7 +13,7 @@ from neuropeft.cohorts.synthetic_brain import CELLS, Brain, paint
 from neuropeft.cohorts.synthetic_store import write_synthetic
 from neuropeft.config.read import load_config
 from neuropeft.errors import UserError
-from neuropeft.preprocess.resample import to_model_grid
+from neuropeft.inputs.t1w.resample import to_model_grid
 from neuropeft.publish.cohort_table import cohort_records, cohort_sheet
 from neuropeft.status.stages import Preprocessed, preprocessed
 from neuropeft.store import open_store
@@ -47,9 +47,9 @@ def test_another_seed_is_another_cohort() -> None:
 def test_a_store_holds_what_models_and_learners_read(stores: tuple[Path, Path]) -> None:
     store = open_store(stores[0])
     assert store.volumes.dtype == np.float16
-    assert store.volumes.shape == (4, SIZE, SIZE, SIZE)
-    assert abs(store.volumes.astype(float).mean(axis=(1, 2, 3))).max() < 1e-3
-    assert store.volumes.astype(float).std(axis=(1, 2, 3)) == pytest.approx(1, abs=1e-3)
+    assert store.volumes.shape == (4, 1, SIZE, SIZE, SIZE)
+    assert abs(store.volumes.astype(float).mean(axis=(1, 2, 3, 4))).max() < 1e-3
+    assert store.volumes.astype(float).std(axis=(1, 2, 3, 4)) == pytest.approx(1, abs=1e-3)
     assert set(FACTORS) == {*ANATOMY_FACTORS, *IMAGE_FACTORS} <= set(store.rows[0])
     assert np.isfinite([[float(row[name]) for name in FACTORS] for row in store.rows]).all()
     assert len({row["subject"] for row in store.rows}) == 4

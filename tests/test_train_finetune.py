@@ -199,7 +199,7 @@ def test_features_are_standardised_by_the_training_scans(store: Path, norm: str,
     state, _ = read_tensors(train(store, spec) / "delta.safetensors")
     torch.manual_seed(0)
     model = make_model(spec, None).eval()  # the random weights that the cell started from
-    scans = torch.from_numpy(open_store(store).volumes[:16].astype(np.float32))[:, None]  # those trained on
+    scans = torch.from_numpy(open_store(store).volumes[:16].astype(np.float32))  # those trained on
     for network_is_current in (False, True):
         if network_is_current:
             load_delta(model, state)
@@ -293,7 +293,7 @@ def unweighted_losses(store: Path, rows: list[dict], model: torch.nn.Module) -> 
     volumes = [opened.volumes[opened.index_of(row["scan_id"])].astype(np.float32) for row in rows]
     targets = torch.tensor([float(row["y"]) for row in rows])
     with torch.inference_mode():
-        return goal.loss(model(torch.from_numpy(np.stack(volumes))[:, None]), targets)
+        return goal.loss(model(torch.from_numpy(np.stack(volumes))), targets)
 
 
 def test_chosen_rates_reach_the_optimiser_the_fingerprint_and_the_cost(store: Path) -> None:
@@ -327,7 +327,7 @@ def test_a_cnn_is_stored_as_it_was_validated(tmp_path: Path) -> None:
     assert first < 2, "features are standardised as training sees them"
     model = make_model(spec, None).eval()
     load_delta(model, read_tensors(out / "delta.safetensors")[0])
-    scans = torch.from_numpy(open_store(store).volumes[2:4].astype(np.float32))[:, None]
+    scans = torch.from_numpy(open_store(store).volumes[2:4].astype(np.float32))
     with torch.inference_mode():
         loss = (
             task_kind("binary", 2)

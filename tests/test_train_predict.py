@@ -47,7 +47,7 @@ def outputs_of(store: Path, delta: Path, kind: str, scans: list[str]) -> torch.T
     opened = open_store(store)
     volumes = [torch.from_numpy(opened.volumes[opened.index_of(scan)].astype("float32")) for scan in scans]
     with torch.no_grad():
-        return torch.cat([model(volume[None, None]) for volume in volumes])
+        return torch.cat([model(volume[None]) for volume in volumes])
 
 
 def full(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -204,7 +204,7 @@ def brute_template_loss(store: Path, spec: dict, brain: list[int]) -> float:
     patches = []
     for rows in _scans(spec, store, []):
         places = [opened.index_of(row["scan_id"]) for row in rows]
-        volumes = torch.from_numpy(opened.volumes[places].astype(np.float32))[:, None]
+        volumes = torch.from_numpy(opened.volumes[places].astype(np.float32))
         patches.append(patchify(volumes, tiny_cells.BACKBONE["patch_size"]).numpy().astype(float))
     train, validation = patches
     draws = torch.rand(len(validation), 27, generator=generator(torch.device("cpu"), 0, "validation mask"))
@@ -231,7 +231,7 @@ def test_the_template_loss_is_that_of_mean_patches(store: Path, mask: str) -> No
     volumes = np.load(store / "volumes.npy")
     pattern = np.random.default_rng(5).normal(size=volumes.shape[1:])
     volumes[:] = np.where(volumes == -1, -1, volumes + pattern)
-    volumes[:21, :, :4] = -1  # background of most scans: a third of the places
+    volumes[:21, :, :, :4] = -1  # background of most scans: a third of the places
     np.save(store / "volumes.npy", volumes)
     background = [place for place in range(27) if place // 3 % 3 == 0]
     brain = [place for place in range(27) if mask == "all" or place not in background]
@@ -299,7 +299,7 @@ def add_anatomy(store: Path, seed: int = 0) -> None:
     textures = rng.normal(size=(3, 4, 4, 4))
     # [scans, 3, 3, 3, 4, 4, 4] -> [scans, 12, 12, 12]
     painted = np.einsum("ntxyz,tabc->nxaybzc", tissue, textures).reshape(len(rows), 12, 12, 12)
-    np.save(store / "volumes.npy", painted.astype(np.float16))
+    np.save(store / "volumes.npy", painted[:, None].astype(np.float16))
     for name, values in zip(MAPS, (tissue, moved), strict=True):
         np.save(store / name, values.astype(np.float16))
     mean = tissue.mean(axis=(2, 3, 4))

@@ -48,7 +48,7 @@ def make_store(folder: Path, scans: int = 24, sessions: int = 1, edge: int = EDG
     volumes[::3, :, :, edge // 2 :] = -1  # background, of which some scans have more than others
     folder.mkdir(parents=True, exist_ok=True)
     stored = volumes.astype(np.float16)
-    np.save(folder / "volumes.npy", stored)
+    np.save(folder / "volumes.npy", stored[:, None])
     rows = [
         {
             "row": i,

@@ -120,34 +120,30 @@ def _add_cohorts(verb: Verb) -> None:
 
 
 def _add_preprocessing(verb: Verb) -> None:
-    n4 = verb("n4", verbs.n4)
-    _paths(n4, "--index", "--out", "--table")
-    n4.add_argument("--chunk", required=True)
-
-    for name, run in (
-        ("skull-strip", verbs.skull_strip),
-        ("register", verbs.register),
-        ("resample", verbs.resample),
-    ):
-        step = verb(name, run)
-        _paths(step, "--scans", "--table-in", "--derivatives", "--table")
-        if name == "skull-strip":
-            step.add_argument("--method", required=True)
+    step = verb("prepare", verbs.prepare)
+    step.add_argument("--step", required=True, help="module that has it, such as inputs.t1w.n4")
+    step.add_argument("--chunk", help="which rows of the index, for a first step")
+    step.add_argument("--settings", default="{}", help="what the step is told, as JSON")
+    step.add_argument("--temporary", type=Path, help="folder of images that later steps read")
+    _paths(step, "--rows", "--derivatives", "--table")
 
     excluded = verb("list-excluded", verbs.list_excluded)
-    excluded.add_argument("--cohort", required=True)
     _paths(excluded, "--out")
 
     pack = verb("pack", verbs.pack)
-    pack.add_argument("--cohort", required=True)
     _paths(pack, "--excluded", "--volumes", "--scans")
     pack.add_argument("--size", type=int, required=True)
     pack.add_argument("--max-excluded-share", type=float, required=True)
 
     qc = verb("qc", verbs.qc)
-    qc.add_argument("--cohort", required=True)
     qc.add_argument("--simulated", action="store_true")
     _paths(qc, "--table", "--page")
+
+    for whole in (excluded, pack, qc):
+        whole.add_argument("--cohort", required=True)
+        whole.add_argument("--last-step", required=True, help="whose chunk tables are read")
+    for whole in (pack, qc):
+        whole.add_argument("--input", required=True, help="kind of the cohort's input")
 
 
 def _add_models(verb: Verb) -> None:

@@ -4,28 +4,22 @@ Training is estimated from its floating-point operations on a modest GPU, the re
 were measured on one core and multiplied by about four.
 """
 
+import math
+from collections.abc import Sequence
+
 from neuropeft.config import Backbone, Trained, Training
 
 START_MINUTES = 10  # queue noise, imports, reading volumes from a busy file system
 FLOP_PER_SECOND = 4e12  # what small batches leave of a GPU of 2018
 LONGEST_MINUTES = 12 * 60  # many partitions refuse more, and training that is stopped goes on by itself
-SCAN_MINUTES = {
-    "n4": 1.0,
-    "skull_strip": 0.5,
-    "register": 0.5,
-    "resample": 0.3,
-    "pack": 0.01,
-    "qc": 0.02,
-    "synthesize": 0.01,
-}
 MODEL_MB = (
     8000  # of a process: Python, torch, CUDA, batches on their way, the largest backbone and its optimiser
 )
 
 
-def scan_minutes(step: str, scans: int, attempt: int) -> int:
-    """Return the minutes that a step of `SCAN_MINUTES` takes for so many scans."""
-    return _minutes(SCAN_MINUTES[step] * scans, attempt)
+def scan_minutes(each: float, scans: int, attempt: int) -> int:
+    """Return the minutes of a job over so many scans, from those that its rule gives each of them."""
+    return _minutes(each * scans, attempt)
 
 
 def finetune_minutes(
@@ -52,18 +46,18 @@ def pretrain_minutes(backbone: Backbone, pretraining: Trained, size: int, attemp
     return _minutes(seconds / 60, attempt)
 
 
-def volumes_mb(scans: int, size: int) -> int:
-    """Return the megabytes of a store of `scans` cubes of edge `size`, in half precision."""
-    return -(-scans * 2 * size**3 // 10**6)
+def volumes_mb(scans: int, shape: Sequence[int]) -> int:
+    """Return the megabytes of a store of `scans` arrays of a shape, in half precision."""
+    return -(-scans * 2 * math.prod(shape) // 10**6)
 
 
-def training_mb(scans: int, size: int, attempt: int, processes: int = 1) -> int:
-    """Return the main memory, on a node, of a job that trains on or predicts a store of cubes of edge `size`.
+def training_mb(scans: int, shape: Sequence[int], attempt: int, processes: int = 1) -> int:
+    """Return the main memory, on a node, of a job that trains on or predicts a store of arrays of a shape.
 
     The GPU may have no room for the volumes; then they are read from a map whose pages in main memory the
     `processes` of the node share.
     """
-    return attempt * processes * MODEL_MB + volumes_mb(scans, size)
+    return attempt * processes * MODEL_MB + volumes_mb(scans, shape)
 
 
 def probes_mb(train: int, scans: int, attempt: int) -> int:

@@ -96,8 +96,8 @@ def cells(config: Config) -> list[Cell]:
         bases, reasons = _bases(config, block)
         if not bases:
             raise UserError(
-                f"`grid.{index}` has no valid cell: {'; '.join(reasons)}; change its `methods`, `backbones` "
-                "or `pretraining`"
+                f"`grid.{index}` has no valid cell: {'; '.join(reasons)}; change its `methods`, "
+                "`backbones`, `tasks` or `pretraining`"
             )
         folds = config.splits.fold_numbers
         rest = product(bases, block.fractions, block.seeds, folds)
@@ -117,9 +117,20 @@ def _bases(config: Config, block: Block) -> tuple[list[Base], list[str]]:
     reasons: list[str] = []
     for backbone, method in product(block.backbones, block.methods):
         starts, invalid = _starts(config, block, backbone, method)
-        bases += [(task, backbone, start, method) for task, start in product(block.tasks, starts)]
         reasons += invalid
+        for task in block.tasks:
+            if lacking := _lacking(config, backbone, config.tasks[task].train, config.tasks[task].needs):
+                reasons.append(f"{task} on {backbone} needs {lacking}")
+            else:
+                bases += [(task, backbone, start, method) for start in starts]
     return bases, reasons
+
+
+def _lacking(config: Config, backbone: str, cohort: str, needs: frozenset[str] = frozenset()) -> str:
+    """Return what a cohort's kind of input lacks for a backbone and what else is needed; empty if nothing."""
+    given = config.cohorts[cohort].input
+    lacking = (config.backbones[backbone].needs | needs) - given.provides
+    return f"{_listed(lacking)}, which input {given.kind} of {cohort} does not provide" if lacking else ""
 
 
 def _starts(config: Config, block: Block, backbone: str, method: str) -> tuple[list[str], list[str]]:
@@ -139,6 +150,9 @@ def _starts(config: Config, block: Block, backbone: str, method: str) -> tuple[l
         else:
             lacking = config.pretraining[start].needs - provided
             invalid = f"that needs {_listed(lacking)}, which the backbone does not provide" if lacking else ""
+            if not invalid and (trained := config.trained.get(start)):
+                unfit = _lacking(config, backbone, trained.cohort)
+                invalid = f"the backbone needs {unfit}" if unfit else ""
         if invalid:
             reasons.append(f"{both} cannot start from {start}: {invalid}")
         else:

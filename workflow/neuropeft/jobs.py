@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from neuropeft import backbones, grid, layout, methods, numerics, probe_grid, tasks
+from neuropeft import backbones, grid, inputs, layout, methods, numerics, probe_grid, tasks
 from neuropeft.cohorts import chunks
 from neuropeft.cohorts.simulate import participants, scan_name
 from neuropeft.config import Config
@@ -76,6 +76,7 @@ class Jobs:
     def code(self, module: str, wildcards: Any, *named: str) -> str:
         """Return the version of the code of a module and of the kinds that the `named` wildcards name."""
         kinds = {
+            "cohort": lambda name: inputs.module_of(self.config.cohorts[name].input.kind),
             "task": lambda name: tasks.module_of(self.config.tasks[name].kind),
             "backbone": lambda name: backbones.module_of(self.config.backbones[name].kind),
             "method": lambda name: methods.module_of(self.config.methods[name].kind),
@@ -146,7 +147,24 @@ class Jobs:
 
     def chunk_tables(self, wildcards: Any) -> list[Path]:
         """Return the last chunk table of every chunk of a cohort."""
-        return chunks.chunk_tables(self.results, wildcards.cohort)
+        last = self.config.cohorts[wildcards.cohort].input.last_step
+        return chunks.chunk_tables(self.results, wildcards.cohort, last)
+
+    def step_module(self, wildcards: Any, step: str) -> str:
+        """Return the module of a step of a cohort's kind of input."""
+        return self.config.cohorts[wildcards.cohort].input.steps[step]
+
+    def step_code(self, wildcards: Any, step: str) -> str:
+        """Return the version of the code of a step of a cohort's kind of input."""
+        return numerics.version("inputs.steps", self.step_module(wildcards, step))
+
+    def last_step(self, wildcards: Any) -> str:
+        """Return the last step of a cohort's preparation."""
+        return self.config.cohorts[wildcards.cohort].input.last_step
+
+    def input_kind(self, wildcards: Any) -> str:
+        """Return the kind of input of a cohort."""
+        return self.config.cohorts[wildcards.cohort].input.kind
 
     def simulated_chunk(self, wildcards: Any) -> str | list[str]:
         """Return what says that a chunk's scans have been simulated, for a simulated cohort."""

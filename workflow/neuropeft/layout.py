@@ -26,15 +26,16 @@ class Place(str):
         return results / self.format(**names).removeprefix(f"{RESULTS}/")
 
 
+def chunk_table(step: str) -> Place:
+    """Return the place of chunk tables after a step of a kind of input."""
+    return Place(f"cohorts/{{cohort}}/chunks/{{chunk}}/{step}.tsv")
+
+
 # -- cohorts: tables that are written when the workflow starts, preprocessing, stores --
 SCANS = Place("cohorts/{cohort}/scans.tsv")
 SUBJECTS = Place("cohorts/{cohort}/subjects.tsv")
 LABELS = Place("tasks/{task}/{cohort}.tsv")
 N4_FOLDER = Place("cohorts/{cohort}/chunks/{chunk}/n4")
-N4_TABLE = Place("cohorts/{cohort}/chunks/{chunk}/n4.tsv")
-SKULL_STRIP_TABLE = Place("cohorts/{cohort}/chunks/{chunk}/skull_strip.tsv")
-REGISTER_TABLE = Place("cohorts/{cohort}/chunks/{chunk}/register.tsv")
-RESAMPLE_TABLE = Place("cohorts/{cohort}/chunks/{chunk}/resample.tsv")
 EXCLUDED = Place("cohorts/{cohort}/excluded.tsv")
 DERIVATIVES = Place("derivatives/{cohort}")
 STORE = Place("cohorts/{cohort}/store")

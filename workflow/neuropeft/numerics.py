@@ -18,7 +18,7 @@ SENTENCE = re.compile(
 )  # what people read; keys, names and seeds have no words
 
 
-def version(*modules: str, alone: str | None = None) -> str:
+def version(*modules: str) -> str:
     """Return a hash of the code of the named modules and of all modules of this package that they import.
 
     Without comments, docstrings, annotations, sentences, and what is raised or printed. Packages' `__init__`
@@ -26,10 +26,9 @@ def version(*modules: str, alone: str | None = None) -> str:
 
     Args:
         modules: dotted names without the package's, such as `train.finetune`.
-        alone: another module, which counts without what it imports.
     """
     digest = hashlib.sha256()
-    for path in sorted({*dependencies(*modules), *([_path(alone)] if alone else [])}):
+    for path in sorted(dependencies(*modules)):
         if path.name != "__init__.py":
             digest.update(_meaning(_text(path)).encode())
     return digest.hexdigest()[:16]

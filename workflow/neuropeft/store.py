@@ -12,16 +12,17 @@ from numpy.typing import NDArray
 from neuropeft.errors import UserError
 from neuropeft.files import read_tsv
 
-SIGNATURES = "signatures.npy"  # beside the volumes: what `leaks` compares, float32 [scans, POOLED_SIZE³]
+# Beside the volumes: what `leaks` compares, float32 [scans, channels * POOLED_SIZE^dims].
+SIGNATURES = "signatures.npy"
 POOLED_SIZE = 10  # voxels along each edge after mean pooling
 
 
 @dataclass(frozen=True)
 class Store:
-    """A cohort's preprocessed scans.
+    """A cohort's scans as arrays.
 
-    `volumes` is a read-only memory map, float16 [scans, S, S, S]; row i is the scan `scan_ids[i]`, and
-    `rows[i]` holds its columns of scans.tsv as text.
+    `volumes` is a read-only memory map, float16 [scans, channels, *size]; row i is the scan `scan_ids[i]`,
+    and `rows[i]` holds its columns of scans.tsv as text.
     """
 
     path: Path
@@ -67,7 +68,7 @@ def open_store(path: str | Path) -> Store:
         volumes = np.load(path / "volumes.npy", mmap_mode="r")
     except (OSError, ValueError) as error:
         raise UserError(f"cannot open {path / 'volumes.npy'}: {error}; delete it and pack again") from error
-    if volumes.ndim != 4 or len(volumes) != len(rows):
+    if volumes.ndim not in (4, 5) or len(volumes) != len(rows):
         raise UserError(
             f"{path} is damaged: volumes.npy has shape {volumes.shape}, scans.tsv {len(rows)} rows; "
             "delete both and pack again"
@@ -75,11 +76,11 @@ def open_store(path: str | Path) -> Store:
     return Store(path, volumes, rows)
 
 
-def pool(volume: NDArray[Any]) -> NDArray[np.float64]:
-    """Mean-pool a volume [S, S, S] to [POOLED_SIZE³]."""
-    pooled = volume.astype(np.float64)
-    for axis, size in enumerate(volume.shape):
+def pool(array: NDArray[Any]) -> NDArray[np.float64]:
+    """Mean-pool an array [channels, *size] to [channels * POOLED_SIZE^dims]."""
+    pooled = array.astype(np.float64)
+    for axis, size in list(enumerate(array.shape))[1:]:
         edges = np.linspace(0, size, POOLED_SIZE + 1).astype(int)
-        widths = np.diff(edges).reshape([-1 if other == axis else 1 for other in range(3)])
+        widths = np.diff(edges).reshape([-1 if other == axis else 1 for other in range(array.ndim)])
         pooled = np.add.reduceat(pooled, edges[:-1], axis=axis) / widths
     return pooled.ravel()

@@ -91,54 +91,34 @@ def _use_one_thread() -> None:
     os.environ.update(dict.fromkeys(THREADS, "1"))  # before numpy, ITK and torch are imported
 
 
-def n4(options: argparse.Namespace) -> None:
-    """Correct the bias field of a chunk's scans."""
+def prepare(options: argparse.Namespace) -> None:
+    """Take a chunk's scans through a step of their kind of input."""
     _use_one_thread()
-    from neuropeft.preprocess.steps import run_n4
+    from neuropeft.inputs import step_of
+    from neuropeft.inputs.base import Folders
+    from neuropeft.inputs.steps import run_step
 
-    run_n4(options.index, options.chunk, options.out, options.table)
-
-
-def skull_strip(options: argparse.Namespace) -> None:
-    """Find the brains of a chunk's scans."""
-    _use_one_thread()
-    from neuropeft.preprocess.steps import run_skull_strip
-
-    run_skull_strip(options.table_in, options.scans, options.method, options.derivatives, options.table)
-
-
-def register(options: argparse.Namespace) -> None:
-    """Register a chunk's brains to MNI152 with 9 degrees of freedom."""
-    _use_one_thread()
-    from neuropeft.preprocess.steps import run_register
-
-    run_register(options.table_in, options.scans, options.derivatives, options.table)
-
-
-def resample(options: argparse.Namespace) -> None:
-    """Resample a chunk's brains to the template grid."""
-    _use_one_thread()
-    from neuropeft.preprocess.steps import run_resample
-
-    run_resample(options.table_in, options.scans, options.derivatives, options.table)
+    folders = Folders(options.derivatives, options.temporary)
+    settings = json.loads(options.settings)
+    run_step(step_of(options.step), options.rows, options.chunk, folders, settings, options.table)
 
 
 def list_excluded(options: argparse.Namespace) -> None:
     """List the scans that a step could not process."""
-    from neuropeft.cohorts.chunks import chunk_tables
-    from neuropeft.preprocess.store import list_excluded
+    from neuropeft.inputs.store import list_excluded
 
-    list_excluded(chunk_tables(RESULTS, options.cohort), options.out)
+    list_excluded(_last_tables(options), options.out)
 
 
 def pack(options: argparse.Namespace) -> None:
     """Pack a cohort's preprocessed scans into one memory-mapped array."""
     _use_one_thread()
-    from neuropeft.cohorts.chunks import chunk_tables
-    from neuropeft.preprocess.store import pack
+    from neuropeft.inputs import input_kind
+    from neuropeft.inputs.store import pack
 
     pack(
-        chunk_tables(RESULTS, options.cohort),
+        input_kind(options.input),
+        _last_tables(options),
         options.excluded,
         options.volumes,
         options.scans,
@@ -149,17 +129,23 @@ def pack(options: argparse.Namespace) -> None:
 
 def qc(options: argparse.Namespace) -> None:
     """Write the QC page of a cohort."""
-    from neuropeft.cohorts.chunks import chunk_tables
-    from neuropeft.preprocess.qc import write_qc
+    from neuropeft.inputs import input_kind
+    from neuropeft.inputs.qc import write_qc
 
     title = f"{options.cohort} (simulated)" if options.simulated else options.cohort
-    write_qc(chunk_tables(RESULTS, options.cohort), options.table, options.page, title)
+    write_qc(input_kind(options.input), _last_tables(options), options.table, options.page, title)
+
+
+def _last_tables(options: argparse.Namespace) -> list[Path]:
+    from neuropeft.cohorts.chunks import chunk_tables
+
+    return chunk_tables(RESULTS, options.cohort, options.last_step)
 
 
 def preprocess(options: argparse.Namespace) -> None:
     """Preprocess one T1-weighted scan (.nii, .nii.gz or .mgz) and print its QC."""
     _use_one_thread()
-    from neuropeft.preprocess.single import preprocess_scan
+    from neuropeft.inputs.t1w.single import preprocess_scan
 
     numbers = preprocess_scan(options.scan, options.out_dir, options.skull_strip, options.mask)
     for name, value in numbers.items():

@@ -58,7 +58,7 @@ rule synthesize:
     threads: 2
     resources:
         mem_mb=lambda wildcards, attempt: 4000 * attempt,
-        runtime=cohort_minutes("synthesize"),
+        runtime=cohort_minutes(0.01),
     params:
         code=lambda wildcards: numerics.version("cohorts.synthetic_store"),
         volumes=lambda wildcards: CONFIG.cohorts[wildcards.cohort].synthetic.volumes,

@@ -16,16 +16,16 @@ def cohort_scans(cohort):
     return rows(layout.SCANS.of(cohort=cohort))
 
 
-def step_minutes(step):
-    """Return what tells the minutes of a preprocessing step over a chunk of scans."""
+def step_minutes(each):
+    """Return what tells the minutes of a step over a chunk of scans, of which each takes so many."""
     return lambda wildcards, attempt: estimates.scan_minutes(
-        step, len(JOBS.chunk_rows(wildcards.cohort, wildcards.chunk)), attempt
+        each, len(JOBS.chunk_rows(wildcards.cohort, wildcards.chunk)), attempt
     )
 
 
-def cohort_minutes(step):
-    """Return what tells the minutes of a step over a whole cohort."""
-    return lambda wildcards, attempt: estimates.scan_minutes(step, cohort_scans(wildcards.cohort), attempt)
+def cohort_minutes(each):
+    """Return what tells the minutes of a step over a whole cohort, of whose scans each takes so many."""
+    return lambda wildcards, attempt: estimates.scan_minutes(each, cohort_scans(wildcards.cohort), attempt)
 
 
 def pretrain_minutes(wildcards, attempt):
@@ -94,7 +94,8 @@ def probes_mb(wildcards, attempt):
 
 def training_mb(cohort, attempt, processes=1):
     """Return the main memory, on a node, of a job whose processes read the volumes of a cohort."""
-    return estimates.training_mb(cohort_scans(cohort), CONFIG.preprocessing.size, attempt, processes)
+    shape = CONFIG.cohorts[cohort].input.shape(CONFIG.preprocessing.size)
+    return estimates.training_mb(cohort_scans(cohort), shape, attempt, processes)
 
 
 def pretrain_mb(wildcards, attempt):

@@ -56,10 +56,10 @@ def read_chunks(results: Path, cohort: str) -> dict[str, list[dict[str, str]]]:
     return _read_chunks(path, path.stat().st_mtime_ns if path.exists() else 0)
 
 
-def chunk_tables(results: Path, cohort: str) -> list[Path]:
-    """Return the table of every chunk of a cohort after the last preprocessing step."""
-    chunks = sorted(read_chunks(results, cohort))
-    return [layout.RESAMPLE_TABLE.at(results, cohort=cohort, chunk=chunk) for chunk in chunks]
+def chunk_tables(results: Path, cohort: str, step: str) -> list[Path]:
+    """Return the table of every chunk of a cohort after a step of its preparation."""
+    place = layout.chunk_table(step)
+    return [place.at(results, cohort=cohort, chunk=chunk) for chunk in sorted(read_chunks(results, cohort))]
 
 
 @lru_cache(maxsize=64)

@@ -19,7 +19,7 @@ from neuropeft.store import SIGNATURES
 
 PRETRAINING = "pretraining"
 REPORT_COLUMNS = ("split", "sha256", "cohort", "side", "scans")
-# Correlation of two signatures (`preprocess.measures`) from which on they are of one scan. Measured at 80³:
+# Correlation of two signatures (`inputs.t1w.kind`) from which on they are of one scan. Measured at 80³:
 # two people never reached 0.83 (92 of IXI, 29 of ds002748; 7,260 pairs) and two simulated ones never 0.92;
 # scans of IXI prepared on one core and on two stay above 0.9999, and above 0.996 with other axes and coarsely
 # rounded intensities. One that was resampled to another grid, 0.93 to 0.98, is not found.

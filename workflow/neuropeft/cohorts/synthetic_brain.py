@@ -20,7 +20,7 @@ from neuropeft.cohorts import phantom
 from neuropeft.cohorts.phantom import VOXEL, Volume, structure, template_head
 from neuropeft.cohorts.simulate_scan import planted_directions, planted_structures, spline_field
 from neuropeft.cohorts.synthetic import Person, axis_of_slices
-from neuropeft.preprocess.template import AFFINE, SHAPE
+from neuropeft.inputs.t1w.template import AFFINE, SHAPE
 
 CELLS = 10  # along each edge of the cube in which tissue shares are summed up
 WARP = ((48.0, 1.5), (24.0, 1.0), (12.0, 0.6))  # distance of the control points of random shape, its SD; mm

@@ -11,8 +11,9 @@ import numpy as np
 from neuropeft.cohorts.synthetic import FACTORS, MAPS, Person, people, rounded
 from neuropeft.cohorts.synthetic_brain import CELLS, load_template, paint
 from neuropeft.files import atomic_path, write_tsv
-from neuropeft.preprocess.resample import to_model_grid
-from neuropeft.preprocess.store import write_volumes
+from neuropeft.inputs.store import write_volumes
+from neuropeft.inputs.t1w.kind import KIND
+from neuropeft.inputs.t1w.resample import to_model_grid
 from neuropeft.progress import track
 
 COLUMNS = ("row", "scan_id", "subject", "session", *FACTORS, "sha1")
@@ -27,7 +28,7 @@ def write_synthetic(volumes: int, seed: int, size: int, out: str | Path, process
         volumes: how many brains.
         seed: of the cohort.
         size: edge of the cube that models see, in voxels.
-        out: folder to write: `volumes.npy`, float16 [volumes, size, size, size], z-scored; `MAPS`, float16
+        out: folder to write: `volumes.npy`, float16 [volumes, 1, size, size, size], z-scored; `MAPS`, float16
             [volumes, 3, 10, 10, 10] each, see `synthetic_brain.Brain`; `scans.tsv`, a row per
             volume with `synthetic.FACTORS` and the SHA-1 of its bytes.
         processes: how many paint at a time.
@@ -46,9 +47,9 @@ def write_synthetic(volumes: int, seed: int, size: int, out: str | Path, process
             maps[:, len(rows)] = drawn
             factors = rounded({**person.factors, **measured})
             rows.append({"row": len(rows), "scan_id": person.scan_id, "subject": person.subject, **factors})
-            yield cube
+            yield cube[None]
 
-    hashes = write_volumes(out / "volumes.npy", cubes(), (volumes, size, size, size))
+    hashes = write_volumes(out / "volumes.npy", cubes(), volumes, KIND.signature)
     for name, values in zip(MAPS, maps, strict=True):
         with atomic_path(out / name) as partial_file:
             np.save(partial_file, values)

@@ -21,9 +21,11 @@ class _Backbone(Model):
     Attributes:
         provides: What methods and pretrainings may need of it: the kinds of sites that methods attach to,
             `tokens`, of which there may be any number, and `bias`, parameters of that name.
+        needs: What a cohort's kind of input must provide.
     """
 
     provides: ClassVar[frozenset[str]]
+    needs: ClassVar[frozenset[str]] = frozenset({"3D", "one channel"})
 
     def check_size(self, key: str, size: int) -> None:
         """Raise `ValueError`, which names the backbone by `key`, unless it takes cubes of edge `size`."""

@@ -1,10 +1,11 @@
-"""Cohorts, and how their scans become volumes."""
+"""Cohorts, and how their scans become arrays."""
 
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from neuropeft.config.base import Model, Seed
+from neuropeft.config.inputs import Input, T1w
 
 
 class Simulated(Model):
@@ -49,6 +50,7 @@ class Cohort(Model):
     synthetic: Synthetic | None = Field(
         default=None, description="paint this cohort's volumes; for pretraining only"
     )
+    input: Input = Field(default=T1w(), description="kind of its files, by its name or with its settings")
     columns: dict[str, str] = Field(
         default={},
         description="this cohort's own column names: {name used in tasks: name in the table}",
@@ -65,9 +67,17 @@ class Cohort(Model):
 
     @model_validator(mode="after")
     def _one_source(self) -> "Cohort":
-        sources = (self.bids, self.table, self.simulated, self.synthetic)
-        if sum(source is not None for source in sources) != 1:
+        every = ("bids", "table", "simulated", "synthetic")
+        sources = [key for key in every if getattr(self, key) is not None]
+        if len(sources) != 1:
             raise ValueError("a cohort needs exactly one of `bids`, `table`, `simulated` and `synthetic`")
+        if sources[0] not in self.input.sources:
+            raise ValueError(
+                f"`input: {self.input.kind}` cannot come from `{sources[0]}`: give "
+                + " or ".join(f"`{key}`" for key in self.input.sources)
+            )
+        if not isinstance(self.input, T1w) and (self.brain_masks or self.skull_strip != "deepbet"):
+            raise ValueError("`skull_strip` and `brain_masks` are for `input: t1w`: remove them")
         if self.synthetic and (self.columns or self.brain_masks or self.skull_strip != "deepbet"):
             raise ValueError(
                 "a synthetic cohort has neither tables nor skulls: remove `columns`, `skull_strip` and "
@@ -87,4 +97,4 @@ class Preprocessing(Model):
     max_excluded_share: float = Field(
         default=0.05, ge=0, le=1, description="share of a cohort's scans that may fail before the run stops"
     )
-    size: int = Field(default=80, ge=16, description="edge of the cube that models see, in voxels")
+    size: int = Field(default=80, ge=16, description="edge of what models see, in voxels")

@@ -136,6 +136,8 @@ def _place(location: tuple[str | int, ...]) -> list[str]:
     parts = [str(part) for part in location]
     if parts[0:1] in (["tasks"], ["methods"], ["backbones"], ["pretraining"]) and len(parts) > 2:
         del parts[2]  # the kind that told which model to check against
+    if parts[0:1] == ["cohorts"] and parts[2:3] == ["input"]:
+        del parts[3:4]
     return [part for part in parts if "[" not in part and part not in ("str", "int", "float")]
 
 

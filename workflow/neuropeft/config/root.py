@@ -76,6 +76,13 @@ class Config(Model):
         for name, task in self.tasks.items():
             _known(f"tasks.{name}.train", [task.train], self.cohorts)
             _known(f"tasks.{name}.zero_shot", task.zero_shot, self.cohorts)
+            for cohort in task.zero_shot:
+                given, learnt = (self.cohorts[one].input for one in (cohort, task.train))
+                if given != learnt:
+                    raise ValueError(
+                        f"`tasks.{name}.zero_shot` names {cohort!r} of input {given.kind}, but "
+                        f"{task.train!r} is of input {learnt.kind}: name cohorts of one input"
+                    )
         for name, trained in self.trained.items():
             _known(f"pretraining.{name}.cohort", [trained.cohort], self.cohorts)
             if trained.kind == "factors" and self.cohorts[trained.cohort].synthetic is None:

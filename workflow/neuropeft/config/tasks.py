@@ -24,8 +24,13 @@ def _as_list(value: LabelValue | list[LabelValue]) -> list[LabelValue]:
 
 
 class _Task(Model):
-    """What is predicted, on which cohorts."""
+    """What is predicted, on which cohorts.
 
+    Attributes:
+        needs: What the kind of input of its cohorts must provide.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset()
     where: dict[str, LabelValue | list[LabelValue]] = Field(
         default={}, description="filter: {column: value or values}; scans with other values are left out"
     )

@@ -75,8 +75,8 @@ def preprocessed(config: Config, results: Path) -> Iterator[Preprocessed | str]:
         if not layout.SCANS.at(results, cohort=cohort).is_file():
             yield cohort
             continue
-        chunks = read_chunks(results, cohort)
-        done = [table for table in chunk_tables(results, cohort) if table.is_file()]
+        chunks, last = read_chunks(results, cohort), config.cohorts[cohort].input.last_step
+        done = [table for table in chunk_tables(results, cohort, last) if table.is_file()]
         yield Preprocessed(
             cohort,
             len(chunks),

@@ -71,7 +71,7 @@ class Volumes:
     """The volumes of a run, and the device that batches are wanted on.
 
     Attributes:
-        data: float16 [N, S, S, S], as stored: on `device`, or the memory map of the store.
+        data: float16 [N, channels, *size], as stored: on `device`, or the memory map of the store.
         device: Where batches are wanted.
         index: Row of `data` of each volume, [n] on the CPU, for a map; None if `data` has just the volumes.
     """
@@ -95,7 +95,7 @@ class Volumes:
         return self.data.device.type == self.device.type
 
     def take(self, rows: Tensor) -> Tensor:
-        """Return the volumes `rows` [B] as stored, float16 [B, S, S, S], on the device."""
+        """Return the volumes `rows` [B] as stored, float16 [B, channels, *size], on the device."""
         if self.on_device:
             rows = rows.to(self.data.device, non_blocking=True)
             # Not data[rows], which takes twice as long on the CPU.
@@ -109,17 +109,17 @@ class Volumes:
         return batch.to(self.device, non_blocking=True)
 
     def batch(self, rows: Tensor) -> Tensor:
-        """Return the volumes `rows` [B] as float32 [B, 1, S, S, S] on the device."""
+        """Return the volumes `rows` [B] as float32 [B, channels, *size] on the device."""
         return as_input(self.take(rows))
 
 
 def as_input(stored: Tensor) -> Tensor:
-    """Return stored volumes, float16 [B, S, S, S], as networks take them: float32 [B, 1, S, S, S]."""
-    return stored.float().unsqueeze(1)
+    """Return stored volumes, float16, as networks take them: float32."""
+    return stored.float()
 
 
 def load_volumes(source: NDArray[np.float16], rows: Sequence[int], device: torch.device) -> Volumes:
-    """Return `rows` of a store's volumes [scans, S, S, S], in this order, for batches on `device`.
+    """Return `rows` of a store's volumes [scans, channels, *size], in this order, for batches on `device`.
 
     A GPU that has room for them gets a copy. Otherwise, and on the CPU, nothing is copied: batches are taken
     from `source`, a memory map, whose pages all processes of a node share. A line on stderr says so of a GPU.

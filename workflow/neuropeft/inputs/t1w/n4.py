@@ -7,10 +7,15 @@ tissues and move the field by more (benchmarks/n4.py). The field is then applied
 estimated on the scan's own axes, so their directions do not matter.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import nibabel as nib
 import numpy as np
 
-from neuropeft.preprocess.io import ScanError, voxel_sizes
+from neuropeft.inputs.base import Folders, Row, Step
+from neuropeft.inputs.io import ScanError, save_image, voxel_hash, voxel_sizes
+from neuropeft.inputs.t1w.scan import load_scan
 
 COARSE_MM = 8.0
 ITERATIONS = (20, 20, 20, 50)  # antspyx: (50, 50, 50, 50)
@@ -92,3 +97,13 @@ def _spread(log_field: np.ndarray, shape: tuple[int, ...], starts: list[int], st
         weight = np.clip(positions - low, 0, 1).astype(np.float32)
         log_field = np.moveaxis(flat[..., low] * (1 - weight) + flat[..., low + 1] * weight, -1, axis)
     return np.exp(log_field)
+
+
+def _work(row: Row, folders: Folders, settings: Mapping[str, Any]) -> dict[str, str | float]:
+    scan = load_scan(row["path"])
+    corrected = correct_bias(scan)
+    save_image(folders.scan(row), np.asarray(corrected.dataobj), corrected.affine)
+    return {"raw_sha1": voxel_hash(scan)}
+
+
+STEP = Step("n4", _work)

@@ -1,13 +1,20 @@
-"""Scans with a known truth for the tests of preprocessing: the template brain, moved by a given transform."""
+"""Scans with a known truth, the template brain moved by a transform, and how chunks of scans are run."""
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 from scipy.ndimage import map_coordinates
 
-from neuropeft.preprocess.ninedof import NineDof
-from neuropeft.preprocess.template import mni152_brain
+from neuropeft.config import Cohort
+from neuropeft.files import write_tsv
+from neuropeft.inputs import step_of
+from neuropeft.inputs.base import Folders
+from neuropeft.inputs.steps import run_step
+from neuropeft.inputs.t1w.ninedof import NineDof
+from neuropeft.inputs.t1w.template import mni152_brain
 
 MOVED = NineDof(tuple(np.radians([20.0, -15.0, 30.0])), (40.0, -25.0, 60.0), (0.9, 1.05, 0.85))
 STILL = NineDof((0.0, 0.0, 0.0), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
@@ -55,3 +62,26 @@ def distance_mm(one: NineDof, other: NineDof) -> float:
     points = np.random.default_rng(0).uniform([-60, -90, -40], [60, 60, 70], (500, 3))
     back = np.linalg.inv(one.matrix) @ other.matrix
     return float(np.linalg.norm(nib.affines.apply_affine(back, points) - points, axis=1).mean())
+
+
+def index_row(subject: str, path: Path, session="n/a", chunk="x0", mask="n/a") -> dict[str, object]:
+    """Return the row of a scan in its cohort's index."""
+    scan_id = f"sub-{subject}" + ("" if session == "n/a" else f"_ses-{session}")
+    row = {"scan_id": scan_id, "subject": subject, "session": session, "path": path, "mask": mask}
+    return row | {"size": 1 if path.exists() else -1, "mask_size": 1, "chunk": chunk}
+
+
+def write_index(root: Path, rows: Iterable[Mapping[str, object]]) -> None:
+    """Write the index of the cohort in `root`."""
+    rows = list(rows)
+    write_tsv(root / "scans.tsv", rows, list(rows[0]))
+
+
+def run_chunk(root: Path, chunk: str, settings: Mapping[str, Any], kind: str = "t1w") -> Path:
+    """Take a chunk of the cohort in `root` through all steps of its kind; return its last chunk table."""
+    folder, table, first = root / "chunks" / chunk, root / "scans.tsv", chunk
+    folders = Folders(root / "derivatives", folder / "temporary")
+    for step, module in Cohort(table="scans.tsv", input=kind).input.steps.items():
+        run_step(step_of(module), table, first, folders, settings, folder / f"{step}.tsv")
+        table, first = folder / f"{step}.tsv", None
+    return table

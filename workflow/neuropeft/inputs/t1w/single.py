@@ -6,15 +6,16 @@ import numpy as np
 
 from neuropeft.errors import UserError
 from neuropeft.files import atomic_path
-from neuropeft.preprocess.io import SUFFIXES, load_scan, save_image
-from neuropeft.preprocess.measures import template_numbers, transform_numbers
-from neuropeft.preprocess.n4 import correct_bias
-from neuropeft.preprocess.ninedof import save_itk
-from neuropeft.preprocess.qc import draw_montage
-from neuropeft.preprocess.register import register
-from neuropeft.preprocess.resample import to_model_grid, to_template
-from neuropeft.preprocess.skullstrip import brain_mask, mask_ml
-from neuropeft.preprocess.template import AFFINE, mni152_brain
+from neuropeft.inputs.io import SUFFIXES, save_image
+from neuropeft.inputs.t1w.measures import template_numbers, transform_numbers
+from neuropeft.inputs.t1w.montage import draw_montage
+from neuropeft.inputs.t1w.n4 import correct_bias
+from neuropeft.inputs.t1w.ninedof import save_itk
+from neuropeft.inputs.t1w.register import register
+from neuropeft.inputs.t1w.resample import to_model_grid, to_template
+from neuropeft.inputs.t1w.scan import load_scan
+from neuropeft.inputs.t1w.skullstrip import brain_mask, mask_ml
+from neuropeft.inputs.t1w.template import AFFINE, mni152_brain
 
 
 def preprocess_scan(
@@ -29,7 +30,7 @@ def preprocess_scan(
         mask: brain mask on the scan's own grid, for `given`.
 
     Returns:
-        The QC numbers of `measures.NUMBERS`.
+        The QC numbers of `kind.T1w`.
 
     Raises:
         UserError: the scan cannot be processed; the message says why.

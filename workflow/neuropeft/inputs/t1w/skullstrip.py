@@ -1,7 +1,7 @@
 """Brain masks, four ways: by deepbet, by HD-BET, as given, or from a scan whose skull is gone already."""
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -11,7 +11,10 @@ import nibabel as nib
 import numpy as np
 
 from neuropeft.errors import UserError, fault
-from neuropeft.preprocess.io import ScanError, bright, commonest, load_mask, on_faces, voxel_sizes
+from neuropeft.files import MISSING
+from neuropeft.inputs.base import Folders, Row, Step
+from neuropeft.inputs.io import ScanError, check_there, read_own, save_image, voxel_sizes
+from neuropeft.inputs.t1w.scan import bright, commonest, load_mask, on_faces
 
 METHODS = ("deepbet", "hd-bet", "given", "stripped")
 FAINT = 0.05  # of bright tissue above the background
@@ -151,3 +154,17 @@ def _foreground(image: nib.Nifti1Image) -> np.ndarray:
     if mask.mean() > 0.9:
         raise ScanError("the scan is not skull-stripped: nearly all of it differs from the background")
     return mask.astype(np.uint8)
+
+
+def _work(row: Row, folders: Folders, settings: Mapping[str, Any]) -> dict[str, str | float]:
+    method = settings["skull_strip"]
+    if method == "given" and row["mask"] != MISSING:
+        check_there(row["mask"], row["mask_size"])
+    image = read_own(folders.scan(row))
+    mask = brain_mask(image, method, None if row["mask"] == MISSING else row["mask"])
+    path = folders.derivative(row, "desc-brain_mask.nii.gz")
+    save_image(path, mask, image.affine)
+    return {"brain_mask": str(path), "mask_ml": mask_ml(mask, image.affine)}
+
+
+STEP = Step("skull_strip", _work, ("brain_mask", "mask_ml"))

@@ -1,4 +1,4 @@
-"""Reading scans and masks: a file comes out in RAS order, as float32, or is refused with a reason."""
+"""Reading and writing 3D images: a file comes out in RAS order, as float32, or is refused with a reason."""
 
 import gzip
 import hashlib
@@ -17,12 +17,8 @@ GZIP_MAGIC = b"\x1f\x8b"
 MGH_FLAG = slice(28, 30)  # bytes of a .mgz that say whether it knows its orientation
 SUFFIXES = (".nii", ".nii.gz", ".mgz")
 VOXEL_MM = (0.1, 10.0)
-EXTENT_MM = (50.0, 800.0)  # a field of view outside cannot hold a head, or its voxel sizes are not in mm
 SMALLEST_AXIS = 8  # voxels
 LARGEST_AXIS = 2048
-RINGING = 0.2  # of bright tissue above the background: how far splines undershoot beside an edge ...
-MOST_DEEP = 0.001  # ... in all but this share of the voxels
-SAME_GRID_MM = 0.01  # a mask may miss its scan's grid by this much rounding in the header
 # What the image reader raises; the first two are of a file that it does not know.
 UNREADABLE = (
     *(nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError),
@@ -34,8 +30,8 @@ class ScanError(UserError):
     """One scan that cannot be processed, with the reason; the others go on."""
 
 
-def load_scan(path: str | Path) -> nib.Nifti1Image:
-    """Read a T1-weighted scan and check that it is one.
+def read_scan(path: str | Path) -> nib.Nifti1Image:
+    """Read a scan and check that it is one 3D image of finite, varying intensities.
 
     DICOM is out of scope: convert it first, for example with dcm2niix.
 
@@ -43,92 +39,57 @@ def load_scan(path: str | Path) -> nib.Nifti1Image:
         path: a .nii, .nii.gz or .mgz file. A 4D file with a single volume counts as 3D.
 
     Returns:
-        The scan as float32, at least 0 everywhere, its axes reordered and flipped to the nearest RAS order,
-        its header bare (free text of the file may name the patient).
+        The scan as float32, its axes reordered and flipped to the nearest RAS order, its header bare (free
+        text of the file may name the patient).
 
     Raises:
-        ScanError: the file is missing, damaged or not one 3D head; the message says which.
+        ScanError: the file is missing, damaged or not one 3D image; the message says which.
         UserError: it may not be read, or its disk or network failed.
     """
-    data, affine = _read(Path(path))
+    image = read_image(path)
+    data = np.asarray(image.dataobj)
     if not np.isfinite(data).all():
         raise ScanError(f"{path} has {np.count_nonzero(~np.isfinite(data))} voxels that are NaN or infinite")
     low, high = float(data.min()), float(data.max())
     if low == high:
         raise ScanError(f"{path} is {'all zero' if low == 0 else f'constant ({low:g} everywhere)'}")
-    return to_ras(_from_zero(data), affine)
+    return image
+
+
+def read_image(path: str | Path) -> nib.Nifti1Image:
+    """Read a 3D image of whatever values, in RAS order; raises as `read_scan` does."""
+    path = Path(path)
+    if not path.name.endswith(SUFFIXES):
+        raise ScanError(f"{path} is not .nii, .nii.gz or .mgz (convert DICOM first, for example by dcm2niix)")
+    try:
+        if not path.is_file():
+            raise ScanError(absence(path))
+        start, size = _content(path)
+        image = nib.load(path)
+        if not isinstance(image, nib.spatialimages.SpatialImage):
+            raise ScanError(f"{path} is not an image of voxels")
+        _check_geometry(path, image, start)
+        assert isinstance(image.dataobj, nib.arrayproxy.ArrayProxy), "a file's voxels are not read yet"
+        promised = image.dataobj.offset + math.prod(image.shape) * image.get_data_dtype().itemsize
+        if promised > size:
+            raise ScanError(
+                f"{path} is truncated or damaged: its header promises {promised:,} bytes, it has {size:,}"
+            )
+        data = image.get_fdata(dtype=np.float32, caching="unchanged")
+    except UNREADABLE as error:
+        # Excluded, a scan would stay so when its disk is back.
+        if stop := fault(error, str(path)):
+            raise stop from error
+        unknown = isinstance(error, UNREADABLE[:2])
+        kind = "not a readable image" if unknown else "truncated or damaged"
+        raise ScanError(f"{path} is {kind}: {error}") from error
+    return _to_ras(data.reshape(data.shape[:3]), _affine(image))
 
 
 def voxel_hash(image: nib.Nifti1Image) -> str:
-    """Return the SHA-1 of what `load_scan` has read, in whatever format and axis order that was stored."""
+    """Return the SHA-1 of a scan as it was read, in whatever format and axis order it was stored."""
     data = np.ascontiguousarray(image.dataobj, "<f4")
     return hashlib.sha1(f"{data.shape}".encode() + data.tobytes(), usedforsecurity=False).hexdigest()
-
-
-def _from_zero(data: np.ndarray) -> np.ndarray:
-    """Return a scan [X, Y, Z] whose background is 0 if it is one value, and that goes nowhere below 0.
-
-    Scans standardised inside the brain, and integers with an offset, hold tissue below 0; scans that were
-    resampled by splines ring about their background. The steps to come take what is not positive for
-    background.
-    """
-    low, faces = float(data.min()), on_faces(data)
-    background, share = commonest(faces)
-    is_one_value = share > 0.5
-    if low >= 0:
-        return np.where(data == background, 0, data) if is_one_value else data
-    if not is_one_value:
-        background = float(np.median(faces))
-    deep = data < background - RINGING * (bright(data) - background)
-    if deep.mean() <= MOST_DEEP:
-        return np.maximum(data - background, 0)
-    return np.where(data == background, 0, data - low) if is_one_value else data - low
-
-
-def on_faces(data: np.ndarray) -> np.ndarray:
-    """Return the values on the faces of a volume [X, Y, Z], where hardly anything but background is."""
-    return np.concatenate([data[[0, -1]].ravel(), data[:, [0, -1]].ravel(), data[:, :, [0, -1]].ravel()])
-
-
-def commonest(faces: np.ndarray) -> tuple[float, float]:
-    """Return the commonest of some values and its share: of a stripped scan's faces, the background."""
-    values, counts = np.unique(faces, return_counts=True)
-    return float(values[counts.argmax()]), counts.max() / faces.size
-
-
-def bright(data: np.ndarray) -> float:
-    """Return the intensity of bright tissue, of which single voxels and vessels are brighter."""
-    return float(np.quantile(data, 0.995))
-
-
-def load_mask(path: str | Path, image: nib.Nifti1Image) -> np.ndarray:
-    """Read a brain mask that was drawn on a scan.
-
-    Args:
-        path: the mask file; voxels above 0.5 are brain.
-        image: the scan as `load_scan` returned it.
-
-    Returns:
-        uint8 [X, Y, Z] in the order of `image`.
-
-    Raises:
-        ScanError: the file cannot be read, is empty or is not on the scan's own grid.
-        UserError: its disk or network failed.
-    """
-    data, affine = _read(Path(path))
-    mask = to_ras(data, affine)
-    if mask.shape != image.shape:
-        raise ScanError(f"the mask {path} has shape {mask.shape}, its scan {image.shape} (in RAS order)")
-    corners = np.array([[0, 0, 0, 1], [*mask.shape, 1]], float).T
-    apart = np.abs((mask.affine - image.affine) @ corners).max()
-    if apart > SAME_GRID_MM:
-        raise ScanError(
-            f"the mask {path} is not on its scan's grid: their positions differ by {apart:.3g} mm"
-        )
-    inside = np.asarray(mask.dataobj) > 0.5
-    if not inside.any():
-        raise ScanError(f"the mask {path} is empty")
-    return inside.astype(np.uint8)
 
 
 def absence(path: str | Path) -> str:
@@ -189,38 +150,10 @@ def voxel_sizes(affine: np.ndarray) -> np.ndarray:
     return np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
 
 
-def to_ras(data: np.ndarray, affine: np.ndarray) -> nib.Nifti1Image:
+def _to_ras(data: np.ndarray, affine: np.ndarray) -> nib.Nifti1Image:
     """Return an image whose axes are permuted and flipped to the nearest right-anterior-superior order."""
     image = nib.as_closest_canonical(nib.Nifti1Image(data, affine))
     return nib.Nifti1Image(np.ascontiguousarray(image.dataobj), image.affine)
-
-
-def _read(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    if not path.name.endswith(SUFFIXES):
-        raise ScanError(f"{path} is not .nii, .nii.gz or .mgz (convert DICOM first, for example by dcm2niix)")
-    try:
-        if not path.is_file():
-            raise ScanError(absence(path))
-        start, size = _content(path)
-        image = nib.load(path)
-        if not isinstance(image, nib.spatialimages.SpatialImage):
-            raise ScanError(f"{path} is not an image of voxels")
-        _check_geometry(path, image, start)
-        assert isinstance(image.dataobj, nib.arrayproxy.ArrayProxy), "a file's voxels are not read yet"
-        promised = image.dataobj.offset + math.prod(image.shape) * image.get_data_dtype().itemsize
-        if promised > size:
-            raise ScanError(
-                f"{path} is truncated or damaged: its header promises {promised:,} bytes, it has {size:,}"
-            )
-        data = image.get_fdata(dtype=np.float32, caching="unchanged")
-    except UNREADABLE as error:
-        # Excluded, a scan would stay so when its disk is back.
-        if stop := fault(error, str(path)):
-            raise stop from error
-        unknown = isinstance(error, UNREADABLE[:2])
-        kind = "not a readable image" if unknown else "truncated or damaged"
-        raise ScanError(f"{path} is {kind}: {error}") from error
-    return data.reshape(data.shape[:3]), _affine(image)
 
 
 def _content(path: Path) -> tuple[bytes, int]:
@@ -276,14 +209,10 @@ def _check_geometry(path: Path, image: nib.spatialimages.SpatialImage, start: by
     sizes = voxel_sizes(affine)
     if sizes.min() < VOXEL_MM[0] or sizes.max() > VOXEL_MM[1]:
         raise ScanError(
-            f"{path} has voxels of {_by(sizes)} mm; {VOXEL_MM[0]:g} to {VOXEL_MM[1]:g} mm are usual"
-        )
-    extent = sizes * shape[:3]
-    if extent.min() < EXTENT_MM[0] or extent.max() > EXTENT_MM[1]:
-        raise ScanError(
-            f"{path} covers {_by(extent)} mm; a head needs {EXTENT_MM[0]:g} to {EXTENT_MM[1]:g} mm per axis"
+            f"{path} has voxels of {by(sizes)} mm; {VOXEL_MM[0]:g} to {VOXEL_MM[1]:g} mm are usual"
         )
 
 
-def _by(values: np.ndarray) -> str:
+def by(values: np.ndarray) -> str:
+    """Return the numbers of an error along three axes."""
     return " x ".join(f"{value:.3g}" for value in values)

@@ -7,14 +7,20 @@ images is minimising the squared difference of their standardised versions), fro
 """
 
 import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 from scipy.ndimage import binary_dilation, gaussian_filter, map_coordinates
 
-from neuropeft.preprocess.io import ScanError, voxel_sizes
-from neuropeft.preprocess.ninedof import NineDof, rotation_matrix, triple
+from neuropeft.inputs.base import Folders, Row, Step
+from neuropeft.inputs.io import ScanError, read_own, voxel_sizes
+from neuropeft.inputs.t1w.measures import transform_numbers
+from neuropeft.inputs.t1w.ninedof import NineDof, rotation_matrix, save_itk, triple
+from neuropeft.inputs.t1w.scan import own_mask
+from neuropeft.inputs.t1w.template import mni152_brain
 
 START_DEGREES = (-50.0, -25.0, 0.0, 25.0, 50.0)  # around every axis; basins of attraction overlap
 LEVELS = ((8, 8, 12), (4, 3, 15), (2, 1, 15))  # (mm between samples, candidates kept, iterations)
@@ -218,3 +224,13 @@ def _as_transform(parameters: np.ndarray, centre: np.ndarray) -> NineDof:
     translation = parameters[3:6] - _linear(parameters) @ centre
     angles = (parameters[:3] + np.pi) % (2 * np.pi) - np.pi
     return NineDof(triple(angles), triple(translation), triple(scales))
+
+
+def _work(row: Row, folders: Folders, settings: Mapping[str, Any]) -> dict[str, str | float]:
+    transform = register(read_own(folders.scan(row)), own_mask(row), mni152_brain())
+    path = folders.derivative(row, "from-T1w_to-MNI152_mode-image_xfm.txt")
+    save_itk(transform, path)
+    return {"transform": str(path), **transform_numbers(transform)}
+
+
+STEP = Step("register", _work, ("transform", "scale_x", "scale_y", "scale_z", "rotation_deg", "shear"))

@@ -1,11 +1,19 @@
 """From the scan to the template grid in one interpolation, and from there to the cube that models see."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import nibabel as nib
 import numpy as np
 from scipy.ndimage import map_coordinates
 
-from neuropeft.preprocess.io import ScanError
-from neuropeft.preprocess.ninedof import NineDof
+from neuropeft.inputs.arrays import resize, zscore
+from neuropeft.inputs.base import Folders, Row, Step
+from neuropeft.inputs.io import ScanError, read_own, save_image
+from neuropeft.inputs.t1w.measures import template_numbers
+from neuropeft.inputs.t1w.ninedof import NineDof, load_itk
+from neuropeft.inputs.t1w.scan import own_mask
+from neuropeft.inputs.t1w.template import AFFINE, mni152_brain
 
 
 def to_template(
@@ -41,24 +49,10 @@ def to_template(
     return np.where(inside, value / np.maximum(weight, 0.5), 0).reshape(template.shape).astype(np.float32)
 
 
-def zscore(volume: np.ndarray) -> np.ndarray:
-    """Return a volume with mean 0 and standard deviation 1 over all its voxels, background included.
-
-    Raises:
-        ScanError: the volume is constant.
-    """
-    mean, deviation = volume.mean(dtype=np.float64), volume.std(dtype=np.float64)
-    if not deviation > 0:
-        raise ScanError("the preprocessed scan is constant")
-    return ((volume - mean) / deviation).astype(np.float32)
-
-
 def to_model_grid(volume: np.ndarray, size: int = 80) -> np.ndarray:
     """Resize a volume to a cube and z-score it.
 
-    Every axis is interpolated linearly between voxel centres, with a kernel as wide as the output voxel
-    where the axis shrinks, against aliasing. Weights add to 1, so resizing and z-scoring commute; scoring
-    last makes mean 0 and deviation 1 exact for what models see.
+    Resizing and z-scoring commute; scoring last makes mean 0 and deviation 1 exact for what models see.
 
     Args:
         volume: [X, Y, Z] on the template grid.
@@ -67,16 +61,15 @@ def to_model_grid(volume: np.ndarray, size: int = 80) -> np.ndarray:
     Returns:
         float32 [size, size, size].
     """
-    for axis in range(3):
-        weights = _resize_weights(volume.shape[axis], size)
-        volume = np.moveaxis(np.tensordot(weights, volume, axes=(1, axis)), 0, axis)
-    return zscore(volume)
+    return zscore(resize(volume, (size, size, size)))
 
 
-def _resize_weights(old: int, new: int) -> np.ndarray:
-    """Return the [new, old] matrix that resizes an axis."""
-    ratio = old / new
-    centres = (np.arange(new) + 0.5) * ratio - 0.5
-    distances = np.abs(centres[:, None] - np.arange(old)) / max(ratio, 1.0)
-    weights = np.maximum(0, 1 - distances)
-    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+def _work(row: Row, folders: Folders, settings: Mapping[str, Any]) -> dict[str, str | float]:
+    image, transform = read_own(folders.scan(row)), load_itk(row["transform"])
+    volume = to_template(image, own_mask(row), transform, mni152_brain())
+    path = folders.derivative(row, "space-MNI152_desc-preproc_T1w.nii.gz")
+    save_image(path, volume, AFFINE, space="mni")
+    return {"preproc": str(path), **template_numbers(volume)}
+
+
+STEP = Step("resample", _work, ("preproc", "template_correlation", "template_overlap"))

@@ -27,15 +27,14 @@ PRETRAINING = tiny_cells.pretraining(backbone=tiny_cells.BACKBONE | {"drop_path"
 KILLED_AT = 6  # of a fine-tune the second step of the second epoch
 
 KILL = """
-import os, signal, tiny_cells
-from neuropeft.train import loop, optimizer
-step, calls = optimizer.AdamW.step, []
-def killing_step(self, scale):
-    calls.append(scale)
+import os, signal, tiny_cells, torch
+step, calls = torch.optim.AdamW.step, []
+def killing_step(self):
+    calls.append(self)
     if len(calls) == {killed_at}:
         os.kill(os.getpid(), {signal})
-    step(self, scale)
-optimizer.AdamW.step = killing_step
+    step(self)
+torch.optim.AdamW.step = killing_step
 """
 
 
@@ -130,7 +129,7 @@ def test_the_fingerprint_sees_the_data(store: Path) -> None:
 
     def fingerprint(spec: dict) -> str:
         paths = (store, folder / "seed-0.tsv", None, folder / "out", folder / "state")
-        return tiny_cells.given_to_fit("finetune", tiny_cells.finetune, spec, *paths)["home"].fingerprint
+        return tiny_cells.given_to_fit("finetune", tiny_cells.finetune, spec, *paths)["state"].fingerprint
 
     plain = fingerprint(SPEC)
     assert plain == fingerprint(SPEC)

@@ -339,12 +339,6 @@ def test_multiclass(store: Path) -> None:
     )
 
 
-def test_the_delta_that_was_best_fits_its_model(store: Path) -> None:
-    spec = tiny_cells.cell(method=FULL)
-    out = train(store, spec)
-    load_delta(make_model(spec, None), read_tensors(out / "delta.safetensors")[0])
-
-
 def test_a_class_that_a_small_fraction_lacks_is_named(store: Path) -> None:
     with pytest.raises(UserError, match=r"lora/100/0: no training scan has class 2 at this fraction"):
         train(store, tiny_cells.cell("multiclass", fraction=10), classes=3)

@@ -56,7 +56,7 @@ rule import_encoder:
     conda:
         "../../envs/torch.yaml"
     params:
-        code=lambda wildcards: JOBS.code("backbones.build", wildcards, "pretraining", "backbone"),
+        code=lambda wildcards: JOBS.code("backbones.checkpoints", wildcards, "pretraining", "backbone"),
         backbone=lambda wildcards: json.dumps(grid.backbone_spec(CONFIG, wildcards.backbone), sort_keys=True),
     message:
         "Importing {input.weights} into {wildcards.backbone} ({wildcards.pretraining})"

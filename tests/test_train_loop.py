@@ -111,23 +111,20 @@ def test_a_warm_up_of_all_steps_is_refused(tmp_path: Path) -> None:
         run(tmp_path, [1.0, 1.0], warmup_steps=6)
 
 
-def test_gradients_are_clipped(tmp_path: Path) -> None:
+def test_gradients_are_those_of_the_mean_loss_and_clipped(tmp_path: Path) -> None:
     norms = []
-
-    def loss(weight, step):
-        return 1e6 * weight.sum()
-
     original = nn.utils.clip_grad_norm_
 
     def spy(parameters, largest):
         (weight,) = parameters
+        before = float(weight.grad.norm())
         original([weight], largest)
-        norms.append(float(weight.grad.norm()))
+        norms.append((before, float(weight.grad.norm())))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(nn.utils, "clip_grad_norm_", spy)
-        run(tmp_path, [1.0], loss=loss, clip=0.5)
-    assert norms == pytest.approx([0.5] * 3, rel=1e-4)
+        run(tmp_path, [1.0], loss=lambda weight, step: 1e6 * weight.sum(), clip=0.5)
+    assert norms == [(1e6, pytest.approx(0.5, rel=1e-4))] * 3
 
 
 @pytest.mark.parametrize("which", ["training", "validation"])

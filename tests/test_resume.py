@@ -11,7 +11,6 @@ import tiny_cells
 from neuropeft.backbones.checkpoints import read_tensors
 from neuropeft.files import read_tsv, write_tsv
 from neuropeft.train import checkpoint
-from neuropeft.train.pretrain import pretrain
 from neuropeft.train.signals import REQUEUE_EXIT_CODE
 
 # Dropout and stochastic depth draw from torch's own generator, augmentation and order from derived seeds.
@@ -146,17 +145,3 @@ def test_the_fingerprint_sees_the_data(store: Path) -> None:
     assert plain == fingerprint(SPEC)
     tiny_cells.make_store(store, seed=1)  # the same scans, preprocessed otherwise
     assert plain != fingerprint(SPEC)
-
-
-def test_a_killed_pretraining_goes_on_exactly(store: Path) -> None:
-    folder = store.parent
-    out, state = str(folder / "resumed"), str(folder / "state")
-    arguments = f"{PRETRAINING!r}, {str(store)!r}, [], {out!r}, {state!r}, device='cpu', checkpoint_seconds=0"
-    run = f"from neuropeft.train.pretrain import pretrain\npretrain({arguments})"
-    assert killed(run, signal.SIGKILL) == -signal.SIGKILL
-    pretrain(PRETRAINING, store, [], folder / "resumed", folder / "state", device="cpu")
-    pretrain(PRETRAINING, store, [], folder / "whole", folder / "other state", device="cpu")
-    assert tiny_cells.read_cost(folder / "resumed")["resumed"] == 1
-    assert tiny_cells.read_history(folder / "resumed") == tiny_cells.read_history(folder / "whole")
-    weights = [read_tensors(folder / name / "encoder.safetensors")[0] for name in ("resumed", "whole")]
-    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])

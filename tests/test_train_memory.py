@@ -217,13 +217,6 @@ def test_processes_that_share_a_batch_start_again_with_more_parts(store: Path) -
     assert_alike(folder / "whole", folder / "cut", "encoder.safetensors")
 
 
-def test_parts_of_all_processes_tile_a_batch() -> None:
-    for size, parts, total in ((1, 3, 8), (2, 2, 8), (3, 2, 4)):
-        ranks = [Ranks(rank, size) for rank in range(size)]
-        pieces = [rank.share(total, part, parts) for rank in ranks for part in range(parts)]
-        assert [i for piece in pieces for i in range(total)[piece]] == list(range(total))
-
-
 def test_a_note_of_another_run_does_not_count(tmp_path: Path) -> None:
     run, other = (StateFolder(tmp_path, name, {}) for name in ("run", "another"))
     optimizer = torch.optim.AdamW([nn.Parameter(torch.zeros(1))])

@@ -22,7 +22,6 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -32,13 +31,11 @@ import torch
 from torch import Tensor, nn
 from trainings import ROOT, Case, Run, finetuned, pretrained
 
-from neuropeft.backbones import vit
 from neuropeft.pretraining.mae3d import MAE3D
 from neuropeft.train import data, pretrain
 from neuropeft.train.cost import device_name, peak_memory, reset_peak_memory
 from neuropeft.train.data import Volumes, load_volumes, pass_order
 from neuropeft.train.flops import training_flops
-from neuropeft.train.optimizer import AdamW
 from neuropeft.train.prefetch import prefetch
 
 # Dense bfloat16 products summed in float32, 1e12 operations a second, from the makers' data sheets.
@@ -69,24 +66,6 @@ def check_precision(case: Case) -> Outcome:
     exact, mixed = (pretrained(case, case.mae(mixed_precision=mixed)) for mixed in (False, True))
     figure, good = alike(exact.losses, mixed.losses, COARSE)
     return f"{figure}; {speeds(mixed, 'mixed', exact, 'float32')}", good
-
-
-def check_optimizer(case: Case) -> Outcome:
-    torch.manual_seed(0)
-    ours = vit.build(case.mae()["backbone"]).to(case.device)
-    theirs, start = deepcopy(ours), deepcopy(ours)
-    fused = AdamW([{"params": list(ours.parameters()), "lr": 1e-3, "weight_decay": 0.05}])
-    plain = torch.optim.AdamW(theirs.parameters(), 1e-3, weight_decay=0.05, fused=False, foreach=False)
-    for _ in range(5):
-        for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
-            a.grad = torch.randn_like(a)
-            b.grad = a.grad.clone()
-        fused.step(1.0)
-        plain.step()
-    numbers = zip(ours.parameters(), theirs.parameters(), start.parameters(), strict=True)
-    with torch.no_grad():
-        away = max(float((a - b).abs().max() / (b - c).abs().max()) for a, b, c in numbers)
-    return f"weights differ by {away:.1e} of what 5 steps changed (at most {FINE:g})", away <= FINE
 
 
 def check_compile(case: Case) -> Outcome:
@@ -226,7 +205,6 @@ def check_lora_speed(case: Case) -> Outcome:
 
 CHECKS = {
     "bf16 against float32": check_precision,
-    "fused AdamW against torch's plain one": check_optimizer,
     "torch.compile": check_compile,
     "volumes off the device": check_volumes,
     "a batch that does not fit": check_memory,

@@ -67,11 +67,11 @@ print(time.perf_counter() - wall, time.process_time() - cpu)
 FINETUNE = """
 import sys, time
 from neuropeft.train import loop
-note = loop._note_start
-def note_both(run):
-    note(run)
-    print(run.progress.start_seconds, time.process_time())
-loop._note_start = note_both
+age = loop.seconds_since_process_start
+def both():
+    print(age(), time.process_time())
+    return age()
+loop.seconds_since_process_start = both
 from neuropeft.cli import main
 sys.exit(main(sys.argv[1:]))
 """

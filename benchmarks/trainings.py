@@ -8,7 +8,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import redirect_stderr, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,6 +28,7 @@ import tiny_cells  # noqa: E402
 from neuropeft.config import Config  # noqa: E402
 from neuropeft.grid import cell_spec, cells, pretraining_spec  # noqa: E402
 from neuropeft.train import finetune, loop, pretrain  # noqa: E402
+from neuropeft.train.learner import Learner, Plan  # noqa: E402
 
 CONFIG = Config.model_validate(yaml.safe_load((ROOT / "config.yaml").read_text()))
 INTERVAL = 4  # steps between validations
@@ -119,32 +120,30 @@ def watch(module: ModuleType, start: Callable[[], object], stop_at: int | None =
 
     The process gets a SIGUSR1 in step `stop_at`, counted from 0.
     """
-    run, losses = Run(), list[Tensor]()
+    run, losses, backward = Run(), list[Tensor](), loop._backward
 
-    def fit(learner: loop.Learner, groups: Any, plan: loop.Plan, *rest: Any) -> None:
+    def watched_backward(trained: Any, step: int) -> Tensor:
+        if step == stop_at:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        losses.append(backward(trained, step))
+        return losses[-1]
+
+    def fit(learner: Learner, groups: Any, plan: Plan, *rest: Any) -> None:
         plan = replace(plan, interval=INTERVAL)
-
-        def batch_losses(rows: Tensor, *place: int) -> Iterator[Tensor]:
-            if len(losses) == stop_at:
-                os.kill(os.getpid(), signal.SIGUSR1)
-            shown = []
-            for loss in learner.batch_losses(rows, *place):
-                yield loss
-                shown.append(loss.detach())
-            losses.append(torch.stack(shown).sum())
 
         def validate() -> dict[str, float]:
             run.ends.append(time.perf_counter())  # the loop has just waited for the device
             return {"val_loss": 0.0}
 
         run.module, run.scans = learner.module, INTERVAL * plan.batch_size
-        watched = replace(learner, batch_losses=batch_losses, validate=validate)
+        watched = replace(learner, validate=validate)
         run.parts = loop.fit(watched, groups, plan, *rest).parts
         raise _Trained
 
     left = (_Trained,) if stop_at is None else (_Trained, SystemExit)
     with (
         patch.object(module, "fit", fit),
+        patch.object(loop, "_backward", watched_backward),
         patch.object(loop.slurm, "requeue"),  # of the job that this may run in
         redirect_stderr(io.StringIO()),
         suppress(*left),

@@ -1,4 +1,4 @@
-"""Every kind of input, backbone and method, tiny: a new kind enters its conformance suite by a line here."""
+"""Every kind of input, backbone, pretraining and method, tiny: a new kind enters its suite by a line here."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,6 +13,7 @@ from neuropeft.backbones.build import build_predictor
 from neuropeft.backbones.heads import Predictor
 from neuropeft.config.backbones import Backbone
 from neuropeft.config.methods import Method
+from neuropeft.config.pretraining import Pretraining
 from neuropeft.methods.adapt import adapt, parameter_groups
 from scans import MOVED, STILL, brain_scan, save
 
@@ -70,6 +71,12 @@ INPUTS = {
         BAD_VOLUMES,
     ),
 }
+PRETRAININGS = [
+    {"kind": "mae"},
+    {"kind": "mae", "mask": "foreground", "normalize_targets": False},
+    {"kind": "factors"},
+    {"weights": "encoder.safetensors"},
+]
 EVERYWHERE = ["q", "k", "v", "proj", "fc1", "fc2"]
 METHODS = [
     {"kind": "scratch"},
@@ -90,6 +97,13 @@ def backbone_settings(settings: Mapping[str, Any]) -> Any:
 def method_settings(settings: Mapping[str, Any]) -> Any:
     """Return the settings of a method as a configuration holds them, with weight decay on all that it can."""
     return TypeAdapter(Method).validate_python({"lr": 1e-2, "weight_decay": 0.1, **settings})
+
+
+def pretraining_settings(settings: Mapping[str, Any]) -> Any:
+    """Return the settings of a pretraining as a configuration holds them, of 40 short steps if it trains."""
+    short = {"steps": 40, "batch_size": 8, "lr": 5e-3, "warmup_steps": 4, "validation_share": 0.2}
+    trained = {} if "weights" in settings else {"cohort": "Any", **short}
+    return TypeAdapter(Pretraining).validate_python({**trained, **settings})
 
 
 def spec(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,9 +9,10 @@ import torch
 
 import neuropeft
 from neuropeft.backbones import vit
-from neuropeft.backbones.checkpoints import import_encoder, import_monai, load_encoder, save_encoder
+from neuropeft.backbones.checkpoints import load_encoder, save_encoder
 from neuropeft.cli import main
 from neuropeft.errors import UserError
+from neuropeft.pretraining.imported import import_encoder, import_monai
 
 BACKBONE = {"kind": "vit", "width": 48, "depth": 2, "heads": 4, "patch_size": 8, "image_size": 32}
 MONAI = {

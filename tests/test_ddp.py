@@ -1,5 +1,6 @@
 """Processes that share each batch follow the loss curve of one process."""
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -69,12 +70,11 @@ def test_processes_exchange_values_and_run_nothing_that_was_sent(tmp_path: Path)
 
 
 def test_parts_of_a_batch_tile_it() -> None:
-    for size in (1, 2, 3, 8):
-        for total in (1, 5, 8, 19):
-            parts = [Ranks(rank, size).share(total) for rank in range(size)]
-            assert [i for part in parts for i in range(total)[part]] == list(range(total))
-            lengths = [part.stop - part.start for part in parts]
-            assert max(lengths) - min(lengths) <= 1
+    for size, cut, total in itertools.product((1, 2, 3, 8), (1, 2, 3), (1, 5, 8, 19)):
+        parts = [Ranks(rank, size).share(total, part, cut) for rank in range(size) for part in range(cut)]
+        assert [i for part in parts for i in range(total)[part]] == list(range(total))
+        lengths = [part.stop - part.start for part in parts]
+        assert max(lengths) - min(lengths) <= 1
 
 
 def test_alone_nothing_is_sent() -> None:

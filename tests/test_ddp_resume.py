@@ -16,23 +16,22 @@ PAIRS = """
 import json, os, signal, socket, sys
 from pathlib import Path
 import tiny_cells
-import torch._dynamo, torch.nn.parallel  # once, and not in each fork
+import torch, torch._dynamo, torch.nn.parallel  # once, and not in each fork
 from neuropeft.errors import UserError
-from neuropeft.train import optimizer
 from neuropeft.train.pretrain import pretrain
-folder, step = Path(sys.argv[1]), optimizer.AdamW.step
+folder, step = Path(sys.argv[1]), torch.optim.AdamW.step
 
 def one(rank, port, spec, name, told):
     signal.alarm(60)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     steps = []
-    def counted(self, scale):
-        steps.append(scale)
+    def counted(self):
+        steps.append(self)
         if rank == 1 and len(steps) == told:
             os.kill(os.getpid(), signal.SIGUSR1)
-        step(self, scale)
-    optimizer.AdamW.step = counted
+        step(self)
+    torch.optim.AdamW.step = counted
     try:
         state = folder / f"state-{name}"
         pretrain(spec, folder / "store", [], folder / name, state, device="cpu", checkpoint_seconds=1e9)

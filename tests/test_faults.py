@@ -26,25 +26,25 @@ EVERY = 3  # steps from one checkpoint to the next
 # One process imports torch and forks the runs. A step takes one second of the loop's clock, so that
 # checkpoints fall on the same steps in every run.
 FORKS = """
-import json, os, random, signal, sys, time, types
+import json, os, random, signal, sys, time, torch, types
 from pathlib import Path
 import tiny_cells
 from neuropeft.errors import UserError
-from neuropeft.train import checkpoint, loop, optimizer
+from neuropeft.train import checkpoint, loop
 from neuropeft.train.pretrain import pretrain
 spec, folder = json.loads(sys.argv[1]), Path(sys.argv[2])
 now = [0.0]
 loop.time = types.SimpleNamespace(monotonic=lambda: now[0])
-step, replace = optimizer.AdamW.step, os.replace
+step, replace = torch.optim.AdamW.step, os.replace
 
 def run(name, before=None):
     child = os.fork()
     if child == 0:
         done = [0]
-        def counted(self, scale):
+        def counted(self):
             if before:
                 before(done[0], "step")
-            step(self, scale)
+            step(self)
             done[0] += 1
             now[0] += 1
             (folder / f"{name}.steps").write_text(str(done[0]))
@@ -52,7 +52,7 @@ def run(name, before=None):
             replace(*arguments)
             if before:
                 before(done[0], "save")
-        optimizer.AdamW.step, os.replace = counted, replaced
+        torch.optim.AdamW.step, os.replace = counted, replaced
         split, out, state = folder / "seed-0.tsv", folder / name, folder / f"state-{name}"
         seconds = float(sys.argv[3])
         try:

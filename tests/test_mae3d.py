@@ -110,28 +110,6 @@ def test_nearly_constant_patches_are_background(model, noise):
     assert loss < 5
 
 
-def test_every_parameter_gets_a_gradient(model, scans):
-    model(scans).loss.backward()
-    for name, parameter in model.named_parameters():
-        assert parameter.grad is not None, name
-        assert parameter.grad.abs().max() > 0, name
-
-
-def test_training_lowers_the_loss(scans, noise):
-    torch.manual_seed(0)
-    model = build_mae(BACKBONE, {**DECODER, "width": 48}, 0.75)
-    smooth = torch.nn.functional.interpolate(scans[:, :, :4, :4, :4], size=32, mode="trilinear")
-    optimiser = torch.optim.AdamW(model.parameters(), lr=5e-3)
-    losses = []
-    for _ in range(60):
-        optimiser.zero_grad()
-        loss = model(smooth, noise).loss
-        loss.backward()
-        optimiser.step()
-        losses.append(loss.item())
-    assert losses[-1] < 0.7 * losses[0]
-
-
 def test_a_reconstruction_keeps_visible_patches(model, scans, noise):
     image, mask = model.reconstruct(scans, noise)
     assert image.shape == mask.shape == scans.shape

@@ -80,8 +80,13 @@ CHANGED: dict[str, set[str]] = {
     "methods/lora.py": {"finetune", "predict", "parameter_counts"},
     "methods/bitfit.py": {"parameter_counts"},
     "train/pretrain.py": {"pretrain"},
-    "train/mae.py": {"pretrain"},
-    "train/factors.py": set(),  # of a kind that this configuration does not pretrain
+    "pretraining/mae.py": {"pretrain"},
+    "pretraining/mae3d.py": {"pretrain"},
+    "pretraining/base.py": {"pretrain"},
+    "pretraining/factors.py": set(),  # of a kind that this configuration does not pretrain
+    "pretraining/imported.py": set(),
+    "train/loop.py": {"pretrain", "finetune", "predict"},
+    "train/diagnose.py": {"pretrain"},
     "train/pack.py": {"finetune"},
     "train/augment.py": {"pretrain", "finetune", "predict"},
     "train/predict.py": {"predict"},
@@ -114,6 +119,7 @@ def test_a_changed_module_runs_what_depends_on_it_again_and_nothing_else(
         ("train/loop.py", ('"""Train `learner`, going on', '"""Trains `learner`, going on')),
         ("inputs/__init__.py", ('"t1w": ', '"pet": "inputs.pet", "t1w": ')),
         ("methods/__init__.py", ('"bitfit": ', '"vera": "methods.vera", "bitfit": ')),
+        ("pretraining/__init__.py", ('"mae": ', '"dino": "pretraining.dino", "mae": ')),
         ("tasks/__init__.py", ('"multilabel": ', '"survival": "survival.Survival", "multilabel": ')),
         ("tasks/classification.py", ("no training scan has class", "not one training scan has class")),
     ],

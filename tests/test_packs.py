@@ -165,8 +165,8 @@ def test_an_encoder_made_again_just_the_same_trains_nothing_and_another_one_all(
 def test_a_signal_while_a_cell_ends_stops_the_pack(
     folder: Path, monkeypatch: pytest.MonkeyPatch, last: str
 ) -> None:
-    def told_to_stop(run: loop._Run) -> None:
-        if run.progress.step == run.plan.steps:
+    def told_to_stop(name: str, rows: list, steps: int) -> None:
+        if rows[-1]["step"] == steps:
             os.kill(os.getpid(), signal.SIGUSR1)
 
     def write(path: Path, rows: list) -> None:
@@ -174,7 +174,7 @@ def test_a_signal_while_a_cell_ends_stops_the_pack(
         os.kill(os.getpid(), signal.SIGUSR1)
 
     if last == "validation":
-        monkeypatch.setattr(loop, "_report", told_to_stop)
+        monkeypatch.setattr(loop, "report", told_to_stop)
     else:
         monkeypatch.setattr(finetuning, "write_history", write)
     with pytest.raises(SystemExit) as left:

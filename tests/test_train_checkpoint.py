@@ -128,7 +128,7 @@ def test_generators_go_on_where_they_were(tmp_path: Path) -> None:
 
 @pytest.fixture
 def save_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("test_train_loop.Home", partial(loop.Home, seconds=0))
+    monkeypatch.setattr("test_train_loop.StateFolder", partial(checkpoint.StateFolder, seconds=0))
 
 
 @pytest.mark.usefixtures("save_every_step")

@@ -26,14 +26,13 @@ with lock(Path(sys.argv[1])):
     sys.stdin.readline()
 """
 PRETRAIN = """
-import tiny_cells
-from neuropeft.train import loop, optimizer
-step = optimizer.AdamW.step
-def slow_step(self, scale):
+import tiny_cells, torch
+step = torch.optim.AdamW.step
+def slow_step(self):
     print("step", flush=True)
     {wait}
-    step(self, scale)
-optimizer.AdamW.step = slow_step
+    step(self)
+torch.optim.AdamW.step = slow_step
 from neuropeft.train.pretrain import pretrain
 pretrain(tiny_cells.pretraining(), {store!r}, [], {out!r}, {state!r}, device="cpu", checkpoint_seconds=0)
 """

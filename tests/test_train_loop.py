@@ -1,5 +1,6 @@
 import math
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -7,8 +8,10 @@ import torch
 from torch import nn
 
 from neuropeft.errors import UserError
-from neuropeft.train.loop import Home, Learner, Plan, Progress, fit
-from neuropeft.train.schedule import lr_scale
+from neuropeft.train.checkpoint import Progress, StateFolder
+from neuropeft.train.learner import Batch, Learner, Plan
+from neuropeft.train.loop import fit
+from neuropeft.train.schedule import check_warmup, lr_scale
 
 CPU = torch.device("cpu")
 
@@ -21,13 +24,14 @@ def run(folder: Path, validation: list[float], loss=None, **plan) -> tuple[Progr
     losses: Iterator[float] = iter(validation)
     seen = []
 
-    def batch_losses(rows, step, parts):
-        seen.append((step, rows.tolist()))
-        yield loss(weight, step) if loss else weight.sum()
+    def summed(batch: Batch):
+        seen.append((batch.step, batch.rows.tolist()))
+        return len(batch.rows) * (loss(weight, batch.step) if loss else weight.sum()), len(batch.rows)
 
     learner = Learner(
         module,
-        batch_losses,
+        lambda rows, step: rows,
+        summed,
         lambda: {"val_loss": next(losses)},
         lambda: {"weight": weight.detach()},
         lambda state: weight.data.copy_(state["weight"]),
@@ -35,7 +39,7 @@ def run(folder: Path, validation: list[float], loss=None, **plan) -> tuple[Progr
     group = {"params": [weight], "lr": 0.01, "weight_decay": 0.0}
     defaults = {"steps": 3 * len(validation), "interval": 3, "warmup_steps": 0, "clip": 1.0, "patience": 2}
     settings = Plan("a/cell", 10, batch_size=4, seed=0, **(defaults | plan))
-    return fit(learner, [group], settings, Home(folder, "f", {}), CPU), weight, seen
+    return fit(learner, [group], settings, StateFolder(folder, "f", {}), CPU), weight, seen
 
 
 def test_stops_early_and_returns_to_the_best_validation(tmp_path: Path) -> None:
@@ -107,22 +111,20 @@ def test_a_warm_up_of_all_steps_is_refused(tmp_path: Path) -> None:
         run(tmp_path, [1.0, 1.0], warmup_steps=6)
 
 
-def test_gradients_are_clipped(tmp_path: Path) -> None:
+def test_gradients_are_those_of_the_mean_loss_and_clipped(tmp_path: Path) -> None:
     norms = []
-
-    def loss(weight, step):
-        return 1e6 * weight.sum()
-
     original = nn.utils.clip_grad_norm_
 
-    def spy(parameters, largest, **options):
-        original(parameters, largest, **options)
-        norms.append(float(parameters[0].grad.norm()))
+    def spy(parameters, largest):
+        (weight,) = parameters
+        before = float(weight.grad.norm())
+        original([weight], largest)
+        norms.append((before, float(weight.grad.norm())))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(nn.utils, "clip_grad_norm_", spy)
-        run(tmp_path, [1.0], loss=loss, clip=0.5)
-    assert norms == pytest.approx([0.5] * 3, rel=1e-4)
+        run(tmp_path, [1.0], loss=lambda weight, step: 1e6 * weight.sum(), clip=0.5)
+    assert norms == [(1e6, pytest.approx(0.5, rel=1e-4))] * 3
 
 
 @pytest.mark.parametrize("which", ["training", "validation"])
@@ -134,3 +136,19 @@ def test_loss_that_is_not_finite_names_cell_step_and_a_lower_lr(tmp_path: Path, 
     message = f"a/cell: the {which} loss is not finite at step 6 at peak learning rate 0.01; give a lower lr"
     with pytest.raises(UserError, match=message):
         run(tmp_path, validation, loss=loss)
+
+
+def test_schedule_warms_up_then_falls_to_zero() -> None:
+    scales = [lr_scale(step, 4, 20) for step in range(20)]
+    assert scales[:4] == pytest.approx([0.25, 0.5, 0.75, 1.0])
+    assert scales[4] == pytest.approx(1.0)
+    assert scales[12] == pytest.approx(0.5)
+    assert scales[19] == pytest.approx(0.5 * (1 + math.cos(math.pi * 15 / 16)))
+    assert all(a > b for a, b in pairwise(scales[4:]))
+    assert lr_scale(0, 0, 10) == 1.0
+
+
+def test_warm_up_must_leave_steps() -> None:
+    check_warmup("cell", 2, 3)
+    with pytest.raises(UserError, match="cell: a warm-up of 3 steps leaves none of 3 at the full lr"):
+        check_warmup("cell", 3, 3)

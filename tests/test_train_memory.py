@@ -4,6 +4,7 @@ import math
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,12 +17,18 @@ from neuropeft.backbones.vit import ViT3D
 from neuropeft.errors import UserError
 from neuropeft.pretraining.mae3d import MAE3D
 from neuropeft.train import checkpoint, loop
+from neuropeft.train.checkpoint import StateFolder
+from neuropeft.train.learner import Batch, Learner, Plan
 from neuropeft.train.lock import LOCK
 from neuropeft.train.memory import BatchSize, in_batches
 from neuropeft.train.predict import predict
 from neuropeft.train.pretrain import pretrain
 from neuropeft.train.ranks import Ranks
 from neuropeft.train.state import FINISHED
+
+NOTHING = Learner(
+    nn.Identity(), lambda rows, step: rows, lambda _: 1 / 0, lambda: {"val_loss": 1.0}, dict, dict
+)
 
 
 @contextmanager
@@ -41,7 +48,7 @@ def room_for(
         if len(x) > scans and (torch.is_grad_enabled() or not training):
             if not (backward and self.training):
                 raise torch.OutOfMemoryError("CUDA out of memory.")
-            result.loss.register_hook(fail)
+            result.error.register_hook(fail)
         return result
 
     def fail(gradient: Tensor) -> None:
@@ -210,30 +217,29 @@ def test_processes_that_share_a_batch_start_again_with_more_parts(store: Path) -
     assert_alike(folder / "whole", folder / "cut", "encoder.safetensors")
 
 
-def test_parts_of_all_processes_tile_a_batch() -> None:
-    for size, parts, total in ((1, 3, 8), (2, 2, 8), (3, 2, 4)):
-        ranks = [Ranks(rank, size) for rank in range(size)]
-        pieces = [rank.share(total, part, parts) for rank in ranks for part in range(parts)]
-        assert [i for piece in pieces for i in range(total)[piece]] == list(range(total))
-
-
 def test_a_note_of_another_run_does_not_count(tmp_path: Path) -> None:
-    assert checkpoint.noted_parts(tmp_path, "run") == 1
-    checkpoint.note_parts(tmp_path, "run", 4)
-    assert checkpoint.noted_parts(tmp_path, "run") == 4
-    assert checkpoint.noted_parts(tmp_path, "another") == 1
+    run, other = (StateFolder(tmp_path, name, {}) for name in ("run", "another"))
+    optimizer = torch.optim.AdamW([nn.Parameter(torch.zeros(1))])
+
+    def parts(state: StateFolder) -> int:
+        return checkpoint.resume(state, "a/cell", NOTHING, optimizer, Ranks()).parts
+
+    assert parts(run) == 1
+    checkpoint.note_parts(run, 4)
+    assert parts(run) == 4
+    assert parts(other) == 1
 
 
 def test_batch_norms_inside_a_backbone_are_mentioned(tmp_path: Path, capsys) -> None:
     module = nn.Sequential(nn.Linear(1, 1), nn.BatchNorm3d(1))
 
-    def batch_losses(rows: Tensor, step: int, parts: int) -> Iterator[Tensor]:
-        if parts == 1:
+    def loss(batch: Batch) -> tuple[Tensor, int]:
+        if len(batch.rows) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        yield module[0].weight.sum()
+        return module[0].weight.sum(), 1
 
-    learner = loop.Learner(module, batch_losses, lambda: {"val_loss": 1.0}, dict, lambda state: None)
-    plan = loop.Plan("a/cell", 4, steps=1, interval=1, batch_size=4, warmup_steps=0, clip=1.0, seed=0)
+    learner = replace(NOTHING, module=module, loss=loss)
+    plan = Plan("a/cell", 4, steps=1, interval=1, batch_size=4, warmup_steps=0, clip=1.0, seed=0)
     groups = [{"params": [module[0].weight], "lr": 0.01, "weight_decay": 0.0}]
-    loop.fit(learner, groups, plan, loop.Home(tmp_path, "f", {}), torch.device("cpu"))
+    loop.fit(learner, groups, plan, StateFolder(tmp_path, "f", {}), torch.device("cpu"))
     assert "the backbone's batch norms see one part at a time" in capsys.readouterr().err

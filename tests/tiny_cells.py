@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from neuropeft.files import write_tsv
+from neuropeft.files import read_tsv, write_tsv
 
 EDGE = 12
 BACKBONE = {
@@ -61,6 +61,29 @@ def make_store(folder: Path, scans: int = 24, sessions: int = 1, edge: int = EDG
     ]
     write_tsv(folder / "scans.tsv", rows, ["row", "scan_id", "subject", "session", "sha1"])
     return folder
+
+
+def add_anatomy(store: Path, seed: int = 0) -> Path:
+    """Make a store synthetic: each patch shows how much of each tissue it holds, by a texture of its own."""
+    from neuropeft.cohorts.synthetic import ANATOMY_FACTORS, MAPS
+
+    rows, rng = read_tsv(store / "scans.tsv"), np.random.default_rng(seed)
+    tissue = rng.uniform(0, 1, size=(len(rows), 3, 3, 3, 3))
+    tissue[:, :, 0, 0, 0] = 0.2  # a place that is alike in all brains
+    moved = 3 * tissue[:, ::-1]  # displacements, which follow from tissue here
+    textures = rng.normal(size=(3, 4, 4, 4))
+    # [scans, 3, 3, 3, 4, 4, 4] -> [scans, 12, 12, 12]
+    painted = np.einsum("ntxyz,tabc->nxaybzc", tissue, textures).reshape(len(rows), 12, 12, 12)
+    np.save(store / "volumes.npy", painted[:, None].astype(np.float16))
+    for name, values in zip(MAPS, (tissue, moved), strict=True):
+        np.save(store / name, values.astype(np.float16))
+    mean = tissue.mean(axis=(2, 3, 4))
+    known = [
+        {**row, **{name: mean[i, j % 3] for j, name in enumerate(ANATOMY_FACTORS)}}
+        for i, row in enumerate(rows)
+    ]
+    write_tsv(store / "scans.tsv", known, list(known[0]))
+    return store
 
 
 def make_split(
@@ -171,6 +194,23 @@ def given_to_fit(trainer: str, train: Callable[..., None], *arguments: Any, **na
             train(*arguments, **named)
     seen[0].apply_defaults()
     return dict(seen[0].arguments)
+
+
+def passed(learner: Any, rows: Any, step: int = 0, parts: int = 1) -> tuple[float, dict[str, Any]]:
+    """Return the mean loss of a step's batch, and its gradients by name, gone through in so many parts."""
+    from neuropeft.train.learner import Batch
+    from neuropeft.train.ranks import ALONE
+
+    volumes, network = learner.volumes(rows, step), learner.module
+    network.zero_grad()
+    sums = []
+    for place in (ALONE.share(len(rows), part, parts) for part in range(parts)):
+        loss, weight = learner.loss(Batch(rows[place], volumes[place], step, place.start, len(rows)))
+        loss.backward()
+        sums.append((float(loss.detach()), float(weight)))
+    loss, weight = map(sum, zip(*sums, strict=True))
+    gradients = {name: value.grad for name, value in network.named_parameters() if value.grad is not None}
+    return loss / weight, {name: gradient / weight for name, gradient in gradients.items()}
 
 
 def read_history(folder: Path) -> list[dict[str, str]]:

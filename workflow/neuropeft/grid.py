@@ -7,7 +7,7 @@ from itertools import product
 from typing import Any, NamedTuple
 
 from neuropeft import layout
-from neuropeft.config import Block, Config, ViT
+from neuropeft.config import Block, Config
 from neuropeft.errors import UserError
 from neuropeft.split_names import fold_part, split_name
 
@@ -176,8 +176,8 @@ def pretrained(config: Config) -> list[tuple[str, str]]:
 
 
 def autoencoded(config: Config) -> list[tuple[str, str]]:
-    """Return those pairs of `pretrained` that are masked autoencoders."""
-    return [pair for pair in pretrained(config) if config.trained[pair[0]].kind == "mae"]
+    """Return those pairs of `pretrained` that leave reconstructions of scans."""
+    return [pair for pair in pretrained(config) if config.trained[pair[0]].reconstructs]
 
 
 def encoder_folds(config: Config, pretraining: str) -> list[int]:
@@ -297,13 +297,7 @@ def cell_specs(config: Config, some: Iterable[Cell]) -> str:
 
 def pretraining_spec(config: Config, pretraining: str, backbone: str) -> str:
     """Return everything that defines a pretraining, as canonical JSON."""
-    vit = config.backbones[backbone]
-    assert isinstance(vit, ViT), "only ViTs are pretrained: see cells()"
-    trained = config.trained[pretraining]
-    settings = trained.model_dump(mode="json", exclude={"cohort", "start"})
-    settings["warmup_steps"] = trained.warmup
-    if trained.kind == "mae":
-        settings["decoder"] = vit.decoder.model_dump(mode="json")
+    settings = config.trained[pretraining].spec(config.backbones[backbone])
     return _canonical(settings | {"backbone": backbone_spec(config, backbone)})
 
 

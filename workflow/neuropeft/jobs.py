@@ -10,7 +10,17 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from neuropeft import backbones, grid, inputs, layout, methods, numerics, probe_grid, tasks
+from neuropeft import (
+    backbones,
+    grid,
+    inputs,
+    layout,
+    methods,
+    numerics,
+    pretraining,
+    probe_grid,
+    tasks,
+)
 from neuropeft.cohorts import chunks
 from neuropeft.cohorts.simulate import participants, scan_name
 from neuropeft.config import Config
@@ -79,6 +89,7 @@ class Jobs:
             "cohort": lambda name: inputs.module_of(self.config.cohorts[name].input.kind),
             "task": lambda name: tasks.module_of(self.config.tasks[name].kind),
             "backbone": lambda name: backbones.module_of(self.config.backbones[name].kind),
+            "pretraining": lambda name: pretraining.module_of(self.config.pretraining[name].kind),
             "method": lambda name: methods.module_of(self.config.methods[name].kind),
         }
         return numerics.version(module, *(kinds[one](getattr(wildcards, one)) for one in named))

@@ -196,11 +196,12 @@ def pretrain(options: argparse.Namespace) -> None:
 
 def import_encoder(options: argparse.Namespace) -> None:
     """Turn weights from elsewhere into an encoder file."""
-    from neuropeft.backbones import vit
-    from neuropeft.backbones.checkpoints import import_encoder
+    from neuropeft.backbones.build import build_backbone
+    from neuropeft.pretraining.imported import import_encoder
 
     metadata = {"from": Path(options.weights).name}
-    report = import_encoder(options.weights, options.out, vit.build(json.loads(options.backbone)), metadata)
+    backbone = build_backbone(json.loads(options.backbone))
+    report = import_encoder(options.weights, options.out, backbone, metadata)
     print("\n".join(report))
 
 

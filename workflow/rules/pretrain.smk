@@ -29,9 +29,7 @@ rule pretrain:
         runtime=pretrain_minutes,
         gpu=1,
     params:
-        code=lambda wildcards: numerics.version(
-            "train.pretrain", f"train.{CONFIG.trained[wildcards.pretraining].kind}"
-        ),
+        code=lambda wildcards: JOBS.code("train.pretrain", wildcards, "pretraining"),
         spec=lambda wildcards: grid.pretraining_spec(CONFIG, wildcards.pretraining, wildcards.backbone),
         people=lambda wildcards, input: f"--people {input.people}" if input.people else "",
         start=lambda wildcards, input: f"--start {input.start}" if input.start else "",
@@ -58,7 +56,7 @@ rule import_encoder:
     conda:
         "../../envs/torch.yaml"
     params:
-        code=lambda wildcards: numerics.version("backbones.vit", "backbones.checkpoints"),
+        code=lambda wildcards: JOBS.code("backbones.checkpoints", wildcards, "pretraining", "backbone"),
         backbone=lambda wildcards: json.dumps(grid.backbone_spec(CONFIG, wildcards.backbone), sort_keys=True),
     message:
         "Importing {input.weights} into {wildcards.backbone} ({wildcards.pretraining})"

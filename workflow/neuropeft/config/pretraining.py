@@ -1,22 +1,29 @@
 """Pretrainings: encoders that are trained here, or imported."""
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
+from neuropeft.config.backbones import Backbone, ViT
 from neuropeft.config.base import Beta, Model, Name, Seed, Share
+from neuropeft.config.cohorts import Cohort
 from neuropeft.config.training import Augment
 
 
-class _Trained(Model):
+class Trained(Model):
     """What pretrainings on a cohort share; budgets are in steps, so that a larger cohort costs no more.
 
     Attributes:
         needs: What a backbone must provide to be pretrained so.
+        loss_label: What its loss is, for axes.
+        reconstructs: Whether it leaves reconstructions of scans, to be drawn.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"tokens"})
+    loss_label: ClassVar[str]
+    reconstructs: ClassVar[bool] = False
+    kind: str
     cohort: Name = Field(
         description="cohort to pretrain on; test subjects of tasks trained on it are left out"
     )
@@ -45,7 +52,7 @@ class _Trained(Model):
     compile: bool = Field(default=False, description="torch.compile the model")
 
     @model_validator(mode="after")
-    def _warm_up_ends(self) -> "_Trained":
+    def _warm_up_ends(self) -> "Trained":
         if self.warmup >= self.steps:
             raise ValueError(f"`warmup_steps` {self.warmup} must be fewer than `steps` {self.steps}")
         return self
@@ -55,10 +62,30 @@ class _Trained(Model):
         """The steps of the warm-up, given or not."""
         return self.steps * 4 // 100 if self.warmup_steps is None else self.warmup_steps
 
+    def spec(self, backbone: Backbone) -> dict[str, Any]:
+        """Return what defines a pretraining of `backbone`, beside the backbone and the scans."""
+        settings = self.model_dump(mode="json", exclude={"cohort", "start"})
+        return {**settings, "warmup_steps": self.warmup}
 
-class MaskedAutoencoder(_Trained):
+    def check_backbone(self, key: str, named: str, backbone: Backbone, size: int) -> None:
+        """Raise `ValueError` if a backbone that provides its needs is of a shape that it cannot pretrain.
+
+        Args:
+            key: The pretraining, for the error.
+            named: The backbone, for the error.
+            backbone: Its settings.
+            size: Edge of scans, in voxels.
+        """
+
+    def check_cohort(self, key: str, name: str, cohort: Cohort) -> None:
+        """Raise `ValueError`, which names the pretraining by `key`, unless it can be trained on a cohort."""
+
+
+class MaskedAutoencoder(Trained):
     """Masked-autoencoder pretraining on a cohort (He 2022; Dhinagar 2024, section 3.2)."""
 
+    loss_label: ClassVar[str] = "loss on hidden patches (MSE)"
+    reconstructs: ClassVar[bool] = True
     kind: Literal["mae"] = "mae"
     mask_ratio: Share = Field(default=0.75, description="share of the patches that is hidden")
     mask: Literal["all", "foreground"] = Field(
@@ -69,18 +96,44 @@ class MaskedAutoencoder(_Trained):
     normalize_targets: bool = Field(default=True, description="standardise each target patch")
     augment: Augment = Augment(flip=True)
 
+    def spec(self, backbone: Backbone) -> dict[str, Any]:
+        """The decoder belongs to the backbone's settings."""
+        assert isinstance(backbone, ViT), "no other backbone gives tokens"
+        return {**super().spec(backbone), "decoder": backbone.decoder.model_dump(mode="json")}
 
-class Factors(_Trained):
+    def check_backbone(self, key: str, named: str, backbone: Backbone, size: int) -> None:
+        """Some patches must stay visible."""
+        if not isinstance(backbone, ViT):
+            return
+        patches = (size // backbone.patch_size) ** 3
+        if patches * (1 - self.mask_ratio) < 1:
+            raise ValueError(
+                f"`{key}.mask_ratio` {self.mask_ratio} hides all of the {patches} patches of `{named}`: "
+                "give a lower one or a smaller `patch_size`"
+            )
+
+
+class Factors(Trained):
     """Pretraining on a synthetic cohort: reading the known anatomy of its brains."""
 
+    loss_label: ClassVar[str] = "loss of maps and factors (MSE)"
     kind: Literal["factors"]
     augment: Augment = Augment()
+
+    def check_cohort(self, key: str, name: str, cohort: Cohort) -> None:
+        """Its anatomy must be known."""
+        if cohort.synthetic is None:
+            raise ValueError(
+                f"`{key}.cohort` is {name!r}, whose anatomy nobody knows: kind factors needs a synthetic "
+                "cohort"
+            )
 
 
 class ImportedWeights(Model):
     """Weights of a ViT that was pretrained elsewhere."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"tokens"})
+    kind: ClassVar[str] = "imported"
     weights: str = Field(
         description="a PyTorch checkpoint of MONAI's ViT or MaskedAutoEncoderViT, or an encoder.safetensors "
         "of this workflow"
@@ -102,7 +155,6 @@ def _kind_of_pretraining(value: object) -> str:
     return str(kind)
 
 
-Trained = MaskedAutoencoder | Factors
 Pretraining = Annotated[
     Annotated[MaskedAutoencoder, Tag("mae")]
     | Annotated[Factors, Tag("factors")]

@@ -5,12 +5,12 @@ from collections.abc import Collection
 
 from pydantic import Field, field_validator, model_validator
 
-from neuropeft.config.backbones import Backbone, ViT
+from neuropeft.config.backbones import Backbone
 from neuropeft.config.base import Model, Name
 from neuropeft.config.cohorts import Cohort, Preprocessing
 from neuropeft.config.grid import Block, Figures
 from neuropeft.config.methods import Method
-from neuropeft.config.pretraining import ImportedWeights, MaskedAutoencoder, Pretraining, Trained
+from neuropeft.config.pretraining import ImportedWeights, Pretraining, Trained
 from neuropeft.config.tasks import Splits, Task
 from neuropeft.config.training import Training
 from neuropeft.errors import suggest
@@ -59,16 +59,10 @@ class Config(Model):
         return value
 
     @model_validator(mode="after")
-    def _patches_stay_visible(self) -> "Config":
-        vits = {name: value for name, value in self.backbones.items() if isinstance(value, ViT)}
-        masked = {name: value for name, value in self.trained.items() if isinstance(value, MaskedAutoencoder)}
-        for (name, vit), (other, autoencoder) in itertools.product(vits.items(), masked.items()):
-            patches = (self.preprocessing.size // vit.patch_size) ** 3
-            if patches * (1 - autoencoder.mask_ratio) < 1:
-                raise ValueError(
-                    f"`pretraining.{other}.mask_ratio` {autoencoder.mask_ratio} hides all of the {patches} "
-                    f"patches of `backbones.{name}`: give a lower one or a smaller `patch_size`"
-                )
+    def _backbones_can_be_pretrained(self) -> "Config":
+        for (name, backbone), (other, one) in itertools.product(self.backbones.items(), self.trained.items()):
+            size = self.preprocessing.size
+            one.check_backbone(f"pretraining.{other}", f"backbones.{name}", backbone, size)
         return self
 
     @model_validator(mode="after")
@@ -85,11 +79,7 @@ class Config(Model):
                     )
         for name, trained in self.trained.items():
             _known(f"pretraining.{name}.cohort", [trained.cohort], self.cohorts)
-            if trained.kind == "factors" and self.cohorts[trained.cohort].synthetic is None:
-                raise ValueError(
-                    f"`pretraining.{name}.cohort` is {trained.cohort!r}, whose anatomy nobody knows: kind "
-                    "factors needs a synthetic cohort"
-                )
+            trained.check_cohort(f"pretraining.{name}", trained.cohort, self.cohorts[trained.cohort])
             if trained.start is not None:
                 _known(f"pretraining.{name}.start", [trained.start], self.pretraining)
             if name in self.starts(name)[1:]:

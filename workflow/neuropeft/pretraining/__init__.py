@@ -1,1 +1,15 @@
-"""Networks that pretrain an encoder."""
+"""Pretrainings: where each kind is. Only the module of the kind in use is imported."""
+
+from neuropeft.errors import known
+
+# Named as `numerics` names modules. Each has `KIND`, a `base.Pretraining`, but for weights that are imported.
+MODULES = {
+    "mae": "pretraining.mae",
+    "factors": "pretraining.factors",
+    "imported": "pretraining.imported",
+}
+
+
+def module_of(kind: str) -> str:
+    """Return the module of a kind of pretraining; raise `UserError` if there is no such kind."""
+    return known(kind, MODULES, "pretraining")

@@ -45,16 +45,24 @@ class MAEOutput(NamedTuple):
     """What one pass of the autoencoder gives.
 
     Attributes:
-        loss: Scalar, mean squared error over the masked, non-empty patches.
+        error: Scalar, squared error of the masked, non-empty patches, a mean over voxels and summed over
+            patches.
+        scored: Scalar, how many patches these are.
         prediction: [B, M, patch^3] predicted voxels of the masked patches (normalised if the targets are).
         masked: [B, M] grid places of those patches.
         mask: [B, N] bool, true where a patch was masked.
     """
 
-    loss: Tensor
+    error: Tensor
+    scored: Tensor
     prediction: Tensor
     masked: Tensor
     mask: Tensor
+
+    @property
+    def loss(self) -> Tensor:
+        """The mean squared error over the masked, non-empty patches, scalar."""
+        return self.error / self.scored.clamp_min(1)
 
 
 class MAE3D(nn.Module):
@@ -116,7 +124,7 @@ class MAE3D(nn.Module):
                 drawn here on the device of `x` when not given.
 
         Returns:
-            The loss, the prediction and what was masked.
+            The error, the prediction and what was masked.
         """
         self.encoder.check(x)
         if noise is None:
@@ -125,8 +133,8 @@ class MAE3D(nn.Module):
         visible, masked = order[:, : self.visible], order[:, self.visible :]
         latent = self.encoder.encode(self.encoder.embed_patches(self._patches(x, visible), visible))
         prediction = self._decode(latent, order)
-        loss = self._loss(prediction, self._patches(x, masked))
-        return MAEOutput(loss, prediction, masked, self.mask(noise))
+        error, scored = self._error(prediction, self._patches(x, masked))
+        return MAEOutput(error, scored, prediction, masked, self.mask(noise))
 
     def mask(self, noise: Tensor) -> Tensor:
         """Return which patches `noise` [B, N] masks, bool [B, N]."""
@@ -166,15 +174,15 @@ class MAE3D(nn.Module):
             same shape, bool, true where voxels were predicted.
         """
         patch = self.encoder.config.patch_size
-        _, prediction, masked, mask = self(x, noise)
-        prediction = prediction.to(x.dtype)
+        output = self(x, noise)
+        masked, prediction = output.masked, output.prediction.to(x.dtype)
         if self.normalize_targets:
             target = self._patches(x, masked)
             variance, mean = torch.var_mean(target, dim=-1, keepdim=True)
             prediction = prediction * variance.sqrt() + mean
         places = masked[..., None].expand_as(prediction)
         image = patchify(x, patch).scatter(1, places, prediction)
-        return unpatchify(image, patch), unpatchify(mask[..., None].expand_as(image), patch)
+        return unpatchify(image, patch), unpatchify(output.mask[..., None].expand_as(image), patch)
 
     def _patches(self, x: Tensor, ids: Tensor) -> Tensor:
         # Taking the wanted patches straight from the scan copies each voxel once and the hidden ones never.
@@ -195,10 +203,10 @@ class MAE3D(nn.Module):
             x = block(x)
         return self.decoder_pred(self.decoder_norm(x[:, self.visible :]))  # [B, M, patch^3]
 
-    def _loss(self, prediction: Tensor, target: Tensor) -> Tensor:
+    def _error(self, prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         target, weight = self._target(target.float())
         error = (prediction.float() - target).square().mean(dim=-1)  # [B, M]
-        return (error * weight).sum() / weight.sum().clamp_min(1)
+        return (error * weight).sum(), weight.sum()
 
 
 def build_mae(

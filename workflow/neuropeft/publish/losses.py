@@ -51,7 +51,6 @@ FINETUNING_COLUMNS = (
     "seconds",
 )
 SIDES = {"train_loss": "training", "val_loss": "validation"}
-LOSSES = {"mae": "loss on hidden patches (MSE)", "factors": "loss of maps and factors (MSE)"}
 PROBES = ("age", "sex", "csf_share", "ventricle_mm", "thinning")  # that are drawn; history.csv has all
 
 Row = dict[str, str]
@@ -88,7 +87,7 @@ def draw_pretraining_losses(config: Config, histories: dict[Encoder, list[Row]])
         title = f"{backbone_label(backbone)}, {pretraining} on {cohort_label(config, trained.cohort)}"
         title += f", fold {fold}" if fold else ""
         _draw_losses(axes[2 * number], rows, f"{title}{_verdict(rows)}")
-        axes[2 * number].set_ylabel(LOSSES[trained.kind])
+        axes[2 * number].set_ylabel(trained.loss_label)
         _draw_features(axes[2 * number + 1], rows, f"its features: {backbone_label(backbone)}, {pretraining}")
     shared_legend(figure, axes, "probe: by a linear model on the frozen features of held-out scans")
     return figure

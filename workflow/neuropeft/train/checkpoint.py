@@ -2,20 +2,69 @@
 
 import hashlib
 import json
+import math
 import os
 import random
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from neuropeft.errors import UserError
 from neuropeft.files import atomic_path, partial_path, sync
+from neuropeft.train.learner import Learner
+from neuropeft.train.ranks import Ranks
 
+CHECKPOINT_SECONDS = 120.0
 NEWEST, PREVIOUS = "checkpoint.pt", "checkpoint-previous.pt"
 PARTS = "parts.json"
+
+
+@dataclass(frozen=True)
+class StateFolder:
+    """Where a run keeps its checkpoints.
+
+    Attributes:
+        path: Folder of this run alone.
+        fingerprint: Hash of all that the run depends on.
+        configuration: The run's settings, stored for people.
+        seconds: Least time between two checkpoints.
+    """
+
+    path: Path
+    fingerprint: str
+    configuration: Mapping[str, Any]
+    seconds: float = CHECKPOINT_SECONDS
+
+
+@dataclass
+class Progress:
+    """How far a run has come; a checkpoint holds it beside weights, optimiser and generators.
+
+    `step` counts the steps that are done; `loss_sum` and `interval_seconds` are those since the last
+    validation. `parts` is into how many parts a batch is cut so that it fits into the memory.
+    """
+
+    step: int = 0
+    loss_sum: Tensor = field(default_factory=lambda: torch.zeros(()))
+    interval_seconds: float = 0.0
+    best_step: int = 0
+    best_loss: float = math.inf
+    best_state: dict[str, Tensor] = field(default_factory=dict)
+    history: list[dict[str, float]] = field(default_factory=list)
+    resumed: int = 0
+    parts: int = 1
+    peak_memory: int = 0
+    start_seconds: float | None = None
+
+    @property
+    def validated(self) -> int:
+        """The step of the last validation; a checkpoint may come after the steps up to the next one."""
+        return int(self.history[-1]["step"]) if self.history else 0
 
 
 def fingerprint(*parts: object) -> str:
@@ -93,20 +142,65 @@ def load(folder: Path, expected: str, quiet: bool = False) -> dict[str, Any] | N
     return None
 
 
-def note_parts(folder: Path, run: str, parts: int) -> None:
-    """Write down into how many parts the run with the fingerprint `run` shall cut its batches from now on.
+def save_run(
+    state: StateFolder,
+    learner: Learner,
+    optimizer: torch.optim.Optimizer,
+    progress: Progress,
+    ranks: Ranks,
+) -> None:
+    """Save a run, once for all its processes; each has random numbers of its own.
+
+    Raises:
+        UserError: As `save`.
+    """
+    generators = ranks.gather(rng_state())
+    if ranks.first:
+        held = {
+            "fingerprint": state.fingerprint,
+            "configuration": dict(state.configuration),
+            "model": learner.state(),
+            "optimizer": optimizer.state_dict(),
+            "progress": vars(progress),
+            "generators": generators,
+        }
+        save(state.path, held)
+
+
+def resume(
+    state: StateFolder, name: str, learner: Learner, optimizer: torch.optim.Optimizer, ranks: Ranks
+) -> Progress:
+    """Put a run back to where its checkpoint is and return how far that is; 0 without one that fits."""
+    found = load(state.path, state.fingerprint, quiet=not ranks.first)
+    parts = _noted_parts(state)
+    if found is None:
+        return Progress(parts=parts)
+    learner.load(found["model"])
+    optimizer.load_state_dict(found["optimizer"])
+    if len(found["generators"]) == ranks.size:
+        set_rng_state(found["generators"][ranks.rank])
+    progress = Progress(**found["progress"])
+    progress.resumed += 1
+    progress.parts = max(progress.parts, parts)
+    progress.start_seconds = None
+    if ranks.first:
+        print(f"{name}: going on from step {progress.step} of the checkpoint", file=sys.stderr, flush=True)
+    return progress
+
+
+def note_parts(state: StateFolder, parts: int) -> None:
+    """Write down into how many parts a run shall cut its batches from now on.
 
     For processes that share a batch: one that runs out of memory cannot agree with the others any more.
     """
-    with atomic_path(folder / PARTS) as partial:
-        partial.write_text(json.dumps({"fingerprint": run, "parts": parts}), encoding="utf-8")
+    with atomic_path(state.path / PARTS) as partial:
+        partial.write_text(json.dumps({"fingerprint": state.fingerprint, "parts": parts}), encoding="utf-8")
 
 
-def noted_parts(folder: Path, run: str) -> int:
-    """Return what `note_parts` wrote for the run with the fingerprint `run`; 1 if it wrote nothing."""
-    path = folder / PARTS
+def _noted_parts(state: StateFolder) -> int:
+    path = state.path / PARTS
     note = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return int(note["parts"]) if note.get("fingerprint") == run else 1
+    return int(note["parts"]) if note.get("fingerprint") == state.fingerprint else 1
 
 
 def remove(folder: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from neuropeft.files import atomic_path
+from neuropeft.train.checkpoint import Progress
 
 
 def seconds_since_process_start() -> float | None:
@@ -48,6 +49,21 @@ def peak_memory(device: torch.device) -> int:
             return int(found[1]) * 1024
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def run_cost(progress: Progress, fingerprint: str, device: torch.device) -> dict[str, Any]:
+    """Return what the cost.json of every finished run holds."""
+    seconds = sum(row["seconds"] for row in progress.history)
+    return {
+        "train_seconds": seconds,
+        "start_seconds": progress.start_seconds,
+        "seconds_per_step": seconds / progress.step,
+        "steps": progress.step,
+        "device": device_name(device),
+        "resumed": progress.resumed,
+        "accumulation": progress.parts,
+        "fingerprint": fingerprint,
+    }
 
 
 def write_cost(path: Path, cost: Mapping[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,15 +24,16 @@ from neuropeft.store import Store, open_store
 from neuropeft.tasks.base import Array, Objective, TaskKind
 from neuropeft.train import checkpoint
 from neuropeft.train.augment import augment, read_augmentation
-from neuropeft.train.cost import reset_peak_memory, write_cost
+from neuropeft.train.checkpoint import CHECKPOINT_SECONDS, Progress, StateFolder
+from neuropeft.train.cost import reset_peak_memory, run_cost, write_cost
 from neuropeft.train.data import Volumes, as_input, load_volumes, pass_order, pick_device
 from neuropeft.train.flops import training_flops
 from neuropeft.train.history import write_history
 from neuropeft.train.labels import Sides, read_sides, shuffled, stored_sessions, subject_weights
-from neuropeft.train.loop import CHECKPOINT_SECONDS, Home, Learner, Plan, Progress, fit, run_cost
+from neuropeft.train.learner import Batch, Learner, Plan
+from neuropeft.train.loop import fit
 from neuropeft.train.memory import BatchSize, in_batches
 from neuropeft.train.prefetch import TrainingBatches
-from neuropeft.train.ranks import ALONE
 from neuropeft.train.state import FINISHED, forget, is_finished
 
 MEASURED = 512  # training scans at most that tell the statistics of features before a validation
@@ -142,13 +143,13 @@ def finetune(
         [[row["scan_id"], row["y"]] for row in side] + shared.store.hashes(row["scan_id"] for row in side)
         for side in (sides.train, sides.validation)
     ]
-    home = Home(
+    state = StateFolder(
         Path(state_dir),
         checkpoint.fingerprint(dict(spec), shared.stamps, rows, rates),
         spec,
         checkpoint_seconds,
     )
-    if is_finished(home.folder, home.fingerprint):
+    if is_finished(state.path, state.fingerprint):
         return False
     reset_peak_memory(shared.device)
     weights = subject_weights(sides.train)
@@ -158,10 +159,10 @@ def finetune(
     learner = _learner(spec, model, goal, shared, sides)
     plan = _plan(spec, sides, began)
     progress = fit(
-        learner, parameter_groups(model, {**spec["method"], **(rates or {})}), plan, home, shared.device
+        learner, parameter_groups(model, {**spec["method"], **(rates or {})}), plan, state, shared.device
     )
-    _write(home, model, goal, sides, progress, shared, rates)
-    checkpoint.remove(home.folder)
+    _write(state, model, goal, sides, progress, shared, rates)
+    checkpoint.remove(state.path)
     return True
 
 
@@ -269,13 +270,11 @@ def _learner(
     mixed_precision, at_once = training["mixed_precision"], BatchSize(int(training["batch_size"]))
     batches = TrainingBatches(volumes, places[: len(sides.train)], int(training["batch_size"]), seed)
 
-    def batch_losses(rows: Tensor, step: int, parts: int) -> Iterator[Tensor]:
-        stored = batches.get(rows, step)
-        for piece in (ALONE.share(len(rows), part, parts) for part in range(parts)):
-            changed = augment(as_input(stored[piece]), changes, seed, step, piece.start, len(rows))
-            here = rows[piece].to(device, non_blocking=True)
-            losses = goal.loss(forward_outputs(forward, changed, mixed_precision), train_targets[here])
-            yield (weights[here] * losses).sum() / len(rows)
+    def loss(batch: Batch) -> tuple[Tensor, int]:
+        changed = augment(as_input(batch.volumes), changes, seed, batch.step, batch.first, batch.total)
+        here = batch.rows.to(device, non_blocking=True)
+        losses = goal.loss(forward_outputs(forward, changed, mixed_precision), train_targets[here])
+        return (weights[here] * losses).sum(), len(here)
 
     some = pass_order(len(sides.train), seed, 0)[:MEASURED]
     measured = places[some.to(places.device)]
@@ -309,12 +308,12 @@ def _learner(
         subjects = [row["subject"] for row in rows]
         start_from_probe(model.head, kind, tokens, kind.array(row["y"] for row in rows), subjects, goal)
     return Learner(
-        model, batch_losses, validate, lambda: delta_state(model), lambda state: load_delta(model, state)
+        model, batches.get, loss, validate, lambda: delta_state(model), lambda state: load_delta(model, state)
     )
 
 
 def _write(
-    home: Home,
+    state: StateFolder,
     model: Predictor,
     goal: Objective,
     sides: Sides,
@@ -322,10 +321,10 @@ def _write(
     shared: Shared,
     rates: Mapping[str, float] | None,
 ) -> None:
-    out = home.folder / FINISHED
+    out = state.path / FINISHED
     forget(out)
     metadata = {
-        "spec": json.dumps(home.configuration, sort_keys=True),
+        "spec": json.dumps(state.configuration, sort_keys=True),
         "offset": json.dumps(goal.offset),
         "scale": repr(goal.scale),
         "best_step": str(_kept(progress)["step"]),
@@ -351,7 +350,7 @@ def _write(
         **{f"chosen_{name}": value for name, value in (rates or {}).items()},
         "flops_per_sample": training_flops(model, volumes.data.shape[-1], shared.device),
     }
-    write_cost(out / "cost.json", cost | run_cost(progress, home, shared.device))
+    write_cost(out / "cost.json", cost | run_cost(progress, state.fingerprint, shared.device))
 
 
 def _kept(progress: Progress) -> dict[str, float]:

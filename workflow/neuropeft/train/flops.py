@@ -1,37 +1,9 @@
 """Floating-point operations of a training step, counted while one is made."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
-
-
-class _Counter(TorchDispatchMode):
-    """Adds up what torch's formulas give; `FlopCounterMode` does so too, but imports torch._dynamo first."""
-
-    total = 0
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # true wraps the method below in what does the import
-
-    def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        kwargs = kwargs or {}
-        result = func(*args, **kwargs)
-        formula = flop_registry.get(func._overloadpacket)
-        if formula is not None:
-            self.total += formula(*args, **kwargs, out_val=result)
-        return result
+from torch.utils.flop_counter import FlopCounterMode
 
 
 def training_flops(model: nn.Module, edge: int, device: torch.device) -> int:
@@ -53,7 +25,7 @@ def _count(model: nn.Module, edge: int, device: torch.device) -> int:
     # Two scans, as batch norms cannot train on a single value.
     scans = torch.zeros(2, 1, edge, edge, edge, device=device)
     # As plain products: torch has no formula for the attention kernel of the CPU.
-    with sdpa_kernel(SDPBackend.MATH), _Counter() as counter:
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(scans).sum().backward()
     model.zero_grad()
-    return int(counter.total) // 2
+    return counter.get_total_flops() // 2

@@ -1,9 +1,8 @@
-"""Pretrain an encoder on the store of a cohort: as a masked autoencoder, or by reading synthetic anatomy."""
+"""Pretrain an encoder on the store of a cohort, whatever the kind of pretraining."""
 
 import importlib
 import math
 import random
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -12,35 +11,44 @@ from typing import Any
 import torch
 from torch import nn
 
-from neuropeft import numerics
+from neuropeft import numerics, pretraining
+from neuropeft.backbones.base import Backbone
 from neuropeft.backbones.checkpoints import load_encoder, save_encoder
-from neuropeft.backbones.vit import ViT3D
 from neuropeft.cohorts.splits import held_out_subjects, read_split
 from neuropeft.cohorts.synthetic import ANATOMY_FACTORS, TISSUE
 from neuropeft.errors import UserError
 from neuropeft.files import MISSING, link_or_copy, read_tsv, sweep
+from neuropeft.pretraining.base import Pretraining
 from neuropeft.store import open_store
 from neuropeft.train import checkpoint, ranks
-from neuropeft.train.cost import write_cost
+from neuropeft.train.checkpoint import CHECKPOINT_SECONDS, Progress, StateFolder
+from neuropeft.train.cost import run_cost, write_cost
 from neuropeft.train.data import derive_seed, load_volumes, pick_device
 from neuropeft.train.diagnose import Targets
 from neuropeft.train.history import write_history
+from neuropeft.train.learner import Plan
 from neuropeft.train.lock import lock
-from neuropeft.train.loop import CHECKPOINT_SECONDS, Home, Plan, Progress, fit, run_cost
-from neuropeft.train.pretraining_run import Run
+from neuropeft.train.loop import fit
+from neuropeft.train.pretraining_run import Run, learner_of
 from neuropeft.train.ranks import Ranks
 from neuropeft.train.signals import stop_request
 from neuropeft.train.state import FINISHED, forget, is_finished
 
 ENCODER, COST = "encoder.safetensors", "cost.json"
-KINDS = {"mae": "neuropeft.train.mae", "factors": "neuropeft.train.factors"}
 VALIDATIONS = 25  # of a pretraining
 NOT_LEARNT = ("step", "lr", "train_loss", "accumulation", "seconds")  # of a row of the history
 
 
-def files(kind: str) -> tuple[str, ...]:
+def kind_of(spec: Mapping[str, Any]) -> type[Pretraining]:
+    """Return the kind of a pretraining."""
+    module = importlib.import_module(f"neuropeft.{pretraining.module_of(spec['kind'])}")
+    found: type[Pretraining] = module.KIND
+    return found
+
+
+def files(kind: type[Pretraining]) -> tuple[str, ...]:
     """Return what a pretraining of this kind leaves; cost.json is written last."""
-    return (ENCODER, "history.csv", *importlib.import_module(KINDS[kind]).FILES, COST)
+    return (ENCODER, "history.csv", *kind.files, COST)
 
 
 def pretrain(
@@ -90,7 +98,7 @@ def pretrain(
                 checkpoint_seconds, team,
             )  # fmt: skip
             if team.first:
-                for name in files(spec["kind"]):
+                for name in files(kind_of(spec)):
                     link_or_copy(state / FINISHED / name, out / name)
             team.wait()
         # Not after an error, which the others may not have had: NCCL would wait for them here forever.
@@ -101,7 +109,7 @@ def _pretrain(
     spec: Mapping[str, Any],
     store_dir: Path,
     held_out_splits: Sequence[str | Path],
-    state: Path,
+    state_dir: Path,
     people: str | Path | None,
     start: str | Path | None,
     device: torch.device,
@@ -117,33 +125,32 @@ def _pretrain(
     rows = [*train, *validation]
     scans = [row["scan_id"] for row in rows]
     factors = ANATOMY_FACTORS if (store_dir / TISSUE).is_file() else ()  # else the cohort is not synthetic
-    home = Home(
-        state,
+    state = StateFolder(
+        state_dir,
         checkpoint.fingerprint(
             dict(spec),
             store.hashes(scans),
             [[row[name] for name in factors] for row in rows],
             len(train),
             None if start is None else checkpoint.file_digest(start),
-            numerics.version("train.pretrain", KINDS[spec["kind"]].removeprefix("neuropeft.")),
+            numerics.version("train.pretrain", pretraining.module_of(spec["kind"])),
         ),
         spec,
         checkpoint_seconds,
     )
-    done = team.first and is_finished(state, home.fingerprint, files(spec["kind"]))
+    done = team.first and is_finished(state_dir, state.fingerprint, files(kind_of(spec)))
     if team.any(done)[0]:
         return
-    kind = importlib.import_module(KINDS[spec["kind"]])
     volumes = load_volumes(store.volumes, [store.index_of(scan) for scan in scans], device)
+    run = Run(spec, volumes, rows, len(train), team, store_dir, _known(rows, people, factors))
     torch.manual_seed(int(spec["seed"]))
-    model = kind.build(spec, volumes, len(train))
+    kind = kind_of(spec)(run)
     if start is not None:
-        load_encoder(start, model.encoder)
-    model.to(device)
+        load_encoder(start, kind.network.encoder)
+    kind.network.to(device)
     if not team.first:
         # Other scans, other stochastic depth.
         torch.manual_seed(derive_seed(int(spec["seed"]), "rank", team.rank))
-    run = Run(spec, model, volumes, rows, len(train), team, store_dir, _known(rows, people, factors))
     steps = int(spec["steps"])
     plan = Plan(
         name="pretraining",
@@ -156,10 +163,11 @@ def _pretrain(
         seed=int(spec["seed"]),
     )
     betas = (float(spec["betas"][0]), float(spec["betas"][1]))
-    progress = fit(kind.learner(run), _groups(spec, model), plan, home, device, betas, team)
+    groups = _groups(spec, kind.network)
+    progress = fit(learner_of(kind, run), groups, plan, state, device, betas, team)
     if team.first:
-        _write(home, kind, run, progress)
-        checkpoint.remove(state)
+        _write(state, kind, run, progress)
+        checkpoint.remove(state_dir)
 
 
 def _scans(
@@ -207,45 +215,29 @@ def _groups(spec: Mapping[str, Any], model: nn.Module) -> list[dict[str, Any]]:
     return groups
 
 
-def _write(home: Home, kind: Any, run: Run, progress: Progress) -> None:
-    out, history = home.folder / FINISHED, progress.history
-    forget(out, files(run.spec["kind"]))
+def _write(state: StateFolder, kind: Pretraining, run: Run, progress: Progress) -> None:
+    out, history = state.path / FINISHED, progress.history
+    forget(out, files(type(kind)))
     train, validation = run.rows[: run.train], run.rows[run.train :]
     numbers = {
         "steps": str(progress.step),
         "scans": str(len(train)),
         "val_loss": repr(history[-1]["val_loss"]),
     }
-    encoder: ViT3D = run.model.encoder  # type: ignore[assignment]
+    encoder: Backbone = kind.network.encoder
     save_encoder(out / ENCODER, encoder, {"pretraining": run.spec["kind"], **numbers})
     write_history(out / "history.csv", history)
-    kind.write(out, run)
+    kind.write(out)
+    learnt = {name: value for name, value in history[-1].items() if name not in NOT_LEARNT}
     cost = {
         "encoder": sum(value.numel() for value in encoder.parameters()),
-        "total": sum(value.numel() for value in run.model.parameters()),
+        "total": sum(value.numel() for value in kind.network.parameters()),
         "peak_memory_bytes": progress.peak_memory,
         "train_subjects": len({row["subject"] for row in train}),
         "train_scans": len(train),
         "validation_scans": len(validation),
         "processes": run.ranks.size,
-        **_verdict(history),
+        **learnt,
+        **kind.verdict(learnt),
     }
-    write_cost(out / COST, cost | run_cost(progress, home, run.device))
-
-
-def _verdict(history: Sequence[Mapping[str, float]]) -> dict[str, Any]:
-    """Return what the last validation says of the encoder; print if that is no more than the template."""
-    last = {name: value for name, value in history[-1].items() if name not in NOT_LEARNT}
-    template = last.get("template_loss")
-    if template is None:
-        return last
-    beaten = last["val_loss"] < template
-    if not beaten:
-        print(
-            f"pretraining: its validation loss, {last['val_loss']:.3g}, is not below {template:.3g}, that of "
-            "predicting at each place the mean training patch: the encoder has learnt the template and no "
-            "individual; train longer, on more scans, or start from another pretraining",
-            file=sys.stderr,
-            flush=True,
-        )
-    return {**last, "beats_template": beaten}
+    write_cost(out / COST, cost | run_cost(progress, state.fingerprint, run.device))

@@ -33,6 +33,10 @@ class Ranks:
         place, pieces = self.rank * parts + part, self.size * parts
         return slice(place * total // pieces, (place + 1) * total // pieces)
 
+    def largest_share(self, total: int) -> int:
+        """Return how many scans of a batch of `total` the process has that has the most."""
+        return -(-total // self.size)
+
     def any(self, *flags: bool) -> list[bool]:
         """Return, flag by flag, whether it is set in any process."""
         if self.size == 1:
@@ -108,7 +112,7 @@ def leave(ranks: Ranks) -> None:
         dist.destroy_process_group()
 
 
-def spread(module: torch.nn.Module, ranks: Ranks, device: torch.device) -> torch.nn.Module:
+def distributed(module: torch.nn.Module, ranks: Ranks, device: torch.device) -> torch.nn.Module:
     """Return `module` such that its backward pass averages gradients over the processes."""
     if ranks.size == 1:
         return module

@@ -15,9 +15,10 @@ from typing import Any
 
 from neuropeft.errors import UserError
 from neuropeft.files import read_tsv, write_tsv
+from neuropeft.train.checkpoint import CHECKPOINT_SECONDS
 from neuropeft.train.finetune import Shared, finetune, open_shared
 from neuropeft.train.lock import lock
-from neuropeft.train.loop import CHECKPOINT_SECONDS, NotFiniteError
+from neuropeft.train.loop import NotFiniteError
 from neuropeft.train.signals import stop_request
 from neuropeft.train.state import FINISHED
 

@@ -26,7 +26,8 @@ EVERY = 3  # steps from one checkpoint to the next
 # One process imports torch and forks the runs. A step takes one second of the loop's clock, so that
 # checkpoints fall on the same steps in every run.
 FORKS = """
-import json, os, random, signal, sys, time, torch, types
+import json, os, random, signal, sys, time, types
+import torch, torch._dynamo  # once, and not in each fork
 from pathlib import Path
 import tiny_cells
 from neuropeft.errors import UserError

@@ -178,7 +178,7 @@ def test_predictions_are_the_same_in_smaller_batches(store: Path) -> None:
 
 
 FORKED = """
-import json, os, sys, torch, tiny_cells
+import json, os, sys, torch, torch._dynamo, tiny_cells
 from neuropeft.cli import main
 from neuropeft.pretraining.mae3d import MAE3D
 forward = MAE3D.forward

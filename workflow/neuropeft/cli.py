@@ -131,8 +131,11 @@ def _add_preprocessing(verb: Verb) -> None:
     ):
         step = verb(name, run)
         _paths(step, "--scans", "--table-in", "--derivatives", "--table")
-        if name == "skull-strip":
+        if name in ("skull-strip", "resample"):
             step.add_argument("--method", required=True)
+        if name == "resample":
+            _paths(step, "--index")
+            step.add_argument("--chunk", required=True)
 
     excluded = verb("list-excluded", verbs.list_excluded)
     excluded.add_argument("--cohort", required=True)
@@ -177,7 +180,9 @@ def _add_models(verb: Verb) -> None:
 
     take = verb("take-cell", verbs.take_cell)
     take.add_argument("--spec", required=True)
-    _paths(take, "--state", "--out")
+    _paths(take, "--state", "--split", "--store-scans", "--out")
+    take.add_argument("--encoder", type=Path)
+    take.add_argument("--search", type=Path)
 
     predict = verb("predict", verbs.predict)
     _path_lists(predict, "--deltas", "--encoders", "--subjects")

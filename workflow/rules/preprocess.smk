@@ -102,11 +102,14 @@ rule resample_to_template:
             "preprocess.resample", "preprocess.measures", alone="preprocess.steps"
         ),
         derivatives=layout.DERIVATIVES,
+        index=layout.SCANS,
+        method=lambda wildcards: CONFIG.cohorts[wildcards.cohort].skull_strip,
     message:
         "Resampling cohort {wildcards.cohort} to the template grid (chunk {wildcards.chunk})"
     shell:
-        "python -m neuropeft resample --scans {input.scans} --table-in {input.table}"
-        " --derivatives {params.derivatives} --table {output.table} > {log} 2>&1"
+        "python -m neuropeft resample --scans {input.scans} --table-in {input.table} --index {params.index}"
+        " --chunk {wildcards.chunk} --method {params.method} --derivatives {params.derivatives}"
+        " --table {output.table} > {log} 2>&1"
 
 
 # The verbs below look up the chunks by the cohort's name: at the size of UK Biobank, a list of their tables is about as

@@ -2,7 +2,6 @@
 
 import importlib
 import math
-import random
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -12,13 +11,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from neuropeft import numerics
 from neuropeft.backbones.checkpoints import load_encoder, save_encoder
 from neuropeft.backbones.vit import ViT3D
-from neuropeft.cohorts.splits import held_out_subjects, read_split
 from neuropeft.cohorts.synthetic import ANATOMY_FACTORS, TISSUE
 from neuropeft.errors import UserError
-from neuropeft.files import MISSING, link_or_copy, read_tsv, sweep
+from neuropeft.files import MISSING, read_tsv, sweep
+from neuropeft.records import check_whole, link_results
 from neuropeft.store import open_store
 from neuropeft.train import checkpoint, ranks
 from neuropeft.train.cost import write_cost
@@ -30,17 +28,21 @@ from neuropeft.train.loop import CHECKPOINT_SECONDS, Home, Plan, Progress, fit, 
 from neuropeft.train.pretraining_run import Run
 from neuropeft.train.ranks import Ranks
 from neuropeft.train.signals import stop_request
-from neuropeft.train.state import FINISHED, forget, is_finished
+from neuropeft.train.sources import PRETRAINING_KINDS, pretraining_scans, pretraining_sources
+from neuropeft.train.state import FINISHED, finish, forget, is_finished
 
 ENCODER, COST = "encoder.safetensors", "cost.json"
-KINDS = {"mae": "neuropeft.train.mae", "factors": "neuropeft.train.factors"}
 VALIDATIONS = 25  # of a pretraining
 NOT_LEARNT = ("step", "lr", "train_loss", "accumulation", "seconds")  # of a row of the history
 
 
 def files(kind: str) -> tuple[str, ...]:
-    """Return what a pretraining of this kind leaves; cost.json is written last."""
-    return (ENCODER, "history.csv", *importlib.import_module(KINDS[kind]).FILES, COST)
+    """Return what a pretraining of this kind leaves."""
+    return (ENCODER, "history.csv", *_module(kind).FILES, COST)
+
+
+def _module(kind: str) -> Any:
+    return importlib.import_module(f"neuropeft.{PRETRAINING_KINDS[kind]}")
 
 
 def pretrain(
@@ -90,8 +92,7 @@ def pretrain(
                 checkpoint_seconds, team,
             )  # fmt: skip
             if team.first:
-                for name in files(spec["kind"]):
-                    link_or_copy(state / FINISHED / name, out / name)
+                link_results(state / FINISHED / ENCODER, out)
             team.wait()
         # Not after an error, which the others may not have had: NCCL would wait for them here forever.
         ranks.leave(team)
@@ -108,7 +109,7 @@ def _pretrain(
     checkpoint_seconds: float,
     team: Ranks,
 ) -> None:
-    train, validation = _scans(spec, store_dir, held_out_splits)
+    train, validation = pretraining_scans(spec, store_dir / "scans.tsv", held_out_splits)
     if spec["batch_size"] < team.size:
         raise UserError(
             f"batch_size {spec['batch_size']} is less than {team.size} processes; give a larger one"
@@ -117,23 +118,12 @@ def _pretrain(
     rows = [*train, *validation]
     scans = [row["scan_id"] for row in rows]
     factors = ANATOMY_FACTORS if (store_dir / TISSUE).is_file() else ()  # else the cohort is not synthetic
-    home = Home(
-        state,
-        checkpoint.fingerprint(
-            dict(spec),
-            store.hashes(scans),
-            [[row[name] for name in factors] for row in rows],
-            len(train),
-            None if start is None else checkpoint.file_digest(start),
-            numerics.version("train.pretrain", KINDS[spec["kind"]].removeprefix("neuropeft.")),
-        ),
-        spec,
-        checkpoint_seconds,
-    )
-    done = team.first and is_finished(state, home.fingerprint, files(spec["kind"]))
+    made_from = pretraining_sources(spec, train, validation, None if start is None else check_whole(start))
+    home = Home(state, checkpoint.fingerprint(made_from), spec, checkpoint_seconds)
+    done = team.first and is_finished(state, made_from, files(spec["kind"]))
     if team.any(done)[0]:
         return
-    kind = importlib.import_module(KINDS[spec["kind"]])
+    kind = _module(spec["kind"])
     volumes = load_volumes(store.volumes, [store.index_of(scan) for scan in scans], device)
     torch.manual_seed(int(spec["seed"]))
     model = kind.build(spec, volumes, len(train))
@@ -159,26 +149,8 @@ def _pretrain(
     progress = fit(kind.learner(run), _groups(spec, model), plan, home, device, betas, team)
     if team.first:
         _write(home, kind, run, progress)
+        finish(state, made_from, files(spec["kind"]))
         checkpoint.remove(state)
-
-
-def _scans(
-    spec: Mapping[str, Any], store_dir: Path, held_out_splits: Sequence[str | Path]
-) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
-    """Return the rows of the store to train on and to validate on; whole subjects on either side."""
-    tested = held_out_subjects(map(read_split, held_out_splits))
-    rows = [row for row in read_tsv(store_dir / "scans.tsv") if row["subject"] not in tested]
-    subjects = sorted({row["subject"] for row in rows})
-    number = max(1, round(spec["validation_share"] * len(subjects)))
-    if len(subjects) <= number:
-        raise UserError(
-            f"{store_dir / 'scans.tsv'} has {len(subjects)} subjects that are not tested on, "
-            "too few to pretrain; pretrain on another cohort"
-        )
-    random.Random(derive_seed(int(spec["seed"]), "validation")).shuffle(subjects)
-    validating = set(subjects[:number])
-    train = [row for row in rows if row["subject"] not in validating]
-    return train, [row for row in rows if row["subject"] in validating]
 
 
 def _known(rows: Sequence[Mapping[str, str]], people: str | Path | None, factors: Sequence[str]) -> Targets:

@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from neuropeft.errors import UserError
-from neuropeft.files import read_tsv, write_tsv
+from neuropeft.files import write_tsv
 from neuropeft.train.finetune import Shared, finetune, open_shared
 from neuropeft.train.lock import lock
 from neuropeft.train.loop import CHECKPOINT_SECONDS, NotFiniteError
 from neuropeft.train.signals import stop_request
+from neuropeft.train.sources import RATES
 from neuropeft.train.state import FINISHED
 
-RATES = ("lr", "head_lr")
 COLUMNS = ("fold", *RATES, "steps", "val_loss", "seconds", "chosen", "at_edge")
 
 
@@ -121,18 +121,3 @@ def _at_edge(best: Mapping[str, Any], tried: Sequence[Mapping[str, Any]]) -> boo
     return any(
         len(values[rate]) > 1 and best[rate] in (min(values[rate]), max(values[rate])) for rate in RATES
     )
-
-
-def chosen_rates(table: str | Path) -> dict[int, dict[str, float]]:
-    """Return the chosen `lr` and `head_lr` of each fold from the table that `search` wrote.
-
-    Raises:
-        UserError: The table does not choose one row of each fold.
-    """
-    rows = read_tsv(table)
-    chosen = [row for row in rows if row.get("chosen") == "1"]
-    if sorted(row["fold"] for row in chosen) != sorted({row["fold"] for row in rows}):
-        raise UserError(
-            f"{table} does not choose one row of each fold; delete it to have the search made again"
-        )
-    return {int(row["fold"]): {rate: float(row[rate]) for rate in RATES} for row in chosen}

@@ -306,19 +306,3 @@ def test_status_is_a_rule_too(finished):
     done = snakemake(finished, "--configfile", path, "--cores", "1", "--nolock", "status")
     assert done.returncode == 0, done.stderr
     assert re.search(r"^all +10 +0 +0 +0 +10 ", done.stdout, flags=re.MULTILINE)
-
-
-def test_status_and_partial_tables_leave_the_index_of_a_running_workflow_alone(finished, tmp_path):
-    folder = tmp_path / "running"
-    shutil.copytree(finished, folder)
-    index = folder / "results/cohorts/SimB/scans.tsv"
-    before = index.read_text()
-    config = copy.deepcopy(TINY)
-    config["cohorts"]["SimB"]["simulated"]["subjects"] = 6
-    path = write_config(folder, config)
-    for target in ("status", "tables_partial"):
-        done = snakemake(folder, "--configfile", path, "--cores", "1", "--nolock", "--dry-run", target)
-        assert done.returncode == 0, done.stderr
-        assert index.read_text() == before
-    assert snakemake(folder, "--configfile", path, "--cores", "1", "--dry-run").returncode == 0
-    assert index.read_text() != before

@@ -81,12 +81,13 @@ def changed_file(record: Record, rows: Sequence[Row], digests: Digests) -> str |
             path, size, _ = (row[name] for name in names)
             if (before is None) != (size in NOT_THERE):
                 return f"the {kind} of {row['scan_id']} has come or gone"
-            if before is not None and not _is_same(Path(path), *before, digests):
+            if before is not None and not _is_same(Path(path), before, digests):
                 return f"the {kind} of {row['scan_id']} has changed"
     return None
 
 
-def _is_same(path: Path, sha256: str, at: Stamp, digests: Digests) -> bool:
+def _is_same(path: Path, before: tuple[str, Stamp], digests: Digests) -> bool:
+    sha256, at = before
     try:
         return stamp(path) == at or digests.of(path) == sha256
     except OSError:

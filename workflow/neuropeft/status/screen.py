@@ -193,8 +193,14 @@ def _aligned(rows: Table, text_columns: int) -> Iterator[str]:
 
 
 def _wrapped(text: str, indent: str, further: str = "  ") -> list[str]:
-    whole = {"break_long_words": False, "break_on_hyphens": False}  # names of files
-    return textwrap.wrap(text, WIDTH, initial_indent=indent, subsequent_indent=indent + further, **whole)
+    return textwrap.wrap(
+        text,
+        WIDTH,
+        initial_indent=indent,
+        subsequent_indent=indent + further,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def _number(count: int, noun: str) -> str:

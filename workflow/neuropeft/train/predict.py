@@ -86,8 +86,8 @@ def predict(
             for row, score in zip(rows, numbers.tolist(), strict=True)
         ]
     write_tsv(out_tsv, table, [*COLUMNS, *kind.score_columns, *kind.prior_columns])
-    scans, of_subjects = file_digest(Path(store_dir) / "scans.tsv"), [file_digest(path) for path in subjects]
-    write_record([Path(out_tsv)], prediction_sources(spec, made_from, scans, of_subjects))
+    stored, tables = file_digest(Path(store_dir) / "scans.tsv"), [file_digest(path) for path in subjects]
+    write_record([Path(out_tsv)], prediction_sources(spec, made_from, stored, tables))
 
 
 def _check_trained_on(

@@ -130,7 +130,7 @@ def pretraining_scans(
 ) -> tuple[list[Row], list[Row]]:
     """Return the rows of the store to pretrain on and to validate on; whole subjects on either side."""
     tested = held_out_subjects(map(read_split, held_out_splits))
-    rows = [row for row in read_tsv(scans) if row["subject"] not in tested]
+    rows: list[Row] = [row for row in read_tsv(scans) if row["subject"] not in tested]
     subjects = sorted({row["subject"] for row in rows})
     number = max(1, round(spec["validation_share"] * len(subjects)))
     if len(subjects) <= number:

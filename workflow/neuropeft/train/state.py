@@ -36,8 +36,9 @@ def is_finished(
     """
     first = state / FINISHED / files[0]
     record = read_record(first)
-    complete = record is not None and record.files.keys() == set(files)
-    if not complete or (made_from is not None and differing(record.made_from, made_from)):
+    if record is None or record.files.keys() != set(files):
+        return False
+    if made_from is not None and differing(record.made_from, made_from):
         return False
     return Digests().damage(first) is None
 

@@ -236,7 +236,7 @@ def test_cells_of_a_fold_wait_for_its_own_encoder_and_split(
     first, second = (Cell("ad", "vit_xxs", "mae", "lora", 50, 0, fold) for fold in (1, 2))
     for cell in (first, second):
         finish_state(folded, tmp_path, cell)
-    write(tmp_path / "pretraining/mae/vit_xxs/fold-2/encoder.safetensors")
+    write_record([write(tmp_path / "pretraining/mae/vit_xxs/fold-2/encoder.safetensors")], {})
     found = standings(folded, tmp_path)
     assert len(found) == 20
     assert (found[first].state, found[second].state) == ("done", "missing")
@@ -312,8 +312,11 @@ def test_preprocessing_and_pretraining(
         fcntl.flock(lock, fcntl.LOCK_EX)
         text = printed(config, tmp_path, capsys)
         assert re.search(r"^mae +vit_xxs +running +step 3 of 4$", text, flags=re.MULTILINE)
-    write(tmp_path / "pretraining/mae/vit_xxs/encoder.safetensors")
+    encoder = write(tmp_path / "pretraining/mae/vit_xxs/encoder.safetensors", "weights")
+    write_record([encoder], {})
     assert re.search(r"^mae +vit_xxs +done +step 4 of 4$", printed(config, tmp_path, capsys), re.MULTILINE)
+    encoder.write_text("weightS")
+    assert re.search(r"^mae +vit_xxs +damaged", printed(config, tmp_path, capsys), re.MULTILINE)
 
 
 def test_time_left_follows_from_the_nearest_finished_cells(config: Config, tmp_path: Path) -> None:

@@ -7,7 +7,9 @@ records, nor on the times of files: a time only saves reading a file again that 
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,7 @@ from neuropeft.errors import UserError
 from neuropeft.files import atomic_path, link_or_copy
 
 Stamp = list[int]  # what changes whenever somebody writes to a file: size, times, inode
+SAID_FROM = 10e9  # bytes
 AGAIN = "start the workflow again, which makes damaged results anew"
 
 
@@ -107,7 +110,8 @@ def check_whole(first: str | Path) -> str:
 class Digests:
     """SHA-256 of files, each read once and again only when it has been touched.
 
-    The main process of the workflow alone saves them; no job reads what it saves.
+    Snakemake touches what a job has made when the job ends, so results are read once more after they have
+    been written. No job reads what is saved.
     """
 
     def __init__(self, saved: Path | None = None) -> None:
@@ -130,10 +134,26 @@ class Digests:
             return None
 
     def save(self) -> None:
-        """Save what has been read, whole."""
+        """Save what has been read, whole; where that cannot be, the next process reads it again."""
         if self._changed and self._saved:
-            with atomic_path(self._saved) as partial:
+            with suppress(OSError), atomic_path(self._saved) as partial:
                 partial.write_text(json.dumps(self._known), encoding="utf-8")
+
+    def read_ahead(self, results: Iterable[Path]) -> None:
+        """Read the files of many results that are to be checked, several at a time; say so if it takes long."""
+        files = []
+        for first in results:
+            for name, (_, written) in (record.files if (record := read_record(first)) else {}).items():
+                with suppress(OSError):
+                    path = first.with_name(name)
+                    at = stamp(path)
+                    if at not in (written, self._known.get(str(path), [None])[0]) and at[0] == written[0]:
+                        files.append((at[0], path))
+        total = sum(size for size, _ in files)
+        if total > SAID_FROM:
+            print(f"reading {total / 1e9:.0f} GB of results that have been written or moved, to check them")
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            list(pool.map(self.of, (path for _, path in files)))
 
     def damage(self, first: Path) -> str | None:
         """Return which file of a job's results is not what was written, and why; None if all are."""

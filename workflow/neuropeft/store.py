@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from neuropeft.errors import UserError
 from neuropeft.files import read_tsv
+from neuropeft.records import AGAIN
 
 SIGNATURES = "signatures.npy"  # beside the volumes: what `leaks` compares, float32 [scans, POOLED_SIZE³]
 POOLED_SIZE = 10  # voxels along each edge after mean pooling
@@ -66,11 +67,10 @@ def open_store(path: str | Path) -> Store:
     try:
         volumes = np.load(path / "volumes.npy", mmap_mode="r")
     except (OSError, ValueError) as error:
-        raise UserError(f"cannot open {path / 'volumes.npy'}: {error}; delete it and pack again") from error
+        raise UserError(f"cannot open {path / 'volumes.npy'}: {error}; {AGAIN}") from error
     if volumes.ndim != 4 or len(volumes) != len(rows):
         raise UserError(
-            f"{path} is damaged: volumes.npy has shape {volumes.shape}, scans.tsv {len(rows)} rows; "
-            "delete both and pack again"
+            f"{path} is damaged: volumes.npy has shape {volumes.shape}, scans.tsv {len(rows)} rows; {AGAIN}"
         )
     return Store(path, volumes, rows)
 

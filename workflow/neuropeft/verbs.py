@@ -147,7 +147,7 @@ def list_excluded(options: argparse.Namespace) -> None:
 def pack(options: argparse.Namespace) -> None:
     """Pack a cohort's preprocessed scans into one memory-mapped array."""
     _use_one_thread()
-    from neuropeft.cohorts.chunks import chunk_tables
+    from neuropeft.cohorts.chunks import chunk_tables, read_chunks
     from neuropeft.cohorts.sources import store_sources
     from neuropeft.preprocess.store import pack
 
@@ -159,7 +159,8 @@ def pack(options: argparse.Namespace) -> None:
         max_excluded_share=options.max_excluded_share,
         size=options.size,
     )
-    _record_store(options.volumes.parent, store_sources(options.size, options.max_excluded_share))
+    chunks = read_chunks(RESULTS, options.cohort)
+    _record_store(options.volumes.parent, store_sources(options.size, options.max_excluded_share, chunks))
 
 
 def qc(options: argparse.Namespace) -> None:

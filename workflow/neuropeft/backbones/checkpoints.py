@@ -13,6 +13,7 @@ from torch import Tensor
 from neuropeft.backbones.base import Backbone
 from neuropeft.errors import UserError
 from neuropeft.files import atomic_path
+from neuropeft.records import AGAIN
 
 # MONAI's names (ViT and MaskedAutoEncoderViT) and ours, below `blocks.<i>.` and above it.
 _IN_BLOCK = {
@@ -74,7 +75,7 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             names = list(stream.keys())
             return {name: stream.get_tensor(name) for name in names}, dict(stream.metadata() or {})
     except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot read the weights {path}: {error}; delete it and make it again") from error
+        raise UserError(f"cannot read the weights {path}: {error}; {AGAIN}") from error
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
@@ -87,7 +88,7 @@ def read_metadata(path: str | Path) -> dict[str, str]:
         with safe_open(path, framework="pt") as stream:
             return dict(stream.metadata() or {})
     except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot read the weights {path}: {error}; delete it and make it again") from error
+        raise UserError(f"cannot read the weights {path}: {error}; {AGAIN}") from error
 
 
 def import_encoder(

@@ -21,14 +21,17 @@ from neuropeft.errors import UserError
 from neuropeft.evaluate.costs import cell_folder
 from neuropeft.jobs import Jobs
 from neuropeft.records import read_record
-from neuropeft.split_names import seed_and_fold
+from neuropeft.split_names import fold_part, seed_and_fold
 from neuropeft.train.sources import (
     differing,
     imported_sources,
     prediction_sources,
     pretraining_scans,
     pretraining_sources,
+    search_sources,
 )
+
+PARTS = {"encoder", "split", "volumes"}  # of what a cell is made from, that may not be there yet
 
 Found = Iterator[tuple[list[Path], str]]  # files that one job makes, and why they do not count
 
@@ -42,8 +45,13 @@ def outdated(jobs: Jobs, cells: Cells, tables: Tables) -> dict[Path, str]:
         tables: tables of cohorts and tasks as they would be now.
     """
     look = _Look(jobs, cells, tables)
-    parts = (look.tables(), look.chunks(), look.stores(), look.splits(), look.encoders(), look.cells())
-    again = (job for part in (*parts, look.predictions()) for job in part)
+    stores = [layout.VOLUMES.at(jobs.results, cohort=cohort) for cohort in jobs.cohorts]
+    encoders = [layout.ENCODER.at(jobs.results, **encoder.names) for encoder in jobs.encoders_used()]
+    deltas = [layout.DELTA.at(jobs.results, **cell.names) for cell in jobs.table]
+    cells.digests.read_ahead([*stores, *encoders, *deltas])
+    made = (look.tables(), look.chunks(), look.stores(), look.splits())
+    trained = (look.encoders(), look.searches(), look.cells(), look.predictions())
+    again = (job for part in (*made, *trained) for job in part)
     found = {path: reason for paths, reason in again for path in paths}
     cells.digests.save()
     return found
@@ -82,7 +90,8 @@ class _Look:
         for cohort in self.jobs.cohorts:
             synthetic = self.config.cohorts[cohort].synthetic
             if synthetic is None:
-                sources = store_sources(size, self.config.preprocessing.max_excluded_share)
+                share = self.config.preprocessing.max_excluded_share
+                sources = store_sources(size, share, self.now.chunks(cohort))
             else:
                 sources = synthetic_sources(synthetic.volumes, synthetic.seed, size)
             yield from self._files(layout.VOLUMES.at(self.results, cohort=cohort), sources)
@@ -119,6 +128,18 @@ class _Look:
         start = self.jobs.pretraining_start(names)
         sha256 = self.digests.written(Path(start)) if isinstance(start, str) else None
         return pretraining_sources(spec, *pretraining_scans(spec, scans, splits), sha256)
+
+    def searches(self) -> Found:
+        tables: dict[str, grid.Cell] = {}
+        for cell in self.jobs.table if self.config.training.search else ():
+            tables.setdefault(self.jobs.search_table(cell), cell)
+        for table, cell in tables.items():
+            part = fold_part(grid.encoder_fold(self.config, cell))
+            searched = self.jobs.searched_cells(SimpleNamespace(**cell.names | {"fold_part": part}))
+            sources = {one.path: self.of_cells.expected_of_search(one) for one in searched}
+            # A cell of which something is not there yet is trained in this run anyhow.
+            known = all(parts.keys() >= PARTS for parts in sources.values())
+            yield from self._files(Path(table), search_sources(sources) if known else {})
 
     def cells(self) -> Found:
         again = []

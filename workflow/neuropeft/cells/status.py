@@ -137,12 +137,15 @@ class Cells:
 
     def expected(self, cell: Cell) -> dict[str, str]:
         """Return what a cell would be made from now, without what is not there yet."""
+        return self.expected_of_search(cell) | self._rates(cell)
+
+    def expected_of_search(self, cell: Cell) -> dict[str, str]:
+        """Return what a cell would be made from now, before a search has chosen its learning rates."""
         encoder = encoder_of(self.config, cell)
         at = None if encoder is None else layout.ENCODER.at(self.results, **encoder.names)
         sha256 = "" if at is None else self.digests.written(at)
         found = {"encoder": sha256} if sha256 is not None else {}
-        found |= settings_and_code(cell_spec(self.config, cell))
-        return found | self._data(cell) | self._rates(cell)
+        return found | settings_and_code(cell_spec(self.config, cell)) | self._data(cell) | {"rates": ""}
 
     def _data(self, cell: Cell) -> dict[str, str]:
         split = layout.SPLIT.at(self.results, **cell.names)
@@ -158,13 +161,13 @@ class Cells:
 
     def _rates(self, cell: Cell) -> dict[str, str]:
         if not self.config.training.search:
-            return {"rates": ""}
+            return {}
         part = fold_part(encoder_fold(self.config, cell))
         table = layout.SEARCH.at(self.results, **cell.names, fold_part=part)
         try:
             return {"rates": digest(chosen_rates(table)[cell.fold])}
-        except (UserError, KeyError, ValueError):
-            return {}
+        except (UserError, KeyError, ValueError):  # it is not there yet
+            return {"rates": "of a search that is to come"}
 
     @cache  # noqa: B019 (there is one, as long as the process)
     def split_is_current(self, task: str, seed: int, fold: int) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 from neuropeft import numerics
 from neuropeft.files import MISSING, read_tsv
-from neuropeft.records import Digests, Record, Stamp, file_digest, stamp, write_record
+from neuropeft.records import Digests, Record, Stamp, digest, file_digest, stamp, write_record
 
 # The modules of the four steps; `preprocess.steps` imports them all.
 STEPS = ("n4", "skullstrip", "register", "template", "resample", "measures")
@@ -28,9 +28,15 @@ def chunk_sources(method: str) -> dict[str, str]:
     return {"code": code, "method": method}
 
 
-def store_sources(size: int, max_excluded_share: float) -> dict[str, Any]:
-    """Return settings and code that make a store of preprocessed scans."""
-    return {"code": _version("preprocess.store"), "size": size, "max_excluded_share": max_excluded_share}
+def store_sources(
+    size: int, max_excluded_share: float, chunks: Mapping[str, Sequence[Row]]
+) -> dict[str, Any]:
+    """Return what makes a store of preprocessed scans: code, settings, and which scans the index has."""
+    code, scans = (
+        _version("preprocess.store"),
+        sorted(row["scan_id"] for rows in chunks.values() for row in rows),
+    )
+    return {"code": code, "size": size, "max_excluded_share": max_excluded_share, "scans": digest(scans)}
 
 
 def synthetic_sources(volumes: int, seed: int, size: int) -> dict[str, Any]:

@@ -5,9 +5,10 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from neuropeft import layout
 from neuropeft.cells.status import DONE, FAILED, MISSING, RUNNING, STATES, Cells, CellStatus
 from neuropeft.config import Config
-from neuropeft.grid import NO_PRETRAINING, Cell
+from neuropeft.grid import NO_PRETRAINING, Cell, cells
 from neuropeft.status.estimate import Estimate, estimate
 from neuropeft.status.packs import failed_by_log, stopped_packs
 from neuropeft.status.stages import STOPPED, Preprocessed, Pretrained, preprocessed, pretrainings
@@ -23,14 +24,19 @@ Table = Sequence[Sequence[str]]
 
 
 def print_status(config: Config, results: Path) -> None:
-    """Print how far preprocessing, pretraining and the cells have come; only reads, so it needs no lock.
+    """Print how far preprocessing, pretraining and the cells have come; it needs no lock.
+
+    Nothing is written but which files have been read and checked, so that it is fast the next time.
 
     Raises:
         UserError: a file of results cannot be read.
     """
     if not results.is_dir():
         print(f"There is no folder {results}: nothing has run, or --results must say where its results are\n")
-    found = Cells(config, results).statuses
+    of_cells = Cells(config, results)
+    of_cells.digests.read_ahead(layout.DELTA.at(results, **cell.names) for cell in cells(config))
+    found = of_cells.statuses
+    of_cells.digests.save()
     parts = (
         _preprocessing(list(preprocessed(config, results))),
         _pretraining(list(pretrainings(config, results))),

@@ -15,11 +15,12 @@ from typing import Any
 
 from neuropeft.errors import UserError
 from neuropeft.files import write_tsv
-from neuropeft.train.finetune import Shared, finetune, open_shared
+from neuropeft.records import write_record
+from neuropeft.train.finetune import Shared, finetune, open_shared, split_of
 from neuropeft.train.lock import lock
 from neuropeft.train.loop import CHECKPOINT_SECONDS, NotFiniteError
 from neuropeft.train.signals import stop_request
-from neuropeft.train.sources import RATES
+from neuropeft.train.sources import RATES, cell_sources, search_sources
 from neuropeft.train.state import FINISHED
 
 COLUMNS = ("fold", *RATES, "steps", "val_loss", "seconds", "chosen", "at_edge")
@@ -56,6 +57,11 @@ def search(
     rows: list[dict[str, Any]] = []
     with stop_request():
         shared = open_shared(specs.values(), store_dir, splits, encoder_path, device)
+        scans = shared.store.path / "scans.tsv"
+        made_from = {
+            path: cell_sources(spec, split_of(shared.splits, spec), scans, shared.encoder, None)
+            for path, spec in specs.items()
+        }
         for path, spec in specs.items():
             tried = []
             for number, candidate in enumerate(candidates(spec)):
@@ -65,6 +71,7 @@ def search(
                 print(f"{spec['cell']}: {row}", file=sys.stderr, flush=True)
             rows += _marked(tried, spec["cell"])
     write_tsv(table, rows, COLUMNS)
+    write_record([Path(table)], search_sources(made_from))
 
 
 def _marked(tried: Sequence[dict[str, Any]], cell: str) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from neuropeft import backbones, methods, numerics, tasks
 from neuropeft.cohorts.splits import held_out_subjects, read_split
 from neuropeft.errors import UserError
 from neuropeft.files import read_tsv
-from neuropeft.records import digest
+from neuropeft.records import AGAIN, digest
 from neuropeft.train.labels import read_sides
 from neuropeft.train.seeds import derive_seed
 
@@ -99,6 +99,11 @@ def stored_rows(scans: Path, _scans_time: int) -> dict[str, Row]:
     return {row["scan_id"]: row for row in read_tsv(scans)}
 
 
+def search_sources(cells: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+    """Return what a search is made from: its cells, {path: what each is made from}."""
+    return {"code": code_version("train.search"), "cells": digest(cells)}
+
+
 def prediction_sources(
     spec: Mapping[str, Any], deltas: Mapping[str, str], scans: str, subjects: Sequence[str]
 ) -> dict[str, Any]:
@@ -179,9 +184,7 @@ def chosen_rates(table: str | Path) -> dict[int, dict[str, float]]:
     rows = read_tsv(table)
     chosen = [row for row in rows if row.get("chosen") == "1"]
     if sorted(row["fold"] for row in chosen) != sorted({row["fold"] for row in rows}):
-        raise UserError(
-            f"{table} does not choose one row of each fold; delete it to have the search made again"
-        )
+        raise UserError(f"{table} does not choose one row of each fold; {AGAIN}")
     return {int(row["fold"]): {rate: float(row[rate]) for rate in RATES} for row in chosen}
 
 

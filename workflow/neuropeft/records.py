@@ -140,7 +140,7 @@ class Digests:
                 partial.write_text(json.dumps(self._known), encoding="utf-8")
 
     def read_ahead(self, results: Iterable[Path]) -> None:
-        """Read the files of many results that are to be checked, several at a time; say so if it takes long."""
+        """Read the files of many results that are to be checked, several at a time."""
         files = []
         for first in results:
             for name, (_, written) in (record.files if (record := read_record(first)) else {}).items():

@@ -9,7 +9,8 @@ from neuropeft.errors import UserError
 from neuropeft.files import read_tsv, write_tsv
 from neuropeft.grid import Cell, searched
 from neuropeft.train.pack import finetune_pack
-from neuropeft.train.search import COLUMNS, candidates, chosen_rates, search
+from neuropeft.train.search import COLUMNS, candidates, search
+from neuropeft.train.sources import chosen_rates
 
 FULL = {"kind": "full", "lr": 2e-3, "head_lr": None}
 WANTED = {"lr": [0.1, 1.0, 10.0], "head_lr": [1.0], "share": 0.5}

@@ -157,7 +157,10 @@ class Digests:
 
     def damage(self, first: Path) -> str | None:
         """Return which file of a job's results is not what was written, and why; None if all are."""
-        record = read_record(first)
+        return self.damage_by(first, read_record(first))
+
+    def damage_by(self, first: Path, record: Record | None) -> str | None:
+        """Return the same by a record that has been read."""
         if record is None:
             return f"{record_of(first)} is not there or damaged, which says what {first.name} holds"
         for name, (sha256, written) in record.files.items():

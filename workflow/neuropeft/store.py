@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from neuropeft.errors import UserError
 from neuropeft.files import read_tsv
-from neuropeft.records import AGAIN
 
 SIGNATURES = "signatures.npy"  # beside the volumes: what `leaks` compares, float32 [scans, POOLED_SIZE³]
 POOLED_SIZE = 10  # voxels along each edge after mean pooling
@@ -67,10 +66,13 @@ def open_store(path: str | Path) -> Store:
     try:
         volumes = np.load(path / "volumes.npy", mmap_mode="r")
     except (OSError, ValueError) as error:
-        raise UserError(f"cannot open {path / 'volumes.npy'}: {error}; {AGAIN}") from error
+        raise UserError(
+            f"cannot open {path / 'volumes.npy'}: {error}; start the workflow again, which makes it anew"
+        ) from error
     if volumes.ndim != 4 or len(volumes) != len(rows):
         raise UserError(
-            f"{path} is damaged: volumes.npy has shape {volumes.shape}, scans.tsv {len(rows)} rows; {AGAIN}"
+            f"{path} is damaged: volumes.npy has shape {volumes.shape}, scans.tsv {len(rows)} rows; "
+            "start the workflow again, which makes both anew"
         )
     return Store(path, volumes, rows)
 

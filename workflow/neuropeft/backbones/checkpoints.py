@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -25,6 +26,7 @@ _IN_BLOCK = {
     "mlp.linear2": "mlp.fc2",
 }
 _PATCHES = re.compile(r"(?P<prefix>.*)patch_embedding\.patch_embeddings\.(?:1\.)?weight")
+_METADATA = "neuropeft"  # the entry of a safetensors file that holds all of ours
 _BLOCK = re.compile(r"blocks\.(\d+)\.(.+)\.(weight|bias)")
 _FINAL = re.compile(r"(?:norm|blocks\.\d+)\.(weight|bias)")  # the autoencoder's final norm is its last block
 
@@ -38,9 +40,18 @@ def save_encoder(path: str | Path, encoder: Backbone, metadata: Mapping[str, str
         metadata: Provenance, text by text, for example the cohort and the number of epochs; the architecture
             is added under `architecture`, as JSON.
     """
-    state = {name: value.detach().cpu().contiguous() for name, value in encoder.state_dict().items()}
+    state = {name: value.detach() for name, value in encoder.state_dict().items()}
+    save_tensors(path, state, {**metadata, "architecture": json.dumps(encoder.architecture())})
+
+
+def save_tensors(path: str | Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write tensors and metadata atomically as safetensors; the same ones give the same bytes.
+
+    safetensors writes several entries of metadata in any order, so they are one.
+    """
+    kept = {name: value.cpu().contiguous() for name, value in state.items()}
     with atomic_path(path) as partial:
-        save_file(state, partial, metadata={**metadata, "architecture": json.dumps(encoder.architecture())})
+        save_file(kept, partial, metadata={_METADATA: json.dumps(dict(metadata), sort_keys=True)})
 
 
 def load_encoder(path: str | Path, encoder: Backbone) -> dict[str, str]:
@@ -73,7 +84,7 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safe_open(path, framework="pt") as stream:
             names = list(stream.keys())
-            return {name: stream.get_tensor(name) for name in names}, dict(stream.metadata() or {})
+            return {name: stream.get_tensor(name) for name in names}, _metadata(stream)
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot read the weights {path}: {error}; {AGAIN}") from error
 
@@ -86,9 +97,14 @@ def read_metadata(path: str | Path) -> dict[str, str]:
     """
     try:
         with safe_open(path, framework="pt") as stream:
-            return dict(stream.metadata() or {})
+            return _metadata(stream)
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot read the weights {path}: {error}; {AGAIN}") from error
+
+
+def _metadata(stream: Any) -> dict[str, str]:
+    found = dict(stream.metadata() or {})
+    return json.loads(found[_METADATA]) if _METADATA in found else found  # none of ours
 
 
 def import_encoder(

@@ -178,7 +178,7 @@ class _Look:
         if not first.exists():
             return None
         record = read_record(first)
-        damage = self.digests.damage(first)
+        damage = self.digests.damage_by(first, record)
         if record is None or damage is not None:
             return damage
         other = differing(record.made_from, sources)

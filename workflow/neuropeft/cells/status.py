@@ -124,15 +124,17 @@ class Cells:
             return state_folder(self.results, cell) / FINISHED, ""
         return None, taken or trained
 
+    @cache  # noqa: B019 (there is one, as long as the process)
     def problem(self, cell: Cell, folder: Path) -> str | None:
         """Return why a cell's files in a folder do not count; empty if there are none, None if they count."""
         first = folder / CELL_FILES[0]
         if not first.exists():
             return ""
-        if (damage := self.digests.damage(first)) is not None:
-            return damage
         record = read_record(first)
-        other = ["record"] if record is None else differing(record.made_from, self.expected(cell))
+        damage = self.digests.damage_by(first, record)
+        if record is None or damage is not None:
+            return damage
+        other = differing(record.made_from, self.expected(cell))
         return f"{first} was trained with other {' and '.join(other)}" if other else None
 
     def expected(self, cell: Cell) -> dict[str, str]:

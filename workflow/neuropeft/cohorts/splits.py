@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from neuropeft.cohorts.folds import deal_folds
 from neuropeft.errors import UserError
 from neuropeft.files import MISSING, read_tsv, write_tsv
-from neuropeft.records import AGAIN
 from neuropeft.tasks.values import SEVERAL
 
 if TYPE_CHECKING:
@@ -26,7 +25,7 @@ ZERO_SHOT = "zero-shot"  # the side of a cohort that is tested on and never trai
 SPLIT_COLUMNS = ("scan_id", "subject", "side", "order", "y")
 # In this order and before all others, as in ADNI.
 FIRST_SESSIONS = ("sc", "scr", "screening", "pre", "bl", "base", "baseline")
-_FIX = f"do not edit splits; {AGAIN}"
+_FIX = "do not edit splits; start the workflow again, which makes them anew"
 
 Row = Mapping[str, Any]
 Key = TypeVar("Key", bound=Hashable)

@@ -17,15 +17,16 @@ from neuropeft.files import read_tsv, write_tsv
 from neuropeft.pretraining.factors import FactorReader
 from neuropeft.pretraining.mae3d import MAE3D, build_mae
 from neuropeft.store import open_store
-from neuropeft.train import checkpoint, pretraining_run
+from neuropeft.train import checkpoint, pretraining_run, sources
 from neuropeft.train import factors as factors_learner
 from neuropeft.train import pretrain as pretraining
 from neuropeft.train.augment import Augmentation
 from neuropeft.train.data import generator
 from neuropeft.train.loop import Plan
-from neuropeft.train.pretrain import _scans, _verdict, pretrain
+from neuropeft.train.pretrain import _verdict, pretrain
 from neuropeft.train.pretraining_run import Run
 from neuropeft.train.signals import REQUEUE_EXIT_CODE
+from neuropeft.train.sources import pretraining_scans
 
 
 @pytest.fixture
@@ -132,7 +133,7 @@ def test_whatever_it_depends_on_trains_anew(store: Path, monkeypatch: pytest.Mon
     assert fingerprint() == seen[0]
     tiny_cells.make_store(store, seed=1)  # the same scans, preprocessed otherwise
     seen.append(fingerprint())
-    monkeypatch.setattr(pretraining.numerics, "version", lambda *modules: "of other code")
+    monkeypatch.setattr(sources, "code_version", lambda *modules: "of other code")
     seen.append(fingerprint())
     assert len(set(seen)) == 7
 
@@ -174,7 +175,7 @@ def test_a_signal_while_it_still_loads_is_not_lost(store: Path, monkeypatch: pyt
 def test_test_subjects_of_the_cohorts_tasks_are_left_out(store: Path) -> None:
     split = tiny_cells.make_split(store.parent / "seed-0.tsv", store, test=5)
     tested = {row["subject"] for row in read_tsv(split) if row["side"] == "test"}
-    train, validation = _scans(tiny_cells.pretraining(), store, [split])
+    train, validation = pretraining_scans(tiny_cells.pretraining(), store / "scans.tsv", [split])
     assert len(tested) == 5
     assert len(train) + len(validation) == 24 - 5
     assert not tested & {row["subject"] for row in (*train, *validation)}
@@ -182,7 +183,7 @@ def test_test_subjects_of_the_cohorts_tasks_are_left_out(store: Path) -> None:
 
 def test_whole_subjects_validate(tmp_path: Path) -> None:
     store = tiny_cells.make_store(tmp_path / "store", sessions=3)
-    train, validation = _scans(tiny_cells.pretraining(), store, [])
+    train, validation = pretraining_scans(tiny_cells.pretraining(), store / "scans.tsv", [])
     sides = [{row["subject"] for row in rows} for rows in (train, validation)]
     assert not sides[0] & sides[1]
     assert len(sides[1]) == 2
@@ -202,7 +203,7 @@ def brute_template_loss(store: Path, spec: dict, brain: list[int]) -> float:
     """Return the loss of predicting mean patches, patch by patch, where only the places `brain` are used."""
     opened = open_store(store)
     patches = []
-    for rows in _scans(spec, store, []):
+    for rows in pretraining_scans(spec, store / "scans.tsv", []):
         places = [opened.index_of(row["scan_id"]) for row in rows]
         volumes = torch.from_numpy(opened.volumes[places].astype(np.float32))[:, None]
         patches.append(patchify(volumes, tiny_cells.BACKBONE["patch_size"]).numpy().astype(float))
@@ -319,7 +320,8 @@ def test_a_reader_of_anatomy_learns_maps_and_factors(tmp_path: Path, monkeypatch
     )
     out = tmp_path / "out"
     pretrain(spec, store, [], out, tmp_path / "state", device="cpu")
-    assert {path.name for path in out.iterdir()} == {"encoder.safetensors", "history.csv", "cost.json"}
+    names = {"encoder.safetensors", "history.csv", "cost.json"}
+    assert {path.name for path in out.iterdir()} == names | {"encoder.safetensors.json"}
     *_, last = tiny_cells.read_history(out)
     assert float(last["val_maps"]) < 0.3, "1 is the loss of the mean of each place"
     assert float(last["val_factors"]) < 0.3

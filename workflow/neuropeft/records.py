@@ -179,9 +179,6 @@ class Digests:
         return None
 
     def written(self, path: Path) -> str | None:
-        """Return the SHA-256 of a file from its own record, or by reading it; None if it cannot be read."""
+        """Return the SHA-256 that a file had when it was written, or has, if it has no record of its own."""
         record = read_record(path)
-        with suppress(OSError):
-            if record is not None and record.files.get(path.name, ("", []))[1] == stamp(path):
-                return record.files[path.name][0]
-        return self.of(path)
+        return record.files[path.name][0] if record and path.name in record.files else self.of(path)

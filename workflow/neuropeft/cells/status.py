@@ -158,7 +158,7 @@ class Cells:
             return {"split": "another one by now"}
         try:
             return data_sources(split, scans, cell.fraction)
-        except UserError:  # the job that reads them says so
+        except (UserError, KeyError):  # the job that reads them says so
             return {}
 
     def _rates(self, cell: Cell) -> dict[str, str]:
@@ -185,5 +185,5 @@ class Cells:
             usable = read_usable(labels, stored)
             rows = make_split(usable, seed, shares.test_share, shares.validation, kind, task, fold, folds)
             return split.read_text(encoding="utf-8") == format_tsv(rows, SPLIT_COLUMNS)
-        except (UserError, FileNotFoundError, UnicodeDecodeError):  # too few subjects by now, or damaged
+        except (UserError, FileNotFoundError, ValueError, KeyError):  # too few subjects by now, or damaged
             return False

@@ -183,7 +183,7 @@ def test_a_damaged_result_is_named_and_made_again(alone, name, how, makers, spar
     assert path.read_bytes() == content, "a dry run changes nothing"
 
 
-def test_the_plain_command_mends_a_delta(alone):
+def test_the_plain_command_makes_a_damaged_delta_again(alone):
     assert planned(alone, TINY) == ({}, []), "copied alone, and nothing has changed"
     delta = alone / f"results/cells/{LORA}/fraction-50/seed-1/delta.safetensors"
     whole = delta.read_bytes()

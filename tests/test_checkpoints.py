@@ -9,7 +9,7 @@ import torch
 
 import neuropeft
 from neuropeft.backbones import vit
-from neuropeft.backbones.checkpoints import load_encoder, save_encoder
+from neuropeft.backbones.checkpoints import load_encoder, read_metadata, save_encoder, save_tensors
 from neuropeft.cli import main
 from neuropeft.errors import UserError
 from neuropeft.pretraining.imported import import_encoder, import_monai
@@ -146,3 +146,12 @@ def test_the_fine_tuning_path_imports_no_heavy_package():
     )
     package = Path(neuropeft.__file__).parents[1]
     subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": str(package)})
+
+
+def test_the_same_weights_are_the_same_bytes(tmp_path):
+    written = set()
+    for _ in range(8):
+        save_tensors(tmp_path / "weights", {"a": torch.ones(2)}, {f"key {i}": str(i) for i in range(9)})
+        written.add((tmp_path / "weights").read_bytes())
+    assert len(written) == 1
+    assert read_metadata(tmp_path / "weights")["key 3"] == "3"

@@ -11,7 +11,11 @@ import yaml
 from neuropeft import grid
 from neuropeft.backbones import vit
 from neuropeft.backbones.checkpoints import load_encoder, save_encoder
+from neuropeft.cohorts.chunks import chunk_tables
+from neuropeft.cohorts.prepare import prepare
+from neuropeft.cohorts.sources import record_chunk
 from neuropeft.config.read import load_config
+from neuropeft.files import write_tsv
 from workflow_command import ROOT, STEPS, TINY, dry_run, jobs_in, snakemake, write_config
 
 
@@ -208,6 +212,51 @@ def test_a_changed_raw_scan_is_preprocessed_again_with_its_chunk_only(tmp_path):
     assert jobs_in(done.stdout) == {"n4_bias_correction": 1}
 
 
+def test_a_corrected_scan_or_mask_is_noticed_by_its_content_without_snakemakes_records(tmp_path):
+    config = copy.deepcopy(TINY)
+    root, masks = tmp_path / "C", "masks/{subject}.nii.gz"
+    masked = {"skull_strip": "given", "brain_masks": masks}
+    config["cohorts"]["C"] = {"bids": bids_cohort(root, 12), "columns": {"group": "diagnosis"}} | masked
+    config["tasks"]["ad"]["zero_shot"] = ["C"]
+    (root / "masks").mkdir()
+    for number in range(12):
+        (root / f"masks/{number:03}.nii.gz").write_text("a mask")
+        (root / f"sub-{number:03}/anat/sub-{number:03}_T1w.nii.gz").write_text("a scan")
+    tables = prepare(load_config(config, ROOT), tmp_path / "results")
+    tables.publish(["C"])
+    wanted = chunk_tables(tmp_path / "results", "C")
+    for table in wanted:
+        write_tsv(table, [], ["scan_id"])
+        record_chunk(table, tmp_path / "results/cohorts/C/scans.tsv", table.parent.name, "given")
+
+    def again():
+        path = write_config(tmp_path, config)
+        places = [table.relative_to(tmp_path) for table in wanted]
+        done = snakemake(tmp_path, "--configfile", path, "--cores", "2", "--dry-run", *places)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return jobs_in(done.stdout), done.stderr + done.stdout
+
+    def correct(file, text):
+        before = file.stat()
+        file.write_text(text)
+        os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))  # of the same size and time
+
+    assert len(wanted) == 2
+    assert again()[0] == {}
+    (root / "sub-004/anat/sub-004_T1w.nii.gz").touch()
+    assert again()[0] == {}, "only touched"
+    for file, kind in (("sub-003/anat/sub-003_T1w.nii.gz", "scan"), ("masks/003.nii.gz", "mask")):
+        old = (root / file).read_text()
+        correct(root / file, old.upper())
+        jobs, said = again()
+        assert jobs == dict.fromkeys(STEPS, 1), "its chunk alone"
+        assert f"the {kind} of sub-003 has changed" in said
+        correct(root / file, old)
+        assert again()[0] == {}
+    config["cohorts"]["C"] |= {"skull_strip": "stripped", "brain_masks": None}
+    assert again()[0] == dict.fromkeys(STEPS, 2)
+
+
 @pytest.mark.parametrize("profile", ["local", "slurm"])
 def test_profiles_dry_run(tmp_path, profile):
     jobs = dry_run(tmp_path, TINY, "--profile", ROOT / "profiles" / profile)
@@ -234,6 +283,14 @@ def test_weights_from_elsewhere_are_imported_instead_of_trained(tmp_path):
     done = snakemake(tmp_path, "--configfile", path, "--cores", "1", imported)
     assert done.returncode == 0, done.stdout + done.stderr
     load_encoder(tmp_path / imported, encoder)
+    shutil.rmtree(tmp_path / ".snakemake")
+    for seed, again in ((0, {}), (1, {"import_encoder": 1})):
+        if seed:
+            encoder.norm.bias.data += 1
+        save_encoder(tmp_path / "theirs.safetensors", encoder, {})
+        os.utime(tmp_path / "theirs.safetensors", (60, 60))
+        done = snakemake(tmp_path, "--configfile", path, "--cores", "1", "--dry-run", imported)
+        assert jobs_in(done.stdout) == again
 
 
 def test_rates_are_searched_once_for_all_cells_of_a_base(tmp_path):

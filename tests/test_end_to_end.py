@@ -3,12 +3,15 @@
 import copy
 import csv
 import json
+import os
 import re
 import shutil
 
 import pytest
 
 from workflow_command import STEPS, TINY, dry_run, jobs_in, snakemake, write_config
+
+LORA = "ad/vit_xxs/mae/lora"
 
 
 @pytest.fixture(scope="module")
@@ -123,9 +126,95 @@ def test_a_new_subject_reruns_one_chunk_of_its_cohort(finished):
     assert "finetune" not in jobs, "a zero-shot cohort that grows retrains nothing"
 
 
-# -- while it runs ---------------------------------------------------------------------------------
+# -- results that do not count any more ------------------------------------------------------------
 
-LORA = "ad/vit_xxs/mae/lora"
+
+@pytest.fixture
+def alone(finished, tmp_path):
+    """A copy of the results of the finished run, without what Snakemake has noted of it."""
+    shutil.copytree(finished / "results", tmp_path / "alone/results")
+    return tmp_path / "alone"
+
+
+def damage(path, how):
+    """Cut a file by 500 bytes or flip a bit of it; its time stays."""
+    state, content = path.stat(), bytearray(path.read_bytes())
+    if how == "cut":
+        content = content[:-500]
+    else:
+        content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+    return bytes(content)
+
+
+def planned(folder, config, *arguments):
+    """Dry-run a `config`; return the jobs, and what is said to be made again."""
+    done = snakemake(
+        folder, "--configfile", write_config(folder, config), "--cores", "2", "--dry-run", *arguments
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return jobs_in(done.stdout), re.findall(
+        r"^Made again, with what depends on it: (.*)", done.stderr + done.stdout, re.MULTILINE
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "how", "makers", "spared"),
+    [
+        ("cohorts/SimA/store/volumes.npy", "flip", {"pack_cohort": 1}, {"n4_bias_correction"}),
+        ("pretraining/mae/vit_xxs/encoder.safetensors", "flip", {"pretrain": 1}, {"pack_cohort"}),
+        (
+            f"cells/{LORA}/fraction-50/seed-1/delta.safetensors",
+            "cut",
+            {"cell": 1},
+            {"finetune"},
+        ),
+        (f"predictions/{LORA}/SimB.tsv", "cut", {"predict": 1}, {"finetune", "cell"}),
+    ],
+)
+def test_a_damaged_result_is_named_and_made_again(alone, name, how, makers, spared):
+    path = alone / "results" / name
+    content = damage(path, how)
+    jobs, said = planned(alone, TINY)
+    assert makers.items() <= jobs.items()
+    assert not spared & jobs.keys()
+    assert any(f"results/{name} is damaged" in line for line in said)
+    assert path.read_bytes() == content, "a dry run changes nothing"
+
+
+def test_the_plain_command_makes_a_damaged_delta_again(alone):
+    assert planned(alone, TINY) == ({}, []), "copied alone, and nothing has changed"
+    delta = alone / f"results/cells/{LORA}/fraction-50/seed-1/delta.safetensors"
+    whole = delta.read_bytes()
+    damage(delta, "flip")
+    damage(alone / f"results/_state/cells/{LORA}/fraction-50/seed-1/finished/delta.safetensors", "flip")
+    path = write_config(alone, TINY)
+    done = snakemake(alone, "--configfile", path, "--cores", "2", "--show-failed-logs")
+    assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
+    assert delta.read_bytes() == whole
+    assert planned(alone, TINY) == ({}, [])
+
+
+def test_without_snakemakes_records_changes_are_noticed(alone):
+    config = copy.deepcopy(TINY)
+    config["splits"]["test"] = 0.4
+    assert planned(alone, config)[0]["split"] == 4
+    config = copy.deepcopy(TINY)
+    config["methods"]["lora"]["r"] = 2
+    jobs, said = planned(alone, config)
+    assert (jobs["finetune"], jobs["cell"]) == (2, 6)
+    assert "trained with other settings" in said[0]
+    assert not {"pretrain", "split", "pack_cohort"} & jobs.keys()
+    config = copy.deepcopy(TINY)
+    config["cohorts"]["SimB"]["skull_strip"] = "deepbet"
+    config["cohorts"]["SimB"].pop("brain_masks", None)
+    jobs, _ = planned(alone, config)
+    assert (jobs["n4_bias_correction"], jobs["pack_cohort"]) == (1, 1)
+    assert not {"pretrain", "finetune"} & jobs.keys()
+
+
+# -- while it runs ---------------------------------------------------------------------------------
 
 
 def partial_tables(folder, *arguments):
@@ -217,19 +306,3 @@ def test_status_is_a_rule_too(finished):
     done = snakemake(finished, "--configfile", path, "--cores", "1", "--nolock", "status")
     assert done.returncode == 0, done.stderr
     assert re.search(r"^all +10 +0 +0 +0 +10 ", done.stdout, flags=re.MULTILINE)
-
-
-def test_status_and_partial_tables_leave_the_index_of_a_running_workflow_alone(finished, tmp_path):
-    folder = tmp_path / "running"
-    shutil.copytree(finished, folder)
-    index = folder / "results/cohorts/SimB/scans.tsv"
-    before = index.read_text()
-    config = copy.deepcopy(TINY)
-    config["cohorts"]["SimB"]["simulated"]["subjects"] = 6
-    path = write_config(folder, config)
-    for target in ("status", "tables_partial"):
-        done = snakemake(folder, "--configfile", path, "--cores", "1", "--nolock", "--dry-run", target)
-        assert done.returncode == 0, done.stderr
-        assert index.read_text() == before
-    assert snakemake(folder, "--configfile", path, "--cores", "1", "--dry-run").returncode == 0
-    assert index.read_text() != before

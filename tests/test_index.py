@@ -1,5 +1,6 @@
 """The scan index: BIDS roots, simulated cohorts, and what prepare writes."""
 
+import csv
 import errno
 import os
 from pathlib import Path
@@ -143,7 +144,7 @@ def test_ages_and_sexes_that_cannot_be_read_are_told(tmp_path: Path, capsys) -> 
     lines = [f"sub-{s} {'CN' if s in 'abc' else 'AD'} {age} {sex}" for s, age, sex in zip(
         "abcdef", ("89+", "-9", "121", "43831", "63", "n/a"), "12FFMM", strict=True)]  # fmt: skip
     table(tmp_path / "one/participants.tsv", "participant_id group age sex", *lines)
-    prepare(load_config(raw, tmp_path), tmp_path / "results")
+    tables = prepare(load_config(raw, tmp_path), tmp_path / "results")
     told = capsys.readouterr().out
     assert (
         "age of 4 scans counts as unknown, for example '89+' of scan sub-a; write a number of years, 0 to 120"
@@ -154,8 +155,13 @@ def test_ages_and_sexes_that_cannot_be_read_are_told(tmp_path: Path, capsys) -> 
         in told
     )
     for file in ("cohorts/one/subjects.tsv", "tasks/ad/one.tsv"):
-        ages = [row["age"] for row in read_tsv(tmp_path / "results" / file)]
+        ages = [row["age"] for row in of_text(tables.texts[tmp_path / "results" / file])]
         assert ages == [*["n/a"] * 4, "63.0", "n/a"]
+
+
+def of_text(text: str) -> list[dict[str, str]]:
+    """Return the rows of a table."""
+    return list(csv.DictReader(text.splitlines(), delimiter="\t"))
 
 
 def test_labels_are_optional(bids: Path) -> None:
@@ -255,9 +261,9 @@ def test_scans_that_are_not_there_are_told_at_the_start(tmp_path: Path, capsys) 
 def test_subjects_who_left_a_cohort_are_told_as_long_as_their_scans_are_kept(tmp_path: Path, capsys) -> None:
     (tmp_path / "bids").mkdir()
     config = load_config(simulated_config(tmp_path / "bids"), tmp_path)
-    prepare(config, tmp_path / "results")
+    tables = prepare(config, tmp_path / "results")
     assert "left" not in capsys.readouterr().out
-    stays = read_tsv(tmp_path / "results/cohorts/sim/scans.tsv")[0]["subject"]
+    stays = tables.scans["sim"][0].subject
     for name in (stays, "withdrawn"):
         (tmp_path / f"results/derivatives/sim/sub-{name}").mkdir(parents=True)
     prepare(config, tmp_path / "results")
@@ -276,13 +282,21 @@ def test_a_fraction_without_a_subject_of_each_class_is_refused(tmp_path: Path) -
     prepare(load_config(raw, tmp_path), tmp_path / "results")
 
 
-def test_prepare_writes_what_changed_only(tmp_path: Path) -> None:
+def test_jobs_read_what_is_published_and_a_cached_table_never_changes(tmp_path: Path) -> None:
     (tmp_path / "bids").mkdir()
     config = load_config(simulated_config(tmp_path / "bids"), tmp_path)
     results = tmp_path / "results"
-    prepare(config, results)
-    files = [results / "cohorts/sim/scans.tsv", results / "tasks/ad/sim.tsv"]
+    tables = prepare(config, results)
+    assert not results.exists()
+    tables.save()
+    labels = results / "tasks/ad/sim.tsv"
+    cached = tables.cached(labels)
+    assert not labels.exists()
+    assert not (results / "cohorts").exists()
+    tables.publish(["sim"])
+    files = [results / "cohorts/sim/scans.tsv", cached]
     times = [file.stat().st_mtime_ns for file in files]
+    assert tables.chunks("sim") == read_chunks(results, "sim"), "the plan and the jobs have the same rows"
     rows = [row for rows in read_chunks(results, "sim").values() for row in rows]
     assert len(rows) == 24
     assert rows[0]["path"].startswith("results/simulated/sim/sub-")
@@ -291,10 +305,18 @@ def test_prepare_writes_what_changed_only(tmp_path: Path) -> None:
     chunks = read_chunks(results, "sim")
     assert max(map(len, chunks.values())) <= 4
     assert all(row["chunk"] == chunk for chunk, members in chunks.items() for row in members)
-    assert {row["y"] for row in read_tsv(files[1])} == {"0", "1"}
-    assert not (results / "cohorts/real").exists(), "the grid does not use that cohort"
-    prepare(config, results)
+    assert {row["y"] for row in read_tsv(cached)} == {"0", "1"}
+    assert tables.sizes[labels] == len(read_tsv(cached))
+    assert "real" not in tables.scans, "the grid does not use that cohort"
+    again = prepare(config, results)
+    again.save()
+    again.publish(["sim"])
     assert [file.stat().st_mtime_ns for file in files] == times
+    config.tasks["ad"].classes.update({"CN": config.tasks["ad"].classes["AD"]} | {"AD": "CN"})
+    other = prepare(config, results)
+    other.save()
+    assert other.cached(labels) != cached
+    assert cached.stat().st_mtime_ns == times[1]
 
 
 def test_index_follows_the_files(bids: Path, tmp_path: Path) -> None:
@@ -330,10 +352,10 @@ def three_cohorts(tmp_path: Path, link: bool) -> dict:
 def test_zero_shot_cohort_may_reuse_subject_names_but_no_file(tmp_path: Path, capsys) -> None:
     raw = three_cohorts(tmp_path, link=False)
     raw["tasks"]["ad"]["zero_shot"] = ["three", "two"]
-    prepare(load_config(raw, tmp_path), tmp_path / "results")
+    tables = prepare(load_config(raw, tmp_path), tmp_path / "results")
     for cohort in ("one", "two", "three"):
-        assert len(read_tsv(tmp_path / "results/cohorts" / cohort / "scans.tsv")) == 6
-        assert len(read_tsv(tmp_path / "results/tasks/ad" / f"{cohort}.tsv")) == 6
+        assert len(tables.scans[cohort]) == 6
+        assert tables.sizes[tmp_path / f"results/tasks/ad/{cohort}.tsv"] == 6
     assert "6 of 6 subjects of two have a name that one has too, for example sub-a" in (
         capsys.readouterr().out
     )

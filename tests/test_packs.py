@@ -19,11 +19,12 @@ from neuropeft.files import read_tsv
 from neuropeft.grid import Cell
 from neuropeft.packs import pack_of, packs
 from neuropeft.train import finetune as finetuning
-from neuropeft.train import loop
+from neuropeft.train import loop, sources
 from neuropeft.train.history import write_history
 from neuropeft.train.lock import held
 from neuropeft.train.pack import finetune_pack
 from neuropeft.train.signals import REQUEUE_EXIT_CODE
+from neuropeft.train.sources import cell_sources
 from neuropeft.train.state import (
     CELL_FILES,
     FAILED,
@@ -140,12 +141,29 @@ def test_a_pack_that_comes_back_after_another_grid_is_trained_again(folder: Path
 def test_a_cell_of_other_settings_is_not_taken_over(folder: Path) -> None:
     (name, spec), *_ = SPECS.items()
     train(folder, {name: spec})
-    take_over(folder / "state" / name, spec, folder / "out")
-    assert {path.name for path in (folder / "out").iterdir()} == set(CELL_FILES)
-    with pytest.raises(UserError, match=r"trained with other settings.*--forcerun finetune"):
-        take_over(folder / "state" / name, spec | {"seed": 9}, folder / "out")
-    with pytest.raises(UserError, match="is not there"):
-        take_over(folder / "state" / "none", spec, folder / "out")
+    parts = {
+        "split": folder / "seed-0.tsv",
+        "scans": folder / "store/scans.tsv",
+        "encoder": None,
+        "rates": None,
+    }
+    made_from = cell_sources(spec, **parts)
+    take_over(folder / "state" / name, made_from, folder / "out")
+    record = folder / "out/delta.safetensors.json"
+    assert {*(folder / "out").iterdir()} == {record, *(folder / "out" / name for name in CELL_FILES)}
+    tiny_cells.make_store(folder / "other", seed=1)
+    others = {
+        "settings": cell_sources(spec | {"clip": 9}, **parts),
+        "split": cell_sources(spec, **parts | {"split": folder / "seed-1.tsv"}),
+        "volumes": cell_sources(spec, **parts | {"scans": folder / "other/scans.tsv"}),
+        "encoder": cell_sources(spec, **parts | {"encoder": "of another encoder"}),
+        "rates": cell_sources(spec, **parts | {"rates": {"lr": 1.0}}),
+    }
+    for part, other in others.items():
+        with pytest.raises(UserError, match=f"trained with other .*{part}"):
+            take_over(folder / "state" / name, other, folder / "out")
+    with pytest.raises(UserError, match="holds no finished cell"):
+        take_over(folder / "state" / "none", made_from, folder / "out")
 
 
 def test_an_encoder_made_again_just_the_same_trains_nothing_and_another_one_all(folder: Path) -> None:
@@ -189,7 +207,7 @@ def test_changed_code_trains_anew(folder: Path, monkeypatch: pytest.MonkeyPatch)
     one = {"lora": SPECS["lora"]}
     train(folder, one)
     assert train(folder, one) == ["kept"]
-    monkeypatch.setattr(finetuning.numerics, "version", lambda *modules: "of other code")
+    monkeypatch.setattr(sources, "code_version", lambda *modules: "of other code")
     assert train(folder, one) == ["trained"]
 
 

@@ -1,6 +1,5 @@
 """Of what partial tables are made: the cells that are finished, as they are now, and checked."""
 
-import os
 from contextlib import chdir
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,11 +7,13 @@ from types import SimpleNamespace
 import pytest
 
 import planned
+from neuropeft.cells.status import Cells, state_folder
 from neuropeft.config.read import read_config
 from neuropeft.evaluate.partial import find_partial
 from neuropeft.evaluate.scores import prediction_file
-from neuropeft.finished import finished_cells
 from neuropeft.grid import Cell, Group
+from neuropeft.records import write_record
+from neuropeft.train.state import CELL_FILES, FINISHED
 from test_status import TINY, finish_state, write
 
 CONFIG = read_config(TINY, None)
@@ -31,25 +32,30 @@ def results(tmp_path: Path) -> Path:
 
 def test_a_cell_that_was_trained_anew_is_not_shown_with_its_old_predictions(results: Path) -> None:
     def found() -> list[Path | None]:
-        find = find_partial(results, finished_cells(CONFIG, results))
+        find = find_partial(Cells(CONFIG, results))
         return [find(GROUP, "SimA", cell.seed, cell.fold) for cell in CELLS]
 
-    def made(path: Path, minute: int) -> None:
-        os.utime(path, (60 * minute, 60 * minute))
+    def predict(path: Path) -> None:
+        deltas = Cells(CONFIG, results).delta_digests(CELLS[0].base)
+        write_record([write(path, "predictions")], {"deltas": deltas})
+
+    def train_first_anew(text: str) -> None:
+        folder = state_folder(results, CELLS[0]) / FINISHED
+        write(folder / "delta.safetensors", text)
+        write_record([folder / name for name in CELL_FILES], Cells(CONFIG, results).expected(CELLS[0]))
 
     whole, partial = (prediction_file(place, GROUP, "SimA", 0) for place in (results, results / "partial"))
-    first, second = (finished_cells(CONFIG, results)[cell] / "delta.safetensors" for cell in CELLS)
     assert found() == [None, None]
-    made(first, 1)
-    made(second, 1)
-    made(write(whole), 2)
+    predict(whole)
     assert found() == [whole, whole]
-    made(first, 3)
+    train_first_anew("a second time")
     assert found() == [None, None], "the group's file is renewed as a whole"
-    made(write(partial), 4)
+    predict(partial)
     assert found() == [partial, partial]
-    made(first, 5)
+    train_first_anew("a third time")
     assert found() == [None, partial]
+    write(partial, "predictionS")
+    assert found() == [None, None], "a damaged file is not read"
 
 
 def test_a_seed_that_is_not_checked_yet_does_not_hide_the_others(results: Path) -> None:
@@ -59,6 +65,6 @@ def test_a_seed_that_is_not_checked_yet_does_not_hide_the_others(results: Path) 
     group = SimpleNamespace(task="ad", backbone="vit_xxs", pretraining="mae", method="lora", cohort="SimB")
     with chdir(results.parent):
         inputs = workflow.globals["PARTIAL"].inputs(group)
-    checked = finished_cells(CONFIG, results)[CELLS[1]] / "delta.safetensors"
+    checked = Cells(CONFIG, results).finished[CELLS[1]] / "delta.safetensors"
     assert inputs["deltas"] == [str(checked)]
     assert [Path(path).name for path in inputs["leaks"]] == ["SimB-seed-1.tsv", "SimB.tsv"]

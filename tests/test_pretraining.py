@@ -27,7 +27,8 @@ from neuropeft.store import open_store
 from neuropeft.train import checkpoint
 from neuropeft.train import pretrain as training
 from neuropeft.train.data import generator
-from neuropeft.train.pretrain import _scans, kind_of, pretrain
+from neuropeft.train.pretrain import kind_of, pretrain
+from neuropeft.train.sources import pretraining_scans
 
 TRAINED = [one for one in PRETRAININGS if "weights" not in one]
 BACKBONE = backbone_settings(
@@ -226,7 +227,7 @@ def brute_template_loss(store: Path, spec: dict, brain: list[int]) -> float:
     """Return the loss of predicting mean patches, patch by patch, where only the places `brain` are used."""
     opened = open_store(store)
     patches = []
-    for rows in _scans(spec, store, []):
+    for rows in pretraining_scans(spec, store / "scans.tsv", []):
         places = [opened.index_of(row["scan_id"]) for row in rows]
         volumes = torch.from_numpy(opened.volumes[places].astype(np.float32))
         patches.append(patchify(volumes, tiny_cells.BACKBONE["patch_size"]).numpy().astype(float))

@@ -4,25 +4,26 @@ import fcntl
 import json
 import os
 import re
-import struct
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from neuropeft import layout
+from neuropeft.cells.status import Cells, CellStatus, state_folder
 from neuropeft.cli import main
 from neuropeft.config import Config, Splits
 from neuropeft.config.read import read_config
 from neuropeft.files import write_tsv
-from neuropeft.finished import state_folder
 from neuropeft.grid import Cell, cell_spec, cells
 from neuropeft.packs import Pack, pack_of, packs
-from neuropeft.status.cells import standings
+from neuropeft.records import write_record
 from neuropeft.status.estimate import estimate
 from neuropeft.status.screen import WIDTH, print_status
+from neuropeft.train.sources import settings_and_code
 from neuropeft.train.state import FINISHED, note_failure
 
 ROOT = Path(__file__).parents[1]
@@ -34,19 +35,23 @@ def config() -> Config:
     return read_config(TINY, None).model_copy(update={"cells_per_job": 2})
 
 
-def finish(config: Config, folder: Path, cell: Cell, spec: dict | None = None, **cost: object) -> None:
-    """Write what training a cell leaves, its delta without any tensor."""
-    folder.mkdir(parents=True)
-    metadata = {"spec": json.dumps(spec or cell_spec(config, cell), sort_keys=True)}
-    header = json.dumps({"__metadata__": metadata}).encode()
-    (folder / "delta.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
-    (folder / "history.csv").write_text("step\n")
+def finish(
+    config: Config, results: Path, folder: Path, cell: Cell, spec: dict | None = None, **cost: object
+) -> None:
+    """Write what training a cell leaves now, its delta no more than its name."""
     told = {"train_seconds": 3600.0, "train_scans": cell.fraction, "device": "NVIDIA H200"} | cost
-    (folder / "cost.json").write_text(json.dumps(told))
+    texts = {"delta.safetensors": cell.path, "history.csv": "step\n", "cost.json": json.dumps(told)}
+    files = [write(folder / name, text) for name, text in texts.items()]
+    made_from = Cells(config, results).expected(cell)
+    write_record(files, made_from | (settings_and_code(spec) if spec else {}))
 
 
 def finish_state(config: Config, results: Path, cell: Cell, **cost: object) -> None:
-    finish(config, state_folder(results, cell) / FINISHED, cell, **cost)
+    finish(config, results, state_folder(results, cell) / FINISHED, cell, **cost)
+
+
+def standings(config: Config, results: Path) -> dict[Cell, CellStatus]:
+    return Cells(config, results).statuses
 
 
 def write(path: Path, text: str = "") -> Path:
@@ -88,9 +93,9 @@ def test_every_cell_is_counted_once(
     finish_state(config, tmp_path, scratch[0])
     note_failure(state_folder(tmp_path, scratch[0]), "failed when it was to be trained anew")
     taken_over, outdated = (cell for cell in cells(config) if (cell.task, cell.method) == ("age", "lora"))
-    finish(config, tmp_path / "cells" / taken_over.path, taken_over)
+    finish(config, tmp_path, tmp_path / "cells" / taken_over.path, taken_over)
     other = cell_spec(config, outdated) | {"fraction": 33}
-    finish(config, state_folder(tmp_path, outdated) / FINISHED, outdated, other)
+    finish(config, tmp_path, state_folder(tmp_path, outdated) / FINISHED, outdated, other)
 
     # this process trains one cell: another file description holds its lock, and it failed before
     note_failure(state_folder(tmp_path, running), "an earlier failure")
@@ -154,20 +159,74 @@ def test_nothing_has_run_yet(config: Config, tmp_path: Path, capsys: pytest.Capt
     assert not (tmp_path / "results").exists(), "it only reads"
 
 
-@pytest.mark.parametrize(
-    "made",
-    ["pretraining/mae/vit_xxs/encoder.safetensors", "splits/ad/seed-0.tsv", "cohorts/SimA/store/volumes.npy"],
-)
-def test_a_delta_older_than_what_it_is_made_from_is_not_done(
-    config: Config, tmp_path: Path, made: str
+def make_data(config: Config, results: Path) -> list[dict]:
+    """Write the store, the labels and a split of task ad, and an encoder; return the store's rows."""
+    rows = [
+        {"scan_id": f"s{i}", "subject": f"s{i}", "session": None, "y": i % 2, "sex": None, "sha1": f"of {i}"}
+        for i in range(40)
+    ]
+    for path in ("tasks/ad/SimA.tsv", "cohorts/SimA/store/scans.tsv"):
+        write_tsv(results / path, rows, list(rows[0]))
+    split(config, results)
+    write(results / "pretraining/mae/vit_xxs/encoder.safetensors", "an encoder")
+    return rows
+
+
+def split(config: Config, results: Path, *options: str, name: str = "seed-0") -> None:
+    tables = {"labels": "tasks/ad/SimA.tsv", "store-scans": "cohorts/SimA/store/scans.tsv"}
+    said = [f"--{option}={results / path}" for option, path in tables.items()]
+    shares = [f"--test={config.splits.test_share}", f"--validation={config.splits.validation}"]
+    out = f"--out={results / 'splits/ad' / name}.tsv"
+    kind = ["--task=ad", "--kind=binary", "--size=2", "--seed=0"]
+    assert main(["split", *kind, *said, *(options or shares), out]) == 0
+
+
+def another_encoder(results: Path, rows: list[dict]) -> None:
+    write(results / "pretraining/mae/vit_xxs/encoder.safetensors", "An encoder")
+
+
+def other_volumes(results: Path, rows: list[dict]) -> None:
+    changed = [row | {"sha1": "another"} for row in rows]
+    write_tsv(results / "cohorts/SimA/store/scans.tsv", changed, list(rows[0]))
+
+
+@pytest.mark.parametrize(("part", "change"), [("encoder", another_encoder), ("volumes", other_volumes)])
+def test_a_cell_made_from_something_else_is_not_done_whatever_the_times(
+    config: Config, tmp_path: Path, part: str, change: Callable[[Path, list[dict]], None]
 ) -> None:
+    def same_times() -> None:
+        for path in tmp_path.rglob("*"):
+            os.utime(path, (60, 60))
+
     cell = Cell("ad", "vit_xxs", "mae", "lora", 50, 0)
+    rows = make_data(config, tmp_path)
     finish_state(config, tmp_path, cell)
-    write(tmp_path / made)
-    delta = state_folder(tmp_path, cell) / FINISHED / "delta.safetensors"
-    assert standings(config, tmp_path)[cell].state == "missing"
-    os.utime(delta)
+    same_times()
+    os.utime(tmp_path / "pretraining/mae/vit_xxs/encoder.safetensors")
     assert standings(config, tmp_path)[cell].state == "done"
+    change(tmp_path, rows)
+    same_times()
+    os.utime(
+        tmp_path / "cohorts/SimA/store/scans.tsv", (61, 61)
+    )  # read once by a process until it is touched
+    found = standings(config, tmp_path)[cell]
+    assert (found.state, found.reason.split()[-1]) == ("missing", part)
+
+
+@pytest.mark.parametrize("damage", [lambda old: old[:-1], lambda old: "X" + old[1:], lambda old: ""])
+def test_damaged_files_are_named_and_never_a_traceback(
+    config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: Callable[[str], str]
+) -> None:
+    damaged = ("delta.safetensors", "cost.json", "delta.safetensors.json")
+    for cell, name in zip(cells(config), damaged, strict=False):
+        finish_state(config, tmp_path, cell)
+        path = state_folder(tmp_path, cell) / FINISHED / name
+        path.write_text(damage(path.read_text()))
+    assert {one.state for one in standings(config, tmp_path).values()} == {"missing"}
+    text = printed(config, tmp_path, capsys)
+    path = state_folder(tmp_path, cells(config)[0]) / FINISHED / "delta.safetensors"
+    assert f"{path} is damaged" in " ".join(text.split())
+    assert "Trained before: 3 cells, which the next run trains again" in text
 
 
 def test_cells_of_a_fold_wait_for_its_own_encoder_and_split(
@@ -177,8 +236,7 @@ def test_cells_of_a_fold_wait_for_its_own_encoder_and_split(
     first, second = (Cell("ad", "vit_xxs", "mae", "lora", 50, 0, fold) for fold in (1, 2))
     for cell in (first, second):
         finish_state(folded, tmp_path, cell)
-    write(tmp_path / "pretraining/mae/vit_xxs/fold-2/encoder.safetensors")
-    write(tmp_path / "splits/ad/seed-0.tsv")  # of a fixed test side, before
+    write_record([write(tmp_path / "pretraining/mae/vit_xxs/fold-2/encoder.safetensors")], {})
     found = standings(folded, tmp_path)
     assert len(found) == 20
     assert (found[first].state, found[second].state) == ("done", "missing")
@@ -196,42 +254,20 @@ def test_cells_of_a_fold_wait_for_its_own_encoder_and_split(
 
 def test_a_cell_whose_split_would_be_another_one_by_now_is_not_done(config: Config, tmp_path: Path) -> None:
     cell = Cell("ad", "vit_xxs", "mae", "lora", 50, 0)
-    rows = [
-        {"scan_id": f"s{i}", "subject": f"s{i}", "session": None, "y": i % 2, "sex": None} for i in range(40)
-    ]
-    labels, stored = tmp_path / "tasks/ad/SimA.tsv", tmp_path / "cohorts/SimA/store/scans.tsv"
-    for path in (labels, stored):
-        write_tsv(path, rows, ("scan_id", "subject", "session", "y", "sex"))
-    made = [
-        "split",
-        "--task=ad",
-        "--kind=binary",
-        "--size=2",
-        "--seed=0",
-        f"--labels={labels}",
-        f"--store-scans={stored}",
-    ]
-    shares = [f"--test={config.splits.test_share}", f"--validation={config.splits.validation}"]
-    assert main([*made, *shares, f"--out={tmp_path / 'splits/ad/seed-0.tsv'}"]) == 0
+    rows = make_data(config, tmp_path)
     finish_state(config, tmp_path, cell)
     assert standings(config, tmp_path)[cell].state == "done"
     other = config.model_copy(update={"splits": config.splits.model_copy(update={"test": 0.4})})
     assert standings(other, tmp_path)[cell].state == "missing"
     folded = config.model_copy(update={"splits": Splits(folds=2, validation=0.2)})
     of_fold = cell._replace(fold=2)
-    options = [
-        "--fold=2",
-        "--folds=2",
-        "--validation=0.2",
-        f"--out={tmp_path / 'splits/ad/seed-0_fold-2.tsv'}",
-    ]
-    assert main([*made, *options]) == 0
+    split(folded, tmp_path, "--fold=2", "--folds=2", "--validation=0.2", name="seed-0_fold-2")
     finish_state(folded, tmp_path, of_fold)
     assert standings(folded, tmp_path)[of_fold].state == "done"
     three = config.model_copy(update={"splits": Splits(folds=3, validation=0.2)})
     assert standings(three, tmp_path)[of_fold].state == "missing"
     corrected = [row | {"y": 1} if row["scan_id"] == "s0" else row for row in rows]
-    write_tsv(labels, corrected, ("scan_id", "subject", "session", "y", "sex"))
+    write_tsv(tmp_path / "tasks/ad/SimA.tsv", corrected, ("scan_id", "subject", "session", "y", "sex"))
     assert standings(config, tmp_path)[cell].state == "missing"
 
 
@@ -276,8 +312,11 @@ def test_preprocessing_and_pretraining(
         fcntl.flock(lock, fcntl.LOCK_EX)
         text = printed(config, tmp_path, capsys)
         assert re.search(r"^mae +vit_xxs +running +step 3 of 4$", text, flags=re.MULTILINE)
-    write(tmp_path / "pretraining/mae/vit_xxs/encoder.safetensors")
+    encoder = write(tmp_path / "pretraining/mae/vit_xxs/encoder.safetensors", "weights")
+    write_record([encoder], {})
     assert re.search(r"^mae +vit_xxs +done +step 4 of 4$", printed(config, tmp_path, capsys), re.MULTILINE)
+    encoder.write_text("weightS")
+    assert re.search(r"^mae +vit_xxs +damaged", printed(config, tmp_path, capsys), re.MULTILINE)
 
 
 def test_time_left_follows_from_the_nearest_finished_cells(config: Config, tmp_path: Path) -> None:

@@ -182,3 +182,19 @@ def test_methods_on_random_weights_are_predicted_by_the_weights_that_they_were_t
         (row,) = (row for row in tiny_cells.read_history(delta.parent) if row["step"] == best)
         validated = float(row["val_metric"])
         assert sum(errors) / len(errors) == pytest.approx(validated, rel=1e-3)
+
+
+def test_what_a_delta_was_not_trained_with_is_refused(store: Path) -> None:
+    delta, split = trained(store)
+    assert predicted(store, [delta], [split])
+    other = tiny_cells.make_split(store.parent / "other" / split.name, store, validation=7)
+    with pytest.raises(UserError, match="trained with other split and other volumes than those of"):
+        predicted(store, [delta], [other])
+    again = tiny_cells.make_store(store.parent / "again", scans=40, sessions=2, seed=1)
+    with pytest.raises(UserError, match="trained with other volumes than those of"):
+        predicted(again, [delta], [split])
+    content = bytearray(delta.read_bytes())
+    content[-1] ^= 1
+    delta.write_bytes(content)
+    with pytest.raises(UserError, match=r"delta\.safetensors is damaged"):
+        predicted(store, [delta], [split])

@@ -11,13 +11,14 @@ from neuropeft.backbones.checkpoints import save_encoder
 from neuropeft.errors import UserError
 from neuropeft.files import read_tsv, write_tsv
 from neuropeft.pretraining.mae3d import MAE3D, build_mae
-from neuropeft.train import checkpoint, pretraining_run
+from neuropeft.train import checkpoint, pretraining_run, sources
 from neuropeft.train import pretrain as pretraining
 from neuropeft.train.augment import Augmentation
 from neuropeft.train.learner import Plan
-from neuropeft.train.pretrain import _scans, pretrain
+from neuropeft.train.pretrain import pretrain
 from neuropeft.train.pretraining_run import Run
 from neuropeft.train.signals import REQUEUE_EXIT_CODE
+from neuropeft.train.sources import pretraining_scans
 
 
 @pytest.fixture
@@ -96,7 +97,7 @@ def test_whatever_it_depends_on_trains_anew(store: Path, monkeypatch: pytest.Mon
     assert fingerprint() == seen[0]
     tiny_cells.make_store(store, seed=1)  # the same scans, preprocessed otherwise
     seen.append(fingerprint())
-    monkeypatch.setattr(pretraining.numerics, "version", lambda *modules: "of other code")
+    monkeypatch.setattr(sources, "code_version", lambda *modules: "of other code")
     seen.append(fingerprint())
     assert len(set(seen)) == 7
 
@@ -133,7 +134,7 @@ def test_a_signal_while_it_still_loads_is_not_lost(store: Path, monkeypatch: pyt
 
 def test_whole_subjects_validate(tmp_path: Path) -> None:
     store = tiny_cells.make_store(tmp_path / "store", sessions=3)
-    train, validation = _scans(tiny_cells.pretraining(), store, [])
+    train, validation = pretraining_scans(tiny_cells.pretraining(), store / "scans.tsv", [])
     sides = [{row["subject"] for row in rows} for rows in (train, validation)]
     assert not sides[0] & sides[1]
     assert len(sides[1]) == 2

@@ -9,7 +9,8 @@ from neuropeft.errors import UserError
 from neuropeft.files import read_tsv, write_tsv
 from neuropeft.grid import Cell, searched
 from neuropeft.train.pack import finetune_pack
-from neuropeft.train.search import COLUMNS, candidates, chosen_rates, search
+from neuropeft.train.search import COLUMNS, candidates, search
+from neuropeft.train.sources import chosen_rates
 
 FULL = {"kind": "full", "lr": 2e-3, "head_lr": None}
 WANTED = {"lr": [0.1, 1.0, 10.0], "head_lr": [1.0], "share": 0.5}
@@ -151,7 +152,7 @@ def test_the_chosen_rates_train_the_cells_of_a_pack(store: Path) -> None:
 def test_a_table_that_does_not_choose_one_row_is_refused(tmp_path: Path, chosen: int) -> None:
     rows = [{"fold": 0, "lr": 1e-3, "head_lr": 1e-3, "chosen": int(i < chosen)} for i in range(3)]
     write_tsv(tmp_path / "search.tsv", rows, COLUMNS)
-    with pytest.raises(UserError, match=r"search\.tsv does not choose one row of each fold; delete it"):
+    with pytest.raises(UserError, match=r"search\.tsv does not choose one row of each fold; start"):
         chosen_rates(tmp_path / "search.tsv")
 
 

@@ -8,16 +8,21 @@ from pathlib import Path
 
 import yaml
 
-from workflow_command import ROOT, command, write_config
+from workflow_command import ROOT, command, jobs_in, snakemake, write_config
 
 TARGET = "results/simulated/SimA/participants.tsv"
 
 
-def read_by_jobs(folder: Path) -> dict[Path, str]:
-    """Return what jobs read that a starting workflow writes."""
-    found = [*folder.glob("results/cohorts/*/*.tsv"), *folder.glob("results/tasks/*/*.tsv")]
-    assert len(found) > 4
-    return {path: path.read_text() for path in found}
+READ = [
+    *(f"results/cohorts/{cohort}/subjects.tsv" for cohort in ("SimA", "SimB")),
+    *(f"results/tasks/{task}/{cohort}.tsv" for task in ("ad", "age") for cohort in ("SimA", "SimB")),
+]
+
+
+def read_by_jobs(folder: Path) -> dict[Path, tuple[int, str]]:
+    """Return what jobs read of the tables of cohorts and tasks, with the times."""
+    found = [*map(folder.joinpath, READ), *folder.glob("results/cohorts/*/scans.tsv")]
+    return {path: (path.stat().st_mtime_ns, path.read_text()) for path in found}
 
 
 def run(folder: Path, config: Path) -> "subprocess.Popen[str]":
@@ -34,8 +39,11 @@ def run(folder: Path, config: Path) -> "subprocess.Popen[str]":
 def test_the_second_run_is_refused_and_says_why(tmp_path: Path) -> None:
     raw = yaml.safe_load((ROOT / "tests/tiny.yaml").read_text())
     raw["preprocessing"]["scans_per_job"] = 2
+    raw["cohorts"]["SimA"]["simulated"]["seed"] = 9
     raw["tasks"]["ad"]["classes"] = {"AD": "AD", "CN": "CN"}
     others = write_config(tmp_path, raw)
+    published = snakemake(tmp_path, "--configfile", ROOT / "tests/tiny.yaml", "--cores", "1", *READ)
+    assert published.returncode == 0, published.stderr
     first, locks = run(tmp_path, ROOT / "tests/tiny.yaml"), tmp_path / ".snakemake" / "locks"
     try:
         while not list(locks.glob("*")):
@@ -47,6 +55,11 @@ def test_the_second_run_is_refused_and_says_why(tmp_path: Path) -> None:
         second = run(tmp_path, others)
         said, _ = second.communicate(timeout=120)
         assert second.returncode == 1
+        for target in ("all", "status", "tables_partial"):
+            beside = ("--cores", "1", "--nolock", "--dry-run", target)
+            done = snakemake(tmp_path, "--configfile", others, *beside)
+            assert done.returncode == 0, done.stderr
+            assert ("labels" in jobs_in(done.stdout)) == (target == "all"), "it knows what has changed"
         assert read_by_jobs(tmp_path) == written, "the first run's jobs read it"
         assert "make sure that no other Snakemake process is trying to create the same files" in said
         assert str(tmp_path) in said

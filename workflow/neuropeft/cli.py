@@ -124,6 +124,8 @@ def _add_preprocessing(verb: Verb) -> None:
     step.add_argument("--step", required=True, help="module that has it, such as inputs.t1w.n4")
     step.add_argument("--chunk", help="which rows of the index, for a first step")
     step.add_argument("--settings", default="{}", help="what the step is told, as JSON")
+    step.add_argument("--index", type=Path, help="of the cohort, for a last step")
+    step.add_argument("--sources", help="what the steps depend on, as JSON, for a last step")
     step.add_argument("--temporary", type=Path, help="folder of images that later steps read")
     _paths(step, "--rows", "--derivatives", "--table")
 
@@ -173,7 +175,9 @@ def _add_models(verb: Verb) -> None:
 
     take = verb("take-cell", verbs.take_cell)
     take.add_argument("--spec", required=True)
-    _paths(take, "--state", "--out")
+    _paths(take, "--state", "--split", "--store-scans", "--out")
+    take.add_argument("--encoder", type=Path)
+    take.add_argument("--search", type=Path)
 
     predict = verb("predict", verbs.predict)
     _path_lists(predict, "--deltas", "--encoders", "--subjects")

@@ -22,8 +22,11 @@ from neuropeft import (
     tasks,
 )
 from neuropeft.cohorts import chunks
+from neuropeft.cohorts.prepare import Tables
 from neuropeft.cohorts.simulate import participants, scan_name
+from neuropeft.cohorts.sources import chunk_sources
 from neuropeft.config import Config
+from neuropeft.files import read_tsv
 from neuropeft.grid import Base, Cell
 from neuropeft.packs import Pack, pack_of, packs
 from neuropeft.probe_grid import Probed
@@ -41,6 +44,8 @@ class Jobs:
     Attributes:
         config: the configuration.
         results: the results folder.
+        tables: tables of cohorts and tasks as they are now, of the main process; jobs, which have none, read
+            what the run that they belong to has published.
         table: all cells.
         packs: the cells of each pack.
         pack_of: the pack of each cell.
@@ -51,13 +56,13 @@ class Jobs:
         tasks: the tasks of the grid.
     """
 
-    def __init__(self, config: Config, results: Path) -> None:
+    def __init__(self, config: Config, results: Path, tables: Tables | None = None) -> None:
         """Make the run table.
 
         Raises:
             UserError: a block of the grid has no valid cell.
         """
-        self.config, self.results = config, results
+        self.config, self.results, self.tables = config, results, tables
         self.table = grid.cells(config)
         self.packs = packs(config, self.table)
         self.pack_of = pack_of(self.packs)
@@ -140,30 +145,75 @@ class Jobs:
     def pack_search(self, wildcards: Any) -> str | list[str]:
         """Return the learning rates that a search has chosen for a pack's cells, if there is one."""
         cell = self.packs[self.pack_named(wildcards)][0]
-        part = fold_part(grid.encoder_fold(self.config, cell))
-        return layout.SEARCH.of(**cell.names, fold_part=part) if self.config.training.search else []
+        return self.search_table(cell) if self.config.training.search else []
 
     def encoders(self, some: Collection[Cell]) -> list[str]:
         """Return the pretrained encoders that cells start from: one, or one for each fold, or none."""
         found = dict.fromkeys(grid.encoder_of(self.config, cell) for cell in some)
         return [layout.ENCODER.of(**encoder.names) for encoder in found if encoder is not None]
 
+    def cell_sources(self, cell: Cell) -> str:
+        """Return what tells a command what a cell is trained from."""
+        split = layout.SPLIT.of(**cell.names)
+        scans = self.stored_scans(self.config.tasks[cell.task].train)
+        encoders = "".join(f" --encoder {encoder}" for encoder in self.encoders([cell]))
+        search = f" --search {self.search_table(cell)}" if self.config.training.search else ""
+        return f"--split {split} --store-scans {scans}{encoders}{search}"
+
+    def search_table(self, cell: Cell) -> str:
+        """Return the learning rates that a search chooses for a cell."""
+        part = fold_part(grid.encoder_fold(self.config, cell))
+        return layout.SEARCH.of(**cell.names, fold_part=part)
+
+    def encoders_used(self) -> list[grid.Encoder]:
+        """Return every encoder of the workflow, trained here or imported."""
+        of_cells = [grid.encoder_of(self.config, cell) for cell in self.table]
+        return list(dict.fromkeys([*grid.encoders(self.config), *(one for one in of_cells if one)]))
+
     def fold_of(self, wildcards: Any) -> int:
         """Return the fold that a wildcard `fold_part` names; 0 if none."""
         return fold_in(wildcards.fold_part)
 
+    def chunks(self, cohort: str) -> dict[str, list[dict[str, str]]]:
+        """Return the index rows of each chunk of a cohort."""
+        return self.tables.chunks(cohort) if self.tables else chunks.read_chunks(self.results, cohort)
+
+    def scans(self, cohort: str) -> int:
+        """Return the number of scans of a cohort."""
+        synthetic = self.config.cohorts[cohort].synthetic
+        return synthetic.volumes if synthetic else sum(map(len, self.chunks(cohort).values()))
+
+    def labelled(self, task: str, cohort: str) -> int:
+        """Return the number of scans of a cohort that have a label of a task."""
+        labels = layout.LABELS.at(self.results, task=task, cohort=cohort)
+        return self.tables.sizes[labels] if self.tables else len(read_tsv(labels))
+
+    def cached_table(self, place: layout.Place, wildcards: Any) -> str:
+        """Return where the main process has put what a table holds now; the name follows from its content."""
+        return str(self.tables.cached(Path(place.of(**wildcards)))) if self.tables else ""
+
     def chunk_rows(self, cohort: str, chunk: str) -> list[dict[str, str]]:
         """Return the index rows of a chunk."""
-        return chunks.read_chunks(self.results, cohort)[chunk]
+        return self.chunks(cohort)[chunk]
 
     def chunk_tables(self, wildcards: Any) -> list[Path]:
         """Return the last chunk table of every chunk of a cohort."""
         last = self.config.cohorts[wildcards.cohort].input.last_step
-        return chunks.chunk_tables(self.results, wildcards.cohort, last)
+        return chunks.tables_of(self.results, wildcards.cohort, last, self.chunks(wildcards.cohort))
 
     def step_module(self, wildcards: Any, step: str) -> str:
         """Return the module of a step of a cohort's kind of input."""
         return self.config.cohorts[wildcards.cohort].input.steps[step]
+
+    def step_settings(self, wildcards: Any) -> str:
+        """Return what the steps of a cohort's kind of input are told, as JSON."""
+        cohort = self.config.cohorts[wildcards.cohort]
+        return json.dumps(cohort.input.told(cohort, self.config.preprocessing.size))
+
+    def chunk_sources(self, cohort: str) -> dict[str, str]:
+        """Return what all steps of a cohort's kind of input depend on, beside the scans."""
+        one = self.config.cohorts[cohort]
+        return chunk_sources(one.input.steps, one.input.told(one, self.config.preprocessing.size))
 
     def step_code(self, wildcards: Any, step: str) -> str:
         """Return the version of the code of a step of a cohort's kind of input."""

@@ -31,7 +31,11 @@ def chunk_table(step: str) -> Place:
     return Place(f"cohorts/{{cohort}}/chunks/{{chunk}}/{step}.tsv")
 
 
-# -- cohorts: tables that are written when the workflow starts, preprocessing, stores --
+# -- what the main process alone writes, and no job reads but by its own name --
+DIGESTS = Place("_state/digests.json")
+TABLE_CACHE = Place("_state/tables/{digest}.tsv")
+
+# -- cohorts: tables, preprocessing, stores --
 SCANS = Place("cohorts/{cohort}/scans.tsv")
 SUBJECTS = Place("cohorts/{cohort}/subjects.tsv")
 LABELS = Place("tasks/{task}/{cohort}.tsv")
@@ -71,6 +75,7 @@ CELL = Place(f"cells/{CELL_PATH}")
 DELTA = Place(f"cells/{CELL_PATH}/delta.safetensors")
 HISTORY = Place(f"cells/{CELL_PATH}/history.csv")
 COST = Place(f"cells/{CELL_PATH}/cost.json")
+CELL_PLACES = (DELTA, HISTORY, COST)
 CELL_STATES = Place("_state/cells")
 CELL_STATE = Place(f"_state/cells/{CELL_PATH}")
 

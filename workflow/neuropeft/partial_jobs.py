@@ -1,13 +1,12 @@
 """What jobs need that are asked for while the workflow runs: the files of what is finished now."""
 
-from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from neuropeft import grid, layout, probe_grid
-from neuropeft.finished import deltas_by_base, finished_cells, made_after
-from neuropeft.grid import Base, Cell
+from neuropeft.cells.status import Cells
+from neuropeft.grid import Cell
 from neuropeft.jobs import Jobs, base_of
 
 
@@ -19,21 +18,16 @@ def there(*paths: str | Path) -> list[str]:
 class PartialJobs:
     """What is finished of the run table of `jobs`."""
 
-    def __init__(self, jobs: Jobs) -> None:
+    def __init__(self, jobs: Jobs, cells: Cells) -> None:
         """Look at nothing yet."""
-        self.jobs = jobs
-
-    @cache  # noqa: B019 (there is one, as long as the workflow)
-    def deltas(self) -> dict[Base, dict[Cell, Path]]:
-        """Return the deltas of the cells that are finished now, by what is predicted together."""
-        return deltas_by_base(finished_cells(self.jobs.config, self.jobs.results))
+        self.jobs, self.cells = jobs, cells
 
     def inputs(self, wildcards: Any) -> dict[str, list[str]]:
         """Return what the finished cells of a group are predicted from on a cohort."""
         # A seed or fold that has just begun may lack its checks of this cohort.
         deltas = {
             cell: delta
-            for cell, delta in self.deltas().get(base_of(wildcards), {}).items()
+            for cell, delta in self.cells.deltas.get(base_of(wildcards), {}).items()
             if all(Path(report).exists() for report in self.jobs.test_checks(wildcards, [cell]))
         }
         names = grid.splits_of(deltas)
@@ -49,11 +43,11 @@ class PartialJobs:
     def predictions(self) -> list[str]:
         """Return the predictions of what is finished: a group's own if they are of all of it, or partial."""
         found = []
-        for base, deltas in self.deltas().items():
+        for base, deltas in self.cells.deltas.items():
             for cohort in self.jobs.task_cohorts(base[0]):
                 names = dict(zip(Cell._fields[: len(base)], base, strict=True)) | {"cohort": cohort}
                 group, whole = SimpleNamespace(**names), Path(layout.PREDICTIONS.of(**names))
-                if made_after(whole, deltas.values()):
+                if self.cells.predicted(base, whole) == deltas.keys():
                     found += there(whole)
                     continue
                 inputs = self.inputs(group)
@@ -66,7 +60,7 @@ class PartialJobs:
     def result_files(self, wildcards: Any) -> list[str]:
         """Return everything that tables of what is finished derive from."""
         trained = [
-            delta.with_name("cost.json") for deltas in self.deltas().values() for delta in deltas.values()
+            delta.with_name("cost.json") for deltas in self.cells.deltas.values() for delta in deltas.values()
         ]
         controls = [
             Path(layout.CONTROLS.of(task=task, split=split), f"{cohort}.tsv")

@@ -67,11 +67,13 @@ def open_store(path: str | Path) -> Store:
     try:
         volumes = np.load(path / "volumes.npy", mmap_mode="r")
     except (OSError, ValueError) as error:
-        raise UserError(f"cannot open {path / 'volumes.npy'}: {error}; delete it and pack again") from error
+        raise UserError(
+            f"cannot open {path / 'volumes.npy'}: {error}; start the workflow again, which makes it anew"
+        ) from error
     if volumes.ndim not in (4, 5) or len(volumes) != len(rows):
         raise UserError(
             f"{path} is damaged: volumes.npy has shape {volumes.shape}, scans.tsv {len(rows)} rows; "
-            "delete both and pack again"
+            "start the workflow again, which makes both anew"
         )
     return Store(path, volumes, rows)
 

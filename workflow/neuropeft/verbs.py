@@ -53,9 +53,20 @@ def simulate_tables(options: argparse.Namespace) -> None:
 def synthesize(options: argparse.Namespace) -> None:
     """Write the store of a synthetic cohort."""
     _use_one_thread()
+    from neuropeft.cohorts.sources import synthetic_sources
     from neuropeft.cohorts.synthetic_store import write_synthetic
 
-    write_synthetic(options.volumes, options.seed, options.size, options.out, options.processes)
+    wanted = options.volumes, options.seed, options.size
+    write_synthetic(*wanted, options.out, options.processes)
+    _record_store(options.out, synthetic_sources(*wanted))
+
+
+def _record_store(folder: Path, sources: dict[str, Any]) -> None:
+    from neuropeft.records import write_record
+
+    first = folder / "volumes.npy"
+    arrays = sorted(path for path in folder.glob("*.npy") if path != first)
+    write_record([first, *arrays, folder / "scans.tsv"], sources)
 
 
 def split(options: argparse.Namespace) -> None:
@@ -101,6 +112,10 @@ def prepare(options: argparse.Namespace) -> None:
     folders = Folders(options.derivatives, options.temporary)
     settings = json.loads(options.settings)
     run_step(step_of(options.step), options.rows, options.chunk, folders, settings, options.table)
+    if options.sources is not None:
+        from neuropeft.cohorts.sources import record_chunk
+
+        record_chunk(options.table, options.index, json.loads(options.sources))
 
 
 def list_excluded(options: argparse.Namespace) -> None:
@@ -113,6 +128,8 @@ def list_excluded(options: argparse.Namespace) -> None:
 def pack(options: argparse.Namespace) -> None:
     """Pack a cohort's preprocessed scans into one memory-mapped array."""
     _use_one_thread()
+    from neuropeft.cohorts.chunks import read_chunks
+    from neuropeft.cohorts.sources import store_sources
     from neuropeft.inputs import input_kind
     from neuropeft.inputs.store import pack
 
@@ -124,6 +141,10 @@ def pack(options: argparse.Namespace) -> None:
         options.scans,
         max_excluded_share=options.max_excluded_share,
         size=options.size,
+    )
+    chunks = read_chunks(RESULTS, options.cohort)
+    _record_store(
+        options.volumes.parent, store_sources(options.input, options.size, options.max_excluded_share, chunks)
     )
 
 
@@ -198,10 +219,13 @@ def import_encoder(options: argparse.Namespace) -> None:
     """Turn weights from elsewhere into an encoder file."""
     from neuropeft.backbones.build import build_backbone
     from neuropeft.pretraining.imported import import_encoder
+    from neuropeft.records import file_digest, write_record
+    from neuropeft.train.sources import imported_sources
 
-    metadata = {"from": Path(options.weights).name}
-    backbone = build_backbone(json.loads(options.backbone))
-    report = import_encoder(options.weights, options.out, backbone, metadata)
+    metadata, spec = {"from": Path(options.weights).name}, json.loads(options.backbone)
+    weights = file_digest(options.weights)
+    report = import_encoder(options.weights, options.out, build_backbone(spec), metadata)
+    write_record([options.out], imported_sources(spec, weights))
     print("\n".join(report))
 
 
@@ -229,9 +253,15 @@ def search(options: argparse.Namespace) -> None:
 
 def take_cell(options: argparse.Namespace) -> None:
     """Take over what the training of a cell has left."""
+    from neuropeft.records import Digests
+    from neuropeft.train.sources import cell_sources, chosen_rates
     from neuropeft.train.state import take_over
 
-    take_over(options.state, json.loads(options.spec), options.out)
+    spec = json.loads(options.spec)
+    encoder = options.encoder and Digests().written(options.encoder)
+    rates = options.search and chosen_rates(options.search)[int(spec["fold"])]
+    sources = cell_sources(spec, options.split, options.store_scans, encoder, rates)
+    take_over(options.state, sources, options.out)
 
 
 def predict(options: argparse.Namespace) -> None:

@@ -1,4 +1,33 @@
-# Cohorts that are made here: the raw scans of simulated ones, and the stores of synthetic ones.
+# Tables of people and labels; and cohorts that are made here: the raw scans of simulated ones, and the stores of
+# synthetic ones.
+
+
+# What the main process has read from a cohort, put where jobs read it; another content is another name in the cache.
+rule people:
+    output:
+        layout.SUBJECTS,
+    log:
+        "results/logs/people/{cohort}.log",
+    localrule: True
+    conda:
+        "../../envs/report.yaml"
+    params:
+        cached=lambda wildcards: JOBS.cached_table(layout.SUBJECTS, wildcards),
+    message:
+        "Writing who is in cohort {wildcards.cohort}"
+    shell:
+        "(cp {params.cached} {output}.new && mv {output}.new {output}) > {log} 2>&1"
+
+
+use rule people as labels with:
+    output:
+        layout.LABELS,
+    log:
+        "results/logs/labels/{task}/{cohort}.log",
+    params:
+        cached=lambda wildcards: JOBS.cached_table(layout.LABELS, wildcards),
+    message:
+        "Writing the labels of task {wildcards.task} in cohort {wildcards.cohort}"
 
 
 rule simulate_scans:

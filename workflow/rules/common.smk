@@ -8,11 +8,12 @@ import sys
 sys.path.insert(0, str(Path(workflow.basedir, "workflow")))
 
 from neuropeft import backbones, estimates, grid, layout, methods, numerics
+from neuropeft.cells.outdated import outdated
+from neuropeft.cells.status import Cells, state_folder
 from neuropeft.cohorts import chunks
 from neuropeft.cohorts.prepare import prepare
 from neuropeft.config.read import load_config, read_yaml
 from neuropeft.errors import UserError
-from neuropeft.finished import state_folder
 from neuropeft.jobs import Jobs
 from neuropeft.partial_jobs import PartialJobs
 from neuropeft.split_names import FOLD_PART, SPLIT_PATTERN, seed_and_fold, split_name
@@ -37,6 +38,24 @@ if not {DeploymentMethod.CONDA, DeploymentMethod.APPTAINER} & workflow.deploymen
     PREFIX += f'export PATH={PROGRAMS}:"$PATH"; '
 shell.prefix(PREFIX)
 
+
+def make_again(found):
+    """Have Snakemake make files, {path: reason}, again, as if they were named with --forcerun, and say why."""
+    plan = workflow._prepare_dag
+
+    def plan_with_force(*arguments, **named):
+        plan(*arguments, **named)
+        workflow.dag.forcefiles.update(map(str, found))
+
+    # While it reads this file, Snakemake has no plan that could be told.
+    workflow._prepare_dag = plan_with_force
+    reasons = list(dict.fromkeys(found.values()))
+    for reason in reasons[:20]:
+        logger.warning(f"Made again, with what depends on it: {reason}.")
+    if len(reasons) > 20:
+        logger.warning(f"Made again, with what depends on it: {len(reasons) - 20:,} more results.")
+
+
 RESULTS = Path(layout.RESULTS)
 try:
     CONFIG_FILES = workflow.overwrite_configfiles or [Path(workflow.basedir, "config.yaml")]
@@ -45,24 +64,27 @@ try:
         for file in CONFIG_FILES:
             read_yaml(Path(file))
     CONFIG = load_config(config, base=Path(workflow.basedir), source=Path(CONFIG_FILES[-1]).name)
-    JOBS = Jobs(CONFIG, RESULTS)
+    # Jobs read what the run that they belong to has published.
+    TABLES_NOW = prepare(CONFIG, RESULTS) if workflow.is_main_process else None
+    JOBS = Jobs(CONFIG, RESULTS, TABLES_NOW)
+    CELLS = Cells(CONFIG, RESULTS)
     if workflow.is_main_process:
         for line in grid.skipped(CONFIG):
             logger.info(f"The grid skips a combination: {line}.")
-        # What runs beside the workflow leaves the indexes alone, which the workflow's jobs read: a status, and what
-        # Snakemake will refuse, or run dry, since the folder is locked. Targets are told by the command line alone.
-        indexed = all(layout.SCANS.at(RESULTS, cohort=cohort).exists() for cohort in JOBS.scanned)
-        locked = any(Path(".snakemake/locks").glob("*"))
-        if indexed and locked:
-            logger.info(
-                "Another run has locked this folder: cohorts and labels are as that run has read them."
-            )
-        if not (indexed and (locked or {"status", "tables_partial"} & set(sys.argv))):
-            prepare(CONFIG, RESULTS)
+        TABLES_NOW.save()
+        make_again(outdated(JOBS, CELLS, TABLES_NOW))
 except UserError as error:
     raise WorkflowError(str(error))
 
-PARTIAL = PartialJobs(JOBS)
+PARTIAL = PartialJobs(JOBS, CELLS)
+
+
+# It has the lock of the folder, and a dry run does not come here.
+onstart:
+    reading = ("n4_bias_correction", "simulate_scans", "list_excluded", "pack_cohort", "qc")
+    TABLES_NOW.publish(
+        {job.wildcards.cohort for job in workflow.dag.needrun_jobs() if job.rule.name in reading}
+    )
 
 
 wildcard_constraints:

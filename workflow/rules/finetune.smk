@@ -91,9 +91,10 @@ rule cell:
     params:
         spec=lambda wildcards: json.dumps(grid.cell_spec(CONFIG, JOBS.cell_of(wildcards)), sort_keys=True),
         state=lambda wildcards: state_folder(RESULTS, JOBS.cell_of(wildcards)),
+        sources=lambda wildcards: JOBS.cell_sources(JOBS.cell_of(wildcards)),
     message:
         "Taking over {wildcards.task}/{wildcards.backbone}/{wildcards.pretraining}/{wildcards.method}"
         " (fraction {wildcards.fraction} %, {wildcards.split})"
     shell:
-        "python -m neuropeft take-cell --spec {params.spec:q} --state {params.state}"
+        "python -m neuropeft take-cell --spec {params.spec:q} --state {params.state} {params.sources}"
         " --out $(dirname {output.delta}) > {log} 2>&1"

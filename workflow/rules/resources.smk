@@ -1,19 +1,4 @@
 # What jobs ask of a scheduler: minutes and MB that follow from the cohort, the backbone and the attempt.
-from functools import cache
-
-
-@cache
-def rows(table):
-    """Return the number of rows of a table that was written when the workflow started."""
-    with open(table) as lines:
-        return sum(1 for _ in lines) - 1
-
-
-def cohort_scans(cohort):
-    """Return the number of scans of a cohort."""
-    if cohort in JOBS.synthetic:
-        return CONFIG.cohorts[cohort].synthetic.volumes
-    return rows(layout.SCANS.of(cohort=cohort))
 
 
 def step_minutes(each):
@@ -25,7 +10,7 @@ def step_minutes(each):
 
 def cohort_minutes(each):
     """Return what tells the minutes of a step over a whole cohort, of whose scans each takes so many."""
-    return lambda wildcards, attempt: estimates.scan_minutes(each, cohort_scans(wildcards.cohort), attempt)
+    return lambda wildcards, attempt: estimates.scan_minutes(each, JOBS.scans(wildcards.cohort), attempt)
 
 
 def pretrain_minutes(wildcards, attempt):
@@ -46,7 +31,7 @@ def finetune_minutes(wildcards, attempt):
         CONFIG.training,
         CONFIG.preprocessing.size,
         len(JOBS.packs[JOBS.pack_named(wildcards)]),
-        rows(JOBS.train_labels(wildcards.task)),
+        JOBS.labelled(wildcards.task, CONFIG.tasks[wildcards.task].train),
         attempt,
     )
 
@@ -59,7 +44,7 @@ def search_minutes(wildcards, attempt):
         CONFIG.training,
         CONFIG.preprocessing.size,
         len(wanted.lr) * len(wanted.head_lr) * wanted.share * len(JOBS.searched_cells(wildcards)),
-        rows(JOBS.train_labels(wildcards.task)),
+        JOBS.labelled(wildcards.task, CONFIG.tasks[wildcards.task].train),
         attempt,
     )
 
@@ -70,7 +55,7 @@ def predict_minutes(wildcards, attempt):
         CONFIG.backbones[wildcards.backbone],
         CONFIG.preprocessing.size,
         len(JOBS.group_cells(wildcards)),
-        rows(layout.LABELS.of(**wildcards)),
+        JOBS.labelled(wildcards.task, wildcards.cohort),
         attempt,
     )
 
@@ -81,21 +66,21 @@ def features_minutes(wildcards, attempt):
         CONFIG.backbones[wildcards.backbone],
         CONFIG.preprocessing.size,
         1,
-        cohort_scans(wildcards.cohort),
+        JOBS.scans(wildcards.cohort),
         attempt,
     )
 
 
 def probes_mb(wildcards, attempt):
     """Return the main memory of fitting the probes of a task."""
-    scans = [cohort_scans(cohort) for cohort in JOBS.task_cohorts(wildcards.task)]
+    scans = [JOBS.scans(cohort) for cohort in JOBS.task_cohorts(wildcards.task)]
     return estimates.probes_mb(scans[0], sum(scans), attempt)
 
 
 def training_mb(cohort, attempt, processes=1):
     """Return the main memory, on a node, of a job whose processes read the volumes of a cohort."""
     shape = CONFIG.cohorts[cohort].input.shape(CONFIG.preprocessing.size)
-    return estimates.training_mb(cohort_scans(cohort), shape, attempt, processes)
+    return estimates.training_mb(JOBS.scans(cohort), shape, attempt, processes)
 
 
 def pretrain_mb(wildcards, attempt):

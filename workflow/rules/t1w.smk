@@ -48,7 +48,7 @@ rule skull_strip:
     params:
         step=lambda wildcards: JOBS.step_module(wildcards, "skull_strip"),
         code=lambda wildcards: JOBS.step_code(wildcards, "skull_strip"),
-        settings=lambda wildcards: json.dumps({"skull_strip": CONFIG.cohorts[wildcards.cohort].skull_strip}),
+        settings=JOBS.step_settings,
         derivatives=layout.DERIVATIVES,
     message:
         "Skull-stripping cohort {wildcards.cohort} (chunk {wildcards.chunk})"
@@ -102,8 +102,12 @@ rule resample_to_template:
         step=lambda wildcards: JOBS.step_module(wildcards, "resample"),
         code=lambda wildcards: JOBS.step_code(wildcards, "resample"),
         derivatives=layout.DERIVATIVES,
+        # What the chunk was made from is written down beside its last table.
+        sources=lambda wildcards: json.dumps(JOBS.chunk_sources(wildcards.cohort)),
+        index=layout.SCANS,
     message:
         "Resampling cohort {wildcards.cohort} to the template grid (chunk {wildcards.chunk})"
     shell:
         "python -m neuropeft prepare --step {params.step} --rows {input.table}"
-        " --temporary {input.scans} --derivatives {params.derivatives} --table {output.table} > {log} 2>&1"
+        " --temporary {input.scans} --derivatives {params.derivatives} --table {output.table} --sources {params.sources:q}"
+        " --index {params.index} > {log} 2>&1"

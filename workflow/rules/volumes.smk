@@ -16,7 +16,8 @@ rule prepare_volumes:
     params:
         step=lambda wildcards: JOBS.step_module(wildcards, "prepare_volumes"),
         code=lambda wildcards: JOBS.step_code(wildcards, "prepare_volumes"),
-        settings=json.dumps({"size": CONFIG.preprocessing.size}),
+        sources=lambda wildcards: json.dumps(JOBS.chunk_sources(wildcards.cohort)),
+        settings=JOBS.step_settings,
         index=layout.SCANS,
         derivatives=layout.DERIVATIVES,
         # The rows of this chunk and the size and time of their files: a changed scan reruns its chunk alone.
@@ -25,4 +26,5 @@ rule prepare_volumes:
         "Preparing volumes of cohort {wildcards.cohort} (chunk {wildcards.chunk})"
     shell:
         "python -m neuropeft prepare --step {params.step} --rows {params.index} --chunk {wildcards.chunk}"
-        " --settings {params.settings:q} --derivatives {params.derivatives} --table {output.table} > {log} 2>&1"
+        " --sources {params.sources:q} --index {params.index} --settings {params.settings:q}"
+        " --derivatives {params.derivatives} --table {output.table} > {log} 2>&1"

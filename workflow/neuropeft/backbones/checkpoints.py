@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -11,6 +12,9 @@ from torch import Tensor
 from neuropeft.backbones.base import Backbone
 from neuropeft.errors import UserError
 from neuropeft.files import atomic_path
+from neuropeft.records import AGAIN
+
+_METADATA = "neuropeft"  # the entry of a safetensors file that holds all of ours
 
 
 def save_encoder(path: str | Path, encoder: Backbone, metadata: Mapping[str, str]) -> None:
@@ -22,9 +26,18 @@ def save_encoder(path: str | Path, encoder: Backbone, metadata: Mapping[str, str
         metadata: Provenance, text by text, for example the cohort and the number of epochs; the architecture
             is added under `architecture`, as JSON.
     """
-    state = {name: value.detach().cpu().contiguous() for name, value in encoder.state_dict().items()}
+    state = {name: value.detach() for name, value in encoder.state_dict().items()}
+    save_tensors(path, state, {**metadata, "architecture": json.dumps(encoder.architecture())})
+
+
+def save_tensors(path: str | Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write tensors and metadata atomically as safetensors; the same ones give the same bytes.
+
+    safetensors writes several entries of metadata in any order, so they are one.
+    """
+    kept = {name: value.cpu().contiguous() for name, value in state.items()}
     with atomic_path(path) as partial:
-        save_file(state, partial, metadata={**metadata, "architecture": json.dumps(encoder.architecture())})
+        save_file(kept, partial, metadata={_METADATA: json.dumps(dict(metadata), sort_keys=True)})
 
 
 def load_encoder(path: str | Path, encoder: Backbone) -> dict[str, str]:
@@ -57,9 +70,9 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safe_open(path, framework="pt") as stream:
             names = list(stream.keys())
-            return {name: stream.get_tensor(name) for name in names}, dict(stream.metadata() or {})
+            return {name: stream.get_tensor(name) for name in names}, _metadata(stream)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot read the weights {path}: {error}; delete it and make it again") from error
+        raise UserError(f"cannot read the weights {path}: {error}; {AGAIN}") from error
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
@@ -70,9 +83,14 @@ def read_metadata(path: str | Path) -> dict[str, str]:
     """
     try:
         with safe_open(path, framework="pt") as stream:
-            return dict(stream.metadata() or {})
+            return _metadata(stream)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot read the weights {path}: {error}; delete it and make it again") from error
+        raise UserError(f"cannot read the weights {path}: {error}; {AGAIN}") from error
+
+
+def _metadata(stream: Any) -> dict[str, str]:
+    found = dict(stream.metadata() or {})
+    return json.loads(found[_METADATA]) if _METADATA in found else found  # none of ours
 
 
 def load_strictly(encoder: Backbone, state: Mapping[str, Tensor], label: str) -> None:

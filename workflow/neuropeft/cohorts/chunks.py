@@ -50,6 +50,14 @@ def chunk_digest(rows: Iterable[Mapping[str, Any]]) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
+def by_chunk(rows: Iterable[dict[str, str]]) -> dict[str, list[dict[str, str]]]:
+    """Return the rows of an index by chunk."""
+    chunks: dict[str, list[dict[str, str]]] = {}
+    for row in rows:
+        chunks.setdefault(row["chunk"], []).append(row)
+    return chunks
+
+
 def read_chunks(results: Path, cohort: str) -> dict[str, list[dict[str, str]]]:
     """Return the index rows of each chunk of a cohort; do not change them, they are read once."""
     path = layout.SCANS.at(results, cohort=cohort)
@@ -58,16 +66,18 @@ def read_chunks(results: Path, cohort: str) -> dict[str, list[dict[str, str]]]:
 
 def chunk_tables(results: Path, cohort: str, step: str) -> list[Path]:
     """Return the table of every chunk of a cohort after a step of its preparation."""
+    return tables_of(results, cohort, step, read_chunks(results, cohort))
+
+
+def tables_of(results: Path, cohort: str, step: str, chunks: Iterable[str]) -> list[Path]:
+    """Return the table of each of some chunks after a step, sorted."""
     place = layout.chunk_table(step)
-    return [place.at(results, cohort=cohort, chunk=chunk) for chunk in sorted(read_chunks(results, cohort))]
+    return [place.at(results, cohort=cohort, chunk=chunk) for chunk in sorted(chunks)]
 
 
 @lru_cache(maxsize=64)
 def _read_chunks(path: Path, _mtime_ns: int) -> dict[str, list[dict[str, str]]]:
-    chunks: dict[str, list[dict[str, str]]] = {}
-    for row in read_tsv(path):
-        chunks.setdefault(row["chunk"], []).append(row)
-    return chunks
+    return by_chunk(read_tsv(path))
 
 
 def _bits(scan_id: str, subject: str) -> str:

@@ -2,7 +2,7 @@
 
 import itertools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from neuropeft.cohorts.chunks import assign_chunks
 from neuropeft.cohorts.readers import BIDS_PATTERN, Labels, Record, read_cohort, simulated_root
 from neuropeft.config import Cohort
 from neuropeft.errors import FAULTS, UserError, fault
-from neuropeft.files import atomic_path, expanded, format_tsv
+from neuropeft.files import MISSING, atomic_path, expanded, format_tsv
 
 INDEX_COLUMNS = (
     *("scan_id", "subject", "session", "path", "size", "mtime_ns"),
@@ -90,18 +90,15 @@ def index_cohort(name: str, cohort: Cohort, scans_per_job: int) -> list[Scan]:
     return scans
 
 
+def index_row(scan: Scan) -> dict[str, str]:
+    """Return a scan's row of the index, as it is read back."""
+    values = ((column, getattr(scan, column)) for column in INDEX_COLUMNS)
+    return {column: MISSING if value is None else str(value) for column, value in values}
+
+
 def write_index(path: Path, scans: Sequence[Scan]) -> bool:
-    """Write the index if it changed; see `write_if_changed`."""
-    return write_if_changed(path, [vars(scan) for scan in scans], INDEX_COLUMNS)
-
-
-def write_if_changed(path: Path, rows: Sequence[Mapping[str, object]], columns: Sequence[str]) -> bool:
-    """Write a TSV unless the file already says the same, so that its time changes with its content only.
-
-    Returns:
-        Whether it was written.
-    """
-    text = format_tsv(rows, columns)
+    """Write the index unless it already says the same; return whether it was written."""
+    text = format_tsv(map(index_row, scans), INDEX_COLUMNS)
     try:
         if path.read_text(encoding="utf-8") == text:
             return False

@@ -1,18 +1,25 @@
 """What happens whenever the workflow starts: cohorts and labels are indexed and checked before any job runs.
 
-Jobs start the workflow's files too, but only read what this wrote.
+The tables stay in the memory of the main process, beside a cache in which nothing ever changes. Jobs read
+what their run has published: rules copy labels and people out of the cache, and a run that really starts
+writes the indexes. A dry run, status or partial tables change nothing that the jobs of another run read.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from neuropeft import layout
-from neuropeft.cohorts.index import Scan, index_cohort, write_if_changed, write_index
+from neuropeft.cohorts.chunks import by_chunk
+from neuropeft.cohorts.index import Scan, index_cohort, index_row, write_index
 from neuropeft.cohorts.labels import TASK_COLUMNS, Row, task_rows
 from neuropeft.cohorts.readers import label_source
 from neuropeft.cohorts.splits import TRAIN, fraction_size, make_split
 from neuropeft.config import Config
 from neuropeft.errors import UserError
+from neuropeft.files import atomic_path, format_tsv
 from neuropeft.grid import cells, scanned_cohorts, used_tasks
 from neuropeft.tasks import kind_of
 from neuropeft.tasks.values import OLDEST, age_in_years, is_missing, normal_sex
@@ -24,15 +31,54 @@ Labels = Mapping[tuple[str, str], Sequence[Row]]  # by task and cohort
 Files = Mapping[tuple[int, int], str]  # paths, by what tells files apart
 
 
-def prepare(config: Config, results: Path) -> None:
-    """Write the index of every used cohort with scans and the labels of every used task, where they changed.
+@dataclass(frozen=True, eq=False)
+class Tables:
+    """The tables of cohorts and tasks as they are now.
+
+    Attributes:
+        results: the results folder.
+        scans: the index of every used cohort with scans.
+        texts: people of every cohort and labels of every task, by where jobs read them.
+        sizes: rows of each of these tables.
+    """
+
+    results: Path
+    scans: Indexes
+    texts: Mapping[Path, str]
+    sizes: Mapping[Path, int]
+
+    @cache  # noqa: B019 (there is one, as long as the workflow)
+    def chunks(self, cohort: str) -> dict[str, list[dict[str, str]]]:
+        """Return the index rows of each chunk of a cohort."""
+        return by_chunk(map(index_row, self.scans[cohort]))
+
+    def cached(self, path: Path) -> Path:
+        """Return where the cache has the text of a table, under a name that follows from it."""
+        name = hashlib.sha256(self.texts[path].encode()).hexdigest()
+        return layout.TABLE_CACHE.at(self.results, digest=name)
+
+    def save(self) -> None:
+        """Write what the cache lacks; nothing that is there is changed."""
+        for path, text in self.texts.items():
+            if not (cached := self.cached(path)).exists():
+                with atomic_path(cached) as partial:
+                    partial.write_text(text, encoding="utf-8")
+
+    def publish(self, cohorts: Collection[str]) -> None:
+        """Write the indexes of some cohorts where jobs read them; the folder must be locked."""
+        for cohort in cohorts:
+            write_index(layout.SCANS.at(self.results, cohort=cohort), self.scans[cohort])
+
+
+def prepare(config: Config, results: Path) -> Tables:
+    """Return the index of every used cohort with scans and the labels of every used task; nothing is written.
 
     Args:
         config: the configuration.
         results: folder of all outputs.
 
     Raises:
-        UserError: a cohort, a label or the meeting of two cohorts is not right; nothing is written then.
+        UserError: a cohort, a label or the meeting of two cohorts is not right.
     """
     indexes = {
         name: index_cohort(name, config.cohorts[name], config.preprocessing.scans_per_job)
@@ -49,12 +95,15 @@ def prepare(config: Config, results: Path) -> None:
             labels[name, cohort] = task_rows(name, task, cohort, indexes[cohort], source)
         _check_fractions(config, name, labels[name, task.train])
     _check_cohorts_apart(config, indexes, labels)
+    texts = {
+        layout.LABELS.at(results, task=name, cohort=cohort): format_tsv(rows, TASK_COLUMNS)
+        for (name, cohort), rows in labels.items()
+    }
     for cohort, scans in indexes.items():
-        write_index(layout.SCANS.at(results, cohort=cohort), scans)
-        write_if_changed(layout.SUBJECTS.at(results, cohort=cohort), _people(cohort, scans), SUBJECT_COLUMNS)
+        people = format_tsv(_people(cohort, scans), SUBJECT_COLUMNS)
+        texts[layout.SUBJECTS.at(results, cohort=cohort)] = people
         _tell_left(cohort, scans, results)
-    for (name, cohort), rows in labels.items():
-        write_if_changed(layout.LABELS.at(results, task=name, cohort=cohort), rows, TASK_COLUMNS)
+    return Tables(results, indexes, texts, {path: text.count("\n") - 1 for path, text in texts.items()})
 
 
 def _people(cohort: str, scans: Sequence[Scan]) -> list[dict[str, object]]:

@@ -25,7 +25,7 @@ ZERO_SHOT = "zero-shot"  # the side of a cohort that is tested on and never trai
 SPLIT_COLUMNS = ("scan_id", "subject", "side", "order", "y")
 # In this order and before all others, as in ADNI.
 FIRST_SESSIONS = ("sc", "scr", "screening", "pre", "bl", "base", "baseline")
-_FIX = "do not edit splits; delete the file to have it made anew"
+_FIX = "do not edit splits; start the workflow again, which makes them anew"
 
 Row = Mapping[str, Any]
 Key = TypeVar("Key", bound=Hashable)

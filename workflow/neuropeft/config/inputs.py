@@ -24,6 +24,10 @@ class _Input(Model):
     dims: ClassVar[int] = 3
     channels: ClassVar[int] = 1
 
+    def told(self, cohort: Any, size: int) -> dict[str, Any]:
+        """Return what its steps are told of a cohort's settings, and of the edge of its cubes, `size`."""
+        raise NotImplementedError
+
     @property
     def last_step(self) -> str:
         """The step whose chunk tables the store is made from."""
@@ -53,6 +57,10 @@ class T1w(_Input):
     sources: ClassVar[tuple[str, ...]] = ("bids", "table", "simulated", "synthetic")
     kind: Literal["t1w"] = "t1w"
 
+    def told(self, cohort: Any, size: int) -> dict[str, Any]:
+        """How brains are found."""
+        return {"skull_strip": cohort.skull_strip}
+
 
 class Volume(_Input):
     """3D images that are cut out and turned already: put into a cube as they are, z-scored."""
@@ -60,6 +68,10 @@ class Volume(_Input):
     steps: ClassVar[Mapping[str, str]] = {"prepare_volumes": "inputs.volume"}
     sources: ClassVar[tuple[str, ...]] = ("table",)
     kind: Literal["volume"] = "volume"
+
+    def told(self, cohort: Any, size: int) -> dict[str, Any]:
+        """The cubes that images are put into."""
+        return {"size": size}
 
 
 def _named(value: Any) -> Any:

@@ -8,6 +8,7 @@ from neuropeft import layout
 from neuropeft.config import Config
 from neuropeft.errors import UserError
 from neuropeft.grid import Cell, cells
+from neuropeft.records import AGAIN
 
 COST_KEYS = (
     "trainable",
@@ -57,4 +58,4 @@ def read_cost(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(f"{path} is no JSON ({error}): delete it and run the workflow again") from error
+        raise UserError(f"{path} is no JSON ({error}): {AGAIN}") from error

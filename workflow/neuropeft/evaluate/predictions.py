@@ -9,6 +9,7 @@ import numpy as np
 from neuropeft.cohorts.splits import first_rows
 from neuropeft.errors import UserError
 from neuropeft.files import MISSING, read_tsv
+from neuropeft.records import AGAIN
 from neuropeft.tasks.base import COLUMNS, CONTROL_METHOD, Run, TaskKind
 
 
@@ -39,18 +40,18 @@ def read_predictions(path: Path, kind: TaskKind) -> dict[RunKey, Run]:
     rows = read_tsv(path)
     wanted = (*COLUMNS, *kind.score_columns, *kind.prior_columns)
     if rows and (absent := [name for name in wanted if name not in rows[0]]):
-        raise UserError(f"{path} lacks the column {absent[0]!r}: delete it and run the workflow again")
+        raise UserError(f"{path} lacks the column {absent[0]!r}: {AGAIN}")
     runs: dict[RunKey, list[dict[str, str]]] = defaultdict(list)
     for number, row in enumerate(rows, start=2):
         try:
             fraction, seed, fold = (int(row[name]) for name in ("fraction", "seed", "fold"))
         except (TypeError, ValueError) as error:
-            raise UserError(f"{path} row {number}: {error}; delete the file and run again") from error
+            raise UserError(f"{path} row {number}: {error}; {AGAIN}") from error
         runs[RunKey(row.get(CONTROL_METHOD, ""), fraction, seed, row["split"], fold)].append(row)
     try:
         read = {key: _run(of_run, kind) for key, of_run in runs.items()}
     except ValueError as error:
-        raise UserError(f"{path}: {error}; delete the file and run the workflow again") from error
+        raise UserError(f"{path}: {error}; {AGAIN}") from error
     return {key: run for key, run in read.items() if run.subjects}
 
 

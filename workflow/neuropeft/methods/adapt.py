@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from neuropeft.backbones.checkpoints import save_tensors
 from neuropeft.backbones.heads import FeatureNorm, Predictor
 from neuropeft.errors import UserError
-from neuropeft.files import atomic_path
 from neuropeft.methods import module_of
 from neuropeft.methods.base import Mergeable, Method
 
@@ -85,9 +84,7 @@ def save_delta(path: str | Path, model: Predictor, metadata: Mapping[str, str]) 
 
     `backbones.checkpoints.read_tensors` reads it.
     """
-    state = {name: value.contiguous().cpu() for name, value in delta_state(model).items()}
-    with atomic_path(path) as partial:
-        save_file(state, partial, metadata=dict(metadata))
+    save_tensors(path, delta_state(model), metadata)
 
 
 def merge(model: nn.Module) -> dict[str, nn.Module]:

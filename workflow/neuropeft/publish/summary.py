@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from neuropeft import layout
+from neuropeft.cells.status import Cells
 from neuropeft.config import Config
 from neuropeft.errors import UserError
 from neuropeft.evaluate.scores import CONTROL, primary_metric
@@ -89,6 +90,8 @@ def _values(row: Row) -> str:
 
 
 def _places(config: Config, results: Path) -> Iterator[str]:
+    of_cells = Cells(config, results)
+    yield f"cells    {len(of_cells.finished)} of {len(of_cells.statuses)} finished"
     yield f"tables   {layout.TABLES.at(results)}"
     yield f"figures  {layout.FIGURES.at(results)}"
     for cohort in scanned_cohorts(config):

@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from neuropeft.cells.status import Cells
 from neuropeft.config import Config
 from neuropeft.evaluate.costs import read_cost, read_costs
 from neuropeft.evaluate.partial import find_partial
 from neuropeft.evaluate.scores import Score, collect
 from neuropeft.files import read_tsv
-from neuropeft.finished import finished_cells
 from neuropeft.grid import cells
 from neuropeft.publish.cohort_table import COHORT_COLUMNS, cohort_records, cohort_sheet
 from neuropeft.publish.labels import METHOD_LABELS, backbone_label
@@ -65,11 +65,12 @@ def write_partial_tables(config: Config, results: Path, counts: Path, out: Path)
     Raises:
         UserError: a file of results cannot be read.
     """
-    finished = finished_cells(config, results)
+    of_cells = Cells(config, results)
+    finished = of_cells.finished
     costs = {
         cell: read_cost(finished[cell] / "cost.json") if cell in finished else None for cell in cells(config)
     }
-    scores = collect(config, results, find=find_partial(results, finished))
+    scores = collect(config, results, find=find_partial(of_cells))
     _write(config, results, counts, out, scores, costs, f"{len(finished)} of {len(costs)} cells")
 
 

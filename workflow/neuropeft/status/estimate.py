@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from statistics import mean
 from typing import Any
 
+from neuropeft.cells.status import DONE, CellStatus
 from neuropeft.grid import Cell
-from neuropeft.status.cells import DONE, Standing
 
 Cost = dict[str, Any]
 
@@ -43,10 +43,10 @@ class Estimate:
     devices: tuple[str, ...]
 
 
-def estimate(found: Mapping[Cell, Standing]) -> Estimate:
+def estimate(found: Mapping[Cell, CellStatus]) -> Estimate:
     """Estimate how long the cells that are not done will train."""
-    costs = {cell: standing.cost for cell, standing in found.items() if standing.cost is not None}
-    left = [cell for cell, standing in found.items() if standing.state != DONE]
+    costs = {cell: status.cost for cell, status in found.items() if status.cost is not None}
+    left = [cell for cell, status in found.items() if status.state != DONE]
     devices = tuple(sorted({str(cost["device"]) for cost in costs.values()}))
     if not costs:
         return Estimate(None, len(left), 0, len(left), devices)

@@ -5,25 +5,18 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from neuropeft import layout
+from neuropeft.cells.status import DONE, FAILED, MISSING, RUNNING, STATES, Cells, CellStatus
 from neuropeft.config import Config
-from neuropeft.grid import NO_PRETRAINING, Cell
-from neuropeft.status.cells import (
-    DONE,
-    FAILED,
-    MISSING,
-    RUNNING,
-    STATES,
-    Standing,
-    failed_by_log,
-    standings,
-    stopped_packs,
-)
+from neuropeft.grid import NO_PRETRAINING, Cell, cells
 from neuropeft.status.estimate import Estimate, estimate
+from neuropeft.status.packs import failed_by_log, stopped_packs
 from neuropeft.status.stages import STOPPED, Preprocessed, Pretrained, preprocessed, pretrainings
 
 WIDTH = 100
 BAR = 24  # characters of a bar, and the fewest where names are long
 SHORTEST_BAR = 6
+EXAMPLES = 5  # of cells that are trained again
 MARKS = {DONE: "#", RUNNING: ">", FAILED: "x", MISSING: "."}
 COLUMNS = ("task", "backbone", "pretraining", "method")
 ALWAYS_SHOWN = ("task", "method")  # backbone and pretraining only where there are several
@@ -31,20 +24,26 @@ Table = Sequence[Sequence[str]]
 
 
 def print_status(config: Config, results: Path) -> None:
-    """Print how far preprocessing, pretraining and the cells have come; only reads, so it needs no lock.
+    """Print how far preprocessing, pretraining and the cells have come; it needs no lock.
+
+    Nothing is written but which files have been read and checked, so that it is fast the next time.
 
     Raises:
         UserError: a file of results cannot be read.
     """
     if not results.is_dir():
         print(f"There is no folder {results}: nothing has run, or --results must say where its results are\n")
-    found = standings(config, results)
+    of_cells = Cells(config, results)
+    of_cells.digests.read_ahead(layout.DELTA.at(results, **cell.names) for cell in cells(config))
+    found = of_cells.statuses
+    of_cells.digests.save()
     parts = (
         _preprocessing(list(preprocessed(config, results))),
         _pretraining(list(pretrainings(config, results))),
         _cells(found),
         _left(estimate(found)),
         _failed(config, results, found),
+        _again(found),
         _stopped(config, results, found),
     )
     print("\n\n".join(text for part in parts if (text := "\n".join(part))))
@@ -85,15 +84,15 @@ def _steps(one: Pretrained) -> str:
     return f"step {one.step:,} of {one.steps:,}{left}"
 
 
-def _cells(found: Mapping[Cell, Standing]) -> Iterator[str]:
+def _cells(found: Mapping[Cell, CellStatus]) -> Iterator[str]:
     several = {
         column for column in COLUMNS if len({getattr(cell, column) for cell in found} - {NO_PRETRAINING}) > 1
     }
     shown = [column for column in COLUMNS if column in ALWAYS_SHOWN or column in several]
     groups: dict[tuple[str, ...], Counter[str]] = {}
-    for cell, standing in found.items():
+    for cell, status in found.items():
         names = tuple(getattr(cell, column) for column in shown)
-        groups.setdefault(names, Counter())[standing.state] += 1
+        groups.setdefault(names, Counter())[status.state] += 1
     legend = "  ".join(f"{mark} {state}" for state, mark in MARKS.items())
     rows = [("Cells: task", *shown[1:], *STATES, "total")]
     above: tuple[str, ...] = ()
@@ -101,7 +100,7 @@ def _cells(found: Mapping[Cell, Standing]) -> Iterator[str]:
         same = next((i for i, name in enumerate(names) if not above or name != above[i]), len(names))
         rows.append((*("" for _ in names[:same]), *names[same:], *_counts(counts)))
         above = names
-    every = Counter(standing.state for standing in found.values())
+    every = Counter(status.state for status in found.values())
     rows.append(("all", *("" for _ in shown[1:]), *_counts(every)))
     head, *lines = _aligned(rows, text_columns=len(shown))
     yield head
@@ -150,7 +149,7 @@ def _left(left: Estimate) -> Iterator[str]:
     yield from _wrapped(text, "", "")
 
 
-def _failed(config: Config, results: Path, found: Mapping[Cell, Standing]) -> Iterator[str]:
+def _failed(config: Config, results: Path, found: Mapping[Cell, CellStatus]) -> Iterator[str]:
     by_log = failed_by_log(config, results, found)
     if not by_log:
         return
@@ -163,7 +162,16 @@ def _failed(config: Config, results: Path, found: Mapping[Cell, Standing]) -> It
             yield from _wrapped(" ".join(text.split()), "    ")
 
 
-def _stopped(config: Config, results: Path, found: Mapping[Cell, Standing]) -> Iterator[str]:
+def _again(found: Mapping[Cell, CellStatus]) -> Iterator[str]:
+    reasons = [status.reason for status in found.values() if status.state == MISSING and status.reason]
+    if not reasons:
+        return
+    yield f"Trained before: {_number(len(reasons), 'cell')}, which the next run trains again; for example"
+    for reason in reasons[:EXAMPLES]:
+        yield from _wrapped(" ".join(reason.split()), "  ")
+
+
+def _stopped(config: Config, results: Path, found: Mapping[Cell, CellStatus]) -> Iterator[str]:
     packs = stopped_packs(config, results, found)
     if not packs:
         return
@@ -192,7 +200,12 @@ def _aligned(rows: Table, text_columns: int) -> Iterator[str]:
 
 def _wrapped(text: str, indent: str, further: str = "  ") -> list[str]:
     return textwrap.wrap(
-        text, WIDTH, initial_indent=indent, subsequent_indent=indent + further, break_long_words=False
+        text,
+        WIDTH,
+        initial_indent=indent,
+        subsequent_indent=indent + further,
+        break_long_words=False,
+        break_on_hyphens=False,
     )
 
 

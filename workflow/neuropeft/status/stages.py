@@ -10,9 +10,10 @@ from neuropeft.cohorts.chunks import chunk_tables, read_chunks
 from neuropeft.config import Config
 from neuropeft.files import last_lines, read_tsv
 from neuropeft.grid import encoders, used_cohorts
+from neuropeft.records import Digests
 from neuropeft.train.lock import held
 
-DONE, RUNNING, STOPPED, WAITING = "done", "running", "stopped", "waiting"
+DONE, RUNNING, STOPPED, WAITING, DAMAGED = "done", "running", "stopped", "waiting", "damaged"
 # What `train.loop` prints at a validation, and when it goes on from a checkpoint.
 STEP = re.compile(r"pretraining: (?:going on from )?step (\d+)\b(?:.* at most (\d+) s left)?")
 
@@ -27,7 +28,7 @@ class Preprocessed:
         done: how many have been through all steps.
         scans: scans of all chunks.
         excluded: scans, of the chunks that are done, that could not be processed.
-        packed: whether its store is there.
+        packed: whether its store is there and whole.
     """
 
     cohort: str
@@ -46,7 +47,7 @@ class Pretrained:
         pretraining: its name.
         backbone: what is pretrained.
         fold: whose test subjects it leaves out; 0 if it serves all folds.
-        state: `done`, `running`, `stopped` (its job ended before) or `waiting`.
+        state: `done`, `running`, `stopped` (its job ended before), `waiting`, or `damaged` (its files are).
         step: steps that are done; None where the log does not say.
         steps: steps in all.
         seconds_left: the most that it still takes; None where the log does not tell.
@@ -67,8 +68,9 @@ class Pretrained:
 
 def preprocessed(config: Config, results: Path) -> Iterator[Preprocessed | str]:
     """Yield how far each cohort has come; only the name of one that the workflow has not looked at yet."""
+    digests = Digests(layout.DIGESTS.at(results))
     for cohort in used_cohorts(config):
-        packed = layout.STORED_SCANS.at(results, cohort=cohort).is_file()
+        packed = digests.damage(layout.VOLUMES.at(results, cohort=cohort)) is None
         if (synthetic := config.cohorts[cohort].synthetic) is not None:
             yield Preprocessed(cohort, 1, int(packed), synthetic.volumes, 0, packed)
             continue
@@ -89,6 +91,7 @@ def preprocessed(config: Config, results: Path) -> Iterator[Preprocessed | str]:
 
 def pretrainings(config: Config, results: Path) -> Iterator[Pretrained]:
     """Yield how far each pretraining of the grid has come."""
+    digests = Digests(layout.DIGESTS.at(results))
     for encoder in encoders(config):
         log = layout.PRETRAIN_LOG.at(results, **encoder.names)
         steps = config.trained[encoder.pretraining].steps
@@ -96,8 +99,8 @@ def pretrainings(config: Config, results: Path) -> Iterator[Pretrained]:
         step, left = _progress(lines)
         if held(layout.PRETRAINING_STATE.at(results, **encoder.names)):
             state = RUNNING
-        elif layout.ENCODER.at(results, **encoder.names).is_file():
-            state, step, left = DONE, steps, 0
+        elif (path := layout.ENCODER.at(results, **encoder.names)).is_file():
+            state, step, left = (DAMAGED if digests.damage(path) else DONE), steps, 0
         else:
             state = STOPPED if log.exists() else WAITING
         last_line = next(reversed(lines), "")

@@ -73,15 +73,6 @@ def fingerprint(*parts: object) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def file_digest(path: str | Path) -> str:
-    """Return the SHA-256 of a file, such as an encoder that may have been made again just the same."""
-    try:
-        with open(path, "rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}; give an existing file") from error
-
-
 def save(folder: Path, state: Mapping[str, Any]) -> None:
     """Write `state` as the newest checkpoint; the one before it stays as the fallback.
 

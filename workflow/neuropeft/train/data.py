@@ -1,6 +1,5 @@
 """The volumes of a run, on the device or in the store's memory map, and the order in which they are seen."""
 
-import hashlib
 import os
 import sys
 import warnings
@@ -12,6 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from neuropeft.train.seeds import derive_seed
 
 ROWS_AT_ONCE = 256  # read from disk in one go: 256 MB of 80^3 voxels
 SHARE_OF_FREE_MEMORY = 0.6  # of the GPU, for volumes; activations need the rest
@@ -31,12 +32,6 @@ def pick_device(device: str | torch.device | None = None) -> torch.device:
             flush=True,
         )
     return torch.device("cpu")
-
-
-def derive_seed(seed: int, *purpose: object) -> int:
-    """Return a seed for one `purpose` (such as "order", pass); other purposes get unrelated seeds."""
-    digest = hashlib.blake2b(repr((seed, *purpose)).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1
 
 
 def generator(device: torch.device, seed: int, *purpose: object) -> torch.Generator:

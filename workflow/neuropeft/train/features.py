@@ -14,6 +14,7 @@ from neuropeft.backbones.checkpoints import load_encoder
 from neuropeft.errors import UserError
 from neuropeft.files import atomic_path
 from neuropeft.progress import track
+from neuropeft.records import check_whole
 from neuropeft.store import open_store
 from neuropeft.train.data import ROWS_AT_ONCE, load_volumes, pick_device
 from neuropeft.train.memory import BatchSize, in_batches
@@ -74,6 +75,7 @@ def _frozen(backbone: Mapping[str, Any], encoder_path: str | Path | None) -> Bac
         torch.manual_seed(UNTRAINED_SEED)
         network = build_backbone(backbone)
     if encoder_path is not None:
+        check_whole(encoder_path)
         load_encoder(encoder_path, network)
     return network.eval()
 

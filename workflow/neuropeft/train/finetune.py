@@ -12,13 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from neuropeft import backbones, methods, numerics, tasks
+from neuropeft import tasks
 from neuropeft.backbones.build import build_predictor
 from neuropeft.backbones.checkpoints import load_encoder
 from neuropeft.backbones.heads import Predictor
 from neuropeft.errors import UserError
 from neuropeft.methods.adapt import adapt, delta_state, load_delta, parameter_groups, save_delta
 from neuropeft.methods.counts import count
+from neuropeft.records import check_whole
 from neuropeft.split_names import seed_and_fold, split_name
 from neuropeft.store import Store, open_store
 from neuropeft.tasks.base import Array, Objective, TaskKind
@@ -34,7 +35,8 @@ from neuropeft.train.learner import Batch, Learner, Plan
 from neuropeft.train.loop import fit
 from neuropeft.train.memory import BatchSize, in_batches
 from neuropeft.train.prefetch import TrainingBatches
-from neuropeft.train.state import FINISHED, forget, is_finished
+from neuropeft.train.sources import cell_sources
+from neuropeft.train.state import FINISHED, finish, forget, is_finished
 
 MEASURED = 512  # training scans at most that tell the statistics of features before a validation
 Network = Callable[[Tensor], Tensor]
@@ -51,8 +53,7 @@ class Shared:
         store: All volumes of the training cohort.
         places: {scan_id: row of `volumes`}, of the training and validation scans of all cells.
         sessions: Session of every stored scan.
-        stamps: What tells whether code and encoder are the same as in an earlier run; the encoder's SHA-256
-            is the last one.
+        encoder: SHA-256 of the encoder; None from random weights.
     """
 
     splits: Mapping[tuple[int, int], Path]
@@ -61,7 +62,7 @@ class Shared:
     store: Store
     places: Mapping[str, int]
     sessions: Mapping[str, str]
-    stamps: list[object]
+    encoder: str | None
 
     @cached_property
     def volumes(self) -> Volumes:
@@ -87,13 +88,7 @@ def open_shared(
     sessions = stored_sessions(store_dir)
     of_split = {seed_and_fold(path): Path(path) for path in splits}
     used: dict[str, None] = {}
-    kinds: set[str] = set()
     for spec in specs:
-        kinds |= {
-            backbones.module_of(spec["backbone"]["kind"]),
-            methods.module_of(spec["method"]["kind"]),
-            tasks.module_of(spec["task"]["kind"]),
-        }
         sides = read_sides(split_of(of_split, spec), int(spec["fraction"]), sessions)
         used |= dict.fromkeys(row["scan_id"] for row in (*sides.train, *sides.validation))
     return Shared(
@@ -103,10 +98,7 @@ def open_shared(
         store,
         {scan: place for place, scan in enumerate(used)},
         sessions,
-        [
-            numerics.version("train.finetune", *sorted(kinds)),
-            None if encoder_path is None else checkpoint.file_digest(encoder_path),
-        ],
+        None if encoder_path is None else check_whole(encoder_path),
     )
 
 
@@ -139,17 +131,10 @@ def finetune(
     sides = read_sides(split_of(shared.splits, spec), int(spec["fraction"]), shared.sessions)
     if spec["shuffle_labels"]:
         sides = shuffled(sides, int(spec["seed"]))
-    rows = [
-        [[row["scan_id"], row["y"]] for row in side] + shared.store.hashes(row["scan_id"] for row in side)
-        for side in (sides.train, sides.validation)
-    ]
-    state = StateFolder(
-        Path(state_dir),
-        checkpoint.fingerprint(dict(spec), shared.stamps, rows, rates),
-        spec,
-        checkpoint_seconds,
-    )
-    if is_finished(state.path, state.fingerprint):
+    scans = shared.store.path / "scans.tsv"
+    made_from = cell_sources(spec, split_of(shared.splits, spec), scans, shared.encoder, rates)
+    state = StateFolder(Path(state_dir), checkpoint.fingerprint(made_from), spec, checkpoint_seconds)
+    if is_finished(state.path, made_from):
         return False
     reset_peak_memory(shared.device)
     weights = subject_weights(sides.train)
@@ -161,7 +146,7 @@ def finetune(
     progress = fit(
         learner, parameter_groups(model, {**spec["method"], **(rates or {})}), plan, state, shared.device
     )
-    _write(state, model, goal, sides, progress, shared, rates)
+    _write(state, model, goal, sides, progress, shared, rates, made_from)
     checkpoint.remove(state.path)
     return True
 
@@ -320,6 +305,7 @@ def _write(
     progress: Progress,
     shared: Shared,
     rates: Mapping[str, float] | None,
+    made_from: Mapping[str, str],
 ) -> None:
     out = state.path / FINISHED
     forget(out)
@@ -329,7 +315,7 @@ def _write(
         "scale": repr(goal.scale),
         "best_step": str(_kept(progress)["step"]),
         "torch": torch.__version__,
-        "encoder": str(shared.stamps[-1] or ""),  # its SHA-256; empty from random weights
+        "made_from": json.dumps(made_from, sort_keys=True),
     }
     save_delta(out / "delta.safetensors", model, metadata)
     write_history(out / "history.csv", progress.history)
@@ -351,6 +337,7 @@ def _write(
         "flops_per_sample": training_flops(model, volumes.data.shape[-1], shared.device),
     }
     write_cost(out / "cost.json", cost | run_cost(progress, state.fingerprint, shared.device))
+    finish(state.path, made_from)
 
 
 def _kept(progress: Progress) -> dict[str, float]:

@@ -10,7 +10,7 @@ from typing import Any
 from neuropeft.cohorts.splits import TRAIN, VALIDATION, first_rows, read_split, take_fraction
 from neuropeft.errors import UserError
 from neuropeft.files import read_tsv
-from neuropeft.train.data import derive_seed
+from neuropeft.train.seeds import derive_seed
 
 Row = Mapping[str, Any]
 

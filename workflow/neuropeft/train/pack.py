@@ -18,8 +18,8 @@ from neuropeft.train.checkpoint import CHECKPOINT_SECONDS
 from neuropeft.train.cost import seconds_since_process_start
 from neuropeft.train.finetune import Shared, finetune, open_shared
 from neuropeft.train.lock import lock
-from neuropeft.train.search import chosen_rates
 from neuropeft.train.signals import stop_request
+from neuropeft.train.sources import chosen_rates
 from neuropeft.train.state import forget_failure, note_failure, why_failed
 
 COLUMNS = ("cell", "outcome", "seconds")

@@ -14,14 +14,15 @@ from neuropeft.errors import UserError
 from neuropeft.files import read_tsv, write_tsv
 from neuropeft.methods.adapt import load_delta
 from neuropeft.progress import track
+from neuropeft.records import check_whole, file_digest, write_record
 from neuropeft.split_names import seed_and_fold, split_name
 from neuropeft.store import open_store
 from neuropeft.tasks.base import COLUMNS
-from neuropeft.train.checkpoint import file_digest
 from neuropeft.train.data import load_volumes, pick_device
 from neuropeft.train.finetune import all_outputs, kind_of, make_model
 from neuropeft.train.labels import stored_sessions, with_sessions
 from neuropeft.train.memory import BatchSize
+from neuropeft.train.sources import cell_key, data_sources, differing, prediction_sources
 
 Rows = Sequence[Mapping[str, Any]]
 Place = tuple[int, int]  # seed and fold
@@ -51,7 +52,8 @@ def predict(
         device: As torch names it; the GPU if there is one.
 
     Raises:
-        UserError: A delta belongs to another base, started from none of the encoders, or has no split.
+        UserError: A delta or an encoder is damaged; a delta belongs to another base, started from none of the
+            encoders, has no split, or was trained on another split or other volumes than these.
     """
     where = pick_device(device)
     store = open_store(store_dir)
@@ -62,7 +64,12 @@ def predict(
     places = {scan: place for place, scan in enumerate(scans)}
     at_once: BatchSize | None = None
     table: list[dict[str, Any]] = []
+    made_from: dict[str, str] = {}
+    whole = {path: check_whole(path) for path in deltas}
+    splits = {seed_and_fold(path): Path(path) for path in subjects if None not in wanted}
     for path, spec, metadata, model in _models(deltas, encoders, where):
+        _check_trained_on(path, spec, metadata, splits, Path(store_dir))
+        made_from[cell_key(spec)] = whole[path]
         training = spec["training"]
         at_once = at_once or BatchSize(int(training["batch_size"]))
         rows = with_sessions(_rows_of(wanted, spec, path), sessions)
@@ -79,18 +86,38 @@ def predict(
             for row, score in zip(rows, numbers.tolist(), strict=True)
         ]
     write_tsv(out_tsv, table, [*COLUMNS, *kind.score_columns, *kind.prior_columns])
+    stored, tables = file_digest(Path(store_dir) / "scans.tsv"), [file_digest(path) for path in subjects]
+    write_record([Path(out_tsv)], prediction_sources(spec, made_from, stored, tables))
+
+
+def _check_trained_on(
+    delta: str | Path,
+    spec: Mapping[str, Any],
+    metadata: Mapping[str, str],
+    splits: Mapping[Place, Path],
+    store_dir: Path,
+) -> None:
+    """Check that a cell was trained on what it is now tested beside; of another cohort nothing can be."""
+    if (place := (int(spec["seed"]), int(spec["fold"]))) not in splits:
+        return
+    now = data_sources(splits[place], store_dir / "scans.tsv", int(spec["fraction"]))
+    if other := differing(json.loads(metadata["made_from"]), now):
+        raise UserError(
+            f"{delta} was trained with other {' and other '.join(other)} than those of {splits[place]} and "
+            f"{store_dir}; give what it was trained with, or train it again"
+        )
 
 
 def _models(
     deltas: Sequence[str | Path], encoders: Sequence[str | Path], device: torch.device
 ) -> Iterator[tuple[str | Path, dict[str, Any], dict[str, str], Predictor]]:
     """Yield each delta with its settings, its metadata and its network; those of an encoder together."""
-    digests: dict[str, str | Path | None] = {file_digest(path): path for path in encoders} or {"": None}
+    digests: dict[str, str | Path | None] = {check_whole(path): path for path in encoders} or {"": None}
     of_encoder: dict[str, list[str | Path]] = {digest: [] for digest in digests}
     base = None
     for path in deltas:
         metadata = read_metadata(path)
-        spec, digest = json.loads(metadata["spec"]), metadata.get("encoder", "unknown")
+        spec, digest = json.loads(metadata["spec"]), json.loads(metadata["made_from"])["encoder"]
         base = base or _base(spec)
         if _base(spec) != base:
             raise UserError(

@@ -2,7 +2,6 @@
 
 import importlib
 import math
-import random
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -11,14 +10,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from neuropeft import numerics, pretraining
+from neuropeft import pretraining
 from neuropeft.backbones.base import Backbone
 from neuropeft.backbones.checkpoints import load_encoder, save_encoder
-from neuropeft.cohorts.splits import held_out_subjects, read_split
 from neuropeft.cohorts.synthetic import ANATOMY_FACTORS, TISSUE
 from neuropeft.errors import UserError
-from neuropeft.files import MISSING, link_or_copy, read_tsv, sweep
+from neuropeft.files import MISSING, read_tsv, sweep
 from neuropeft.pretraining.base import Pretraining
+from neuropeft.records import check_whole, link_results
 from neuropeft.store import open_store
 from neuropeft.train import checkpoint, ranks
 from neuropeft.train.checkpoint import CHECKPOINT_SECONDS, Progress, StateFolder
@@ -32,7 +31,8 @@ from neuropeft.train.loop import fit
 from neuropeft.train.pretraining_run import Run, learner_of
 from neuropeft.train.ranks import Ranks
 from neuropeft.train.signals import stop_request
-from neuropeft.train.state import FINISHED, forget, is_finished
+from neuropeft.train.sources import pretraining_scans, pretraining_sources
+from neuropeft.train.state import FINISHED, finish, forget, is_finished
 
 ENCODER, COST = "encoder.safetensors", "cost.json"
 VALIDATIONS = 25  # of a pretraining
@@ -47,7 +47,7 @@ def kind_of(spec: Mapping[str, Any]) -> type[Pretraining]:
 
 
 def files(kind: type[Pretraining]) -> tuple[str, ...]:
-    """Return what a pretraining of this kind leaves; cost.json is written last."""
+    """Return what a pretraining of this kind leaves."""
     return (ENCODER, "history.csv", *kind.files, COST)
 
 
@@ -98,8 +98,7 @@ def pretrain(
                 checkpoint_seconds, team,
             )  # fmt: skip
             if team.first:
-                for name in files(kind_of(spec)):
-                    link_or_copy(state / FINISHED / name, out / name)
+                link_results(state / FINISHED / ENCODER, out)
             team.wait()
         # Not after an error, which the others may not have had: NCCL would wait for them here forever.
         ranks.leave(team)
@@ -116,7 +115,7 @@ def _pretrain(
     checkpoint_seconds: float,
     team: Ranks,
 ) -> None:
-    train, validation = _scans(spec, store_dir, held_out_splits)
+    train, validation = pretraining_scans(spec, store_dir / "scans.tsv", held_out_splits)
     if spec["batch_size"] < team.size:
         raise UserError(
             f"batch_size {spec['batch_size']} is less than {team.size} processes; give a larger one"
@@ -125,20 +124,9 @@ def _pretrain(
     rows = [*train, *validation]
     scans = [row["scan_id"] for row in rows]
     factors = ANATOMY_FACTORS if (store_dir / TISSUE).is_file() else ()  # else the cohort is not synthetic
-    state = StateFolder(
-        state_dir,
-        checkpoint.fingerprint(
-            dict(spec),
-            store.hashes(scans),
-            [[row[name] for name in factors] for row in rows],
-            len(train),
-            None if start is None else checkpoint.file_digest(start),
-            numerics.version("train.pretrain", pretraining.module_of(spec["kind"])),
-        ),
-        spec,
-        checkpoint_seconds,
-    )
-    done = team.first and is_finished(state_dir, state.fingerprint, files(kind_of(spec)))
+    made_from = pretraining_sources(spec, train, validation, None if start is None else check_whole(start))
+    state = StateFolder(state_dir, checkpoint.fingerprint(made_from), spec, checkpoint_seconds)
+    done = team.first and is_finished(state_dir, made_from, files(kind_of(spec)))
     if team.any(done)[0]:
         return
     volumes = load_volumes(store.volumes, [store.index_of(scan) for scan in scans], device)
@@ -167,26 +155,8 @@ def _pretrain(
     progress = fit(learner_of(kind, run), groups, plan, state, device, betas, team)
     if team.first:
         _write(state, kind, run, progress)
+        finish(state_dir, made_from, files(kind_of(spec)))
         checkpoint.remove(state_dir)
-
-
-def _scans(
-    spec: Mapping[str, Any], store_dir: Path, held_out_splits: Sequence[str | Path]
-) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
-    """Return the rows of the store to train on and to validate on; whole subjects on either side."""
-    tested = held_out_subjects(map(read_split, held_out_splits))
-    rows = [row for row in read_tsv(store_dir / "scans.tsv") if row["subject"] not in tested]
-    subjects = sorted({row["subject"] for row in rows})
-    number = max(1, round(spec["validation_share"] * len(subjects)))
-    if len(subjects) <= number:
-        raise UserError(
-            f"{store_dir / 'scans.tsv'} has {len(subjects)} subjects that are not tested on, "
-            "too few to pretrain; pretrain on another cohort"
-        )
-    random.Random(derive_seed(int(spec["seed"]), "validation")).shuffle(subjects)
-    validating = set(subjects[:number])
-    train = [row for row in rows if row["subject"] not in validating]
-    return train, [row for row in rows if row["subject"] in validating]
 
 
 def _known(rows: Sequence[Mapping[str, str]], people: str | Path | None, factors: Sequence[str]) -> Targets:

@@ -14,15 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from neuropeft.errors import UserError
-from neuropeft.files import read_tsv, write_tsv
+from neuropeft.files import write_tsv
+from neuropeft.records import write_record
 from neuropeft.train.checkpoint import CHECKPOINT_SECONDS
-from neuropeft.train.finetune import Shared, finetune, open_shared
+from neuropeft.train.finetune import Shared, finetune, open_shared, split_of
 from neuropeft.train.lock import lock
 from neuropeft.train.loop import NotFiniteError
 from neuropeft.train.signals import stop_request
+from neuropeft.train.sources import RATES, cell_sources, search_sources
 from neuropeft.train.state import FINISHED
 
-RATES = ("lr", "head_lr")
 COLUMNS = ("fold", *RATES, "steps", "val_loss", "seconds", "chosen", "at_edge")
 
 
@@ -57,6 +58,11 @@ def search(
     rows: list[dict[str, Any]] = []
     with stop_request():
         shared = open_shared(specs.values(), store_dir, splits, encoder_path, device)
+        scans = shared.store.path / "scans.tsv"
+        made_from = {
+            path: cell_sources(spec, split_of(shared.splits, spec), scans, shared.encoder, None)
+            for path, spec in specs.items()
+        }
         for path, spec in specs.items():
             tried = []
             for number, candidate in enumerate(candidates(spec)):
@@ -66,6 +72,7 @@ def search(
                 print(f"{spec['cell']}: {row}", file=sys.stderr, flush=True)
             rows += _marked(tried, spec["cell"])
     write_tsv(table, rows, COLUMNS)
+    write_record([Path(table)], search_sources(made_from))
 
 
 def _marked(tried: Sequence[dict[str, Any]], cell: str) -> list[dict[str, Any]]:
@@ -122,18 +129,3 @@ def _at_edge(best: Mapping[str, Any], tried: Sequence[Mapping[str, Any]]) -> boo
     return any(
         len(values[rate]) > 1 and best[rate] in (min(values[rate]), max(values[rate])) for rate in RATES
     )
-
-
-def chosen_rates(table: str | Path) -> dict[int, dict[str, float]]:
-    """Return the chosen `lr` and `head_lr` of each fold from the table that `search` wrote.
-
-    Raises:
-        UserError: The table does not choose one row of each fold.
-    """
-    rows = read_tsv(table)
-    chosen = [row for row in rows if row.get("chosen") == "1"]
-    if sorted(row["fold"] for row in chosen) != sorted({row["fold"] for row in rows}):
-        raise UserError(
-            f"{table} does not choose one row of each fold; delete it to have the search made again"
-        )
-    return {int(row["fold"]): {rate: float(row[rate]) for rate in RATES} for row in chosen}

@@ -1,68 +1,66 @@
 """What a state folder holds beside its checkpoints: the finished files, or why there are none."""
 
-import json
 import os
-import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from neuropeft.errors import UserError
-from neuropeft.files import atomic_path, link_or_copy
+from neuropeft.files import atomic_path
+from neuropeft.records import Digests, link_results, read_record, record_of, write_record
+from neuropeft.train.sources import differing
 
-CELL_FILES = ("delta.safetensors", "history.csv", "cost.json")  # the last one is written last
+CELL_FILES = ("delta.safetensors", "history.csv", "cost.json")
 FINISHED, FAILED = "finished", "failed.txt"
 
 
-def is_finished(state: Path, fingerprint: str | None = None, files: Sequence[str] = CELL_FILES) -> bool:
-    """Whether the training has come to its end, with this fingerprint if one is given.
-
-    Args:
-        state: Its folder.
-        fingerprint: Hash of all that it depends on.
-        files: What it leaves; cost.json is the last.
-    """
-    try:
-        cost = json.loads((state / FINISHED / files[-1]).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    complete = all((state / FINISHED / name).is_file() for name in files)
-    return complete and (fingerprint is None or cost["fingerprint"] == fingerprint)
-
-
-def trained_spec(delta: Path) -> dict[str, Any] | None:
-    """Return the settings that a cell was trained with, from the header of its safetensors file, or None."""
-    try:
-        with delta.open("rb") as stream:
-            (length,) = struct.unpack("<Q", stream.read(8))
-            header = json.loads(stream.read(length))
-        return json.loads(header["__metadata__"]["spec"])
-    except (OSError, ValueError, KeyError, struct.error):
-        return None  # deleted or replaced this moment, or damaged: not a cell that is done
-
-
-def take_over(state: Path, spec: Mapping[str, Any], out: Path) -> None:
-    """Make the files that a cell's training left, also those of `out`.
-
-    Raises:
-        UserError: The cell was trained with other settings than `spec`, or is not there.
-    """
-    finished = state / FINISHED
-    if finished.is_dir():
-        os.listdir(finished)  # a network file system may remember what was there before
-    if trained_spec(finished / CELL_FILES[0]) != spec:
-        raise UserError(
-            f"{finished} is not there or holds a cell trained with other settings, perhaps because the "
-            "configuration was changed while jobs waited; start again with --forcerun finetune, which trains "
-            "no cell that is right already"
-        )
-    for name in CELL_FILES:
-        link_or_copy(finished / name, out / name)
+def finish(state: Path, made_from: Mapping[str, Any], files: Sequence[str] = CELL_FILES) -> None:
+    """Write, last of all, the record by which what a training has left counts as finished."""
+    write_record([state / FINISHED / name for name in files], made_from)
 
 
 def forget(finished: Path, files: Sequence[str] = CELL_FILES) -> None:
     """Make what an earlier training left count no more, before its files are replaced one after another."""
-    (finished / files[-1]).unlink(missing_ok=True)
+    record_of(finished / files[0]).unlink(missing_ok=True)
+
+
+def is_finished(
+    state: Path, made_from: Mapping[str, Any] | None = None, files: Sequence[str] = CELL_FILES
+) -> bool:
+    """Whether the training has come to its end, from these sources if they are given; all files are checked.
+
+    Args:
+        state: Its folder.
+        made_from: See `sources`.
+        files: What it leaves.
+    """
+    first = state / FINISHED / files[0]
+    record = read_record(first)
+    if record is None or record.files.keys() != set(files):
+        return False
+    if made_from is not None and differing(record.made_from, made_from):
+        return False
+    return Digests().damage(first) is None
+
+
+def take_over(state: Path, made_from: Mapping[str, Any], out: Path) -> None:
+    """Make the files that a cell's training left, also those of `out`.
+
+    Raises:
+        UserError: The cell is not there, is damaged, or was trained from other things than these.
+    """
+    finished = state / FINISHED
+    if finished.is_dir():
+        os.listdir(finished)  # a network file system may remember what was there before
+    record = read_record(finished / CELL_FILES[0])
+    if record is None or not is_finished(state):
+        raise UserError(f"{finished} holds no finished cell, or a damaged one; start again, which trains it")
+    if other := differing(record.made_from, made_from):
+        raise UserError(
+            f"{finished} holds a cell that was trained with other {' and '.join(other)}, perhaps because the "
+            "configuration was changed while jobs waited; start again, which trains it"
+        )
+    link_results(finished / CELL_FILES[0], out)
 
 
 def why_failed(state: Path) -> str | None:

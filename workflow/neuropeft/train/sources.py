@@ -1,0 +1,193 @@
+"""What a training is made from: its identity, part by part, each by its content and none by its time.
+
+Jobs write it beside what they have trained and into the deltas. The workflow, which asks whenever it starts,
+compares it with what there is by then; nothing heavy is imported for that.
+"""
+
+import random
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from neuropeft import backbones, methods, numerics, pretraining, tasks
+from neuropeft.cohorts.splits import held_out_subjects, read_split
+from neuropeft.errors import UserError
+from neuropeft.files import read_tsv
+from neuropeft.records import AGAIN, digest
+from neuropeft.train.labels import read_sides
+from neuropeft.train.seeds import derive_seed
+
+RATES = ("lr", "head_lr")  # what a search chooses
+
+Row = Mapping[str, str]
+
+
+def cell_sources(
+    spec: Mapping[str, Any],
+    split: Path,
+    scans: Path,
+    encoder: str | None,
+    rates: Mapping[str, float] | None,
+) -> dict[str, str]:
+    """Return what a cell is made from.
+
+    Args:
+        spec: its settings, as `grid.cell_spec` writes them.
+        split: its split.
+        scans: scans.tsv of its training cohort's store.
+        encoder: SHA-256 of the encoder that it starts from; None from random weights.
+        rates: learning rates that a search has chosen.
+
+    Raises:
+        UserError: the split or the store cannot be read, or do not belong together.
+    """
+    return {
+        **settings_and_code(spec),
+        **data_sources(split, scans, int(spec["fraction"])),
+        "encoder": encoder or "",
+        "rates": "" if rates is None else digest(dict(rates)),
+    }
+
+
+def settings_and_code(spec: Mapping[str, Any]) -> dict[str, str]:
+    """Return digests of a cell's settings, and of the code that trains it: the kinds it names, no others."""
+    return {"settings": digest(dict(spec)), "code": code_version("train.finetune", *_kinds(spec))}
+
+
+def _kinds(spec: Mapping[str, Any]) -> tuple[str, ...]:
+    return (
+        backbones.module_of(spec["backbone"]["kind"]),
+        methods.module_of(spec["method"]["kind"]),
+        tasks.module_of(spec["task"]["kind"]),
+    )
+
+
+@cache
+def code_version(*modules: str) -> str:
+    """Return the version of the code of some modules, found out once; see `numerics`."""
+    return numerics.version(*modules)
+
+
+def data_sources(split: Path, scans: Path, fraction: int) -> dict[str, str]:
+    """Return digests of who trains and validates, with their targets, and of their volumes."""
+    return _data(split, _time(split), scans, _time(scans), fraction)
+
+
+def _time(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}; give an existing file") from error
+
+
+@cache  # once for all methods and starts
+def _data(split: Path, _split_time: int, scans: Path, scans_time: int, fraction: int) -> dict[str, str]:
+    stored = stored_rows(scans, scans_time)
+    sides = read_sides(split, fraction, {scan: row["session"] for scan, row in stored.items()})
+    both = (sides.train, sides.validation)
+    return {
+        "split": digest([[[row["scan_id"], row["y"]] for row in side] for side in both] + [sides.whole]),
+        "volumes": digest([[stored[row["scan_id"]]["sha1"] for row in side] for side in both]),
+    }
+
+
+@cache
+def stored_rows(scans: Path, _scans_time: int) -> dict[str, Row]:
+    """Return the rows of a store's scans.tsv by scan, read again when its time has changed."""
+    return {row["scan_id"]: row for row in read_tsv(scans)}
+
+
+def search_sources(cells: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+    """Return what a search is made from: its cells, {path: what each is made from}."""
+    return {"code": code_version("train.search"), "cells": digest(cells)}
+
+
+def prediction_sources(
+    spec: Mapping[str, Any], deltas: Mapping[str, str], scans: str, subjects: Sequence[str]
+) -> dict[str, Any]:
+    """Return what the predictions of a cohort are made from.
+
+    Args:
+        spec: settings of one of the cells, which share their kinds.
+        deltas: SHA-256 of each cell's delta, by `cell_key`.
+        scans: SHA-256 of scans.tsv of the cohort's store.
+        subjects: SHA-256 of each table that says who is predicted.
+    """
+    code = code_version("train.predict", *_kinds(spec))
+    return {"code": code, "deltas": dict(deltas), "volumes": scans, "subjects": sorted(subjects)}
+
+
+def cell_key(spec: Mapping[str, Any]) -> str:
+    """Return what tells a cell from those that it is predicted together with."""
+    return f"{spec['fraction']}/{spec['seed']}/{spec['fold']}"
+
+
+def imported_sources(backbone: Mapping[str, Any], weights: str | None) -> dict[str, Any]:
+    """Return what imported weights are made from: settings of the backbone, and SHA-256 of the file."""
+    kinds = pretraining.module_of("imported"), backbones.module_of(backbone["kind"])
+    code = code_version("backbones.checkpoints", *kinds)
+    return {"code": code, "backbone": digest(dict(backbone)), "weights": weights}
+
+
+def pretraining_scans(
+    spec: Mapping[str, Any], scans: Path, held_out_splits: Sequence[str | Path]
+) -> tuple[list[Row], list[Row]]:
+    """Return the rows of the store to pretrain on and to validate on; whole subjects on either side."""
+    tested = held_out_subjects(map(read_split, held_out_splits))
+    rows: list[Row] = [row for row in read_tsv(scans) if row["subject"] not in tested]
+    subjects = sorted({row["subject"] for row in rows})
+    number = max(1, round(spec["validation_share"] * len(subjects)))
+    if len(subjects) <= number:
+        raise UserError(
+            f"{scans} has {len(subjects)} subjects that are not tested on, too few to pretrain; pretrain on "
+            "another cohort"
+        )
+    random.Random(derive_seed(int(spec["seed"]), "validation")).shuffle(subjects)
+    validating = set(subjects[:number])
+    train = [row for row in rows if row["subject"] not in validating]
+    return train, [row for row in rows if row["subject"] in validating]
+
+
+def pretraining_sources(
+    spec: Mapping[str, Any], train: Sequence[Row], validation: Sequence[Row], start: str | None
+) -> dict[str, str]:
+    """Return what a pretraining is made from.
+
+    Args:
+        spec: its settings, as `grid.pretraining_spec` writes them.
+        train: rows of the store that it trains on.
+        validation: rows that it validates on.
+        start: SHA-256 of the encoder that it goes on from; None from random weights.
+    """
+    from neuropeft.cohorts.synthetic import ANATOMY_FACTORS  # NumPy, which no job shall import to start
+
+    # A synthetic cohort's rows hold what it is pretrained to read.
+    rows = [
+        [[row["sha1"], *(row[name] for name in ANATOMY_FACTORS if name in row)] for row in side]
+        for side in (train, validation)
+    ]
+    return {
+        "settings": digest(dict(spec)),
+        "code": code_version("train.pretrain", pretraining.module_of(spec["kind"])),
+        "volumes": digest(rows),
+        "encoder": start or "",
+    }
+
+
+def chosen_rates(table: str | Path) -> dict[int, dict[str, float]]:
+    """Return the chosen `lr` and `head_lr` of each fold from the table that `search` wrote.
+
+    Raises:
+        UserError: The table does not choose one row of each fold.
+    """
+    rows = read_tsv(table)
+    chosen = [row for row in rows if row.get("chosen") == "1"]
+    if sorted(row["fold"] for row in chosen) != sorted({row["fold"] for row in rows}):
+        raise UserError(f"{table} does not choose one row of each fold; {AGAIN}")
+    return {int(row["fold"]): {rate: float(row[rate]) for rate in RATES} for row in chosen}
+
+
+def differing(made_from: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
+    """Return the parts that something was made from otherwise than is expected; an absent one is unknown."""
+    return [part for part, value in expected.items() if made_from.get(part) != value]

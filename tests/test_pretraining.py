@@ -93,7 +93,7 @@ def test_the_encoder_file_fits_the_backbone_and_says_what_made_it(done: Done) ->
 
 def test_it_leaves_what_it_says(done: Done) -> None:
     kind, last = kind_of(done.spec), tiny_cells.read_history(done.out)[-1]
-    left = {"encoder.safetensors", "history.csv", "cost.json", *kind.files}
+    left = {"encoder.safetensors", "encoder.safetensors.json", "history.csv", "cost.json", *kind.files}
     assert {path.name for path in done.out.iterdir()} == left
     probes = [f"probe_{name}" for name in ANATOMY_FACTORS]
     shown = [*kind.shows, "participation_ratio", *probes]

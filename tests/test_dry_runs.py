@@ -167,7 +167,7 @@ def test_folds(tmp_path):
     assert "--seed 1 --fold 2 --folds 2 --validation 0.15 --out results/splits/ad/seed-1_fold-2.tsv" in said
     assert (
         "controls --kind binary --size 2 --targets group --split results/splits/ad/seed-0_fold-1.tsv"
-        " --fractions 50 100" in said
+        " --subsets fraction-50 fraction-100" in said
     )
     encoder = "results/pretraining/mae/vit_xxs/fold-{}/encoder.safetensors"
     for fold in (1, 2):

@@ -1,6 +1,7 @@
 """Figures from fabricated results: they exist in three formats, name what they show and hide nothing."""
 
 import csv
+import dataclasses
 import itertools
 import json
 import re
@@ -31,6 +32,7 @@ from neuropeft.publish.reconstructions import draw_reconstructions
 from neuropeft.publish.records import trainable_parameters
 from neuropeft.publish.style import COLOURS, print_style
 from neuropeft.publish.tradeoff import draw_tradeoff
+from neuropeft.subsets import fraction, shots
 
 NAMES = (
     "figure1",
@@ -103,7 +105,7 @@ def test_figures_of_results_are_written_with_their_data(results, tmp_path):
     assert len(set(dashes)) == 6
     rows = read_csv(tmp_path / "losses_finetuning.csv")
     assert len(rows) == 20 * (3 * 3 * (5 + 5 + 1) + 3 * 2 * 4 - 4)
-    cell = Cell("age", "vit_b", "mae", "lora", 25, 2)
+    cell = Cell("age", "vit_b", "mae", "lora", fraction(25), 2)
     key = dict(zip(Cell._fields, map(str, cell), strict=True))
     of_cell = [row for row in rows if key.items() <= row.items()]
     assert of_cell == [key | row for row in read_csv(cell_folder(results, cell) / "history.csv")]
@@ -135,7 +137,7 @@ def test_tradeoff_bubbles_lie_at_parameters_and_scores_with_proportional_area(sc
     shown = {
         (score.group.backbone, score.group.method): score
         for score in scores
-        if (score.group.task, score.group.fraction, score.metric) == ("ad", 10, "auc")
+        if (score.group.task, score.group.subset, score.metric) == ("ad", fraction(10), "auc")
         and score.cohort == "ADNI"
         and score.group.backbone in ("vit_b", "densenet121")
         and score.group in trainable  # probes train no parameter of the backbone
@@ -185,7 +187,8 @@ def test_tradeoff_says_when_it_shows_another_fraction(scores, costs):
         next(
             score.mean
             for score in scores
-            if (score.group.backbone, score.group.method, score.group.fraction) == ("control", method, 25)
+            if (score.group.backbone, score.group.method, score.group.subset)
+            == ("control", method, fraction(25))
             and (score.cohort, score.metric) == ("SimA", "mae")
         )
         for method in ("mean", "ridge_voxels")
@@ -243,10 +246,10 @@ def test_curves_hold_means_over_seeds_at_each_fraction(scores, costs):
     lines = {line.get_label(): line for line in axis.get_lines()}
     full = [
         score
-        for fraction in (10, 50, 100)
+        for percent in (10, 50, 100)
         for score in scores
         if (score.group.task, score.group.backbone, score.group.method) == ("ad", "vit_b", "full")
-        and (score.group.fraction, score.metric, score.cohort) == (fraction, "auc", "ADNI")
+        and (score.group.subset, score.metric, score.cohort) == (fraction(percent), "auc", "ADNI")
     ]
     assert list(lines["ViT-B Full fine-tune"].get_ydata()) == pytest.approx([score.mean for score in full])
     edges = {round(float(y), 6) for band in axis.collections for y in band.get_paths()[0].vertices[:, 1]}
@@ -260,9 +263,10 @@ def test_curves_hold_means_over_seeds_at_each_fraction(scores, costs):
     ]
     ridge = [
         score.mean
-        for fraction in (10, 50, 100)
+        for percent in (10, 50, 100)
         for score in scores
-        if (score.group.task, score.group.method, score.group.fraction) == ("ad", "ridge_voxels", fraction)
+        if (score.group.task, score.group.method, score.group.subset)
+        == ("ad", "ridge_voxels", fraction(percent))
         and (score.metric, score.cohort) == ("auc", "ADNI")
     ]
     assert list(lines["control: linear model on voxels"].get_ydata()) == pytest.approx(ridge)
@@ -271,6 +275,23 @@ def test_curves_hold_means_over_seeds_at_each_fraction(scores, costs):
     assert named <= lines.keys() & {*legend(figure)}
     hollow = [line for line in axis.get_lines() if line.get_markerfacecolor() == "white"]
     assert len(hollow) == 1  # LoRA at 100 %: one of three seeds is missing
+
+
+def test_shots_and_fractions_share_an_axis_of_subjects(scores, costs):
+    few = {fraction(10): shots(5), fraction(50): fraction(50), fraction(100): shots(50)}
+
+    def renamed(one):
+        return dataclasses.replace(one, subset=few.get(one.subset, one.subset))
+
+    mixed = [dataclasses.replace(score, group=renamed(score.group)) for score in scores]
+    of_cells = {cell._replace(subset=few.get(cell.subset, cell.subset)): cost for cell, cost in costs.items()}
+    axis = panel(draw_curves(small_config(), mixed, of_cells, "figure3", "vit_b"), "ad on ADNI")
+    shown = [tick.get_text() for tick in axis.get_xticklabels()]
+    assert shown == ["5 shots\n86", "50 %\n430", "50 shots\n860"]
+    assert axis.get_xlabel() == "labelled training subjects"
+    one = panel(draw_curves(small_config(), scores, costs, "figure3", "vit_b"), "ad on ADNI")
+    pairs = zip(one.get_lines(), axis.get_lines(), strict=True)
+    assert all(np.array_equal(a.get_ydata(), b.get_ydata(), equal_nan=True) for a, b in pairs)
 
 
 def test_a_fraction_without_seeds_is_a_gap(scores, costs):
@@ -314,8 +335,8 @@ def test_a_figure_without_content_says_so(scores, costs):
     assert "no further ViT" in words(draw_curves(one_vit, scores, costs, "figure2", None))
     grid[0]["fractions"] = grid[1]["fractions"] = [100]
     full_only = small_config(grid=grid)
-    kept = [score for score in scores if score.group.fraction == 100]
-    assert "several fractions" in words(draw_curves(full_only, kept, costs, "figure3", "vit_b"))
+    kept = [score for score in scores if score.group.subset == fraction(100)]
+    assert "several subsets" in words(draw_curves(full_only, kept, costs, "figure3", "vit_b"))
 
 
 def test_loss_panels_count_cells_and_draw_every_seed(results):
@@ -325,7 +346,9 @@ def test_loss_panels_count_cells_and_draw_every_seed(results):
     assert len(axis.get_lines()) == 14 + 5  # a thin line per cell, a thick one per method
     thick = next(i for i, line in enumerate(axis.get_lines()) if line.get_label() == "Full fine-tune")
     *seeds, median = (list(line.get_ydata()) for line in axis.get_lines()[thick - 3 : thick + 1])
-    folders = [cell_folder(results, Cell("ad", "vit_b", "mae", "full", 100, seed)) for seed in (0, 1, 2)]
+    folders = [
+        cell_folder(results, Cell("ad", "vit_b", "mae", "full", fraction(100), seed)) for seed in (0, 1, 2)
+    ]
     losses = [[float(row["val_loss"]) for row in read_csv(folder / "history.csv")] for folder in folders]
     assert seeds == losses
     assert median == list(np.median(losses, axis=0))

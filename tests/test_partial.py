@@ -13,11 +13,12 @@ from neuropeft.evaluate.partial import find_partial
 from neuropeft.evaluate.scores import prediction_file
 from neuropeft.finished import finished_cells
 from neuropeft.grid import Cell, Group
+from neuropeft.subsets import fraction
 from test_status import TINY, finish_state, write
 
 CONFIG = read_config(TINY, None)
-GROUP = Group("ad", "vit_xxs", "mae", "lora", 100)
-CELLS = [Cell("ad", "vit_xxs", "mae", "lora", 100, seed) for seed in (0, 1)]
+GROUP = Group("ad", "vit_xxs", "mae", "lora", fraction(100))
+CELLS = [Cell("ad", "vit_xxs", "mae", "lora", fraction(100), seed) for seed in (0, 1)]
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ from neuropeft.packs import Pack, pack_of, packs
 from neuropeft.status.cells import standings
 from neuropeft.status.estimate import estimate
 from neuropeft.status.screen import WIDTH, print_status
+from neuropeft.subsets import fraction
 from neuropeft.train.state import FINISHED, note_failure
 
 ROOT = Path(__file__).parents[1]
@@ -41,7 +42,7 @@ def finish(config: Config, folder: Path, cell: Cell, spec: dict | None = None, *
     header = json.dumps({"__metadata__": metadata}).encode()
     (folder / "delta.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
     (folder / "history.csv").write_text("step\n")
-    told = {"train_seconds": 3600.0, "train_scans": cell.fraction, "device": "NVIDIA H200"} | cost
+    told = {"train_seconds": 3600.0, "train_scans": cell.subset.size, "device": "NVIDIA H200"} | cost
     (folder / "cost.json").write_text(json.dumps(told))
 
 
@@ -81,7 +82,7 @@ def test_every_cell_is_counted_once(
     assert len(ad_lora) == 4
     done, failed, running, begun = ad_lora
     finish_state(config, tmp_path, done)
-    note_failure(state_folder(tmp_path, failed), "ad/vit_xxs/mae/lora/50/1: the loss\nis not finite")
+    note_failure(state_folder(tmp_path, failed), "ad/vit_xxs/mae/lora/fraction-50/1: the loss\nis not finite")
     write(state_folder(tmp_path, begun) / "checkpoint.pt")
 
     scratch = [cell for cell in cells(config) if (cell.task, cell.method) == ("ad", "scratch")]
@@ -89,7 +90,7 @@ def test_every_cell_is_counted_once(
     note_failure(state_folder(tmp_path, scratch[0]), "failed when it was to be trained anew")
     taken_over, outdated = (cell for cell in cells(config) if (cell.task, cell.method) == ("age", "lora"))
     finish(config, tmp_path / "cells" / taken_over.path, taken_over)
-    other = cell_spec(config, outdated) | {"fraction": 33}
+    other = cell_spec(config, outdated) | {"subset": "fraction-33"}
     finish(config, state_folder(tmp_path, outdated) / FINISHED, outdated, other)
 
     # this process trains one cell: another file description holds its lock, and it failed before
@@ -107,7 +108,7 @@ def test_every_cell_is_counted_once(
         "age scratch": [0, 0, 0, 2, 2],
         "all": [2, 1, 2, 5, 10],
     }
-    assert "fraction 50 %, seed 1: the loss is not finite" in text
+    assert "50 %, seed 1: the loss is not finite" in text
     assert str(log_of(tmp_path, pack_of(packs(config, cells(config)))[failed])) in text
     assert "an earlier failure" not in text
     assert "Stopped" not in text
@@ -161,7 +162,7 @@ def test_nothing_has_run_yet(config: Config, tmp_path: Path, capsys: pytest.Capt
 def test_a_delta_older_than_what_it_is_made_from_is_not_done(
     config: Config, tmp_path: Path, made: str
 ) -> None:
-    cell = Cell("ad", "vit_xxs", "mae", "lora", 50, 0)
+    cell = Cell("ad", "vit_xxs", "mae", "lora", fraction(50), 0)
     finish_state(config, tmp_path, cell)
     write(tmp_path / made)
     delta = state_folder(tmp_path, cell) / FINISHED / "delta.safetensors"
@@ -174,7 +175,7 @@ def test_cells_of_a_fold_wait_for_its_own_encoder_and_split(
     config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folded = config.model_copy(update={"splits": Splits(folds=2)})
-    first, second = (Cell("ad", "vit_xxs", "mae", "lora", 50, 0, fold) for fold in (1, 2))
+    first, second = (Cell("ad", "vit_xxs", "mae", "lora", fraction(50), 0, fold) for fold in (1, 2))
     for cell in (first, second):
         finish_state(folded, tmp_path, cell)
     write(tmp_path / "pretraining/mae/vit_xxs/fold-2/encoder.safetensors")
@@ -184,7 +185,7 @@ def test_cells_of_a_fold_wait_for_its_own_encoder_and_split(
     assert (found[first].state, found[second].state) == ("done", "missing")
     note_failure(state_folder(tmp_path, second), "too few subjects")
     text = printed(folded, tmp_path, capsys)
-    assert "fraction 50 %, seed 0, fold 2: too few subjects" in text
+    assert "50 %, seed 0, fold 2: too few subjects" in text
     assert re.search(r"^mae +vit_xxs, fold 1 +waiting$", text, flags=re.MULTILINE)
     assert re.search(r"^mae +vit_xxs, fold 2 +done", text, flags=re.MULTILINE)
     of_pack = packs(folded, found)
@@ -195,7 +196,7 @@ def test_cells_of_a_fold_wait_for_its_own_encoder_and_split(
 
 
 def test_a_cell_whose_split_would_be_another_one_by_now_is_not_done(config: Config, tmp_path: Path) -> None:
-    cell = Cell("ad", "vit_xxs", "mae", "lora", 50, 0)
+    cell = Cell("ad", "vit_xxs", "mae", "lora", fraction(50), 0)
     rows = [
         {"scan_id": f"s{i}", "subject": f"s{i}", "session": None, "y": i % 2, "sex": None} for i in range(40)
     ]
@@ -286,9 +287,9 @@ def test_time_left_follows_from_the_nearest_finished_cells(config: Config, tmp_p
         kept = {cell: one for cell, one in found.items() if one.state == "done" or cell in wanted}
         return estimate(kept).seconds
 
-    def cell(task: str, method: str, fraction: int, seed: int) -> Cell:
+    def cell(task: str, method: str, percent: int, seed: int) -> Cell:
         pretraining = "none" if method == "scratch" else "mae"
-        return Cell(task, "vit_xxs", pretraining, method, fraction, seed)
+        return Cell(task, "vit_xxs", pretraining, method, fraction(percent), seed)
 
     half, whole = cell("ad", "lora", 50, 0), cell("ad", "lora", 100, 1)
     assert seconds(whole) is None

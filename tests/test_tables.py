@@ -20,6 +20,7 @@ from neuropeft.publish.published import published_score
 from neuropeft.publish.sheet import Sheet, escape_latex, latex, markdown
 from neuropeft.publish.summary import print_summary
 from neuropeft.publish.tables import write_tables
+from neuropeft.subsets import fraction
 
 COUNTS = """backbone,method,encoder,head,total,as_published,published,contains
 vit_b,full,88202496,1538,88204034,88204034,88204030,encoder + 2-class head
@@ -164,7 +165,9 @@ def test_columns_tell_pretrainings_apart_where_there_are_several():
     raw = json.loads(small_config().model_dump_json())
     raw["pretraining"]["other"] = raw["pretraining"]["mae"]
     raw["grid"][0]["pretraining"] = ["mae", "other"]
-    lora, scratch = (Group("ad", "vit_b", *start, 100) for start in (("other", "lora"), ("none", "scratch")))
+    lora, scratch = (
+        Group("ad", "vit_b", *start, fraction(100)) for start in (("other", "lora"), ("none", "scratch"))
+    )
     assert group_label(Config.model_validate(raw), lora) == "ViT-B LoRA from other"
     assert group_label(Config.model_validate(raw), scratch) == "ViT-B Scratch"
     assert group_label(small_config(), lora) == "ViT-B LoRA"
@@ -216,8 +219,8 @@ def test_probes_stand_between_methods_and_controls_with_what_they_do_by_chance(r
     assert chance[neighbours] == chance["ViT-B LoRA"] == "-"
     assert row["reference"] == "vit_b/mae/full"
     rows = rows_of(results, "scores.csv", task="age", metric="mae", method="probe_concat")
-    assert {(row["pretraining"], row["fraction"]) for row in rows} == {
-        (start, fraction) for start in ("mae", "none") for fraction in ("25", "100")
+    assert {(row["pretraining"], row["subset"]) for row in rows} == {
+        (start, f"fraction-{percent}") for start in ("mae", "none") for percent in (25, 100)
     }
     assert "29 of 30 cells" in text(results, "table3.md")
 
@@ -265,7 +268,7 @@ def test_published_figures_only_of_the_same_cohort_role_metric_and_unit(
     if task == "months":
         task, raw["tasks"]["age"]["unit"] = "age", "months"
     score = Score(
-        Group(task, "vit_b", "mae", "full", 100), cohort, zero_shot, metric, metric != "mae", {}, ()
+        Group(task, "vit_b", "mae", "full", fraction(100)), cohort, zero_shot, metric, metric != "mae", {}, ()
     )
     assert published_score(Config.model_validate(raw), score) == published
 
@@ -275,7 +278,7 @@ def test_costs_are_listed_for_every_cell(results):
     assert len(rows) == 3 * 3 * (5 + 5 + 1) + 3 * 2 * 4
     assert len([row for row in rows if row["status"] == "missing"]) == 4
     (row,) = rows_of(
-        results, "costs.csv", task="ad", backbone="vit_b", method="lora", fraction="100", seed="0"
+        results, "costs.csv", task="ad", backbone="vit_b", method="lora", subset="fraction-100", seed="0"
     )
     assert (row["trainable"], row["delta_bytes"], row["steps"]) == ("1181186", str(4 * 1181186), "20")
     assert (row["peak_memory_bytes"], row["train_seconds"]) == (str(3 * 2**30), "61.5")
@@ -388,7 +391,7 @@ def test_summary_shows_scores_controls_and_places(results, capsys):
         metric="auc",
         backbone="vit_b",
         method="attention",
-        fraction="100",
+        subset="fraction-100",
     )[0]
     assert f"{float(best['mean']):.4f}" in block
     assert "2/3" in block
@@ -419,7 +422,7 @@ def test_tables_say_whether_seeds_differ_by_less_than_methods(apart, said):
     methods = [name for name, one in config.methods.items() if not one.shuffle_labels][:3]
     scores = [
         Score(
-            Group(task, next(iter(config.backbones)), "mae", method, 100),
+            Group(task, next(iter(config.backbones)), "mae", method, fraction(100)),
             config.tasks[task].train,
             False,
             primary_metric(config.tasks[task]).name,

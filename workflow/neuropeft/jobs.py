@@ -18,6 +18,7 @@ from neuropeft.grid import Base, Cell
 from neuropeft.packs import Pack, pack_of, packs
 from neuropeft.probe_grid import Probed
 from neuropeft.split_names import fold_in, fold_part, seed_and_fold, split_name
+from neuropeft.subsets import Subset
 
 
 def base_of(wildcards: Any) -> Base:
@@ -114,7 +115,7 @@ class Jobs:
 
     def cell_of(self, wildcards: Any) -> Cell:
         """Return the cell that wildcards name."""
-        return Cell(*base_of(wildcards), int(wildcards.fraction), *seed_and_fold(wildcards.split))
+        return Cell(*base_of(wildcards), Subset.parse(wildcards.subset), *seed_and_fold(wildcards.split))
 
     def pack_encoder(self, wildcards: Any) -> list[str]:
         """Return the pretrained encoder that a pack's cells start from, if they start from one."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from neuropeft import layout
-from neuropeft.grid import NO_PRETRAINING, Cell, Group, fractions_of
+from neuropeft.grid import NO_PRETRAINING, Cell, Group, subsets_of
 from neuropeft.probe_names import PROBES
 
 
@@ -30,13 +30,13 @@ def probed(cells: Iterable[Cell]) -> list[Probed]:
 
 
 def probe_groups(cells: Iterable[Cell]) -> list[Group]:
-    """Return the groups of all probes of some cells: each at every fraction that its task's cells use."""
+    """Return the groups of all probes of some cells: each at every subset that its task's cells use."""
     cells = list(cells)
     return [
-        Group(*one, probe, fraction)
+        Group(*one, probe, subset)
         for one in probed(cells)
         for probe in PROBES
-        for fraction in fractions_of(cells, one.task)
+        for subset in subsets_of(cells, one.task)
     ]
 
 

@@ -280,7 +280,7 @@ def controls(options: argparse.Namespace) -> None:
         _task_kind(options),
         options.targets,
         options.split,
-        options.fractions,
+        options.subsets,
         options.cohorts,
         options.out,
     )
@@ -293,7 +293,7 @@ def probes(options: argparse.Namespace) -> None:
     write_probes(
         _task_kind(options),
         options.split,
-        options.fractions,
+        options.subsets,
         options.cohorts,
         options.features,
         options.out,

@@ -49,10 +49,10 @@ rule controls:
         code=lambda wildcards: JOBS.code("evaluate.controls", wildcards, "task"),
         kind=lambda wildcards: JOBS.task_kind_arguments(wildcards.task),
         targets=lambda wildcards: list(CONFIG.tasks[wildcards.task].target_columns.values()),
-        fractions=lambda wildcards: grid.fractions_of(JOBS.table, wildcards.task),
+        subsets=lambda wildcards: grid.subsets_of(JOBS.table, wildcards.task),
         cohorts=lambda wildcards: JOBS.task_cohorts(wildcards.task),
     message:
         "Fitting the controls of task {wildcards.task} ({wildcards.split})"
     shell:
         "python -m neuropeft controls {params.kind} --targets {params.targets:q} --split {input.split}"
-        " --fractions {params.fractions} --cohorts {params.cohorts} --out {output} > {log} 2>&1"
+        " --subsets {params.subsets} --cohorts {params.cohorts} --out {output} > {log} 2>&1"

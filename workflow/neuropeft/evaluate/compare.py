@@ -14,7 +14,7 @@ REFERENCE_KIND = "full"
 
 @dataclass(frozen=True)
 class Comparison:
-    """A score against the reference of the same task, cohort, backbone, pretraining and fraction.
+    """A score against the reference of the same task, cohort, backbone, pretraining and subset.
 
     Attributes:
         score: what is compared.
@@ -64,7 +64,7 @@ def _same_place(score: Score, reference: Score) -> bool:
     one, other = score.group, reference.group
     return (
         (score.cohort, score.metric) == (reference.cohort, reference.metric)
-        and (one.task, one.fraction) == (other.task, other.fraction)
+        and (one.task, one.subset) == (other.task, other.subset)
         and one.backbone in (other.backbone, CONTROL)
         and one.pretraining in (other.pretraining, NO_PRETRAINING)
     )

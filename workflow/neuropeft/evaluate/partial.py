@@ -41,4 +41,4 @@ def find_partial(results: Path, finished: Mapping[Cell, Path]) -> Find:
 
 
 def _cell(group: Group, seed: int, fold: int) -> Cell:
-    return Cell(group.task, group.backbone, group.pretraining, group.method, group.fraction, seed, fold)
+    return Cell(group.task, group.backbone, group.pretraining, group.method, group.subset, seed, fold)

@@ -21,7 +21,7 @@ from neuropeft.errors import UserError
 from neuropeft.evaluate.bootstrap import DRAWS, bootstrap_draws, percentile_interval
 from neuropeft.evaluate.predictions import RunKey, read_predictions
 from neuropeft.evaluate.tested import Tested, pool, with_rule
-from neuropeft.grid import NO_PRETRAINING, Group, cells, fractions_of, seeds_of, used_tasks
+from neuropeft.grid import NO_PRETRAINING, Group, cells, seeds_of, subsets_of, used_tasks
 from neuropeft.probe_grid import is_probe, probe_file, probe_groups
 from neuropeft.probe_names import PERMUTATIONS, PERMUTED, null_file, null_method
 from neuropeft.progress import track
@@ -112,8 +112,8 @@ def groups(config: Config) -> dict[Group, tuple[int, ...]]:
     for group in probe_groups(all_cells):
         seeds[group] = seeds_of(all_cells, group.task)
     for task in used_tasks(config):
-        for control, fraction in product(CONTROLS, fractions_of(all_cells, task)):
-            group = Group(task, CONTROL, NO_PRETRAINING, control, fraction)
+        for control, subset in product(CONTROLS, subsets_of(all_cells, task)):
+            group = Group(task, CONTROL, NO_PRETRAINING, control, subset)
             seeds[group] = seeds_of(all_cells, task)
     return {group: tuple(dict.fromkeys(of_group)) for group, of_group in seeds.items()}
 
@@ -173,8 +173,8 @@ def _runs_of(
     of_cohort = _runs(find(group, cohort, seed, fold), task, files)
     side = TEST if cohort == task.train else ZERO_SHOT
     return (
-        of_train.get(RunKey(method, group.fraction, seed, VALIDATION, fold)),
-        of_cohort.get(RunKey(method, group.fraction, seed, side, fold)),
+        of_train.get(RunKey(method, group.subset, seed, VALIDATION, fold)),
+        of_cohort.get(RunKey(method, group.subset, seed, side, fold)),
     )
 
 

@@ -15,11 +15,12 @@ from neuropeft.publish.labels import backbone_label, group_label, is_control
 from neuropeft.publish.panel import FITTED, TRIVIAL, draw_references, panel_title, references, score_axis
 from neuropeft.publish.records import Costs
 from neuropeft.publish.style import GREY, group_look, panels, shared_legend, words_only
+from neuropeft.subsets import Subset
 
 DRAWN_PROBE = "probe_concat"  # one of them is enough to see what the frozen backbone knows
 PANEL_HEIGHT = 2.8  # inches
 LEGEND = "band: SD over seeds; dots: seeds; hollow: some missing"
-DODGE = 0.05  # of the distance between fractions, so that curves do not hide each other
+DODGE = 0.05  # of the distance between subsets, so that curves do not hide each other
 
 
 def curve_backbones(config: Config) -> dict[str, str | None]:
@@ -39,7 +40,7 @@ def curve_backbones(config: Config) -> dict[str, str | None]:
 def draw_curves(
     config: Config, scores: Sequence[Score], costs: Costs, figure_name: str, backbone: str | None
 ) -> Figure:
-    """Draw a panel per task that has several fractions with this ViT, beside the CNNs' curves."""
+    """Draw a panel per task that has several subsets with this ViT, beside the CNNs' curves."""
     number = figure_name.removeprefix("figure")
     if backbone is None:
         return words_only(f"Figure {number} has nothing to show: the grid has no further ViT.")
@@ -47,7 +48,7 @@ def draw_curves(
     shown = {task: of_task for task, of_task in shown.items() if of_task}
     if not shown:
         label = backbone_label(backbone)
-        return words_only(f"Figure {number} has nothing to show: no task has several fractions with {label}.")
+        return words_only(f"Figure {number} has nothing to show: no task has several subsets with {label}.")
     figure, axes = panels(len(shown), PANEL_HEIGHT)
     for axis, (task, of_task) in zip(axes, shown.items(), strict=True):
         _draw_panel(axis, config, scores, of_task, costs, task, backbone)
@@ -56,7 +57,7 @@ def draw_curves(
 
 
 def _curve_scores(config: Config, scores: Sequence[Score], task: str, backbone: str) -> list[Score]:
-    """Return in-domain scores of the methods, and of one probe, that have several fractions."""
+    """Return in-domain scores of the methods, and of one probe, that have several subsets."""
     found = [
         score
         for score in scores
@@ -70,7 +71,7 @@ def _curve_scores(config: Config, scores: Sequence[Score], task: str, backbone: 
         )
     ]
     trained = [score.group for score in found if not is_probe(score.group)]
-    if len({group.fraction for group in trained if group.backbone == backbone}) < 2:
+    if len({group.subset for group in trained if group.backbone == backbone}) < 2:
         return []
     curves = [_curve(score) for score in found]
     return [score for score in found if curves.count(_curve(score)) > 1]
@@ -89,18 +90,28 @@ def _draw_panel(
     task: str,
     backbone: str,
 ) -> None:
-    fractions = sorted({score.group.fraction for score in shown})
+    subjects = _training(costs, task, "train_subjects")
+    subsets = sorted({score.group.subset for score in shown})
+    if all(subset in subjects for subset in subsets):  # shots and fractions share an axis
+        subsets.sort(key=subjects.__getitem__)
     curves = sorted({_curve(score) for score in shown}, key=lambda curve: _rank(config, curve, backbone))
     for index, curve in enumerate(curves):
         of_curve = [score for score in shown if _curve(score) == curve]
         shift = DODGE * (index - (len(curves) - 1) / 2)
-        _draw_curve(axis, config, of_curve, fractions, shift)
-    # Of the mean, whose error hardly depends on the fraction, that of the largest.
-    draw_references(axis, _lines(config, scores, task, fractions[-1], TRIVIAL))
-    _draw_fitted(axis, config, scores, task, fractions)
-    axis.set_xticks(range(len(fractions)), [_tick(costs, task, fraction) for fraction in fractions])
+        _draw_curve(axis, config, of_curve, subsets, shift)
+    # Of the mean, whose error hardly depends on the subset, that of the largest.
+    draw_references(axis, _lines(config, scores, task, subsets[-1], TRIVIAL))
+    _draw_fitted(axis, config, scores, task, subsets)
+    fractions_alone = all(subset.of_all for subset in subsets)
+    numbers = _training(costs, task, "train_scans") if fractions_alone else subjects
+    axis.set_xticks(
+        range(len(subsets)),
+        [f"{one.label}\n{numbers[one]:,}" if one in numbers else one.label for one in subsets],
+    )
     axis.margins(x=0.08)
-    axis.set_xlabel("share of the training subjects, and scans")
+    axis.set_xlabel(
+        "share of the training subjects, and scans" if fractions_alone else "labelled training subjects"
+    )
     score_axis(config, axis, task)
     of_cells = [score for score in shown if not is_probe(score.group)]
     done = sum(len(score.values) for score in of_cells)
@@ -113,16 +124,16 @@ def _draw_panel(
 
 
 def _lines(
-    config: Config, scores: Sequence[Score], task: str, fraction: int, style: str
+    config: Config, scores: Sequence[Score], task: str, subset: Subset, style: str
 ) -> list[tuple[str, float, str]]:
-    return [line for line in references(config, scores, task, fraction) if line[2] == style]
+    return [line for line in references(config, scores, task, subset) if line[2] == style]
 
 
 def _draw_fitted(
-    axis: Axes, config: Config, scores: Sequence[Score], task: str, fractions: Sequence[int]
+    axis: Axes, config: Config, scores: Sequence[Score], task: str, subsets: Sequence[Subset]
 ) -> None:
-    """Draw the curve of the linear model on voxels, which is fitted on each fraction."""
-    found = {place: _lines(config, scores, task, f, FITTED) for place, f in enumerate(fractions)}
+    """Draw the curve of the linear model on voxels, which is fitted on each subset."""
+    found = {place: _lines(config, scores, task, one, FITTED) for place, one in enumerate(subsets)}
     points = [(place, value, label) for place, lines in found.items() for label, value, _ in lines]
     if points:
         places, values, labels = zip(*points, strict=True)
@@ -135,12 +146,12 @@ def _rank(config: Config, curve: tuple[str, str, str], backbone: str) -> tuple[b
 
 
 def _draw_curve(
-    axis: Axes, config: Config, scores: Sequence[Score], fractions: Sequence[int], shift: float
+    axis: Axes, config: Config, scores: Sequence[Score], subsets: Sequence[Subset], shift: float
 ) -> None:
     style = group_look(config, scores[0].group)
-    by_fraction = {score.group.fraction: score for score in scores}
-    # A fraction without any seed breaks the line.
-    points = [(fractions.index(f) + shift, by_fraction[f]) for f in fractions if f in by_fraction]
+    of_subset = {score.group.subset: score for score in scores}
+    # A subset without any seed breaks the line.
+    points = [(place + shift, of_subset[one]) for place, one in enumerate(subsets) if one in of_subset]
     x = [place for place, _ in points]
     mean = [score.mean for _, score in points]
     spread = [0.0 if math.isnan(score.sd) else score.sd for _, score in points]
@@ -162,10 +173,10 @@ def _draw_curve(
             axis.plot(place, score.mean, marker=style.marker, color=style.colour, markerfacecolor="white")
 
 
-def _tick(costs: Costs, task: str, fraction: int) -> str:
-    scans = [
-        int(cost["train_scans"])
-        for cell, cost in costs.items()
-        if cost is not None and (cell.task, cell.fraction) == (task, fraction) and cost.get("train_scans")
-    ]
-    return f"{fraction} %\n{statistics.median_low(scans):,}" if scans else f"{fraction} %"
+def _training(costs: Costs, task: str, counted: str) -> dict[Subset, int]:
+    """Return how many training subjects, or scans, the cells of each subset of a task have had."""
+    found: dict[Subset, list[int]] = {}
+    for cell, cost in costs.items():
+        if cell.task == task and cost is not None and cost.get(counted):
+            found.setdefault(cell.subset, []).append(int(cost[counted]))
+    return {subset: statistics.median_low(numbers) for subset, numbers in found.items()}

@@ -40,7 +40,7 @@ FINETUNING_COLUMNS = (
     "backbone",
     "pretraining",
     "method",
-    "fraction",
+    "subset",
     "seed",
     "fold",
     "step",
@@ -129,7 +129,7 @@ def _draw_features(axis: Axes, rows: list[Row], title: str) -> None:
 
 
 def draw_finetuning_losses(config: Config, histories: dict[Cell, list[Row]]) -> Figure:
-    """Draw training and validation loss of every task and backbone at its largest fraction, side by side.
+    """Draw training and validation loss of every task and backbone with its largest subset, side by side.
 
     A thin line is a seed, or a fold of one; the thick one is the median over these, as far as all of them
     reached.
@@ -139,19 +139,17 @@ def draw_finetuning_losses(config: Config, histories: dict[Cell, list[Row]]) -> 
         return words_only("No fine-tuning loss to show: no cell has been trained.")
     figure, axes = panels(2 * len(pairs), min(PANEL_HEIGHT, max(PAGE_HEIGHT / len(pairs), LEAST_HEIGHT)))
     for (pair, column), axis in zip(product(pairs, SIDES), axes, strict=True):
-        largest = max(cell.fraction for cell in histories if (cell.task, cell.backbone) == pair)
+        largest = max(cell.subset for cell in histories if (cell.task, cell.backbone) == pair)
         shown = {
             cell: rows
             for cell, rows in histories.items()
-            if (cell.task, cell.backbone, cell.fraction) == (*pair, largest)
+            if (cell.task, cell.backbone, cell.subset) == (*pair, largest)
         }
         _draw_groups(axis, config, shown, column)
         cohort = cohort_label(config, config.tasks[pair[0]].train)
-        wanted = sum((c.task, c.backbone, c.fraction) == (*pair, largest) for c in cells(config))
+        wanted = sum((c.task, c.backbone, c.subset) == (*pair, largest) for c in cells(config))
         title = f"{pair[0]} on {cohort}, {backbone_label(pair[1])}: {SIDES[column]}"
-        axis.set_title(
-            f"{title}\n{largest} % of the training subjects, {len(shown)}/{wanted} cells", loc="left"
-        )
+        axis.set_title(f"{title}\n{largest.text}, {len(shown)}/{wanted} cells", loc="left")
         axis.set_ylabel(kind_of(config.tasks[pair[0]]).loss_label)
         _steps(axis)
     single = "seeds and folds" if config.splits.folds else "seeds"

@@ -8,6 +8,7 @@ from neuropeft.config import Config
 from neuropeft.evaluate.scores import CONTROL, Score, primary_metric
 from neuropeft.publish.labels import CONTROL_LABELS, cohort_label, seeds_text
 from neuropeft.publish.style import GREY
+from neuropeft.subsets import Subset
 from neuropeft.tasks import kind_of
 
 VOXELS = "ridge_voxels"
@@ -30,17 +31,17 @@ def score_axis(config: Config, axis: Axes, task: str) -> None:
 
 
 def references(
-    config: Config, scores: Sequence[Score], task: str, fraction: int
+    config: Config, scores: Sequence[Score], task: str, subset: Subset
 ) -> list[tuple[str, float, str]]:
     """Return (label, value, line style) of what a score must beat, on the task's own test subjects.
 
     An AUC must beat chance, an error that of predicting the training mean; both must beat the linear model on
-    voxels that was fitted on the same fraction.
+    voxels that was fitted on the same subset.
     """
     controls = {
         score.group.method: score.mean
         for score in scores
-        if (score.group.task, score.group.backbone, score.group.fraction) == (task, CONTROL, fraction)
+        if (score.group.task, score.group.backbone, score.group.subset) == (task, CONTROL, subset)
         and score.metric == primary_metric(config.tasks[task]).name
         and not score.zero_shot
         and score.values

@@ -6,6 +6,7 @@ from importlib.resources import files
 
 from neuropeft.config import Config
 from neuropeft.evaluate.scores import Score
+from neuropeft.subsets import WHOLE
 
 METRIC_NAMES = {"auc": "auc", "mae_years": "mae"}
 
@@ -23,7 +24,7 @@ def published_score(config: Config, score: Score) -> tuple[float, float] | None:
     be real, and all training data must have been used.
     """
     group = score.group
-    if group.fraction != 100 or config.cohorts[score.cohort].simulated is not None:
+    if group.subset != WHOLE or config.cohorts[score.cohort].simulated is not None:
         return None
     if score.metric == "mae" and config.tasks[group.task].unit != "years":
         return None

@@ -20,7 +20,7 @@ SCORE_COLUMNS = (
     "backbone",
     "pretraining",
     "method",
-    "fraction",
+    "subset",
     "metric",
     "mean",
     "sd",
@@ -43,7 +43,7 @@ SCORE_COLUMNS = (
     "seed_values",
     "reason",
 )
-CELL_COLUMNS = ("task", "backbone", "pretraining", "method", "fraction", "seed", "fold")
+CELL_COLUMNS = ("task", "backbone", "pretraining", "method", "subset", "seed", "fold")
 COST_COLUMNS = (*CELL_COLUMNS, "status", *COST_KEYS)
 
 

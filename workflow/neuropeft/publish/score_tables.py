@@ -22,6 +22,7 @@ from neuropeft.publish.labels import (
 )
 from neuropeft.publish.published import published_score
 from neuropeft.publish.sheet import Sheet
+from neuropeft.subsets import WHOLE
 from neuropeft.tasks import kind_of
 from neuropeft.tasks.base import Metric
 
@@ -66,7 +67,7 @@ def table_backbones(config: Config, table: int) -> list[str]:
 
 
 def select(config: Config, scores: Sequence[Score], table: int) -> list[Score]:
-    """Return scores of a table's backbones and of the controls, at each task's largest fraction."""
+    """Return scores of a table's backbones and of the controls, with each task's largest subset."""
     backbones = table_backbones(config, table)
     of_backbones = [score for score in scores if score.group.backbone in backbones]
     chosen = []
@@ -74,13 +75,13 @@ def select(config: Config, scores: Sequence[Score], table: int) -> list[Score]:
         of_task = [score for score in of_backbones if score.group.task == task]
         trained = [score for score in of_task if not is_probe(score.group)]
         if trained:
-            largest = max(score.group.fraction for score in trained)
-            chosen += [score for score in of_task if score.group.fraction == largest]
+            largest = max(score.group.subset for score in trained)
+            chosen += [score for score in of_task if score.group.subset == largest]
             control = task, CONTROL, largest
             chosen += [
                 score
                 for score in scores
-                if (score.group.task, score.group.backbone, score.group.fraction) == control
+                if (score.group.task, score.group.backbone, score.group.subset) == control
             ]
     return chosen
 
@@ -97,7 +98,7 @@ def score_sheet(config: Config, scores: Sequence[Score], trainable: Mapping[Grou
     for task in dict.fromkeys(score.group.task for score in shown):
         breaks.add(len(rows))
         rows += _task_rows(config, [score for score in shown if score.group.task == task], columns, trainable)
-    labels = [group_label(config, Group("", *column, 0), "\n") for column in columns]
+    labels = [group_label(config, Group("", *column, WHOLE), "\n") for column in columns]
     published = any(row[3] == "published" for row in rows)
     return Sheet(
         f"table{table}",
@@ -171,9 +172,9 @@ def _task_rows(
     name = scores[0].group.task
     task = config.tasks[name]
     by_place = {(_column(score), score.cohort, score.metric): score for score in scores}
-    fraction = max(score.group.fraction for score in scores if score.group.backbone != CONTROL)
-    label = name if fraction == 100 else f"{name} ({fraction} % of the training subjects)"
-    counts = [trainable.get(Group(name, *column, fraction)) for column in columns]
+    subset = max(score.group.subset for score in scores if score.group.backbone != CONTROL)
+    label = name if subset == WHOLE else f"{name} ({subset.text})"
+    counts = [trainable.get(Group(name, *column, subset)) for column in columns]
     rows = [[label, "", "trainable parameters", "", *(f"{c:,}" if c else NOT_IN_GRID for c in counts)]]
     for cohort in (task.train, *task.zero_shot):
         for metric in kind_of(task).metrics:

@@ -17,6 +17,7 @@ from neuropeft.publish.labels import (
     is_control,
     is_simulated,
 )
+from neuropeft.subsets import WHOLE, Subset
 
 Row = dict[str, str]
 
@@ -47,17 +48,19 @@ def _block(config: Config, rows: list[Row], task: str, cohort: str) -> Iterator[
         row for row in rows if (row["task"], row["cohort"], row["metric"]) == (task, cohort, metric.name)
     ]
     trained = [
-        int(row["fraction"]) for row in shown if row["backbone"] != CONTROL and not is_probe(_group(row))
+        Subset.parse(row["subset"])
+        for row in shown
+        if row["backbone"] != CONTROL and not is_probe(_group(row))
     ]
-    fraction = max(trained, default=100)
-    shown = [row for row in shown if int(row["fraction"]) == fraction]
+    subset = max(trained, default=WHOLE)
+    shown = [row for row in shown if row["subset"] == str(subset)]
     n = max((int(row["n"]) for row in shown if row["n"] != MISSING), default=0)
     better = "higher" if metric.higher_is_better else "lower"
     zero_shot = "" if cohort == spec.train else ", zero-shot"
     folds = f" ({folds_text(config)})" if config.splits.folds else ""
     yield (
         f"{task} on {cohort_label(config, cohort)}{zero_shot}: {metric.title(spec.unit)} "
-        f"({better} is better), n = {n} test subjects{folds}, {fraction} % of the training subjects"
+        f"({better} is better), n = {n} test subjects{folds}, {subset.text}"
     )
     width = max((len(group_label(config, _group(row))) for row in shown), default=0)
     head = f"{metric.label:>8}  {'SD':>8}  {'95 % interval':>18}  {'seeds':>5}  {'trainable':>11}"
@@ -72,7 +75,7 @@ def _block(config: Config, rows: list[Row], task: str, cohort: str) -> Iterator[
 
 
 def _group(row: Row) -> Group:
-    return Group(row["task"], row["backbone"], row["pretraining"], row["method"], int(row["fraction"]))
+    return Group(row["task"], row["backbone"], row["pretraining"], row["method"], Subset.parse(row["subset"]))
 
 
 def _number(text: str) -> float:

@@ -1,7 +1,7 @@
 """Figure 1: test performance against trainable parameters, one panel per task and ViT."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from matplotlib.axes import Axes
@@ -24,6 +24,7 @@ from neuropeft.publish.labels import (
 from neuropeft.publish.panel import draw_references, panel_title, references, score_axis
 from neuropeft.publish.placing import place_labels
 from neuropeft.publish.style import FONT_SIZE, group_look, panels, shared_legend, words_only
+from neuropeft.subsets import Subset, fraction
 
 LARGEST_BUBBLE = 600.0  # points squared
 PANEL_HEIGHT = 2.6  # inches
@@ -33,16 +34,16 @@ LEGEND = "areas: in proportion to parameters; bars: SD over seeds; equal numbers
 
 @dataclass(frozen=True)
 class Panel:
-    """What one panel shows: the in-domain scores of a ViT and the CNNs on a task, at one fraction."""
+    """What one panel shows: the in-domain scores of a ViT and the CNNs on a task, with one subset."""
 
     task: str
     backbone: str
-    fraction: int
+    subset: Subset
     scores: Sequence[Score]
 
 
 def draw_tradeoff(config: Config, scores: Sequence[Score], trainable: Mapping[Group, int]) -> Figure:
-    """Draw figure 1 at `figures.tradeoff_fraction`, or the nearest fraction that a task has."""
+    """Draw figure 1 at `figures.tradeoff_fraction`, or the nearest subset that a task has."""
     found = _panels(config, [score for score in scores if score.values and score.group in trainable])
     if not found:
         return words_only("Figure 1 has nothing to show: no cell of a ViT has scores yet.")
@@ -51,7 +52,7 @@ def draw_tradeoff(config: Config, scores: Sequence[Score], trainable: Mapping[Gr
     labels = []
     for axis, panel in zip(axes, found, strict=True):
         labels.append(_draw_bubbles(axis, config, panel, trainable, largest))
-        draw_references(axis, references(config, scores, panel.task, panel.fraction))
+        draw_references(axis, references(config, scores, panel.task, panel.subset))
         _name_axes(axis, config, panel)
     shared_legend(figure, axes, LEGEND)
     figure.draw_without_rendering()  # settles the layout, which labels are then placed in
@@ -74,18 +75,24 @@ def _panels(config: Config, scores: Sequence[Score]) -> list[Panel]:
         ]
         vits = [name for name, spec in config.backbones.items() if isinstance(spec, ViT)]
         for backbone in vits:
-            fractions = {score.group.fraction for score in shown if score.group.backbone == backbone}
-            if fractions:
-                wanted = config.figures.tradeoff_fraction
-                nearest = min(fractions, key=lambda fraction: (abs(fraction - wanted), fraction))
+            subsets = {score.group.subset for score in shown if score.group.backbone == backbone}
+            if subsets:
+                nearest = _nearest(subsets, config.figures.tradeoff_fraction)
                 of_panel = [
                     score
                     for score in shown
-                    if score.group.fraction == nearest
+                    if score.group.subset == nearest
                     and (score.group.backbone == backbone or score.group.backbone not in vits)
                 ]
                 found.append(Panel(task, backbone, nearest, of_panel))
     return found
+
+
+def _nearest(subsets: Iterable[Subset], percent: int) -> Subset:
+    """Return the fraction that is nearest to a percentage, or the most shots where there is none."""
+    return min(
+        subsets, key=lambda one: (not one.of_all, abs(one.size - percent) if one.of_all else -one.size, one)
+    )
 
 
 def _draw_bubbles(
@@ -137,8 +144,8 @@ def _name_axes(axis: Axes, config: Config, panel: Panel) -> None:
     axis.set_xlabel("trainable parameters (without the head)")
     score_axis(config, axis, panel.task)
     asked = config.figures.tradeoff_fraction
-    share = f"{panel.fraction} % of the training subjects"
-    if panel.fraction != asked:
+    share = panel.subset.text
+    if panel.subset != fraction(asked):
         share += f" (nearest to {asked} %)"
     title = f"{backbone_label(panel.backbone)}: {panel_title(config, panel.scores, panel.task)}"
     axis.set_title(f"{title}\n{share}", loc="left")

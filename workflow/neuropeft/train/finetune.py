@@ -1,4 +1,4 @@
-"""Fine-tune one cell: a pretrained (or random) backbone, a method, a fraction and a seed give a delta."""
+"""Fine-tune one cell: a pretrained (or random) backbone, a method, a subset and a seed give a delta."""
 
 import json
 import os
@@ -21,6 +21,7 @@ from neuropeft.methods.adapt import adapt, delta_state, load_delta, parameter_gr
 from neuropeft.methods.counts import count
 from neuropeft.split_names import seed_and_fold, split_name
 from neuropeft.store import Store, open_store
+from neuropeft.subsets import Subset
 from neuropeft.tasks.base import Array, Objective, TaskKind
 from neuropeft.train import checkpoint
 from neuropeft.train.augment import augment, read_augmentation
@@ -93,7 +94,7 @@ def open_shared(
             methods.module_of(spec["method"]["kind"]),
             tasks.module_of(spec["task"]["kind"]),
         }
-        sides = read_sides(split_of(of_split, spec), int(spec["fraction"]), sessions)
+        sides = read_sides(split_of(of_split, spec), Subset.parse(spec["subset"]), kind_of(spec), sessions)
         used |= dict.fromkeys(row["scan_id"] for row in (*sides.train, *sides.validation))
     return Shared(
         of_split,
@@ -121,7 +122,7 @@ def finetune(
 
     Args:
         spec: What defines the cell, as `grid.cell_spec` writes it: cell, task, backbone, method, training,
-            fraction, seed, fold, shuffle_labels.
+            subset, seed, fold, shuffle_labels.
         shared: What it is trained on and starts from.
         state_dir: Folder of this cell alone, for its checkpoints and, in `finished`, for the outcome.
         checkpoint_seconds: Least time between checkpoints.
@@ -135,7 +136,9 @@ def finetune(
         UserError: An input is missing or wrong, or the loss is not finite.
         SystemExit: With `signals.REQUEUE_EXIT_CODE`, after SIGTERM or SIGUSR1.
     """
-    sides = read_sides(split_of(shared.splits, spec), int(spec["fraction"]), shared.sessions)
+    sides = read_sides(
+        split_of(shared.splits, spec), Subset.parse(spec["subset"]), kind_of(spec), shared.sessions
+    )
     if spec["shuffle_labels"]:
         sides = shuffled(sides, int(spec["seed"]))
     rows = [
@@ -166,7 +169,7 @@ def finetune(
 
 
 def _plan(spec: Mapping[str, Any], sides: Sides, began: float) -> Plan:
-    """Return how long a cell trains: as many steps at every fraction as with all of the data."""
+    """Return how long a cell trains: as many steps with every subset as with all of the data."""
     training = spec["training"]
     interval = -(-sides.whole // int(training["batch_size"]))  # steps of a pass over all training scans
     epochs = max(int(training["epochs"]), -(-int(training["min_steps"]) // interval))

@@ -13,7 +13,10 @@ import numpy as np
 
 from neuropeft import layout
 from neuropeft.config import Config
+from neuropeft.contenders import Contender, contenders, score_spec, scored_together
 from neuropeft.evaluate.costs import cell_folder
+from neuropeft.evaluate.score import score
+from neuropeft.evaluate.scores import Score, read_scores
 from neuropeft.files import write_tsv
 from neuropeft.grid import Cell, cells, encoders, subsets_of, used_tasks
 from neuropeft.probe_grid import Probed, probe_folder, probed
@@ -107,7 +110,7 @@ def small_config(**changes: object) -> Config:
 
 
 def fabricate(config: Config, results: Path) -> None:
-    """Write every file that tables and figures read, leaving out MISSING_CELL and MISSING_GROUP."""
+    """Write every file that scores and figures derive from, leaving out MISSING_CELL and MISSING_GROUP."""
     present = [cell for cell in cells(config) if not _missing(cell)]
     for cell in present:
         _write_cell(config, results, cell)
@@ -128,6 +131,20 @@ def fabricate(config: Config, results: Path) -> None:
         _write_pretraining(config, layout.PRETRAINED.at(results, **encoder.names))
     for cohort, subjects in SUBJECTS.items():
         _write_cohort(results / "cohorts" / cohort, subjects)
+
+
+def scored(config: Config, results: Path, only: str = "") -> list[Score]:
+    """Score what is in a results folder, all of it or what begins with a name, and read the scores."""
+    for name, some in scored_together(config).items():
+        if name.startswith(only):
+            files = (place.at(results, scored=name) for place in (layout.SCORES, layout.SCORE_DRAWS))
+            score(score_spec(config, some), results, *files)
+    return read_scores(config, results, with_draws=True)
+
+
+def contender(config: Config, *group: object) -> Contender:
+    """Return the contender of a task, backbone, pretraining, method and subset."""
+    return next(one for one in contenders(config) if one.group == group)
 
 
 def truth(config: Config, task: str, cohort: str, split: str, fold: int = 0) -> list[tuple[str, float]]:

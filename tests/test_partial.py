@@ -10,14 +10,14 @@ import pytest
 import planned
 from neuropeft.config.read import read_config
 from neuropeft.evaluate.partial import find_partial
-from neuropeft.evaluate.scores import prediction_file
+from neuropeft.evaluate.score import Entry, prediction_file
 from neuropeft.finished import finished_cells
-from neuropeft.grid import Cell, Group
+from neuropeft.grid import Cell
 from neuropeft.subsets import fraction
 from test_status import TINY, finish_state, write
 
 CONFIG = read_config(TINY, None)
-GROUP = Group("ad", "vit_xxs", "mae", "lora", fraction(100))
+ENTRY = Entry("cells", "ad", ("vit_xxs", "mae", "lora"), fraction(100), (0, 1))
 CELLS = [Cell("ad", "vit_xxs", "mae", "lora", fraction(100), seed) for seed in (0, 1)]
 
 
@@ -33,12 +33,12 @@ def results(tmp_path: Path) -> Path:
 def test_a_cell_that_was_trained_anew_is_not_shown_with_its_old_predictions(results: Path) -> None:
     def found() -> list[Path | None]:
         find = find_partial(results, finished_cells(CONFIG, results))
-        return [find(GROUP, "SimA", cell.seed, cell.fold) for cell in CELLS]
+        return [find(ENTRY, "SimA", cell.seed, cell.fold) for cell in CELLS]
 
     def made(path: Path, minute: int) -> None:
         os.utime(path, (60 * minute, 60 * minute))
 
-    whole, partial = (prediction_file(place, GROUP, "SimA", 0) for place in (results, results / "partial"))
+    whole, partial = (prediction_file(place, ENTRY, "SimA", 0) for place in (results, results / "partial"))
     first, second = (finished_cells(CONFIG, results)[cell] / "delta.safetensors" for cell in CELLS)
     assert found() == [None, None]
     made(first, 1)

@@ -13,7 +13,7 @@ from neuropeft.evaluate.predictions import RunKey, read_predictions
 from neuropeft.evaluate.probes import write_probes
 from neuropeft.evaluate.token_kernel import mean_tokens, token_kernel
 from neuropeft.files import read_tsv, write_tsv
-from neuropeft.grid import Cell, Group
+from neuropeft.grid import Cell
 from neuropeft.probe_grid import Probed, probe_folder, probe_groups, probed
 from neuropeft.probe_names import PERMUTATIONS, PERMUTED, PROBES, null_method
 from neuropeft.subsets import fraction
@@ -249,5 +249,5 @@ def test_every_start_of_a_task_and_backbone_is_probed_beside_the_untrained_backb
     assert probed(cells) == [("ad", "vit", "mae"), ("ad", "vit", "none"), ("age", "cnn", "none")]
     groups = probe_groups(cells)
     assert len(groups) == len(set(groups)) == len(PROBES) * (2 * 2 + 1)
-    assert Group("ad", "vit", "none", "knn", 10) in groups
-    assert Group("age", "cnn", "none", "probe_mean", 50) in groups
+    assert ("ad", "vit", "none", "knn", fraction(10)) in groups
+    assert ("age", "cnn", "none", "probe_mean", fraction(50)) in groups

@@ -366,7 +366,7 @@ def test_too_high_a_learning_rate_is_explained(store: Path) -> None:
     method = SCRATCH | {"lr": 1e30}
     with pytest.raises(
         UserError,
-        match=r"fraction-100/0: the \w+ loss is not finite at step 2 at peak learning rate 1e\+30; .*lower lr",
+        match=r"100/0: the \w+ loss is not finite at step 2 at peak learning rate 1e\+30; .*lower lr",
     ):
         train(store, tiny_cells.cell(method=method, training={"augment": {}}))
 

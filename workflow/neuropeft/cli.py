@@ -210,6 +210,10 @@ def _add_evaluation(verb: Verb) -> None:
     probes.add_argument("--cohorts", nargs="+", required=True)
     _path_lists(probes, "--features")
 
+    score = verb("score", verbs.score)
+    score.add_argument("--spec", required=True)
+    _paths(score, "--table", "--draws")
+
     tables = verb("tables", verbs.tables)
     tables.add_argument("--config-json", required=True)
     _paths(tables, "--counts", "--out")

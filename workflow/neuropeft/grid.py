@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -15,17 +14,7 @@ from neuropeft.subsets import WHOLE, Subset, fraction, shots
 NO_PRETRAINING = "none"
 
 Base = tuple[str, str, str, str]  # task, backbone, pretraining, method
-
-
-@dataclass(frozen=True, order=True)
-class Group:
-    """The cells that differ in seed and fold only, or one control of a task (backbone `control`)."""
-
-    task: str
-    backbone: str
-    pretraining: str
-    method: str
-    subset: Subset
+Group = tuple[str, str, str, str, Subset]  # what cells share that differ in seed and fold only
 
 
 class Cell(NamedTuple):
@@ -51,7 +40,7 @@ class Cell(NamedTuple):
     @property
     def group(self) -> Group:
         """The group of cells that differ from it in seed and fold only."""
-        return Group(*self[:5])
+        return self[:5]
 
     @property
     def split(self) -> str:

@@ -79,10 +79,13 @@ CONTROLS = Place("controls/{task}/{split}")
 FEATURES = Place("features/{pretraining}/{backbone}{fold_part}/{cohort}.npy")
 PROBES = Place("probes/{task}/{backbone}/{pretraining}/{split}")
 
+SCORES = Place("scores/{scored}.tsv")  # of contenders that are predicted together
+SCORE_DRAWS = Place("scores/{scored}.npy")
+
 # -- what is published --
 TABLES = Place("tables")
 PARAMETER_COUNTS = Place("tables/parameter_counts.csv")
-SCORES = Place("tables/scores.csv")
+SCORE_TABLE = Place("tables/scores.csv")
 FIGURES = Place("figures")
 TABLE = Place("tables/{name}")
 FIGURE = Place("figures/{name}")

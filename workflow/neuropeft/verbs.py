@@ -300,6 +300,13 @@ def probes(options: argparse.Namespace) -> None:
     )
 
 
+def score(options: argparse.Namespace) -> None:
+    """Score contenders that are predicted together."""
+    from neuropeft.evaluate.score import score
+
+    score(json.loads(options.spec), RESULTS, options.table, options.draws)
+
+
 def tables(options: argparse.Namespace) -> None:
     """Write the tables."""
     from neuropeft.config import Config

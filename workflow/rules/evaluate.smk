@@ -1,4 +1,4 @@
-# Predictions on the tasks' own cohorts and on zero-shot cohorts, and the controls beside them.
+# Predictions on the tasks' own cohorts and on zero-shot cohorts, the controls beside them, and the scores of all.
 
 
 rule predict:
@@ -56,3 +56,28 @@ rule controls:
     shell:
         "python -m neuropeft controls {params.kind} --targets {params.targets:q} --split {input.split}"
         " --subsets {params.subsets} --cohorts {params.cohorts} --out {output} > {log} 2>&1"
+
+
+# Once for all that is published: what contenders are predicted together is scored together, with its bootstrap draws.
+rule score:
+    input:
+        JOBS.predictions_scored,
+    output:
+        table=layout.SCORES,
+        draws=layout.SCORE_DRAWS,
+    log:
+        "results/logs/score/{scored}.log",
+    wildcard_constraints:
+        scored=r"(cells|probes|controls)/.+",
+    conda:
+        "../../envs/report.yaml"
+    resources:
+        mem_mb=lambda wildcards, attempt: 4000 * attempt,
+        runtime=lambda wildcards, attempt: 60 * attempt,
+    params:
+        code=JOBS.score_code,
+        spec=JOBS.score_spec,
+    message:
+        "Scoring {wildcards.scored}"
+    shell:
+        "python -m neuropeft score --spec {params.spec:q} --table {output.table} --draws {output.draws} > {log} 2>&1"

@@ -36,3 +36,8 @@ class Figures(Model):
     tradeoff_fraction: int = Field(
         default=10, ge=1, le=100, description="fraction that figure 1 shows, percent"
     )
+    backbones: list[Name] = Field(
+        default=[],
+        description="backbones of table and figure 3 (the first) and of table 4 and figure 2 (the others); "
+        "all further ones stand beside them. Those that start from pretrained weights, if absent",
+    )

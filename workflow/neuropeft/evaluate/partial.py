@@ -1,14 +1,34 @@
-"""Predictions of the cells that are finished while others are not: which file holds them."""
+"""Scores of what is finished while the rest is not: which files hold its predictions."""
 
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
 from neuropeft import layout
-from neuropeft.evaluate.scores import CONTROL, Find, prediction_file
+from neuropeft.config import Config
+from neuropeft.contenders import score_spec, scored_together
+from neuropeft.evaluate.score import Entry, Find, prediction_file, score
 from neuropeft.finished import deltas_by_base, made_after
-from neuropeft.grid import Cell, Group
-from neuropeft.probe_grid import is_probe
+from neuropeft.grid import Cell
+from neuropeft.progress import track
+
+
+def score_all(config: Config, results: Path, out: Path, find: Find | None = None) -> None:
+    """Score everything that the grid asks for, as far as it is predicted.
+
+    Args:
+        config: the configuration.
+        results: the results folder.
+        out: the folder for `scores`.
+        find: which file holds predictions, see `score`.
+
+    Raises:
+        UserError: a prediction file cannot be read.
+    """
+    together = scored_together(config)
+    for scored, some in track(together.items(), len(together), "scores"):
+        table, draws = (place.at(out, scored=scored) for place in (layout.SCORES, layout.SCORE_DRAWS))
+        score(score_spec(config, some), results, table, draws, find)
 
 
 def find_partial(results: Path, finished: Mapping[Cell, Path]) -> Find:
@@ -24,21 +44,17 @@ def find_partial(results: Path, finished: Mapping[Cell, Path]) -> Find:
     deltas = deltas_by_base(finished)
 
     @cache
-    def folder(group: Group, cohort: str) -> Path:
-        of_group = deltas.get(_cell(group, 0, 0).base, {}).values()
-        whole = made_after(prediction_file(results, group, cohort), of_group)
+    def folder(entry: Entry, cohort: str) -> Path:
+        of_base = deltas.get((entry.task, *entry.line), {}).values()
+        whole = made_after(prediction_file(results, entry, cohort), of_base)
         return results if whole else layout.PARTIAL.at(results)
 
-    def find(group: Group, cohort: str, seed: int, fold: int) -> Path | None:
-        if group.backbone == CONTROL or is_probe(group):
-            return prediction_file(results, group, cohort, seed, fold)
-        cell = _cell(group, seed, fold)
+    def find(entry: Entry, cohort: str, seed: int, fold: int) -> Path | None:
+        if entry.sort != "cells":
+            return prediction_file(results, entry, cohort, seed, fold)
+        cell = Cell(entry.task, *entry.line, entry.subset, seed, fold)
         delta = deltas.get(cell.base, {}).get(cell)
-        path = prediction_file(folder(group, cohort), group, cohort)
+        path = prediction_file(folder(entry, cohort), entry, cohort)
         return path if delta is not None and made_after(path, [delta]) else None
 
     return find
-
-
-def _cell(group: Group, seed: int, fold: int) -> Cell:
-    return Cell(group.task, group.backbone, group.pretraining, group.method, group.subset, seed, fold)

@@ -89,6 +89,8 @@ def test_the_papers_benchmark_dry_runs(tmp_path, paper):
     assert jobs["probes"] == (3 * 3 + 2) * 3
     # one prediction per (task, backbone, method) and cohort, whatever the fractions and seeds
     assert jobs["predict"] == (3 * 7 + 5) * 2
+    # their scores, those of the probes of each backbone and start, and of the controls of each task
+    assert jobs["score"] == 3 * 7 + 5 + (3 * 3 + 2) + 3
 
 
 def test_a_checkout_may_lie_where_a_path_has_a_space(tmp_path):

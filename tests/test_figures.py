@@ -315,22 +315,6 @@ def test_curves_tell_methods_apart_without_colour(scores, costs):
     assert len(set(COLOURS)) == 6
 
 
-# What linear RGB becomes for readers who lack red-sensitive or green-sensitive cones (Machado et al. 2009).
-SEEN_WITHOUT = {
-    "red": ((0.152, 1.053, -0.205), (0.115, 0.786, 0.099), (-0.004, -0.048, 1.052)),
-    "green": ((0.367, 0.861, -0.228), (0.280, 0.673, 0.047), (-0.012, 0.043, 0.969)),
-}
-
-
-@pytest.mark.parametrize("cones", SEEN_WITHOUT)
-def test_colours_differ_for_colour_blind_readers(cones):
-    linear = np.array([colors.to_rgb(colour) for colour in COLOURS]) ** 2.2
-    seen = np.clip(linear @ np.transpose(SEEN_WITHOUT[cones]), 0, 1) ** (1 / 2.2)
-    for one, other in combinations(range(len(COLOURS)), 2):
-        # the nearest two of Matplotlib's own colours are half as far apart
-        assert np.linalg.norm(seen[one] - seen[other]) > 0.18, (COLOURS[one], COLOURS[other])
-
-
 def test_a_figure_without_content_says_so(scores, costs):
     grid = json.loads(small_config().model_dump_json())["grid"]
     one_vit = small_config(grid=grid[1:])

@@ -45,7 +45,8 @@ def draw_curves(
     if not shown:
         labels = " or ".join(backbone_label(config, backbone) for backbone in backbones)
         return words_only(f"Figure {number} has nothing to show: no task has several subsets with {labels}.")
-    figure, axes = panels(len(shown), PANEL_HEIGHT)
+    most = max(len({score.contender.line for score in of_panel}) for of_panel in shown.values())
+    figure, axes = panels(len(shown), PANEL_HEIGHT, most)
     for axis, ((backbone, task), of_panel) in zip(axes, shown.items(), strict=True):
         _draw_panel(axis, config, scores, of_panel, costs, task, backbone)
     shared_legend(figure, axes, LEGEND)

@@ -15,12 +15,14 @@ from matplotlib.figure import Figure
 from neuropeft.config import Config
 from neuropeft.contenders import Contender, main_backbones
 from neuropeft.files import atomic_path
+from neuropeft.grid import NO_PRETRAINING
 
 SINGLE_COLUMN = 85 / 25.4  # inches
 DOUBLE_COLUMN = 178 / 25.4
 FONT_SIZE = 8  # points at print size
 LEGEND_LINE = 0.19  # inches
 LEGEND_COLUMN = 2.0
+CROWDED = 12  # of more curves or marks, a panel needs more room and no label beside each
 GREY = "#6e6e6e"
 BLACK = "#000000"
 # Of families of methods: Okabe & Ito 2008, without black, which is for backbones that stand beside others,
@@ -69,14 +71,15 @@ class Looks:
 
     A family of methods has a colour, its methods have shades, markers and dashes of it; starts have other
     markers and dashes, too. As long as a colour has at most 21 methods, and a method at most 7 starts, no two
-    look alike. Backbones that stand beside others are black, probes grey.
+    look alike. Backbones that stand beside others are black, with room for 7 methods; probes are grey.
     """
 
     def __init__(self, config: Config) -> None:
         """Deal out the looks."""
         families = list(dict.fromkeys(one.family for one in config.methods.values()))
         colour = {name: families.index(one.family) % len(COLOURS) for name, one in config.methods.items()}
-        self._starts = ["none", *config.pretraining]
+        self._starts = [*config.pretraining, NO_PRETRAINING]
+        self._start_alone = {name for name, one in config.methods.items() if one.start == "none"}
         self._methods = list(config.methods)
         self._beside = [name for name in config.backbones if name not in main_backbones(config)]
         self._of_method: dict[str, tuple[str, int]] = {}
@@ -86,7 +89,8 @@ class Looks:
 
     def of(self, contender: Contender) -> Look:
         """Return the look of a cell group or a probe."""
-        start = self._starts.index(contender.pretraining)
+        alone = contender.method in self._start_alone
+        start = 0 if alone else self._starts.index(contender.pretraining)
         if contender.sort == "probes":
             return _styled(GREY, 0, start)
         if contender.backbone in self._beside:
@@ -121,11 +125,17 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
-def panels(count: int, height: float, columns: int = 2) -> tuple[Figure, list[Axes]]:
-    """Return a figure with `count` panels, in one column or two, each `height` inches high."""
-    across = min(columns, count)
+def panels(count: int, height: float, curves: int = 0) -> tuple[Figure, list[Axes]]:
+    """Return a figure with `count` panels, in one column or two, each `height` inches high.
+
+    Panels of more than CROWDED `curves` are as wide as the page and twice as high, one below the other.
+    """
+    crowded = curves > CROWDED
+    across = 1 if crowded else min(2, count)
     down = -(-count // across)
-    figure = new_figure(SINGLE_COLUMN if across == 1 else DOUBLE_COLUMN, height * down)
+    figure = new_figure(
+        DOUBLE_COLUMN if crowded or across > 1 else SINGLE_COLUMN, height * down * (1 + crowded)
+    )
     axes = figure.subplots(down, across, squeeze=False).ravel().tolist()
     for unused in axes[count:]:
         unused.set_axis_off()
@@ -139,17 +149,21 @@ def shared_legend(figure: Figure, axes: Sequence[Axes], title: str = "") -> None
         entries |= {label: handle for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)}
     if not entries:
         return
-    columns = min(len(entries), int(figure.get_figwidth() // LEGEND_COLUMN))
+    most = min(len(entries), int(figure.get_figwidth() // LEGEND_COLUMN))
+    for columns in range(most, 0, -1):  # fewer where long names need more room
+        legend = figure.legend(
+            list(entries.values()),
+            list(entries),
+            loc="outside lower center",
+            ncols=columns,
+            title=title or None,
+            title_fontsize=FONT_SIZE,
+        )
+        if columns == 1 or legend.get_window_extent().width <= figure.bbox.width:
+            break
+        legend.remove()
     lines = -(-len(entries) // columns) + bool(title)
     figure.set_figheight(figure.get_figheight() + lines * LEGEND_LINE)
-    figure.legend(
-        list(entries.values()),
-        list(entries),
-        loc="outside lower center",
-        ncols=columns,
-        title=title or None,
-        title_fontsize=FONT_SIZE,
-    )
 
 
 def words_only(text: str) -> Figure:

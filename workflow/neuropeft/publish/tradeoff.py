@@ -17,13 +17,16 @@ from neuropeft.evaluate.scores import Score, primary_metric
 from neuropeft.grid import Group, used_tasks
 from neuropeft.publish.panel import draw_references, panel_title, references, score_axis
 from neuropeft.publish.placing import place_labels
-from neuropeft.publish.style import FONT_SIZE, Looks, panels, shared_legend, words_only
+from neuropeft.publish.style import CROWDED, FONT_SIZE, Looks, panels, shared_legend, words_only
 from neuropeft.subsets import Subset, fraction
 
 LARGEST_BUBBLE = 600.0  # points squared
 PANEL_HEIGHT = 2.6  # inches
 DODGE = 1.25  # equal numbers of parameters are drawn this factor apart
-LEGEND = "areas: in proportion to parameters; bars: SD over seeds; equal numbers are drawn side by side"
+LEGEND = (
+    "areas: in proportion to parameters; bars: SD over seeds; hollow: some missing; equal numbers are drawn "
+    "side by side"
+)
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ def draw_tradeoff(config: Config, scores: Sequence[Score], trainable: Mapping[Gr
     )
     if not found:
         return words_only("Figure 1 has nothing to show: no cell has scores yet.")
-    figure, axes = panels(len(found), PANEL_HEIGHT)
+    figure, axes = panels(len(found), PANEL_HEIGHT, max(len(panel.scores) for panel in found))
     largest = max(trainable[score.contender.group] for panel in found for score in panel.scores)
     labels = []
     for axis, panel in zip(axes, found, strict=True):
@@ -79,6 +82,7 @@ def _panels(config: Config, scores: Sequence[Score]) -> list[Panel]:
                     if score.contender.subset == nearest
                     and (score.contender.backbone == backbone or score.contender.backbone not in main)
                 ]
+                of_panel.sort(key=lambda one: (one.contender.backbone != backbone, one.contender.place))
                 found.append(Panel(task, backbone, nearest, of_panel))
     return found
 
@@ -119,6 +123,8 @@ def _draw_bubbles(
             elinewidth=0.8,
             label=contender.label if is_beside else contender.name,
         )
+        if len(panel.scores) > CROWDED:  # the legend names the marks
+            continue
         name = contender.short
         if is_beside:
             name = f"{contender.owner} {name}" if on_backbone[contender.backbone] > 1 else contender.owner

@@ -27,7 +27,7 @@ from neuropeft.files import write_tsv
 WORKFLOW = Path(__file__).parents[1] / "workflow"
 SCANS, BATCH = 6, 2
 SPEC: dict[str, Any] = {
-    "cell": "simulated/vit_s/none/lora/100/0",
+    "cell": "simulated/vit_s/none/lora/fraction-100/0",
     "task": {"name": "simulated", "kind": "binary", "size": 2},
     "backbone": {"kind": "vit", "width": 384, "depth": 6, "heads": 8},
     "method": {"kind": "lora", "r": 32, "alpha": 32.0, "targets": ["q", "v"], "dropout": 0.0, "lr": 1e-3},
@@ -48,7 +48,7 @@ SPEC: dict[str, Any] = {
         "mixed_precision": True,
         "compile": False,
     },
-    "fraction": 100,
+    "subset": "fraction-100",
     "seed": 0,
     "fold": 0,
     "shuffle_labels": False,

@@ -69,7 +69,7 @@ class Case:
     def cell(self, method: str, **changes: Any) -> dict[str, Any]:
         """Return the settings of a short fine-tune of ViT-B."""
         chosen = next(c for c in cells(CONFIG) if (c.method, c.backbone) == (method, "vit_b"))
-        spec = cell_spec(CONFIG, chosen) | {"fraction": 100}
+        spec = cell_spec(CONFIG, chosen) | {"subset": "fraction-100"}
         if self.small:
             spec["backbone"] |= TINY
         short = {"epochs": 3, "warmup_epochs": 1, "patience": 99, "batch_size": self.batch}

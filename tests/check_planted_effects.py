@@ -14,7 +14,7 @@ START = "factors"
 PRETRAINED = ("full", "attention", "lora", "layernorm")  # methods that start from it
 LEARNT = 0.5  # correlation of predicted and true age from which ageing counts as learnt
 
-Scores = dict[tuple[str, str, str, str, int], dict[str, str]]  # task, metric, start, method, fraction -> row
+Scores = dict[tuple[str, str, str, str, int], dict[str, str]]  # task, metric, start, method, percent -> row
 
 
 def read(scores: Path) -> Scores:
@@ -22,7 +22,13 @@ def read(scores: Path) -> Scores:
     with scores.open(newline="") as stream:
         rows = [row for row in csv.DictReader(stream) if row["cohort"] == TRAINED_COHORT]
     return {
-        (row["task"], row["metric"], row["pretraining"], row["method"], int(row["fraction"])): row
+        (
+            row["task"],
+            row["metric"],
+            row["pretraining"],
+            row["method"],
+            int(row["subset"].removeprefix("fraction-")),
+        ): row
         for row in rows
     }
 

@@ -13,12 +13,16 @@ import numpy as np
 
 from neuropeft import layout
 from neuropeft.config import Config
+from neuropeft.contenders import Contender, contenders, score_spec, scored_together
 from neuropeft.evaluate.costs import cell_folder
+from neuropeft.evaluate.score import score
+from neuropeft.evaluate.scores import Score, read_scores
 from neuropeft.files import write_tsv
-from neuropeft.grid import Cell, cells, encoders, fractions_of, used_tasks
+from neuropeft.grid import Cell, cells, encoders, subsets_of, used_tasks
 from neuropeft.probe_grid import Probed, probe_folder, probed
 from neuropeft.probe_names import PERMUTATIONS, PERMUTED, PROBES, null_file, null_method
 from neuropeft.split_names import split_name
+from neuropeft.subsets import WHOLE, Subset, fraction
 
 TRAINABLE = {
     ("vit_b", "scratch"): 88204034,
@@ -34,9 +38,9 @@ TRAINABLE = {
     ("densenet121", "scratch"): 11244674,
 }
 SEPARATION = {"scratch": 0.7, "full": 1.4, "attention": 1.5, "lora": 1.2, "layernorm": 1.0, "shuffled": 0.0}
-MISSING_CELL = Cell("ad", "vit_b", "mae", "lora", 100, 2)
-MISSING_GROUP = ("ad", "vit_s", "mae", "layernorm", 10)
-PREDICTION_COLUMNS = ("fraction", "seed", "fold", "split", "scan_id", "subject", "session", "y", "score")
+MISSING_CELL = Cell("ad", "vit_b", "mae", "lora", WHOLE, 2)
+MISSING_GROUP = ("ad", "vit_s", "mae", "layernorm", fraction(10))
+PREDICTION_COLUMNS = ("subset", "seed", "fold", "split", "scan_id", "subject", "session", "y", "score")
 UNKNOWN = {"age": None, "sex": None}
 SUBJECTS = {"ADNI": 60, "OASIS": 40, "SimA": 50, "SimB": 30}
 
@@ -106,7 +110,7 @@ def small_config(**changes: object) -> Config:
 
 
 def fabricate(config: Config, results: Path) -> None:
-    """Write every file that tables and figures read, leaving out MISSING_CELL and MISSING_GROUP."""
+    """Write every file that scores and figures derive from, leaving out MISSING_CELL and MISSING_GROUP."""
     present = [cell for cell in cells(config) if not _missing(cell)]
     for cell in present:
         _write_cell(config, results, cell)
@@ -129,6 +133,20 @@ def fabricate(config: Config, results: Path) -> None:
         _write_cohort(results / "cohorts" / cohort, subjects)
 
 
+def scored(config: Config, results: Path, only: str = "") -> list[Score]:
+    """Score what is in a results folder, all of it or what begins with a name, and read the scores."""
+    for name, some in scored_together(config).items():
+        if name.startswith(only):
+            files = (place.at(results, scored=name) for place in (layout.SCORES, layout.SCORE_DRAWS))
+            score(score_spec(config, some), results, *files)
+    return read_scores(config, results, with_draws=True)
+
+
+def contender(config: Config, *group: object) -> Contender:
+    """Return the contender of a task, backbone, pretraining, method and subset."""
+    return next(one for one in contenders(config) if one.group == group)
+
+
 def truth(config: Config, task: str, cohort: str, split: str, fold: int = 0) -> list[tuple[str, float]]:
     """Subjects of one side with their targets, the same for all seeds."""
     subjects = range(SUBJECTS[cohort])
@@ -145,7 +163,7 @@ def truth(config: Config, task: str, cohort: str, split: str, fold: int = 0) -> 
 
 
 def _missing(cell: Cell) -> bool:
-    of_group = (cell.task, cell.backbone, cell.pretraining, cell.method, cell.fraction)
+    of_group = (cell.task, cell.backbone, cell.pretraining, cell.method, cell.subset)
     return cell == MISSING_CELL or of_group == MISSING_GROUP
 
 
@@ -155,7 +173,7 @@ def _splits(config: Config, task: str, cohort: str) -> tuple[str, ...]:
 
 def _prediction_rows(config: Config, cell: Cell, cohort: str) -> list[dict]:
     rng = np.random.default_rng(hash_of(cell, cohort))
-    strength = SEPARATION[cell.method] * (0.4 + 0.6 * cell.fraction / 100)
+    strength = SEPARATION[cell.method] * (0.4 + 0.6 * cell.subset.size / 100)
     rows = []
     for split in _splits(config, cell.task, cohort):
         for subject, y in truth(config, cell.task, cohort, split, cell.fold):
@@ -164,7 +182,7 @@ def _prediction_rows(config: Config, cell: Cell, cohort: str) -> list[dict]:
             else:
                 score = 67 + (y - 67) * strength / 2 + rng.normal(0, 5)
             common = {
-                "fraction": cell.fraction,
+                "subset": cell.subset,
                 "seed": cell.seed,
                 "fold": cell.fold,
                 "split": split,
@@ -179,13 +197,13 @@ def _prediction_rows(config: Config, cell: Cell, cohort: str) -> list[dict]:
 
 def hash_of(cell: Cell, cohort: str) -> int:
     """A number that follows from the cell and does not change between runs of Python."""
-    return zlib.crc32(f"{cell}{cohort}".encode())
+    return zlib.crc32(f"{cell.path}{cohort}".encode())
 
 
 def _write_cell(config: Config, results: Path, cell: Cell) -> None:
     folder = cell_folder(results, cell)
     folder.mkdir(parents=True, exist_ok=True)
-    subjects = {10: 258, 25: 60, 50: 1290, 100: 2580}[cell.fraction]
+    subjects = {10: 258, 25: 60, 50: 1290, 100: 2580}[cell.subset.size]
     backbone_method = (cell.backbone, "full" if cell.method == "shuffled" else cell.method)
     cost = {
         "trainable": TRAINABLE[backbone_method],
@@ -231,11 +249,11 @@ def _write_controls(config: Config, results: Path, task: str, place: tuple[int, 
     rng = np.random.default_rng(place)
     rows = [
         row
-        for fraction in fractions_of(cells(config), task)
+        for subset in subsets_of(cells(config), task)
         for method in ("mean", "age_sex", "ridge_voxels")
         for split in _splits(config, task, cohort)
         for row in _control_rows(
-            config, task, cohort, rng, {"method": method, "fraction": fraction, "split": split, "fold": fold}
+            config, task, cohort, rng, {"method": method, "subset": subset, "split": split, "fold": fold}
         )
     ]
     path = results / "controls" / task / split_name(*place) / f"{cohort}.tsv"
@@ -270,8 +288,8 @@ def _write_probes(config: Config, results: Path, task: str, place: tuple[int, in
                 rows = [
                     row
                     for method, strength in strengths.items()
-                    for fraction in fractions_of(cells(config), task)
-                    for row in _probe_rows(config, one, cohort, method, strength, fraction, place)
+                    for subset in subsets_of(cells(config), task)
+                    for row in _probe_rows(config, one, cohort, method, strength, subset, place)
                 ]
                 write_tsv(table, rows, ("method", *PREDICTION_COLUMNS))
 
@@ -282,10 +300,10 @@ def _probe_rows(
     cohort: str,
     method: str,
     strength: float,
-    fraction: int,
+    subset: Subset,
     place: tuple[int, int],
 ) -> list[dict]:
-    rng = np.random.default_rng(zlib.crc32(f"{one}{cohort}{method}{fraction}{place}".encode()))
+    rng = np.random.default_rng(zlib.crc32(f"{one}{cohort}{method}{subset}{place}".encode()))
     seed, fold = place
     rows = []
     for split in _splits(config, one.task, cohort):
@@ -295,7 +313,7 @@ def _probe_rows(
             else:
                 score = 67 + (y - 67) * strength / 2 + rng.normal(0, 5)
             rows.append(
-                {"method": method, "fraction": fraction, "seed": seed, "fold": fold, "split": split}
+                {"method": method, "subset": subset, "seed": seed, "fold": fold, "split": split}
                 | {"scan_id": f"{subject}_1", "subject": subject, "session": "M6", "y": y}
                 | {"score": f"{score:.6f}"}
             )

@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 
-from neuropeft.cohorts.splits import read_split, take_fraction
+from neuropeft.cohorts.splits import read_split, take_subset
 from neuropeft.errors import UserError
 from neuropeft.evaluate.controls import write_controls
 from neuropeft.evaluate.predictions import RunKey, read_predictions
 from neuropeft.files import read_tsv, write_tsv
+from neuropeft.subsets import fraction
 from neuropeft.tasks import task_kind
 from neuropeft.tasks.metrics import auc
 
@@ -72,20 +73,20 @@ def write_inputs(results, task, kind, ages_known=True, effect=1.0):
 def run(results, kind, target, split, fractions=(100,)):
     out = results / "controls" / split.parent.name / "seed-3"
     kind = task_kind(kind, {"binary": 2, "multiclass": 3, "regression": 0}[kind])
-    write_controls(kind, [target], split, fractions, ["home", "away"], out)
+    write_controls(kind, [target], split, list(map(fraction, fractions)), ["home", "away"], out)
     return {name: read_predictions(out / f"{name}.tsv", kind) for name in ("home", "away")}
 
 
 def test_binary_controls_find_a_planted_effect_and_the_frequency(tmp_path):
     split = write_inputs(tmp_path, "ad", "binary")
     runs = run(tmp_path, "binary", "diagnosis", split)
-    voxels = runs["away"][RunKey("ridge_voxels", 100, 3, "zero-shot")]
+    voxels = runs["away"][RunKey("ridge_voxels", fraction(100), 3, "zero-shot")]
     assert auc(voxels.y, voxels.score) > 0.95
     train_y = [float(row["y"]) for row in read_tsv(split) if row["side"] == "train"]
-    constant = runs["home"][RunKey("mean", 100, 3, "test")]
+    constant = runs["home"][RunKey("mean", fraction(100), 3, "test")]
     assert constant.score == pytest.approx(np.mean(train_y), abs=1e-6)
     # sex is the class here, as planted, so the subject variables tell everything
-    known = runs["home"][RunKey("age_sex", 100, 3, "val")]
+    known = runs["home"][RunKey("age_sex", fraction(100), 3, "val")]
     assert auc(known.y, known.score) == 1
 
 
@@ -122,18 +123,18 @@ def test_labels_outside_training_change_nothing(tmp_path):
 def test_regression_controls(tmp_path):
     split = write_inputs(tmp_path, "age", "regression", effect=3.0)
     runs = run(tmp_path, "regression", "age", split)
-    voxels = runs["home"][RunKey("ridge_voxels", 100, 3, "test")]
-    constant = runs["home"][RunKey("mean", 100, 3, "test")]
+    voxels = runs["home"][RunKey("ridge_voxels", fraction(100), 3, "test")]
+    constant = runs["home"][RunKey("mean", fraction(100), 3, "test")]
     error, trivial = (np.abs(one.score - one.y).mean() for one in (voxels, constant))
     assert error < 0.5 * trivial
     # the target is no feature of its own: sex alone predicts one value per sex
-    assert len(np.unique(runs["home"][RunKey("age_sex", 100, 3, "test")].score)) == 2
+    assert len(np.unique(runs["home"][RunKey("age_sex", fraction(100), 3, "test")].score)) == 2
 
 
 def test_sex_does_not_predict_itself(tmp_path):
     split = write_inputs(tmp_path, "sex", "binary")  # of which sex is the class
     runs = run(tmp_path, "binary", "sex", split)
-    by_age = runs["home"][RunKey("age_sex", 100, 3, "val")]
+    by_age = runs["home"][RunKey("age_sex", fraction(100), 3, "val")]
     assert auc(by_age.y, by_age.score) < 0.9
     assert len(np.unique(by_age.score)) == len(by_age.score)
 
@@ -141,7 +142,7 @@ def test_sex_does_not_predict_itself(tmp_path):
 def test_unknown_age_and_sex_are_said_to_be_unknown(tmp_path):
     split = write_inputs(tmp_path, "ad", "binary", ages_known=False)
     runs = run(tmp_path, "binary", "diagnosis", split)
-    assert RunKey("age_sex", 100, 3, "test") not in runs["home"]
+    assert RunKey("age_sex", fraction(100), 3, "test") not in runs["home"]
     rows = read_tsv(tmp_path / "controls/ad/seed-3/home.tsv")
     assert {row["score"] for row in rows if row["method"] == "age_sex"} == {"n/a"}
 
@@ -149,10 +150,10 @@ def test_unknown_age_and_sex_are_said_to_be_unknown(tmp_path):
 def test_multiclass_controls_give_a_probability_per_class(tmp_path):
     split = write_inputs(tmp_path, "stage", "multiclass", effect=2.0)
     runs = run(tmp_path, "multiclass", "stage", split)
-    voxels = runs["away"][RunKey("ridge_voxels", 100, 3, "zero-shot")]
+    voxels = runs["away"][RunKey("ridge_voxels", fraction(100), 3, "zero-shot")]
     assert voxels.score.sum(1) == pytest.approx(1, abs=1e-6)
     assert (voxels.score.argmax(1) == voxels.y).mean() > 0.6  # chance is a third
-    mean = runs["away"][RunKey("mean", 100, 3, "zero-shot")]
+    mean = runs["away"][RunKey("mean", fraction(100), 3, "zero-shot")]
     assert mean.prior == pytest.approx(mean.score[0])
 
 
@@ -168,11 +169,11 @@ def test_a_fraction_is_fitted_on_its_own_subjects_and_validated_by_its_share(tmp
     split = write_inputs(tmp_path, "ad", "binary")
     whole = run(tmp_path, "binary", "diagnosis", split)["home"]
     both = run(tmp_path, "binary", "diagnosis", split, fractions=(20, 100))["home"]
-    assert {key.fraction for key in both} == {20, 100}
+    assert {str(key.subset) for key in both} == {"fraction-20", "fraction-100"}
     for key, one in whole.items():
         assert np.array_equal(one.score, both[key].score)
-    few = take_fraction(read_split(split), 20)
-    constant = both[RunKey("mean", 20, 3, "test")]
+    few = take_subset(read_split(split), fraction(20), task_kind("binary", 2))
+    constant = both[RunKey("mean", fraction(20), 3, "test")]
     assert constant.score == pytest.approx(np.mean([row["y"] for row in few]), abs=1e-6)
-    sizes = [len(both[RunKey("mean", fraction, 3, "val")].subjects) for fraction in (20, 100)]
+    sizes = [len(both[RunKey("mean", fraction(percent), 3, "val")].subjects) for percent in (20, 100)]
     assert sizes == [2, 9]

@@ -93,6 +93,8 @@ def test_the_papers_benchmark_dry_runs(tmp_path, paper):
     assert jobs["probes"] == (3 * 3 + 2) * 3
     # one prediction per (task, backbone, method) and cohort, whatever the fractions and seeds
     assert jobs["predict"] == (3 * 7 + 5) * 2
+    # their scores, those of the probes of each backbone and start, and of the controls of each task
+    assert jobs["score"] == 3 * 7 + 5 + (3 * 3 + 2) + 3
 
 
 def test_a_checkout_may_lie_where_a_path_has_a_space(tmp_path):
@@ -171,7 +173,7 @@ def test_folds(tmp_path):
     assert "--seed 1 --fold 2 --folds 2 --validation 0.15 --out results/splits/ad/seed-1_fold-2.tsv" in said
     assert (
         "controls --kind binary --size 2 --targets group --split results/splits/ad/seed-0_fold-1.tsv"
-        " --fractions 50 100" in said
+        " --subsets fraction-50 fraction-100" in said
     )
     encoder = "results/pretraining/mae/vit_xxs/fold-{}/encoder.safetensors"
     for fold in (1, 2):

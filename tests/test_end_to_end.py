@@ -264,11 +264,11 @@ def test_partial_tables_are_of_what_is_finished(unfinished):
     assert {row["partial"] for path in tables.glob("*.csv") for row in rows_of(path)} == {"6 of 10 cells"}
     assert len(list(tables.glob("*.csv"))) == 6
     wanted = {"task": "ad", "cohort": "SimA", "metric": "auc"}
-    (half,) = rows_of(tables / "scores.csv", **wanted, method="lora", fraction="50")
+    (half,) = rows_of(tables / "scores.csv", **wanted, method="lora", subset="fraction-50")
     assert (half["seeds"], half["seeds_expected"], half["reason"]) == ("1", "2", "no predictions of seed 1")
     (scratch,) = rows_of(tables / "scores.csv", **wanted, method="scratch")
     assert (scratch["mean"], scratch["seeds"]) == ("n/a", "0")
-    (ridge,) = rows_of(tables / "scores.csv", **wanted, method="ridge_voxels", fraction="100")
+    (ridge,) = rows_of(tables / "scores.csv", **wanted, method="ridge_voxels", subset="fraction-100")
     assert ridge["seeds"] == "2"
     # what is complete has the same scores as in the full tables
     for row in rows_of(unfinished / "results/tables/scores.csv", task="age", method="lora"):
@@ -288,7 +288,7 @@ def test_partial_tables_are_renewed_when_more_is_finished(unfinished, finished, 
     partial_tables(folder)
     tables = folder / "results/partial/tables"
     assert "PARTIAL: 7 of 10 cells" in (tables / "table3.md").read_text()
-    wanted = {"task": "ad", "cohort": "SimA", "metric": "auc", "method": "lora", "fraction": "50"}
+    wanted = {"task": "ad", "cohort": "SimA", "metric": "auc", "method": "lora", "subset": "fraction-50"}
     (partial,), (full,) = (
         rows_of(path, **wanted) for path in (tables / "scores.csv", finished / "results/tables/scores.csv")
     )

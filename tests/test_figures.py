@@ -1,6 +1,7 @@
 """Figures from fabricated results: they exist in three formats, name what they show and hide nothing."""
 
 import csv
+import dataclasses
 import itertools
 import json
 import re
@@ -13,10 +14,10 @@ from matplotlib import colors, image
 from matplotlib.collections import LineCollection, PathCollection
 from matplotlib.figure import Figure
 
-from fabricated_results import fabricate, small_config
+from fabricated_results import fabricate, scored, small_config
 from neuropeft.errors import UserError
-from neuropeft.evaluate.costs import cell_folder, read_costs
-from neuropeft.evaluate.scores import collect
+from neuropeft.evaluate.costs import cell_folder, read_costs, trainable_parameters
+from neuropeft.evaluate.scores import read_scores
 from neuropeft.grid import Cell
 from neuropeft.publish.curves import curve_backbones, draw_curves
 from neuropeft.publish.figures import write_figures
@@ -28,9 +29,9 @@ from neuropeft.publish.losses import (
 )
 from neuropeft.publish.placing import place_labels
 from neuropeft.publish.reconstructions import draw_reconstructions
-from neuropeft.publish.records import trainable_parameters
 from neuropeft.publish.style import COLOURS, print_style
 from neuropeft.publish.tradeoff import draw_tradeoff
+from neuropeft.subsets import fraction, shots
 
 NAMES = (
     "figure1",
@@ -47,12 +48,13 @@ NAMES = (
 def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("fabricated") / "results"
     fabricate(small_config(), folder)
+    scored(small_config(), folder)
     return folder
 
 
 @pytest.fixture(scope="module")
 def scores(results):
-    return collect(small_config(), results, draws=0)
+    return read_scores(small_config(), results)
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +105,7 @@ def test_figures_of_results_are_written_with_their_data(results, tmp_path):
     assert len(set(dashes)) == 6
     rows = read_csv(tmp_path / "losses_finetuning.csv")
     assert len(rows) == 20 * (3 * 3 * (5 + 5 + 1) + 3 * 2 * 4 - 4)
-    cell = Cell("age", "vit_b", "mae", "lora", 25, 2)
+    cell = Cell("age", "vit_b", "mae", "lora", fraction(25), 2)
     key = dict(zip(Cell._fields, map(str, cell), strict=True))
     of_cell = [row for row in rows if key.items() <= row.items()]
     assert of_cell == [key | row for row in read_csv(cell_folder(results, cell) / "history.csv")]
@@ -116,6 +118,7 @@ def test_figures_of_results_are_written_with_their_data(results, tmp_path):
 def test_figures_of_folds(tmp_path):
     config = small_config(splits={"folds": 3})
     fabricate(config, tmp_path)
+    scored(config, tmp_path)
     write_figures(config, tmp_path, tmp_path / "figures")
     assert "n = 50 test subjects, 3 seeds, 3-fold" in (tmp_path / "figures/figure3.svg").read_text()
     assert "fold 1" in (tmp_path / "figures/losses_pretraining.svg").read_text()
@@ -133,12 +136,12 @@ def test_tradeoff_bubbles_lie_at_parameters_and_scores_with_proportional_area(sc
     figure = draw_tradeoff(small_config(), scores, trainable)
     axis = panel(figure, "ViT-B: ad on ADNI\nn = 20 test subjects, 3 seeds\n10 % of the training subjects")
     shown = {
-        (score.group.backbone, score.group.method): score
+        (score.contender.backbone, score.contender.method): score
         for score in scores
-        if (score.group.task, score.group.fraction, score.metric) == ("ad", 10, "auc")
+        if (score.contender.task, score.contender.subset, score.metric) == ("ad", fraction(10), "auc")
         and score.cohort == "ADNI"
-        and score.group.backbone in ("vit_b", "densenet121")
-        and score.group in trainable  # probes train no parameter of the backbone
+        and score.contender.backbone in ("vit_b", "densenet121")
+        and score.contender.group in trainable  # probes train no parameter of the backbone
     }
     bubbles = {}
     for collection in axis.collections:
@@ -148,8 +151,10 @@ def test_tradeoff_bubbles_lie_at_parameters_and_scores_with_proportional_area(sc
     assert len(bubbles) == len(shown) == 6
     lora, attention = (shown["vit_b", method] for method in ("lora", "attention"))
     (x, small), (_, large) = (bubbles[round(score.mean, 6)] for score in (lora, attention))
-    assert x == trainable[lora.group]
-    assert large / small == pytest.approx(trainable[attention.group] / trainable[lora.group])
+    assert x == trainable[lora.contender.group]
+    assert large / small == pytest.approx(
+        trainable[attention.contender.group] / trainable[lora.contender.group]
+    )
     groups = [lines for lines in axis.collections if isinstance(lines, LineCollection)]
     bars = [bar for lines in groups for bar in lines.get_segments()]
     low, high = lora.mean - lora.sd, lora.mean + lora.sd
@@ -185,7 +190,8 @@ def test_tradeoff_says_when_it_shows_another_fraction(scores, costs):
         next(
             score.mean
             for score in scores
-            if (score.group.backbone, score.group.method, score.group.fraction) == ("control", method, 25)
+            if (score.contender.backbone, score.contender.method, score.contender.subset)
+            == ("control", method, fraction(25))
             and (score.cohort, score.metric) == ("SimA", "mae")
         )
         for method in ("mean", "ridge_voxels")
@@ -237,16 +243,16 @@ def test_a_label_stands_nearest_to_the_mark_that_it_names():
 
 def test_curves_hold_means_over_seeds_at_each_fraction(scores, costs):
     config = small_config()
-    assert curve_backbones(config) == {"figure2": "vit_s", "figure3": "vit_b"}
-    figure = draw_curves(config, scores, costs, "figure3", "vit_b")
+    assert curve_backbones(config) == {"figure2": ["vit_s"], "figure3": ["vit_b"]}
+    figure = draw_curves(config, scores, costs, "figure3", ["vit_b"])
     axis = panel(figure, "ad on ADNI\nn = 20 test subjects, 3 seeds, 53/54 cells")
     lines = {line.get_label(): line for line in axis.get_lines()}
     full = [
         score
-        for fraction in (10, 50, 100)
+        for percent in (10, 50, 100)
         for score in scores
-        if (score.group.task, score.group.backbone, score.group.method) == ("ad", "vit_b", "full")
-        and (score.group.fraction, score.metric, score.cohort) == (fraction, "auc", "ADNI")
+        if (score.contender.task, score.contender.backbone, score.contender.method) == ("ad", "vit_b", "full")
+        and (score.contender.subset, score.metric, score.cohort) == (fraction(percent), "auc", "ADNI")
     ]
     assert list(lines["ViT-B Full fine-tune"].get_ydata()) == pytest.approx([score.mean for score in full])
     edges = {round(float(y), 6) for band in axis.collections for y in band.get_paths()[0].vertices[:, 1]}
@@ -260,9 +266,10 @@ def test_curves_hold_means_over_seeds_at_each_fraction(scores, costs):
     ]
     ridge = [
         score.mean
-        for fraction in (10, 50, 100)
+        for percent in (10, 50, 100)
         for score in scores
-        if (score.group.task, score.group.method, score.group.fraction) == ("ad", "ridge_voxels", fraction)
+        if (score.contender.task, score.contender.method, score.contender.subset)
+        == ("ad", "ridge_voxels", fraction(percent))
         and (score.metric, score.cohort) == ("auc", "ADNI")
     ]
     assert list(lines["control: linear model on voxels"].get_ydata()) == pytest.approx(ridge)
@@ -273,8 +280,25 @@ def test_curves_hold_means_over_seeds_at_each_fraction(scores, costs):
     assert len(hollow) == 1  # LoRA at 100 %: one of three seeds is missing
 
 
+def test_shots_and_fractions_share_an_axis_of_subjects(scores, costs):
+    few = {fraction(10): shots(5), fraction(50): fraction(50), fraction(100): shots(50)}
+
+    def renamed(one):
+        return dataclasses.replace(one, group=(*one.group[:4], few.get(one.subset, one.subset)))
+
+    mixed = [dataclasses.replace(score, contender=renamed(score.contender)) for score in scores]
+    of_cells = {cell._replace(subset=few.get(cell.subset, cell.subset)): cost for cell, cost in costs.items()}
+    axis = panel(draw_curves(small_config(), mixed, of_cells, "figure3", ["vit_b"]), "ad on ADNI")
+    shown = [tick.get_text() for tick in axis.get_xticklabels()]
+    assert shown == ["5 shots\n86", "50 %\n430", "50 shots\n860"]
+    assert axis.get_xlabel() == "labelled training subjects"
+    one = panel(draw_curves(small_config(), scores, costs, "figure3", ["vit_b"]), "ad on ADNI")
+    pairs = zip(one.get_lines(), axis.get_lines(), strict=True)
+    assert all(np.array_equal(a.get_ydata(), b.get_ydata(), equal_nan=True) for a, b in pairs)
+
+
 def test_a_fraction_without_seeds_is_a_gap(scores, costs):
-    figure = draw_curves(small_config(), scores, costs, "figure2", "vit_s")
+    figure = draw_curves(small_config(), scores, costs, "figure2", ["vit_s"])
     axis = panel(figure, "ad on ADNI")
     line = next(line for line in axis.get_lines() if line.get_label() == "ViT-S LayerNorm fine-tune")
     assert np.isnan(line.get_ydata()[0])
@@ -283,7 +307,7 @@ def test_a_fraction_without_seeds_is_a_gap(scores, costs):
 
 
 def test_curves_tell_methods_apart_without_colour(scores, costs):
-    figure = draw_curves(small_config(), scores, costs, "figure3", "vit_b")
+    figure = draw_curves(small_config(), scores, costs, "figure3", ["vit_b"])
     axis = panel(figure, "ad on ADNI")
     curves = [line for line in axis.get_lines() if str(line.get_label()).startswith(("ViT", "Dense"))]
     assert len({line.get_marker() for line in curves}) == len(curves) == 6
@@ -291,31 +315,15 @@ def test_curves_tell_methods_apart_without_colour(scores, costs):
     assert len(set(COLOURS)) == 6
 
 
-# What linear RGB becomes for readers who lack red-sensitive or green-sensitive cones (Machado et al. 2009).
-SEEN_WITHOUT = {
-    "red": ((0.152, 1.053, -0.205), (0.115, 0.786, 0.099), (-0.004, -0.048, 1.052)),
-    "green": ((0.367, 0.861, -0.228), (0.280, 0.673, 0.047), (-0.012, 0.043, 0.969)),
-}
-
-
-@pytest.mark.parametrize("cones", SEEN_WITHOUT)
-def test_colours_differ_for_colour_blind_readers(cones):
-    linear = np.array([colors.to_rgb(colour) for colour in COLOURS]) ** 2.2
-    seen = np.clip(linear @ np.transpose(SEEN_WITHOUT[cones]), 0, 1) ** (1 / 2.2)
-    for one, other in combinations(range(len(COLOURS)), 2):
-        # the nearest two of Matplotlib's own colours are half as far apart
-        assert np.linalg.norm(seen[one] - seen[other]) > 0.18, (COLOURS[one], COLOURS[other])
-
-
 def test_a_figure_without_content_says_so(scores, costs):
     grid = json.loads(small_config().model_dump_json())["grid"]
     one_vit = small_config(grid=grid[1:])
-    assert curve_backbones(one_vit) == {"figure2": None, "figure3": "vit_b"}
-    assert "no further ViT" in words(draw_curves(one_vit, scores, costs, "figure2", None))
+    assert curve_backbones(one_vit) == {"figure2": [], "figure3": ["vit_b"]}
+    assert "no further backbone" in words(draw_curves(one_vit, scores, costs, "figure2", []))
     grid[0]["fractions"] = grid[1]["fractions"] = [100]
     full_only = small_config(grid=grid)
-    kept = [score for score in scores if score.group.fraction == 100]
-    assert "several fractions" in words(draw_curves(full_only, kept, costs, "figure3", "vit_b"))
+    kept = [score for score in scores if score.contender.subset == fraction(100)]
+    assert "several subsets" in words(draw_curves(full_only, kept, costs, "figure3", ["vit_b"]))
 
 
 def test_loss_panels_count_cells_and_draw_every_seed(results):
@@ -325,7 +333,9 @@ def test_loss_panels_count_cells_and_draw_every_seed(results):
     assert len(axis.get_lines()) == 14 + 5  # a thin line per cell, a thick one per method
     thick = next(i for i, line in enumerate(axis.get_lines()) if line.get_label() == "Full fine-tune")
     *seeds, median = (list(line.get_ydata()) for line in axis.get_lines()[thick - 3 : thick + 1])
-    folders = [cell_folder(results, Cell("ad", "vit_b", "mae", "full", 100, seed)) for seed in (0, 1, 2)]
+    folders = [
+        cell_folder(results, Cell("ad", "vit_b", "mae", "full", fraction(100), seed)) for seed in (0, 1, 2)
+    ]
     losses = [[float(row["val_loss"]) for row in read_csv(folder / "history.csv")] for folder in folders]
     assert seeds == losses
     assert median == list(np.median(losses, axis=0))

@@ -11,6 +11,7 @@ from neuropeft.config import Splits
 from neuropeft.config.read import load_config, read_config
 from neuropeft.errors import UserError
 from neuropeft.split_names import seed_and_fold, split_name
+from neuropeft.subsets import Subset, fraction
 
 ROOT = Path(__file__).parents[1]
 
@@ -44,7 +45,7 @@ def test_with_folds_the_encoder_of_a_cohort_that_is_tested_on_is_one_per_fold(pa
     assert len(cells) == 3 * len(grid.cells(paper))
     assert {cell.split for cell in cells if cell.seed == 1} == {f"seed-1_fold-{fold}" for fold in (1, 2, 3)}
     assert grid.encoder_folds(folded, "mae_ukb") == [1, 2, 3], "age is trained on UKB here"
-    cell = grid.Cell("ad", "vit_b", "mae_ukb", "lora", 10, 1, 2)
+    cell = grid.Cell("ad", "vit_b", "mae_ukb", "lora", fraction(10), 1, 2)
     assert grid.encoder_of(folded, cell) == ("mae_ukb", "vit_b", 2)
     assert grid.encoder_of(folded, cell._replace(pretraining="none", method="scratch")) is None
     assert len(grid.encoders(folded)) == 2 * 3
@@ -107,7 +108,7 @@ def test_a_name_of_a_split_tells_seed_and_fold():
 
 
 def test_a_cells_specification_names_what_defines_it_and_nothing_else(paper):
-    cell = grid.Cell("ad", "vit_b", "mae_ukb", "lora", 10, 2)
+    cell = grid.Cell("ad", "vit_b", "mae_ukb", "lora", fraction(10), 2)
     spec = grid.cell_spec(paper, cell)
     assert spec["method"] == {
         "kind": "lora",
@@ -119,7 +120,7 @@ def test_a_cells_specification_names_what_defines_it_and_nothing_else(paper):
         "head_lr": 1.5e-4,
         "weight_decay": 0.0,
     }
-    assert (spec["fraction"], spec["seed"], spec["shuffle_labels"]) == (10, 2, False)
+    assert (spec["subset"], spec["seed"], spec["shuffle_labels"]) == ("fraction-10", 2, False)
     assert "decoder" not in spec["backbone"], "a changed decoder must not retrain cells by their parameters"
     assert spec["training"].keys() == type(paper.training).model_fields.keys(), "or a changed one is ignored"
 
@@ -212,6 +213,22 @@ def test_what_a_cohorts_input_does_not_provide_is_skipped_and_told(paper, monkey
     lines = grid.skipped(paper)
     unfit = "the backbone needs 2D, which input t1w of UKB does not provide"
     assert f"full on vit_b cannot start from mae_ukb: {unfit}" in lines
+
+
+def test_a_block_has_fractions_and_shots_and_all_data_if_neither(paper):
+    def subsets(**chosen):
+        block = paper.grid[0].model_copy(update={"fractions": None, **chosen})
+        return [
+            str(one) for one in grid.subsets_of(grid.cells(paper.model_copy(update={"grid": [block]})), "ad")
+        ]
+
+    assert subsets() == ["fraction-100"]
+    assert subsets(shots=[10, 2]) == ["shots-2", "shots-10"]
+    assert subsets(shots=[2], fractions=[100, 5]) == ["shots-2", "fraction-5", "fraction-100"]
+    for name in ("shots-2", "fraction-25"):
+        assert str(Subset.parse(name)) == name
+    with pytest.raises(UserError, match="write fraction-<percent> or shots-<number>"):
+        Subset.parse("25")
 
 
 def test_a_block_without_any_valid_cell_is_an_error(paper):

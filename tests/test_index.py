@@ -271,7 +271,7 @@ def test_subjects_who_left_a_cohort_are_told_as_long_as_their_scans_are_kept(tmp
     assert "for example sub-withdrawn;" in said
 
 
-def test_a_fraction_without_a_subject_of_each_class_is_refused(tmp_path: Path) -> None:
+def test_a_subset_without_enough_subjects_of_each_class_is_refused(tmp_path: Path) -> None:
     (tmp_path / "bids").mkdir()
     raw = simulated_config(tmp_path / "bids")
     raw["grid"][0]["fractions"] = [10, 100]
@@ -280,6 +280,9 @@ def test_a_fraction_without_a_subject_of_each_class_is_refused(tmp_path: Path) -
         prepare(load_config(raw, tmp_path), tmp_path / "results")
     raw["grid"][0]["fractions"] = [13, 100]
     prepare(load_config(raw, tmp_path), tmp_path / "results")
+    raw["grid"][0]["shots"] = [1, 5]
+    with pytest.raises(UserError, match=r"5 of each class of task 'ad' .* class \d has 4 training subjects"):
+        prepare(load_config(raw, tmp_path), tmp_path / "results")
 
 
 def test_jobs_read_what_is_published_and_a_cached_table_never_changes(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from neuropeft import layout
 from neuropeft.grid import Cell, Encoder
+from neuropeft.subsets import fraction
 from workflow_command import ROOT
 
 PLACES = {value for value in vars(layout).values() if isinstance(value, layout.Place)}
@@ -12,7 +13,7 @@ FIRST = "|".join(sorted({place.split("/")[1] for place in PLACES}))
 
 
 def test_places_are_filled_in_for_rules_and_for_python():
-    cell = Cell("ad", "vit_b", "mae", "lora", 10, 3, fold=2)
+    cell = Cell("ad", "vit_b", "mae", "lora", fraction(10), 3, fold=2)
     path = "results/cells/ad/vit_b/mae/lora/fraction-10/seed-3_fold-2"
     assert layout.CELL.of(**cell.names) == path
     assert layout.CELL.at(Path("/elsewhere"), **cell.names) == Path(path.replace("results", "/elsewhere"))

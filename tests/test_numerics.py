@@ -95,7 +95,9 @@ CHANGED: dict[str, set[str]] = {
     "evaluate/probes.py": {"probes"},
     "tasks/multilabel.py": set(),  # of a kind that no task of this configuration has
     "tasks/linear.py": {"controls", "probes", "finetune", "predict"},
-    "evaluate/bootstrap.py": {"tables", "figures"},
+    "evaluate/bootstrap.py": {"score", "tables"},
+    "evaluate/compare.py": {"tables"},
+    "publish/curves.py": {"figures"},
     "publish/score_tables.py": {"tables"},
     "publish/labels.py": {"tables", "figures"},
 }

@@ -18,6 +18,7 @@ from neuropeft.errors import UserError
 from neuropeft.files import read_tsv
 from neuropeft.grid import Cell
 from neuropeft.packs import pack_of, packs
+from neuropeft.subsets import fraction
 from neuropeft.train import finetune as finetuning
 from neuropeft.train import loop, sources
 from neuropeft.train.history import write_history
@@ -39,7 +40,7 @@ from workflow_command import TINY, write_config
 FULL = {"kind": "full"}
 SPECS = {
     "lora": tiny_cells.cell(method=tiny_cells.LORA | {"dropout": 0.1}),
-    "full half": tiny_cells.cell(method=FULL, fraction=50),
+    "full half": tiny_cells.cell(method=FULL, subset="fraction-50"),
     "shuffled": tiny_cells.cell(method=FULL, shuffle_labels=True),
     "seed 1": tiny_cells.cell(method=FULL, seed=1),
 }
@@ -76,7 +77,7 @@ def test_a_packed_cell_gives_what_it_gives_alone(folder: Path) -> None:
         assert results(folder / "state" / name) == results(folder / "alone" / name)
 
 
-CHANGED = SPECS | {"full half": tiny_cells.cell(method=FULL | {"lr": 1e-4}, fraction=50)}
+CHANGED = SPECS | {"full half": tiny_cells.cell(method=FULL | {"lr": 1e-4}, subset="fraction-50")}
 
 
 def test_trained_cells_are_kept_and_a_changed_one_is_trained_anew(
@@ -232,7 +233,7 @@ def test_an_unexpected_error_leaves_the_neighbours_trained_too(
         return make(spec, encoder) if spec["method"]["kind"] == "lora" else 1 / 0
 
     monkeypatch.setattr(finetuning, "make_model", break_full)
-    with pytest.raises(UserError, match=r"1 of 2 cells failed.*full/100/0: ZeroDivisionError"):
+    with pytest.raises(UserError, match=r"1 of 2 cells failed.*full/fraction-100/0: ZeroDivisionError"):
         train(folder, {"full half": SPECS["full half"], "lora": SPECS["lora"]})
     assert is_finished(folder / "state" / "lora")
 
@@ -246,7 +247,7 @@ def test_half_an_outcome_is_none(folder: Path) -> None:
 
 
 def test_each_cell_is_charged_its_own_memory_and_start(folder: Path) -> None:
-    big = tiny_cells.cell(method=FULL, fraction=50, training={"batch_size": 8})
+    big = tiny_cells.cell(method=FULL, subset="fraction-50", training={"batch_size": 8})
     big["backbone"] = big["backbone"] | {"width": 384, "depth": 12}
     paths = {"store": "store", "splits": "seed-0.tsv", "state": "state", "table": "pack.tsv"}
     options = [word for option, path in paths.items() for word in (f"--{option}", folder / path)]
@@ -266,10 +267,10 @@ def test_each_cell_is_charged_its_own_memory_and_start(folder: Path) -> None:
 
 CONFIG = Config.model_validate(TINY | {"cells_per_job": 4})
 GRID = [
-    Cell(task, "vit", pretraining, method, fraction, seed)
+    Cell(task, "vit", pretraining, method, fraction(percent), seed)
     for task in ("ad", "age")
     for pretraining, method in (("none", "scratch"), ("mae", "lora"), ("mae", "full"))
-    for fraction in (10, 50, 100)
+    for percent in (10, 50, 100)
     for seed in (0, 1)
 ]
 
@@ -294,7 +295,10 @@ def test_folds_share_a_pack_unless_each_has_an_encoder_of_its_own() -> None:
 
 
 def test_another_method_leaves_the_packs_of_others_as_they_are() -> None:
-    more = [*GRID, *(Cell("ad", "vit", "mae", "attention", fraction, 0) for fraction in (10, 50, 100))]
+    more = [
+        *GRID,
+        *(Cell("ad", "vit", "mae", "attention", fraction(percent), 0) for percent in (10, 50, 100)),
+    ]
     before, after = packs(CONFIG, GRID), packs(CONFIG, more)
     assert before.items() <= after.items()
     assert {pack.method for pack in after.keys() - before.keys()} == {"attention"}

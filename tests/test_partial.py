@@ -10,15 +10,16 @@ import planned
 from neuropeft.cells.status import Cells, state_folder
 from neuropeft.config.read import read_config
 from neuropeft.evaluate.partial import find_partial
-from neuropeft.evaluate.scores import prediction_file
-from neuropeft.grid import Cell, Group
+from neuropeft.evaluate.score import Entry, prediction_file
+from neuropeft.grid import Cell
 from neuropeft.records import write_record
+from neuropeft.subsets import fraction
 from neuropeft.train.state import CELL_FILES, FINISHED
 from test_status import TINY, finish_state, write
 
 CONFIG = read_config(TINY, None)
-GROUP = Group("ad", "vit_xxs", "mae", "lora", 100)
-CELLS = [Cell("ad", "vit_xxs", "mae", "lora", 100, seed) for seed in (0, 1)]
+ENTRY = Entry("cells", "ad", ("vit_xxs", "mae", "lora"), fraction(100), (0, 1))
+CELLS = [Cell("ad", "vit_xxs", "mae", "lora", fraction(100), seed) for seed in (0, 1)]
 
 
 @pytest.fixture
@@ -33,7 +34,7 @@ def results(tmp_path: Path) -> Path:
 def test_a_cell_that_was_trained_anew_is_not_shown_with_its_old_predictions(results: Path) -> None:
     def found() -> list[Path | None]:
         find = find_partial(Cells(CONFIG, results))
-        return [find(GROUP, "SimA", cell.seed, cell.fold) for cell in CELLS]
+        return [find(ENTRY, "SimA", cell.seed, cell.fold) for cell in CELLS]
 
     def predict(path: Path) -> None:
         deltas = Cells(CONFIG, results).delta_digests(CELLS[0].base)
@@ -44,7 +45,7 @@ def test_a_cell_that_was_trained_anew_is_not_shown_with_its_old_predictions(resu
         write(folder / "delta.safetensors", text)
         write_record([folder / name for name in CELL_FILES], Cells(CONFIG, results).expected(CELLS[0]))
 
-    whole, partial = (prediction_file(place, GROUP, "SimA", 0) for place in (results, results / "partial"))
+    whole, partial = (prediction_file(place, ENTRY, "SimA", 0) for place in (results, results / "partial"))
     assert found() == [None, None]
     predict(whole)
     assert found() == [whole, whole]

@@ -20,7 +20,7 @@ SOUND = {
     ("age", "mae", "factors", "full", 25): (11.0, 9.0),
     ("age", "mae", "factors", "lora", 25): (9.9, 9.0),
 }
-KEYS = ("task", "metric", "pretraining", "method", "fraction")
+KEYS = ("task", "metric", "pretraining", "method", "subset")
 
 
 def exit_status(folder: Path, changes: dict) -> int:
@@ -30,6 +30,7 @@ def exit_status(folder: Path, changes: dict) -> int:
         writer = csv.writer(stream)
         writer.writerow((*KEYS, "cohort", "mean", "ci_low"))
         for key, row in (SOUND | changes).items():
+            key = (*key[:-1], f"fraction-{key[-1]}")
             writer.writerow((*key, "SimA", *row))
             writer.writerow((*key, "SimB", -1.0, 1.0))  # what is not looked at says the opposite
     with pytest.MonkeyPatch.context() as patch:

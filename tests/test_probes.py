@@ -7,15 +7,16 @@ import torch
 from neuropeft import layout
 from neuropeft.backbones import vit
 from neuropeft.backbones.checkpoints import save_encoder
-from neuropeft.cohorts.splits import read_split, take_fraction
+from neuropeft.cohorts.splits import read_split, take_subset
 from neuropeft.errors import UserError
 from neuropeft.evaluate.predictions import RunKey, read_predictions
 from neuropeft.evaluate.probes import write_probes
 from neuropeft.evaluate.token_kernel import mean_tokens, token_kernel
 from neuropeft.files import read_tsv, write_tsv
-from neuropeft.grid import Cell, Group
+from neuropeft.grid import Cell
 from neuropeft.probe_grid import Probed, probe_folder, probe_groups, probed
 from neuropeft.probe_names import PERMUTATIONS, PERMUTED, PROBES, null_method
+from neuropeft.subsets import fraction
 from neuropeft.tasks import task_kind
 from neuropeft.tasks.linear import inner_folds
 from neuropeft.tasks.metrics import auc, pearson_r
@@ -70,7 +71,7 @@ def write_inputs(results, kind, effect=2.0):
 def run(results, kind, split, files, fractions=(100,)):
     out = probe_folder(results, Probed("t", "vit", "mae"), SPLIT)
     kind = task_kind(kind, {"binary": 2, "multiclass": 3, "regression": 0}[kind])
-    write_probes(kind, split, fractions, list(SCANS), files, out)
+    write_probes(kind, split, list(map(fraction, fractions)), list(SCANS), files, out)
     return {
         name: read_predictions(out / f"{name}.tsv", kind)
         for name in (*SCANS, *(f"{cohort}.null" for cohort in SCANS))
@@ -80,7 +81,7 @@ def run(results, kind, split, files, fractions=(100,)):
 def test_the_place_of_a_token_counts_for_the_probe_of_all_tokens_alone(tmp_path):
     runs = run(tmp_path, "binary", *write_inputs(tmp_path, "binary"))
     for cohort, side in (("home", "test"), ("away", "zero-shot")):
-        found = {probe: runs[cohort][RunKey(probe, 100, 3, side)] for probe in PROBES}
+        found = {probe: runs[cohort][RunKey(probe, fraction(100), 3, side)] for probe in PROBES}
         assert auc(found["probe_concat"].y, found["probe_concat"].score) > 0.95
         for probe in ("probe_mean", "knn"):
             assert 0.2 < auc(found[probe].y, found[probe].score) < 0.8
@@ -88,10 +89,10 @@ def test_the_place_of_a_token_counts_for_the_probe_of_all_tokens_alone(tmp_path)
 
 def test_values_are_found_and_permuted_ones_are_not(tmp_path):
     runs = run(tmp_path, "regression", *write_inputs(tmp_path, "regression"))
-    found = runs["away"][RunKey("probe_concat", 100, 3, "zero-shot")]
+    found = runs["away"][RunKey("probe_concat", fraction(100), 3, "zero-shot")]
     assert pearson_r(found.y, found.score) > 0.9
     null = [
-        runs["away.null"][RunKey(null_method("probe_concat", number), 100, 3, "zero-shot")]
+        runs["away.null"][RunKey(null_method("probe_concat", number), fraction(100), 3, "zero-shot")]
         for number in range(PERMUTATIONS)
     ]
     assert all(pearson_r(one.y, one.score) < 0.8 for one in null)
@@ -103,10 +104,10 @@ def test_random_labels_are_not_found(tmp_path):
     split, files = write_inputs(tmp_path, "binary", effect=0.0)
     runs = run(tmp_path, "binary", split, files)
     for probe in PERMUTED:
-        found = runs["away"][RunKey(probe, 100, 3, "zero-shot")]
+        found = runs["away"][RunKey(probe, fraction(100), 3, "zero-shot")]
         area = auc(found.y, found.score)
         null = [
-            runs["away.null"][RunKey(null_method(probe, number), 100, 3, "zero-shot")]
+            runs["away.null"][RunKey(null_method(probe, number), fraction(100), 3, "zero-shot")]
             for number in range(PERMUTATIONS)
         ]
         assert 0.2 < area < 0.8
@@ -117,12 +118,12 @@ def test_random_labels_are_not_found(tmp_path):
 def test_three_classes_get_a_probability_each(tmp_path):
     runs = run(tmp_path, "multiclass", *write_inputs(tmp_path, "multiclass", effect=4.0))
     for probe in PROBES:
-        found = runs["away"][RunKey(probe, 100, 3, "zero-shot")]
+        found = runs["away"][RunKey(probe, fraction(100), 3, "zero-shot")]
         assert found.score.sum(1) == pytest.approx(1, abs=1e-5)
         assert found.prior.sum() == pytest.approx(1, abs=1e-5)
-    found = runs["away"][RunKey("probe_concat", 100, 3, "zero-shot")]
+    found = runs["away"][RunKey("probe_concat", fraction(100), 3, "zero-shot")]
     assert (found.score.argmax(1) == found.y).mean() > 0.8
-    assert RunKey(null_method("probe_concat", 0), 100, 3, "test") in runs["home.null"]
+    assert RunKey(null_method("probe_concat", 0), fraction(100), 3, "test") in runs["home.null"]
 
 
 def test_every_scan_but_the_training_scans_is_predicted_at_every_fraction(tmp_path):
@@ -131,17 +132,18 @@ def test_every_scan_but_the_training_scans_is_predicted_at_every_fraction(tmp_pa
     sides = read_split(split)
     rows = read_tsv(probe_folder(tmp_path, Probed("t", "vit", "mae"), SPLIT) / "home.tsv")
     for probe in PROBES:
-        for fraction in (20, 100):
-            of_run = [row for row in rows if (row["method"], row["fraction"]) == (probe, str(fraction))]
-            validation = take_fraction(sides, fraction, "val")
+        for subset in (fraction(20), fraction(100)):
+            of_run = [row for row in rows if (row["method"], row["subset"]) == (probe, str(subset))]
+            validation = take_subset(sides, subset, task_kind("binary", 2), "val")
             assert {row["scan_id"]: row["split"] for row in of_run} == {
                 row["scan_id"]: row["side"]
                 for row in (*validation, *(row for row in sides if row["side"] == "test"))
             }
     scores = {
-        fraction: [row["score"] for row in rows if row["fraction"] == fraction] for fraction in ("20", "100")
+        subset: [row["score"] for row in rows if row["subset"] == subset]
+        for subset in ("fraction-20", "fraction-100")
     }
-    assert scores["20"] != scores["100"]
+    assert scores["fraction-20"] != scores["fraction-100"]
 
 
 def test_labels_outside_training_change_nothing(tmp_path):
@@ -241,12 +243,12 @@ def test_features_that_half_precision_cannot_hold_are_refused(store, tmp_path):
 
 def test_every_start_of_a_task_and_backbone_is_probed_beside_the_untrained_backbone():
     cells = [
-        Cell("ad", "vit", "mae", "lora", 100, 0),
-        Cell("ad", "vit", "mae", "lora", 10, 1),
-        Cell("age", "cnn", "none", "scratch", 50, 0),
+        Cell("ad", "vit", "mae", "lora", fraction(100), 0),
+        Cell("ad", "vit", "mae", "lora", fraction(10), 1),
+        Cell("age", "cnn", "none", "scratch", fraction(50), 0),
     ]
     assert probed(cells) == [("ad", "vit", "mae"), ("ad", "vit", "none"), ("age", "cnn", "none")]
     groups = probe_groups(cells)
     assert len(groups) == len(set(groups)) == len(PROBES) * (2 * 2 + 1)
-    assert Group("ad", "vit", "none", "knn", 10) in groups
-    assert Group("age", "cnn", "none", "probe_mean", 50) in groups
+    assert ("ad", "vit", "none", "knn", fraction(10)) in groups
+    assert ("age", "cnn", "none", "probe_mean", fraction(50)) in groups

@@ -107,7 +107,7 @@ def test_a_damaged_checkpoint_costs_time_but_not_exactness(store: Path, capsys) 
     "change",
     [
         lambda spec: spec["method"].update(lr=1e-3),
-        lambda spec: spec.update(fraction=50),
+        lambda spec: spec.update(subset="fraction-50"),
         lambda spec: spec["training"].update(batch_size=4),
     ],
 )
@@ -132,7 +132,7 @@ def test_the_fingerprint_sees_the_data(store: Path) -> None:
 
     plain = fingerprint(SPEC)
     assert plain == fingerprint(SPEC)
-    assert plain != fingerprint(SPEC | {"fraction": 50})
+    assert plain != fingerprint(SPEC | {"subset": "fraction-50"})
     tiny_cells.make_split(folder / "seed-0.tsv", store, validation=5)
     assert plain != fingerprint(SPEC)
     split = folder / "seed-0.tsv"

@@ -1,5 +1,6 @@
 """Splits: by subject, stratified, nested, with a fixed test side; and the leaks that checks must find."""
 
+import math
 from collections import Counter
 from pathlib import Path
 
@@ -12,11 +13,14 @@ from neuropeft.cohorts.splits import (
     read_split,
     session_key,
     split_digest,
-    take_fraction,
+    take_subset,
     write_split,
 )
 from neuropeft.errors import UserError
+from neuropeft.subsets import Subset, fraction, shots
 from neuropeft.tasks import task_kind
+
+BINARY = task_kind("binary", 2)
 
 
 def people(classes: dict[int, int], scans: int = 1) -> list[dict]:
@@ -256,9 +260,9 @@ def test_fractions_are_nested_and_take_whole_subjects() -> None:
     made = split(people({0: 31, 1: 20}, scans=3))
     n_train = len(side(made, "train"))
     smaller: set[str] = set()
-    for fraction in (1, 10, 25, 50, 75, 100):
-        taken = take_fraction(made, fraction)
-        assert len(subjects(taken)) == -(-fraction * n_train // 100)
+    for percent in (1, 10, 25, 50, 75, 100):
+        taken = take_subset(made, fraction(percent), BINARY)
+        assert len(subjects(taken)) == -(-percent * n_train // 100)
         assert len(taken) == 3 * len(subjects(taken))
         assert smaller <= subjects(taken) <= side(made, "train")
         smaller = subjects(taken)
@@ -268,20 +272,67 @@ def test_fractions_are_nested_and_take_whole_subjects() -> None:
 def test_validation_is_of_the_same_fraction_nested_and_stratified() -> None:
     made = split(people({0: 60, 1: 40}, scans=2), validation=0.2)
     smaller: set[str] = set()
-    for fraction, size in ((1, 1), (10, 2), (25, 5), (50, 10), (100, 20)):
-        taken = take_fraction(made, fraction, "val")
+    for percent, size in ((1, 1), (10, 2), (25, 5), (50, 10), (100, 20)):
+        taken = take_subset(made, fraction(percent), BINARY, "val")
         assert len(subjects(taken)) == size
         assert smaller <= subjects(taken) <= side(made, "val")
         assert size < 2 or {row["y"] for row in taken} == {0, 1}
         smaller = subjects(taken)
 
 
-def test_fraction_of_a_split_that_was_read_as_text() -> None:
+@pytest.mark.parametrize("subset", [fraction(30), shots(3)])
+def test_a_subset_of_a_split_that_was_read_as_text(subset: Subset) -> None:
     made = split(people({0: 20, 1: 20}))
     text = [{key: "n/a" if value is None else str(value) for key, value in row.items()} for row in made]
-    assert [row["scan_id"] for row in take_fraction(text, 30)] == [
-        row["scan_id"] for row in take_fraction(made, 30)
+    assert [row["scan_id"] for row in take_subset(text, subset, BINARY)] == [
+        row["scan_id"] for row in take_subset(made, subset, BINARY)
     ]
+
+
+def labelled(count: int) -> list[dict]:
+    """Rows of subjects with a common label, a rare one, both, or none."""
+    labels = ("1|0", "1|0", "0|1", "1|1", "0|0")
+    return [row | {"y": labels[i % len(labels)]} for i, row in enumerate(aged(count))]
+
+
+@pytest.mark.parametrize(
+    ("kind", "rows", "strata"),
+    [
+        ("binary", people({0: 60, 1: 30}, scans=2), 2),
+        ("regression", aged(100), 5),
+        ("multilabel", labelled(100), 3),
+    ],
+)
+def test_shots_are_the_first_subjects_of_each_stratum(kind: str, rows: list[dict], strata: int) -> None:
+    made = split(rows, kind=kind, validation=0.2)
+    spoken_for = task_kind(kind, 2)
+    order = {row["subject"]: row["order"] for row in made if row["side"] == "train"}
+    stratum = spoken_for.strata({row["subject"]: row["y"] for row in made if row["side"] == "train"})
+    smaller: dict[str, set[str]] = {"train": set(), "val": set()}
+    for number in (1, 2, 5):
+        taken = take_subset(made, shots(number), spoken_for)
+        members = subjects(taken)
+        assert Counter(stratum[subject] for subject in members) == dict.fromkeys(range(strata), number)
+        left = order.keys() - members
+        assert all(
+            order[subject] > max(order[one] for one in members if stratum[one] == stratum[subject])
+            for subject in left
+        )
+        validating = take_subset(made, shots(number), spoken_for, "val")
+        share = len(members) / len(order)
+        assert len(subjects(validating)) == math.ceil(share * len(side(made, "val"))), "as large a share"
+        for name, found in (("train", members), ("val", subjects(validating))):
+            assert smaller[name] <= found <= side(made, name)
+            smaller[name] = found
+
+
+def test_more_shots_than_a_class_has_are_refused() -> None:
+    made = split(people({0: 40, 1: 20}))
+    assert take_subset(made, shots(14), BINARY)
+    with pytest.raises(UserError, match=r"15 of each class of task 'ad' .* class 1 has 14 training"):
+        take_subset(made, shots(15), BINARY, task="ad")
+    with pytest.raises(UserError, match="class 1 has 0"):
+        take_subset([row for row in made if row["y"] == 0], shots(1), BINARY)
 
 
 def test_held_out_subjects() -> None:

@@ -23,6 +23,7 @@ from neuropeft.packs import Pack, pack_of, packs
 from neuropeft.records import write_record
 from neuropeft.status.estimate import estimate
 from neuropeft.status.screen import WIDTH, print_status
+from neuropeft.subsets import fraction
 from neuropeft.train.sources import settings_and_code
 from neuropeft.train.state import FINISHED, note_failure
 
@@ -39,7 +40,7 @@ def finish(
     config: Config, results: Path, folder: Path, cell: Cell, spec: dict | None = None, **cost: object
 ) -> None:
     """Write what training a cell leaves now, its delta no more than its name."""
-    told = {"train_seconds": 3600.0, "train_scans": cell.fraction, "device": "NVIDIA H200"} | cost
+    told = {"train_seconds": 3600.0, "train_scans": cell.subset.size, "device": "NVIDIA H200"} | cost
     texts = {"delta.safetensors": cell.path, "history.csv": "step\n", "cost.json": json.dumps(told)}
     files = [write(folder / name, text) for name, text in texts.items()]
     made_from = Cells(config, results).expected(cell)
@@ -86,7 +87,7 @@ def test_every_cell_is_counted_once(
     assert len(ad_lora) == 4
     done, failed, running, begun = ad_lora
     finish_state(config, tmp_path, done)
-    note_failure(state_folder(tmp_path, failed), "ad/vit_xxs/mae/lora/50/1: the loss\nis not finite")
+    note_failure(state_folder(tmp_path, failed), "ad/vit_xxs/mae/lora/fraction-50/1: the loss\nis not finite")
     write(state_folder(tmp_path, begun) / "checkpoint.pt")
 
     scratch = [cell for cell in cells(config) if (cell.task, cell.method) == ("ad", "scratch")]
@@ -94,7 +95,7 @@ def test_every_cell_is_counted_once(
     note_failure(state_folder(tmp_path, scratch[0]), "failed when it was to be trained anew")
     taken_over, outdated = (cell for cell in cells(config) if (cell.task, cell.method) == ("age", "lora"))
     finish(config, tmp_path, tmp_path / "cells" / taken_over.path, taken_over)
-    other = cell_spec(config, outdated) | {"fraction": 33}
+    other = cell_spec(config, outdated) | {"subset": "fraction-33"}
     finish(config, tmp_path, state_folder(tmp_path, outdated) / FINISHED, outdated, other)
 
     # this process trains one cell: another file description holds its lock, and it failed before
@@ -112,7 +113,7 @@ def test_every_cell_is_counted_once(
         "age scratch": [0, 0, 0, 2, 2],
         "all": [2, 1, 2, 5, 10],
     }
-    assert "fraction 50 %, seed 1: the loss is not finite" in text
+    assert "50 %, seed 1: the loss is not finite" in text
     assert str(log_of(tmp_path, pack_of(packs(config, cells(config)))[failed])) in text
     assert "an earlier failure" not in text
     assert "Stopped" not in text
@@ -198,7 +199,7 @@ def test_a_cell_made_from_something_else_is_not_done_whatever_the_times(
         for path in tmp_path.rglob("*"):
             os.utime(path, (60, 60))
 
-    cell = Cell("ad", "vit_xxs", "mae", "lora", 50, 0)
+    cell = Cell("ad", "vit_xxs", "mae", "lora", fraction(50), 0)
     rows = make_data(config, tmp_path)
     finish_state(config, tmp_path, cell)
     same_times()
@@ -233,7 +234,7 @@ def test_cells_of_a_fold_wait_for_its_own_encoder_and_split(
     config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folded = config.model_copy(update={"splits": Splits(folds=2)})
-    first, second = (Cell("ad", "vit_xxs", "mae", "lora", 50, 0, fold) for fold in (1, 2))
+    first, second = (Cell("ad", "vit_xxs", "mae", "lora", fraction(50), 0, fold) for fold in (1, 2))
     for cell in (first, second):
         finish_state(folded, tmp_path, cell)
     write_record([write(tmp_path / "pretraining/mae/vit_xxs/fold-2/encoder.safetensors")], {})
@@ -242,7 +243,7 @@ def test_cells_of_a_fold_wait_for_its_own_encoder_and_split(
     assert (found[first].state, found[second].state) == ("done", "missing")
     note_failure(state_folder(tmp_path, second), "too few subjects")
     text = printed(folded, tmp_path, capsys)
-    assert "fraction 50 %, seed 0, fold 2: too few subjects" in text
+    assert "50 %, seed 0, fold 2: too few subjects" in text
     assert re.search(r"^mae +vit_xxs, fold 1 +waiting$", text, flags=re.MULTILINE)
     assert re.search(r"^mae +vit_xxs, fold 2 +done", text, flags=re.MULTILINE)
     of_pack = packs(folded, found)
@@ -253,7 +254,7 @@ def test_cells_of_a_fold_wait_for_its_own_encoder_and_split(
 
 
 def test_a_cell_whose_split_would_be_another_one_by_now_is_not_done(config: Config, tmp_path: Path) -> None:
-    cell = Cell("ad", "vit_xxs", "mae", "lora", 50, 0)
+    cell = Cell("ad", "vit_xxs", "mae", "lora", fraction(50), 0)
     rows = make_data(config, tmp_path)
     finish_state(config, tmp_path, cell)
     assert standings(config, tmp_path)[cell].state == "done"
@@ -325,9 +326,9 @@ def test_time_left_follows_from_the_nearest_finished_cells(config: Config, tmp_p
         kept = {cell: one for cell, one in found.items() if one.state == "done" or cell in wanted}
         return estimate(kept).seconds
 
-    def cell(task: str, method: str, fraction: int, seed: int) -> Cell:
+    def cell(task: str, method: str, percent: int, seed: int) -> Cell:
         pretraining = "none" if method == "scratch" else "mae"
-        return Cell(task, "vit_xxs", pretraining, method, fraction, seed)
+        return Cell(task, "vit_xxs", pretraining, method, fraction(percent), seed)
 
     half, whole = cell("ad", "lora", 50, 0), cell("ad", "lora", 100, 1)
     assert seconds(whole) is None

@@ -13,6 +13,7 @@ from neuropeft.errors import UserError
 from neuropeft.evaluate.bootstrap import bootstrap_draws
 from neuropeft.evaluate.predictions import RunKey, read_predictions
 from neuropeft.files import read_tsv, write_tsv
+from neuropeft.subsets import fraction
 from neuropeft.tasks import KINDS, task_kind
 from neuropeft.tasks.base import COLUMNS, Run
 from neuropeft.tasks.linear import fit_linear
@@ -75,11 +76,11 @@ def test_targets_survive_a_split_and_a_prediction_file(kind, example, tmp_path):
 
     columns = [*kind.score_columns, *kind.prior_columns]
     table = [
-        row | dict.fromkeys(columns, 0.25) | {"fraction": 100, "seed": 0, "fold": 0, "split": "test"}
+        row | dict.fromkeys(columns, 0.25) | {"subset": "fraction-100", "seed": 0, "fold": 0, "split": "test"}
         for row in rows
     ]
     write_tsv(tmp_path / "p.tsv", table, [*COLUMNS, *columns])
-    run = read_predictions(tmp_path / "p.tsv", kind)[RunKey("", 100, 0, "test")]
+    run = read_predictions(tmp_path / "p.tsv", kind)[RunKey("", fraction(100), 0, "test")]
     np.testing.assert_array_equal(run.y, y)
     assert run.score.shape == (
         (NUMBER,) if len(kind.score_columns) == 1 else (NUMBER, len(kind.score_columns))
@@ -147,7 +148,7 @@ def test_a_cell_is_trained_and_predicted(name, kind, example, tmp_path):
         checkpoint_seconds=1e9,
     )
     predict([tmp_path / "cell" / "delta.safetensors"], [], store, [split], tmp_path / "p.tsv", "cpu")
-    tested = read_predictions(tmp_path / "p.tsv", kind)[RunKey("", 100, 0, "test")]
+    tested = read_predictions(tmp_path / "p.tsv", kind)[RunKey("", fraction(100), 0, "test")]
     assert np.isfinite(tested.score).all()
     history = tiny_cells.read_history(tmp_path / "cell")
     assert {"val_loss", "val_metric"} <= history[0].keys()

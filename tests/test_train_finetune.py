@@ -218,7 +218,7 @@ def plan_of(store: Path, **changes) -> Plan:
 
 
 def test_every_fraction_trains_for_as_many_steps(store: Path) -> None:
-    whole, part = plan_of(store), plan_of(store, fraction=25)
+    whole, part = plan_of(store), plan_of(store, subset="fraction-25")
     assert (whole.samples, part.samples) == (16, 4)
     for plan in (whole, part):
         assert (plan.steps, plan.interval, plan.warmup_steps, plan.batch_size) == (12, 4, 4, 5)
@@ -234,7 +234,7 @@ def test_few_validation_subjects_choose_nothing(store: Path) -> None:
     """Six of them in all, three at half of the labels."""
     assert plan_of(store, training={"min_validation": 6}).patience == 10
     assert plan_of(store, training={"min_validation": 7}).patience is None
-    assert plan_of(store, training={"min_validation": 6}, fraction=50).patience is None
+    assert plan_of(store, training={"min_validation": 6}, subset="fraction-50").patience is None
     spec = tiny_cells.cell(method=FULL, training={"min_validation": 7, "patience": 1})
     out = train(store, spec)
     cost, last = tiny_cells.read_cost(out), tiny_cells.read_history(out)[-1]
@@ -340,8 +340,8 @@ def test_multiclass(store: Path) -> None:
 
 
 def test_a_class_that_a_small_fraction_lacks_is_named(store: Path) -> None:
-    with pytest.raises(UserError, match=r"lora/100/0: no training scan has class 2 at this fraction"):
-        train(store, tiny_cells.cell("multiclass", fraction=10), classes=3)
+    with pytest.raises(UserError, match=r"lora/fraction-100/0: no training scan has class 2 in this subset"):
+        train(store, tiny_cells.cell("multiclass", subset="fraction-10"), classes=3)
 
 
 def test_shuffled_labels_leave_nothing_to_learn_from(store: Path) -> None:
@@ -354,7 +354,7 @@ def test_too_high_a_learning_rate_is_explained(store: Path) -> None:
     method = SCRATCH | {"lr": 1e30}
     with pytest.raises(
         UserError,
-        match=r"scratch/100/0: the \w+ loss is not finite at step 2 at peak learning rate 1e\+30; .*lower lr",
+        match=r"100/0: the \w+ loss is not finite at step 2 at peak learning rate 1e\+30; .*lower lr",
     ):
         train(store, tiny_cells.cell(method=method, training={"augment": {}}))
 

@@ -4,6 +4,8 @@ import pytest
 
 import tiny_cells
 from neuropeft.errors import UserError
+from neuropeft.subsets import fraction
+from neuropeft.tasks import task_kind
 from neuropeft.train.labels import Sides, read_sides, shuffled, stored_sessions, subject_weights
 
 
@@ -12,9 +14,9 @@ def store(tmp_path: Path) -> Path:
     return tiny_cells.make_store(tmp_path / "store", scans=40, sessions=2)
 
 
-def sides(store: Path, fraction: int = 100, **options) -> Sides:
+def sides(store: Path, percent: int = 100, **options) -> Sides:
     split = tiny_cells.make_split(store.parent / "seed-0.tsv", store, **options)
-    return read_sides(split, fraction, stored_sessions(store))
+    return read_sides(split, fraction(percent), task_kind("binary", 2), stored_sessions(store))
 
 
 def subjects(rows) -> list[str]:
@@ -51,11 +53,11 @@ def test_scans_that_are_not_stored_are_left_out(store: Path) -> None:
     split = tiny_cells.make_split(store.parent / "seed-0.tsv", store)
     sessions = stored_sessions(store)
     del sessions["sub-000_ses-1"], sessions["sub-012_ses-1"]
-    found = read_sides(split, 100, sessions)
+    found = read_sides(split, fraction(100), task_kind("binary", 2), sessions)
     assert len(found.train) == 23
     assert {row["scan_id"] for row in found.validation if row["subject"] == "sub-012"} == {"sub-012_ses-2"}
     with pytest.raises(UserError, match="none of the train scans"):
-        read_sides(split, 100, {"sub-012_ses-1": "ses-1"})
+        read_sides(split, fraction(100), task_kind("binary", 2), {"sub-012_ses-1": "ses-1"})
 
 
 def test_shuffling_permutes_targets_among_the_subjects_of_a_side(store: Path) -> None:

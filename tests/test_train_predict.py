@@ -12,10 +12,11 @@ from neuropeft.errors import UserError
 from neuropeft.files import read_tsv, write_tsv
 from neuropeft.methods.adapt import load_delta
 from neuropeft.store import open_store
+from neuropeft.subsets import fraction
 from neuropeft.train.finetune import make_model
 from neuropeft.train.predict import predict
 
-HEAD = ["fraction", "seed", "fold", "split", "scan_id", "subject", "session", "y"]
+HEAD = ["subset", "seed", "fold", "split", "scan_id", "subject", "session", "y"]
 
 
 @pytest.fixture
@@ -24,11 +25,11 @@ def store(tmp_path: Path) -> Path:
 
 
 def trained(
-    store: Path, kind: str = "binary", fraction: int = 100, seed: int = 0, **split
+    store: Path, kind: str = "binary", percent: int = 100, seed: int = 0, **split
 ) -> tuple[Path, Path]:
-    folder = store.parent / f"{kind}-{fraction}-{seed}"
+    folder = store.parent / f"{kind}-{percent}-{seed}"
     path = tiny_cells.make_split(store.parent / f"seed-{seed}.tsv", store, **split)
-    spec = tiny_cells.cell(kind, fraction=fraction, seed=seed)
+    spec = tiny_cells.cell(kind, subset=str(fraction(percent)), seed=seed)
     tiny_cells.finetune(spec, store, path, None, folder, store.parent / "state")
     return folder / "delta.safetensors", path
 
@@ -60,16 +61,20 @@ def full(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_scan_of_validation_and_test_subjects_per_delta(store: Path, monkeypatch) -> None:
     full(monkeypatch)
-    cells = [trained(store, fraction=fraction) for fraction in (50, 100)]
+    cells = [trained(store, percent=percent) for percent in (50, 100)]
     other, split = trained(store, seed=1, validation=4)
     table = predicted(store, [*(delta for delta, _ in cells), other], [cells[0][1], split])
     assert list(table[0]) == [*HEAD, "score"]
     counts = {}
     for row in table:
-        key = (row["fraction"], row["seed"], row["split"])
+        key = (row["subset"], row["seed"], row["split"])
         counts[key] = counts.get(key, 0) + 1
         assert row["session"] in ("ses-1", "ses-2")
-    sizes = {("50", "0"): 3, ("100", "0"): 6, ("100", "1"): 4}  # subjects, of two scans each
+    sizes = {
+        ("fraction-50", "0"): 3,
+        ("fraction-100", "0"): 6,
+        ("fraction-100", "1"): 4,
+    }  # subjects, of two scans each
     expected = {(*cell, "val"): 2 * size for cell, size in sizes.items()}
     expected |= {(*cell, "test"): 4 for cell in sizes}
     assert counts == expected
@@ -77,10 +82,10 @@ def test_every_scan_of_validation_and_test_subjects_per_delta(store: Path, monke
 
 def test_scores_are_probabilities_of_the_plain_forward_pass(store: Path, monkeypatch) -> None:
     full(monkeypatch)
-    cells = {fraction: trained(store, fraction=fraction) for fraction in (50, 100)}
-    table = predicted(store, [delta for delta, _ in cells.values()], [cells[100][1]])
-    for fraction, (delta, _) in cells.items():
-        rows = [row for row in table if row["fraction"] == str(fraction)]
+    cells = {f"fraction-{percent}": trained(store, percent=percent) for percent in (50, 100)}
+    table = predicted(store, [delta for delta, _ in cells.values()], [cells["fraction-100"][1]])
+    for subset, (delta, _) in cells.items():
+        rows = [row for row in table if row["subset"] == subset]
         outputs = outputs_of(store, delta, "binary", [row["scan_id"] for row in rows])
         outputs += json.loads(read_tensors(delta)[1]["offset"])[0]
         scores = [float(row["score"]) for row in rows]

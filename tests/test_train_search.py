@@ -8,6 +8,7 @@ import tiny_cells
 from neuropeft.errors import UserError
 from neuropeft.files import read_tsv, write_tsv
 from neuropeft.grid import Cell, searched
+from neuropeft.subsets import fraction
 from neuropeft.train.pack import finetune_pack
 from neuropeft.train.search import COLUMNS, candidates, search
 from neuropeft.train.sources import chosen_rates
@@ -158,9 +159,9 @@ def test_a_table_that_does_not_choose_one_row_is_refused(tmp_path: Path, chosen:
 
 def test_of_each_fold_the_cell_of_most_data_and_the_first_seed_is_searched() -> None:
     some = [
-        Cell("ad", "vit", "mae", "lora", fraction, seed, fold)
-        for fraction in (10, 100, 50)
+        Cell("ad", "vit", "mae", "lora", fraction(percent), seed, fold)
+        for percent in (10, 100, 50)
         for seed in (3, 1, 2)
         for fold in (2, 1)
     ]
-    assert searched(some) == [Cell("ad", "vit", "mae", "lora", 100, 1, fold) for fold in (1, 2)]
+    assert searched(some) == [Cell("ad", "vit", "mae", "lora", fraction(100), 1, fold) for fold in (1, 2)]

@@ -125,12 +125,12 @@ def cell(kind: str = "binary", method: dict[str, Any] = LORA, **changes: Any) ->
         "compile": False,
     } | changes.pop("training", {})
     spec = {
-        "cell": f"simulated/tiny/none/{method['kind']}/100/0",
+        "cell": f"simulated/tiny/none/{method['kind']}/fraction-100/0",
         "task": {"name": "simulated", "kind": kind, "size": TASKS[kind][0]},
         "backbone": BACKBONE,
         "method": {"lr": 3e-3, "head_lr": None, "weight_decay": 1e-4, **method},
         "training": training,
-        "fraction": 100,
+        "subset": "fraction-100",
         "seed": 0,
         "fold": 0,
         "shuffle_labels": False,

@@ -8,6 +8,7 @@ from pathlib import Path
 from neuropeft import verbs
 from neuropeft.errors import FAULTS, UserError, fault
 from neuropeft.layout import RESULTS
+from neuropeft.subsets import Subset
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -199,15 +200,19 @@ def _add_evaluation(verb: Verb) -> None:
     _add_task_kind(controls)
     controls.add_argument("--targets", nargs="+", required=True, help="columns that are predicted")
     _paths(controls, "--split", "--out")
-    controls.add_argument("--fractions", type=int, nargs="+", required=True)
+    controls.add_argument("--subsets", type=Subset.parse, nargs="+", required=True)
     controls.add_argument("--cohorts", nargs="+", required=True)
 
     probes = verb("probes", verbs.probes)
     _add_task_kind(probes)
     _paths(probes, "--split", "--out")
-    probes.add_argument("--fractions", nargs="+", type=int, required=True)
+    probes.add_argument("--subsets", type=Subset.parse, nargs="+", required=True)
     probes.add_argument("--cohorts", nargs="+", required=True)
     _path_lists(probes, "--features")
+
+    score = verb("score", verbs.score)
+    score.add_argument("--spec", required=True)
+    _paths(score, "--table", "--draws")
 
     tables = verb("tables", verbs.tables)
     tables.add_argument("--config-json", required=True)

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -10,35 +9,26 @@ from neuropeft import layout
 from neuropeft.config import Block, Config
 from neuropeft.errors import UserError
 from neuropeft.split_names import fold_part, split_name
+from neuropeft.subsets import WHOLE, Subset, fraction, shots
 
 NO_PRETRAINING = "none"
 
 Base = tuple[str, str, str, str]  # task, backbone, pretraining, method
-
-
-@dataclass(frozen=True, order=True)
-class Group:
-    """The cells that differ in seed and fold only, or one control of a task (backbone `control`)."""
-
-    task: str
-    backbone: str
-    pretraining: str
-    method: str
-    fraction: int
+Group = tuple[str, str, str, str, Subset]  # what cells share that differ in seed and fold only
 
 
 class Cell(NamedTuple):
     """The unit of fine-tuning.
 
-    `fraction` is in percent of the training and of the validation subjects; `fold` is the one that is tested
-    on, from 1, or 0 where all seeds share a fixed test side.
+    `subset` is how much of the training and of the validation subjects it learns from; `fold` is the one that
+    is tested on, from 1, or 0 where all seeds share a fixed test side.
     """
 
     task: str
     backbone: str
     pretraining: str
     method: str
-    fraction: int
+    subset: Subset
     seed: int
     fold: int = 0
 
@@ -50,7 +40,7 @@ class Cell(NamedTuple):
     @property
     def group(self) -> Group:
         """The group of cells that differ from it in seed and fold only."""
-        return Group(*self[:5])
+        return self[:5]
 
     @property
     def split(self) -> str:
@@ -100,9 +90,14 @@ def cells(config: Config) -> list[Cell]:
                 "`backbones`, `tasks` or `pretraining`"
             )
         folds = config.splits.fold_numbers
-        rest = product(bases, block.fractions, block.seeds, folds)
-        found |= {Cell(*base, fraction, seed, fold) for base, fraction, seed, fold in rest}
+        rest = product(bases, _subsets(block), block.seeds, folds)
+        found |= {Cell(*base, subset, seed, fold) for base, subset, seed, fold in rest}
     return sorted(found)
+
+
+def _subsets(block: Block) -> list[Subset]:
+    some = [*map(shots, block.shots), *map(fraction, block.fractions or [])]
+    return some or [WHOLE]
 
 
 def skipped(config: Config) -> list[str]:
@@ -251,9 +246,9 @@ def splits_of(some: Iterable[Cell]) -> list[str]:
     return [split_name(*pair) for pair in sorted({(cell.seed, cell.fold) for cell in some})]
 
 
-def fractions_of(all_cells: Iterable[Cell], task: str) -> list[int]:
-    """Return the fractions that a task is run with, in percent."""
-    return sorted({cell.fraction for cell in all_cells if cell.task == task})
+def subsets_of(all_cells: Iterable[Cell], task: str) -> list[Subset]:
+    """Return the subsets that a task is run with: shots, then fractions, by size."""
+    return sorted({cell.subset for cell in all_cells if cell.task == task})
 
 
 def backbone_spec(config: Config, backbone: str) -> dict[str, Any]:
@@ -273,7 +268,7 @@ def cell_spec(config: Config, cell: Cell) -> dict[str, Any]:
         "shuffle_labels": method.pop("shuffle_labels"),
         "method": method,
         "training": config.training.model_dump(mode="json"),
-        "fraction": cell.fraction,
+        "subset": str(cell.subset),
         "seed": cell.seed,
         "fold": cell.fold,
     }
@@ -282,8 +277,8 @@ def cell_spec(config: Config, cell: Cell) -> dict[str, Any]:
 def searched(some: Iterable[Cell]) -> list[Cell]:
     """Return the cell of each fold to try learning rates with: of most data, the first seed."""
     of_fold: dict[int, Cell] = {}
-    for cell in sorted(some, key=lambda cell: (cell.fold, -cell.fraction, cell.seed)):
-        of_fold.setdefault(cell.fold, cell)
+    for cell in sorted(some, key=lambda cell: (cell.fold, cell.subset, -cell.seed)):
+        of_fold[cell.fold] = cell
     return list(of_fold.values())
 
 

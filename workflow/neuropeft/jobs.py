@@ -12,6 +12,7 @@ from typing import Any
 
 from neuropeft import (
     backbones,
+    contenders,
     grid,
     inputs,
     layout,
@@ -31,6 +32,7 @@ from neuropeft.grid import Base, Cell
 from neuropeft.packs import Pack, pack_of, packs
 from neuropeft.probe_grid import Probed
 from neuropeft.split_names import fold_in, fold_part, seed_and_fold, split_name
+from neuropeft.subsets import Subset
 
 
 def base_of(wildcards: Any) -> Base:
@@ -54,6 +56,7 @@ class Jobs:
         simulated: those of them whose scans are simulated.
         synthetic: those of them that are painted.
         tasks: the tasks of the grid.
+        scored: the contenders that are scored together, by the name of what they share.
     """
 
     def __init__(self, config: Config, results: Path, tables: Tables | None = None) -> None:
@@ -71,6 +74,7 @@ class Jobs:
         self.synthetic = grid.synthetic_cohorts(config)
         self.simulated = [name for name in self.cohorts if config.cohorts[name].simulated is not None]
         self.tasks = grid.used_tasks(config)
+        self.scored = contenders.scored_together(config)
 
     def train_labels(self, task: str) -> str:
         """Return the labels of a task in its training cohort."""
@@ -131,7 +135,7 @@ class Jobs:
 
     def cell_of(self, wildcards: Any) -> Cell:
         """Return the cell that wildcards name."""
-        return Cell(*base_of(wildcards), int(wildcards.fraction), *seed_and_fold(wildcards.split))
+        return Cell(*base_of(wildcards), Subset.parse(wildcards.subset), *seed_and_fold(wildcards.split))
 
     def pack_encoder(self, wildcards: Any) -> list[str]:
         """Return the pretrained encoder that a pack's cells start from, if they start from one."""
@@ -327,13 +331,31 @@ class Jobs:
             ]
         return reports
 
+    def predictions_scored(self, wildcards: Any) -> list[str]:
+        """Return the predictions of the contenders that are scored together."""
+        first = self.scored[wildcards.scored][0]
+        if first.sort == "cells":
+            names = dict(zip(grid.Cell._fields, first.group, strict=False))
+            return [layout.PREDICTIONS.of(**names, cohort=cohort) for cohort in self.task_cohorts(first.task)]
+        if first.sort == "probes":
+            one = Probed(*first.group[:3])
+            return [layout.PROBES.of(**one._asdict(), split=split) for split in self.splits(first.task)]
+        return [layout.CONTROLS.of(task=first.task, split=split) for split in self.splits(first.task)]
+
+    def score_spec(self, wildcards: Any) -> str:
+        """Return what the scores of contenders that are scored together depend on, as JSON."""
+        return json.dumps(contenders.score_spec(self.config, self.scored[wildcards.scored]), sort_keys=True)
+
+    def score_code(self, wildcards: Any) -> str:
+        """Return the version of the code that scores contenders of a task."""
+        kind = self.config.tasks[self.scored[wildcards.scored][0].task].kind
+        return numerics.version("evaluate.score", tasks.module_of(kind))
+
     @cache  # noqa: B019 (there is one, as long as the workflow)
     def result_files(self, wildcards: Any) -> list[str]:
-        """Return everything that tables and figures derive from."""
-        predictions = [
-            layout.PREDICTIONS.of(**cell.names, cohort=cohort)
-            for cell in self.table
-            for cohort in self.task_cohorts(cell.task)
+        """Return everything that tables and figures derive from: scores, costs, histories and cohorts."""
+        scores = [
+            place.of(scored=scored) for scored in self.scored for place in (layout.SCORES, layout.SCORE_DRAWS)
         ]
         trained = [place.of(**cell.names) for cell in self.table for place in (layout.COST, layout.HISTORY)]
         trained += [
@@ -341,10 +363,6 @@ class Jobs:
             for encoder in grid.encoders(self.config)
             for place in (layout.PRETRAINING_COST, layout.PRETRAINING_HISTORY)
         ]
-        of_task = [(task, split) for task in self.tasks for split in self.splits(task)]
-        controls = [layout.CONTROLS.of(task=task, split=split) for task, split in of_task]
-        controls += [str(probe_grid.probe_folder(self.results, *job)) for job in self.probed_splits()]
-        labels = [table for task in self.tasks for table in self.task_labels(task)]
         stores = [self.stored_scans(cohort) for cohort in self.cohorts]
         stores += [layout.SUBJECTS.of(cohort=cohort) for cohort in self.scanned]
-        return list(dict.fromkeys([*predictions, *trained, *controls, *labels, *stores]))
+        return [*scores, *trained, *stores]

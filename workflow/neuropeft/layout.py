@@ -70,7 +70,7 @@ PRETRAINING_STATE = Place(f"_state/pretraining/{ENCODER_PATH}")
 SEARCH = Place("search/{task}/{backbone}/{pretraining}/{method}{fold_part}.tsv")
 SEARCH_STATE = Place("_state/search")
 PACK = Place("packs/{task}/{backbone}/{pretraining}/{method}/{pack}.tsv")
-CELL_PATH = "{task}/{backbone}/{pretraining}/{method}/fraction-{fraction}/{split}"
+CELL_PATH = "{task}/{backbone}/{pretraining}/{method}/{subset}/{split}"
 CELL = Place(f"cells/{CELL_PATH}")
 DELTA = Place(f"cells/{CELL_PATH}/delta.safetensors")
 HISTORY = Place(f"cells/{CELL_PATH}/history.csv")
@@ -85,10 +85,13 @@ CONTROLS = Place("controls/{task}/{split}")
 FEATURES = Place("features/{pretraining}/{backbone}{fold_part}/{cohort}.npy")
 PROBES = Place("probes/{task}/{backbone}/{pretraining}/{split}")
 
+SCORES = Place("scores/{scored}.tsv")  # of contenders that are predicted together
+SCORE_DRAWS = Place("scores/{scored}.npy")
+
 # -- what is published --
 TABLES = Place("tables")
 PARAMETER_COUNTS = Place("tables/parameter_counts.csv")
-SCORES = Place("tables/scores.csv")
+SCORE_TABLE = Place("tables/scores.csv")
 FIGURES = Place("figures")
 TABLE = Place("tables/{name}")
 FIGURE = Place("figures/{name}")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from neuropeft import layout
-from neuropeft.grid import NO_PRETRAINING, Cell, Group, fractions_of
+from neuropeft.grid import NO_PRETRAINING, Cell, Group, subsets_of
 from neuropeft.probe_names import PROBES
 
 
@@ -30,19 +30,14 @@ def probed(cells: Iterable[Cell]) -> list[Probed]:
 
 
 def probe_groups(cells: Iterable[Cell]) -> list[Group]:
-    """Return the groups of all probes of some cells: each at every fraction that its task's cells use."""
+    """Return the groups of all probes of some cells: each at every subset that its task's cells use."""
     cells = list(cells)
     return [
-        Group(*one, probe, fraction)
+        (*one, probe, subset)
         for one in probed(cells)
         for probe in PROBES
-        for fraction in fractions_of(cells, one.task)
+        for subset in subsets_of(cells, one.task)
     ]
-
-
-def is_probe(group: Group) -> bool:
-    """Whether a group is a probe, on permuted targets too; no method may have a probe's name."""
-    return group.method.partition("/")[0] in PROBES
 
 
 # -- files -----------------------------------------------------------------------------------------
@@ -51,9 +46,3 @@ def is_probe(group: Group) -> bool:
 def probe_folder(results: Path, one: Probed, split: str) -> Path:
     """Return the folder of the predictions of all probes on an encoder, fitted on a split."""
     return layout.PROBES.at(results, **one._asdict(), split=split)
-
-
-def probe_file(results: Path, group: Group, split: str, cohort: str) -> Path:
-    """Return the file of a probe's predictions on a cohort."""
-    one = Probed(group.task, group.backbone, group.pretraining)
-    return probe_folder(results, one, split) / f"{cohort}.tsv"

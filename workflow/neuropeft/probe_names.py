@@ -2,8 +2,12 @@
 
 from pathlib import Path
 
-# Linear on the mean of a scan's tokens; linear on all its tokens; nearest neighbours on the mean.
-PROBES = ("probe_mean", "probe_concat", "knn")
+# What tables and figures call them; nearest neighbours are those by the mean of a scan's tokens.
+PROBES = {
+    "probe_mean": "linear probe, mean-pooled tokens",
+    "probe_concat": "linear probe, all tokens",
+    "knn": "k-NN",
+}
 PERMUTED = ("probe_mean", "probe_concat")  # those that are also fitted on permuted targets
 PERMUTATIONS = 20  # so that p is at least 1/21
 

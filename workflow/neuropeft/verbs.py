@@ -297,7 +297,7 @@ def controls(options: argparse.Namespace) -> None:
         _task_kind(options),
         options.targets,
         options.split,
-        options.fractions,
+        options.subsets,
         options.cohorts,
         options.out,
     )
@@ -310,11 +310,18 @@ def probes(options: argparse.Namespace) -> None:
     write_probes(
         _task_kind(options),
         options.split,
-        options.fractions,
+        options.subsets,
         options.cohorts,
         options.features,
         options.out,
     )
+
+
+def score(options: argparse.Namespace) -> None:
+    """Score contenders that are predicted together."""
+    from neuropeft.evaluate.score import score
+
+    score(json.loads(options.spec), RESULTS, options.table, options.draws)
 
 
 def tables(options: argparse.Namespace) -> None:

@@ -17,6 +17,7 @@ from neuropeft.errors import UserError
 from neuropeft.jobs import Jobs
 from neuropeft.partial_jobs import PartialJobs
 from neuropeft.split_names import FOLD_PART, SPLIT_PATTERN, seed_and_fold, split_name
+from neuropeft.subsets import SUBSET_PATTERN
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 from snakemake.settings.types import DeploymentMethod
@@ -95,7 +96,7 @@ wildcard_constraints:
     backbone="|".join(CONFIG.backbones),
     pretraining="|".join([*CONFIG.pretraining, grid.NO_PRETRAINING]),
     method="|".join(CONFIG.methods),
-    fraction=r"\d+",
+    subset=SUBSET_PATTERN,
     split=SPLIT_PATTERN,
     fold_part=FOLD_PART,  # of an encoder: nothing where one serves all folds
 

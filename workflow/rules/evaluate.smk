@@ -1,4 +1,4 @@
-# Predictions on the tasks' own cohorts and on zero-shot cohorts, and the controls beside them.
+# Predictions on the tasks' own cohorts and on zero-shot cohorts, the controls beside them, and the scores of all.
 
 
 rule predict:
@@ -49,10 +49,35 @@ rule controls:
         code=lambda wildcards: JOBS.code("evaluate.controls", wildcards, "task"),
         kind=lambda wildcards: JOBS.task_kind_arguments(wildcards.task),
         targets=lambda wildcards: list(CONFIG.tasks[wildcards.task].target_columns.values()),
-        fractions=lambda wildcards: grid.fractions_of(JOBS.table, wildcards.task),
+        subsets=lambda wildcards: grid.subsets_of(JOBS.table, wildcards.task),
         cohorts=lambda wildcards: JOBS.task_cohorts(wildcards.task),
     message:
         "Fitting the controls of task {wildcards.task} ({wildcards.split})"
     shell:
         "python -m neuropeft controls {params.kind} --targets {params.targets:q} --split {input.split}"
-        " --fractions {params.fractions} --cohorts {params.cohorts} --out {output} > {log} 2>&1"
+        " --subsets {params.subsets} --cohorts {params.cohorts} --out {output} > {log} 2>&1"
+
+
+# Once for all that is published: what contenders are predicted together is scored together, with its bootstrap draws.
+rule score:
+    input:
+        JOBS.predictions_scored,
+    output:
+        table=layout.SCORES,
+        draws=layout.SCORE_DRAWS,
+    log:
+        "results/logs/score/{scored}.log",
+    wildcard_constraints:
+        scored=r"(cells|probes|controls)/.+",
+    conda:
+        "../../envs/report.yaml"
+    resources:
+        mem_mb=lambda wildcards, attempt: 4000 * attempt,
+        runtime=lambda wildcards, attempt: 60 * attempt,
+    params:
+        code=JOBS.score_code,
+        spec=JOBS.score_spec,
+    message:
+        "Scoring {wildcards.scored}"
+    shell:
+        "python -m neuropeft score --spec {params.spec:q} --table {output.table} --draws {output.draws} > {log} 2>&1"

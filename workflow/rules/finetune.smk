@@ -1,4 +1,4 @@
-# Adapt a backbone to a task by a method, with a fraction of the data, a seed and a fold: a cell. One job trains a pack of
+# Adapt a backbone to a task by a method, with a subset of the data, a seed and a fold: a cell. One job trains a pack of
 # cells, which share volumes and base weights; what it has trained it keeps, whatever becomes of the others.
 
 
@@ -84,7 +84,7 @@ rule cell:
         history=layout.HISTORY,
         cost=layout.COST,
     log:
-        "results/logs/cell/{task}/{backbone}/{pretraining}/{method}/fraction-{fraction}/{split}.log",
+        "results/logs/cell/{task}/{backbone}/{pretraining}/{method}/{subset}/{split}.log",
     localrule: True
     conda:
         "../../envs/torch.yaml"
@@ -94,7 +94,7 @@ rule cell:
         sources=lambda wildcards: JOBS.cell_sources(JOBS.cell_of(wildcards)),
     message:
         "Taking over {wildcards.task}/{wildcards.backbone}/{wildcards.pretraining}/{wildcards.method}"
-        " (fraction {wildcards.fraction} %, {wildcards.split})"
+        " ({wildcards.subset}, {wildcards.split})"
     shell:
         "python -m neuropeft take-cell --spec {params.spec:q} --state {params.state} {params.sources}"
         " --out $(dirname {output.delta}) > {log} 2>&1"

@@ -48,12 +48,12 @@ rule probes:
     params:
         code=lambda wildcards: JOBS.code("evaluate.probes", wildcards, "task"),
         kind=lambda wildcards: JOBS.task_kind_arguments(wildcards.task),
-        fractions=lambda wildcards: grid.fractions_of(JOBS.table, wildcards.task),
+        subsets=lambda wildcards: grid.subsets_of(JOBS.table, wildcards.task),
         cohorts=lambda wildcards: JOBS.task_cohorts(wildcards.task),
     message:
         "Fitting probes of {wildcards.backbone} (start {wildcards.pretraining}) on {wildcards.task}"
         " ({wildcards.split})"
     shell:
         "python -m neuropeft probes {params.kind} --split {input.split}"
-        " --fractions {params.fractions} --cohorts {params.cohorts} --features {input.features}"
+        " --subsets {params.subsets} --cohorts {params.cohorts} --features {input.features}"
         " --out {output} > {log} 2>&1"

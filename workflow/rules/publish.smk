@@ -1,4 +1,4 @@
-# Tables and figures: everything here derives from stored predictions and costs.
+# Tables and figures: everything here derives from stored scores and costs.
 
 TABLE_NAMES = [
     *(f"table{number}.{kind}" for number in (1, 2, 3, 4) for kind in ("csv", "md", "tex")),

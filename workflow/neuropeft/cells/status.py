@@ -157,7 +157,7 @@ class Cells:
         if not self.split_is_current(cell.task, cell.seed, cell.fold):
             return {"split": "another one by now"}
         try:
-            return data_sources(split, scans, cell.fraction)
+            return data_sources(split, scans, cell.subset, kind_of(self.config.tasks[cell.task]))
         except (UserError, KeyError):  # the job that reads them says so
             return {}
 

@@ -16,11 +16,11 @@ from neuropeft.cohorts.chunks import by_chunk
 from neuropeft.cohorts.index import Scan, index_cohort, index_row, write_index
 from neuropeft.cohorts.labels import TASK_COLUMNS, Row, task_rows
 from neuropeft.cohorts.readers import label_source
-from neuropeft.cohorts.splits import TRAIN, fraction_size, make_split
+from neuropeft.cohorts.splits import TRAIN, make_split, take_subset
 from neuropeft.config import Config
 from neuropeft.errors import UserError
 from neuropeft.files import atomic_path, format_tsv
-from neuropeft.grid import cells, scanned_cohorts, used_tasks
+from neuropeft.grid import cells, scanned_cohorts, subsets_of, used_tasks
 from neuropeft.tasks import kind_of
 from neuropeft.tasks.values import OLDEST, age_in_years, is_missing, normal_sex
 
@@ -93,7 +93,7 @@ def prepare(config: Config, results: Path) -> Tables:
         for cohort in (task.train, *task.zero_shot):
             source = label_source(cohort, config.cohorts[cohort])
             labels[name, cohort] = task_rows(name, task, cohort, indexes[cohort], source)
-        _check_fractions(config, name, labels[name, task.train])
+        _check_subsets(config, name, labels[name, task.train])
     _check_cohorts_apart(config, indexes, labels)
     texts = {
         layout.LABELS.at(results, task=name, cohort=cohort): format_tsv(rows, TASK_COLUMNS)
@@ -171,20 +171,23 @@ def _check_one_subject_per_file(cohort: str, scans: Sequence[Scan]) -> None:
             )
 
 
-def _check_fractions(config: Config, name: str, rows: Sequence[Row]) -> None:
-    """Check that the smallest fraction of a task has a subject of each class, which any first ones have."""
+def _check_subsets(config: Config, name: str, rows: Sequence[Row]) -> None:
+    """Check that the subsets of a task have a subject of each class, and as many as there are shots."""
     task, shares = config.tasks[name], config.splits
-    kind = kind_of(task)
-    fold = shares.fold_numbers[0]  # no other one tests more subjects
-    split = make_split(rows, 0, shares.test_share, shares.validation, kind, name, fold, shares.folds or 0)
-    subjects = len({row["subject"] for row in split if row["side"] == TRAIN})
-    fraction = min(cell.fraction for cell in cells(config) if cell.task == name)
-    taken, needed = fraction_size(fraction, subjects), kind.size if kind.every_stratum else 1
-    if taken < needed:
-        raise UserError(
-            f"`grid.fractions`: {fraction} % of the {subjects} training subjects of task {name} are {taken}, "
-            f"but training needs {needed}; give at least {100 * (needed - 1) // subjects + 1}"
-        )
+    kind, subsets = kind_of(task), subsets_of(cells(config), name)
+    # No other fold tests more subjects than the first, but one may test more of a class.
+    for fold in shares.fold_numbers[:1] if subsets[0].of_all else shares.fold_numbers:
+        split = make_split(rows, 0, shares.test_share, shares.validation, kind, name, fold, shares.folds or 0)
+        for subset in subsets:
+            taken = len({row["subject"] for row in take_subset(split, subset, kind, TRAIN, name)})
+            needed = kind.size if kind.every_stratum else 1
+            if taken < needed:
+                subjects = len({row["subject"] for row in split if row["side"] == TRAIN})
+                raise UserError(
+                    f"`grid.fractions`: {subset.size} % of the {subjects} training subjects of task {name} "
+                    f"are {taken}, but training needs {needed}; give at least "
+                    f"{100 * (needed - 1) // subjects + 1}"
+                )
 
 
 def _check_cohorts_apart(config: Config, indexes: Indexes, labels: Labels) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from neuropeft.cohorts.folds import deal_folds
 from neuropeft.errors import UserError
 from neuropeft.files import MISSING, read_tsv, write_tsv
+from neuropeft.subsets import Subset
 from neuropeft.tasks.values import SEVERAL
 
 if TYPE_CHECKING:
@@ -182,19 +183,54 @@ def fraction_size(fraction: int, subjects: int) -> int:
     return -(-fraction * subjects // 100)
 
 
-def take_fraction(rows: Sequence[Row], fraction: int, side: str = TRAIN) -> list[dict[str, Any]]:
-    """Return the rows of the first `fraction` percent of the subjects of a side.
+def take_subset(
+    rows: Sequence[Row], subset: Subset, kind: "TaskKind", side: str = TRAIN, task: str = ""
+) -> list[dict[str, Any]]:
+    """Return the rows of a part of the subjects of a side; all scans of a subject come along.
 
-    Who has labels of 10 % of the subjects has those of 10 % for validation, too.
+    A percentage is the first subjects in the order of the side; shots are the first ones of each stratum in
+    the order of training, so larger subsets of either sort hold the smaller ones. Who has labels of a tenth
+    of the training subjects has those of a tenth for validation, too.
 
     Args:
-        rows: rows of a split.
-        fraction: percent of the subjects, 1 to 100, at least one; all scans of a subject come along.
+        rows: rows of a split, of its training and its validation subjects at least.
+        subset: how much; at least one subject.
+        kind: what is predicted; it says what strata are.
         side: `train` or `val`.
+        task: name of the task, for errors.
+
+    Raises:
+        UserError: a stratum has fewer training subjects than shots are wanted.
     """
     of_side = [dict(row) for row in rows if row["side"] == side]
-    size = fraction_size(fraction, len({row["subject"] for row in of_side}))
+    subjects = len({row["subject"] for row in of_side})
+    if subset.of_all:
+        size = fraction_size(subset.size, subjects)
+    else:
+        training = [row for row in rows if row["side"] == TRAIN]
+        chosen = _shots(training, subset.size, kind, task)
+        if side == TRAIN:
+            return [row for row in of_side if row["subject"] in chosen]
+        size = -(-len(chosen) * subjects // len({row["subject"] for row in training}))
     return [row for row in of_side if int(row["order"]) < size]
+
+
+def _shots(training: Sequence[Row], shots: int, kind: "TaskKind", task: str) -> set[str]:
+    """Return the first subjects of each stratum of the training targets."""
+    target: dict[str, Any] = {}
+    for row in sorted(training, key=lambda row: (int(row["order"]), row["scan_id"])):
+        target.setdefault(row["subject"], row["y"])
+    members: dict[int, list[str]] = {number: [] for number in range(kind.size * kind.every_stratum)}
+    stratum = kind.strata(target)
+    for subject in target:
+        members.setdefault(stratum[subject], []).append(subject)
+    for number, subjects in sorted(members.items()):
+        if len(subjects) < shots:
+            raise UserError(
+                f"`grid.shots`: {shots} of each {kind.stratum} of task {task!r} are wanted, but "
+                f"{kind.stratum} {number} has {len(subjects)} training subjects; give at most that many"
+            )
+    return {subject for subjects in members.values() for subject in subjects[:shots]}
 
 
 def held_out_subjects(splits: Iterable[Sequence[Row]]) -> set[str]:

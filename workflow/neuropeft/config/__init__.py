@@ -4,8 +4,10 @@ Every model forbids unknown keys, and what a validator says names the key and wh
 """
 
 from neuropeft.config.backbones import Backbone, ViT
+from neuropeft.config.base import label_of_kind
 from neuropeft.config.cohorts import Cohort, Simulated
 from neuropeft.config.grid import Block
+from neuropeft.config.methods import Method
 from neuropeft.config.pretraining import ImportedWeights, MaskedAutoencoder, Trained
 from neuropeft.config.root import Config
 from neuropeft.config.tasks import (
@@ -26,6 +28,7 @@ __all__ = [
     "Config",
     "ImportedWeights",
     "MaskedAutoencoder",
+    "Method",
     "MulticlassTask",
     "MultilabelTask",
     "RegressionTask",
@@ -35,4 +38,5 @@ __all__ = [
     "Trained",
     "Training",
     "ViT",
+    "label_of_kind",
 ]

@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from neuropeft.config.base import Model
+from neuropeft.config.base import Kind, Model
 
 
 class Decoder(Model):
@@ -15,7 +15,7 @@ class Decoder(Model):
     heads: int = Field(ge=1, description="attention heads")
 
 
-class _Backbone(Model):
+class _Backbone(Kind):
     """What all backbones share.
 
     Attributes:
@@ -26,6 +26,12 @@ class _Backbone(Model):
 
     provides: ClassVar[frozenset[str]]
     needs: ClassVar[frozenset[str]] = frozenset({"3D", "one channel"})
+
+    @classmethod
+    def label_of(cls, name: str) -> str:
+        """Return what tables call a backbone of a name: what follows its kind is its size, `vit_b` ViT-B."""
+        _, is_sized, size = name.partition(f"{cls.kind_name()}_")
+        return f"{cls.label}-{size.upper()}" if is_sized and size else super().label_of(name)
 
     def check_size(self, key: str, size: int) -> None:
         """Raise `ValueError`, which names the backbone by `key`, unless it takes cubes of edge `size`."""
@@ -38,6 +44,7 @@ class _Backbone(Model):
 class ViT(_Backbone):
     """A 3D vision transformer."""
 
+    label: ClassVar[str] = "ViT"
     provides: ClassVar[frozenset[str]] = frozenset(
         {"tokens", "attention", "mlp", "linear", "layernorm", "bias"}
     )
@@ -84,6 +91,7 @@ class ViT(_Backbone):
 class DenseNet121(_Backbone):
     """MONAI's 3D DenseNet121, the paper's reference CNN."""
 
+    label: ClassVar[str] = "DenseNet121"
     provides: ClassVar[frozenset[str]] = frozenset({"conv", "batchnorm", "bias"})
     kind: Literal["densenet121"]
 
@@ -103,6 +111,7 @@ class DenseNet121(_Backbone):
 class ResNet50(_Backbone):
     """MONAI's 3D ResNet-50 (He 2016)."""
 
+    label: ClassVar[str] = "ResNet-50"
     provides: ClassVar[frozenset[str]] = frozenset({"conv", "batchnorm", "bias"})
     kind: Literal["resnet50"]
 

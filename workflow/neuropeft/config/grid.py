@@ -17,8 +17,15 @@ class Block(Model):
         default=[],
         description="weights that methods other than scratch start from; `none` leaves them random",
     )
-    fractions: list[Annotated[int, Field(ge=1, le=100)]] = Field(
-        default=[100], min_length=1, description="percent of the training and of the validation subjects"
+    fractions: list[Annotated[int, Field(ge=1, le=100)]] | None = Field(
+        default=None,
+        min_length=1,
+        description="percent of the training and of the validation subjects; 100 if there are no shots",
+    )
+    shots: list[Annotated[int, Field(ge=1)]] = Field(
+        default=[],
+        description="training subjects of each class, of each quantile bin of a value, or of each rarest "
+        "label; as large a part of the validation subjects comes along",
     )
     seeds: list[Seed] = Field(min_length=1)
 
@@ -28,4 +35,9 @@ class Figures(Model):
 
     tradeoff_fraction: int = Field(
         default=10, ge=1, le=100, description="fraction that figure 1 shows, percent"
+    )
+    backbones: list[Name] = Field(
+        default=[],
+        description="backbones of table and figure 3 (the first) and of table 4 and figure 2 (the others); "
+        "all further ones stand beside them. Those that start from pretrained weights, if absent",
     )

@@ -4,20 +4,22 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from neuropeft.config.base import Model, check_no_repeats
+from neuropeft.config.base import Kind, check_no_repeats
 
 Start = Literal["none", "weights", "either"]
 
 
-class _Method(Model):
+class _Method(Kind):
     """What all methods share.
 
     Attributes:
+        family: What it has in common with others, which share a colour in figures.
         needs: What a backbone must provide, for the method to attach to it.
         start: Which weights it starts from: `none`, so random ones, pretrained `weights`, or `either`, where
             what it makes of random weights is its untrained twin.
     """
 
+    family: ClassVar[str]
     needs: ClassVar[frozenset[str]] = frozenset()
     start: ClassVar[Start] = "either"
     lr: float = Field(gt=0, description="peak learning rate")
@@ -34,6 +36,8 @@ class _Method(Model):
 class Scratch(_Method):
     """Train everything from random weights."""
 
+    label: ClassVar[str] = "Scratch"
+    family: ClassVar[str] = "whole"
     start: ClassVar[Start] = "none"
     kind: Literal["scratch"]
 
@@ -41,6 +45,8 @@ class Scratch(_Method):
 class Full(_Method):
     """Fine-tune everything."""
 
+    label: ClassVar[str] = "Full fine-tune"
+    family: ClassVar[str] = "whole"
     start: ClassVar[Start] = "weights"
     kind: Literal["full"]
     layer_decay: float = Field(
@@ -54,6 +60,8 @@ class Full(_Method):
 class Attention(_Method):
     """Fine-tune qkv and output projection of every block (Dhinagar 2024, Table 1)."""
 
+    label: ClassVar[str] = "Attention fine-tune"
+    family: ClassVar[str] = "part"
     needs: ClassVar[frozenset[str]] = frozenset({"attention"})
     kind: Literal["attention"]
 
@@ -61,6 +69,8 @@ class Attention(_Method):
 class LayerNorm(_Method):
     """Fine-tune every LayerNorm (Dhinagar 2024, Table 1)."""
 
+    label: ClassVar[str] = "LayerNorm fine-tune"
+    family: ClassVar[str] = "part"
     needs: ClassVar[frozenset[str]] = frozenset({"layernorm"})
     kind: Literal["layernorm"]
 
@@ -68,6 +78,8 @@ class LayerNorm(_Method):
 class LoRA(_Method):
     """Low-rank adaptation (Hu 2022): W + alpha/r * B A."""
 
+    label: ClassVar[str] = "LoRA"
+    family: ClassVar[str] = "low-rank"
     needs: ClassVar[frozenset[str]] = frozenset({"linear"})
     kind: Literal["lora"]
     r: int = Field(default=32, ge=1, description="rank")
@@ -84,6 +96,8 @@ class LoRA(_Method):
 class BitFit(_Method):
     """Fine-tune every bias (Ben Zaken 2022): of a CNN, the shift of its batch norms."""
 
+    label: ClassVar[str] = "BitFit"
+    family: ClassVar[str] = "part"
     needs: ClassVar[frozenset[str]] = frozenset({"bias"})
     kind: Literal["bitfit"]
 

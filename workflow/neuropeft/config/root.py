@@ -88,6 +88,7 @@ class Config(Model):
             for key in ("tasks", "backbones", "methods", "pretraining"):
                 known = [*getattr(self, key), "none"] if key == "pretraining" else getattr(self, key)
                 _known(f"grid.{index}.{key}", getattr(block, key), known)
+        _known("figures.backbones", self.figures.backbones, {b for one in self.grid for b in one.backbones})
         for name, backbone in self.backbones.items():
             backbone.check_size(f"backbones.{name}", self.preprocessing.size)
         return self

@@ -3,18 +3,17 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from neuropeft.config import Config
-from neuropeft.evaluate.bootstrap import percentile_interval
-from neuropeft.evaluate.scores import CONTROL, Score
-from neuropeft.grid import NO_PRETRAINING
-from neuropeft.probe_grid import is_probe
+import numpy as np
 
-REFERENCE_KIND = "full"
+from neuropeft.contenders import NO_BACKBONE
+from neuropeft.evaluate.bootstrap import percentile_interval
+from neuropeft.evaluate.scores import Score
+from neuropeft.grid import NO_PRETRAINING
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A score against the reference of the same task, cohort, backbone, pretraining and fraction.
+    """A score against the reference of the same task, cohort, backbone, pretraining and subset.
 
     Attributes:
         score: what is compared.
@@ -36,7 +35,7 @@ class Comparison:
         return self.ci_low <= 0 <= self.ci_high
 
 
-def compare(config: Config, scores: Sequence[Score]) -> list[Comparison]:
+def compare(scores: Sequence[Score]) -> list[Comparison]:
     """Compare every score with full fine-tuning from the same weights, on the same resampled subjects.
 
     Of several methods of kind full the first is the reference, and itself compared with nothing.
@@ -44,29 +43,28 @@ def compare(config: Config, scores: Sequence[Score]) -> list[Comparison]:
     complete scores with the same seeds and subjects are compared. The intervals reflect the subjects that
     were drawn for testing, not the choice of seeds, and are not adjusted for their number.
     """
-    references = [
-        score
-        for score in scores
-        if score.group.backbone != CONTROL
-        and not is_probe(score.group)
-        and config.methods[score.group.method].kind == REFERENCE_KIND
-        and not config.methods[score.group.method].shuffle_labels
-    ]
+    references: dict[tuple[object, ...], list[Score]] = {}
+    for score in scores:
+        if score.contender.is_reference:
+            references.setdefault(_where(score), []).append(score)
     compared = []
     for score in scores:
-        reference = next((other for other in references if _same_place(score, other)), score)
+        there = references.get(_where(score), [])
+        reference = next((other for other in there if _same_place(score, other)), score)
         if reference is not score and _comparable(score, reference):
             compared.append(_compare(score, reference))
     return compared
 
 
+def _where(score: Score) -> tuple[object, ...]:
+    return score.contender.task, score.contender.subset, score.cohort, score.metric
+
+
 def _same_place(score: Score, reference: Score) -> bool:
-    one, other = score.group, reference.group
-    return (
-        (score.cohort, score.metric) == (reference.cohort, reference.metric)
-        and (one.task, one.fraction) == (other.task, other.fraction)
-        and one.backbone in (other.backbone, CONTROL)
-        and one.pretraining in (other.pretraining, NO_PRETRAINING)
+    one, other = score.contender, reference.contender
+    return one.backbone in (other.backbone, NO_BACKBONE) and one.pretraining in (
+        other.pretraining,
+        NO_PRETRAINING,
     )
 
 
@@ -76,18 +74,18 @@ def _comparable(score: Score, reference: Score) -> bool:
         and reference.complete
         and score.draws is not None
         and reference.draws is not None
-        and (score.expected, score.subjects) == (reference.expected, reference.subjects)
+        and (score.contender.seeds, score.subjects) == (reference.contender.seeds, reference.subjects)
     )
 
 
 def _compare(score: Score, reference: Score) -> Comparison:
     assert score.draws is not None
     assert reference.draws is not None
-    differences = score.draws - reference.draws
+    differences = score.draws.astype(np.float64) - reference.draws
     low, high = percentile_interval(differences)
     return Comparison(
         score,
-        f"{reference.group.backbone}/{reference.group.pretraining}/{reference.group.method}",
+        "/".join(reference.contender.line),
         score.mean - reference.mean,
         low,
         high,

@@ -2,7 +2,7 @@
 
 `mean` predicts the training mean (the class frequencies), `age_sex` is a linear model on age and sex, and
 `ridge_voxels` a linear model on mean-pooled voxels. All are fitted on training subjects only, of the same
-fractions as the cells.
+subsets as the cells.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,11 +12,12 @@ from pathlib import Path
 import numpy as np
 
 from neuropeft import layout
-from neuropeft.cohorts.splits import TEST, TRAIN, VALIDATION, ZERO_SHOT, read_split, take_fraction
+from neuropeft.cohorts.splits import TEST, TRAIN, VALIDATION, ZERO_SHOT, read_split, take_subset
 from neuropeft.errors import UserError
 from neuropeft.files import MISSING, read_tsv, write_tsv
 from neuropeft.split_names import seed_and_fold
 from neuropeft.store import Store, open_store, pool
+from neuropeft.subsets import Subset
 from neuropeft.tasks.base import COLUMNS, CONTROL_METHOD, Array, TaskKind
 from neuropeft.tasks.linear import fit_linear
 
@@ -39,17 +40,17 @@ def write_controls(
     kind: TaskKind,
     targets: Sequence[str],
     split: Path,
-    fractions: Sequence[int],
+    subsets: Sequence[Subset],
     cohorts: Sequence[str],
     out: Path,
 ) -> None:
-    """Fit the controls of a task on each fraction of a split; predict validation, test and zero-shot scans.
+    """Fit the controls of a task on each subset of a split; predict validation, test and zero-shot scans.
 
     Args:
         kind: what is predicted.
         targets: columns that are predicted; `age_sex` leaves them out of its features.
         split: `results/splits/{task}/{split}.tsv`; labels and stores are found from there.
-        fractions: percents of the training and of the validation subjects.
+        subsets: how much of the training and of the validation subjects.
         cohorts: the training cohort, then the zero-shot cohorts.
         out: folder for one `{cohort}.tsv` each.
 
@@ -68,8 +69,8 @@ def write_controls(
     labels = {row["scan_id"]: row for row in tables[home]}
     seed, fold = seed_and_fold(split)
     scores: dict[str, list[dict[str, object]]] = {cohort: [] for cohort in cohorts}
-    for fraction in fractions:
-        of_side = {side: take_fraction(sides, fraction, side) for side in (TRAIN, VALIDATION)}
+    for subset in subsets:
+        of_side = {side: take_subset(sides, subset, kind, side, task) for side in (TRAIN, VALIDATION)}
         of_side[TEST] = [row for row in sides if row["side"] == TEST]
         found = {
             side: [labels[row["scan_id"]] | {"split": side} for row in rows if row["scan_id"] in labels]
@@ -79,10 +80,10 @@ def write_controls(
         y = kind.array(row["y"] for row in train)
         if kind.nothing_to_learn(y):
             raise UserError(
-                f"{split}: all training subjects of {fraction} % are of one class; add scans of the other "
-                "classes or give a larger fraction"
+                f"{split}: all training subjects of {subset} are of one class; add scans of the other "
+                "classes or give a larger subset"
             )
-        run = {"fraction": fraction, "seed": seed, "fold": fold}
+        run = {"subset": str(subset), "seed": seed, "fold": fold}
         # zip stops at once where there are no such columns
         prior = dict(zip(kind.prior_columns, kind.constant_scores(y), strict=False))
         for method, features in _methods(voxels, _known_variables(train, targets)).items():
@@ -164,14 +165,14 @@ def fit(method: str, kind: TaskKind, train: Side) -> Callable[[Array], Array]:
 
 
 def score_rows(
-    method: str, kind: TaskKind, run: Mapping[str, int], side: Side, scores: Array
+    method: str, kind: TaskKind, run: Mapping[str, object], side: Side, scores: Array
 ) -> list[dict[str, object]]:
     """Return the rows of a prediction file.
 
     Args:
         method: name of the control.
         kind: what was predicted.
-        run: fraction (percent), seed and fold of the fit.
+        run: subset, seed and fold of the fit.
         side: what was predicted; the rows' `split` is their side, zero-shot where they have none.
         scores: [scans, columns] as `fit`'s function returns them; NaN becomes n/a.
     """

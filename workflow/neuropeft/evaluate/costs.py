@@ -1,14 +1,17 @@
 """What cells cost: their cost.json files, beside the cells that are not there yet."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from neuropeft import layout
 from neuropeft.config import Config
 from neuropeft.errors import UserError
-from neuropeft.grid import Cell, cells
+from neuropeft.grid import Cell, Group, cells
 from neuropeft.records import AGAIN
+
+Costs = Mapping[Cell, dict[str, Any] | None]
 
 COST_KEYS = (
     "trainable",
@@ -59,3 +62,12 @@ def read_cost(path: Path) -> dict[str, Any]:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{path} is no JSON ({error}): {AGAIN}") from error
+
+
+def trainable_parameters(costs: Costs) -> dict[Group, int]:
+    """Return the trainable parameters of each group of cells; seeds do not change them."""
+    return {
+        cell.group: int(cost["trainable"])
+        for cell, cost in costs.items()
+        if cost is not None and cost.get("trainable") is not None
+    }

@@ -1,13 +1,33 @@
-"""Predictions of the cells that are finished while others are not: which file holds them as they are now."""
+"""Scores of what is finished while the rest is not: which files hold its predictions."""
 
 from functools import cache
 from pathlib import Path
 
 from neuropeft import layout
 from neuropeft.cells.status import Cells
-from neuropeft.evaluate.scores import CONTROL, Find, prediction_file
-from neuropeft.grid import Cell, Group
-from neuropeft.probe_grid import is_probe
+from neuropeft.config import Config
+from neuropeft.contenders import score_spec, scored_together
+from neuropeft.evaluate.score import Entry, Find, prediction_file, score
+from neuropeft.grid import Cell
+from neuropeft.progress import track
+
+
+def score_all(config: Config, results: Path, out: Path, find: Find | None = None) -> None:
+    """Score everything that the grid asks for, as far as it is predicted.
+
+    Args:
+        config: the configuration.
+        results: the results folder.
+        out: the folder for `scores`.
+        find: which file holds predictions, see `score`.
+
+    Raises:
+        UserError: a prediction file cannot be read.
+    """
+    together = scored_together(config)
+    for scored, some in track(together.items(), len(together), "scores"):
+        table, draws = (place.at(out, scored=scored) for place in (layout.SCORES, layout.SCORE_DRAWS))
+        score(score_spec(config, some), results, table, draws, find)
 
 
 def find_partial(cells: Cells) -> Find:
@@ -18,22 +38,17 @@ def find_partial(cells: Cells) -> Find:
     """
 
     @cache
-    def predicted(group: Group, cohort: str) -> tuple[Path, set[Cell]]:
-        whole = prediction_file(cells.results, group, cohort)
-        base = _cell(group, 0, 0).base
+    def predicted(entry: Entry, cohort: str) -> tuple[Path, set[Cell]]:
+        whole, base = prediction_file(cells.results, entry, cohort), (entry.task, *entry.line)
         if (found := cells.predicted(base, whole)) == cells.deltas.get(base, {}).keys():
             return whole, found
-        part = prediction_file(layout.PARTIAL.at(cells.results), group, cohort)
+        part = prediction_file(layout.PARTIAL.at(cells.results), entry, cohort)
         return part, cells.predicted(base, part)
 
-    def find(group: Group, cohort: str, seed: int, fold: int) -> Path | None:
-        if group.backbone == CONTROL or is_probe(group):
-            return prediction_file(cells.results, group, cohort, seed, fold)
-        path, found = predicted(group, cohort)
-        return path if _cell(group, seed, fold) in found else None
+    def find(entry: Entry, cohort: str, seed: int, fold: int) -> Path | None:
+        if entry.sort != "cells":
+            return prediction_file(cells.results, entry, cohort, seed, fold)
+        path, found = predicted(entry, cohort)
+        return path if Cell(entry.task, *entry.line, entry.subset, seed, fold) in found else None
 
     return find
-
-
-def _cell(group: Group, seed: int, fold: int) -> Cell:
-    return Cell(group.task, group.backbone, group.pretraining, group.method, group.fraction, seed, fold)

@@ -10,6 +10,7 @@ from neuropeft.cohorts.splits import first_rows
 from neuropeft.errors import UserError
 from neuropeft.files import MISSING, read_tsv
 from neuropeft.records import AGAIN
+from neuropeft.subsets import Subset
 from neuropeft.tasks.base import COLUMNS, CONTROL_METHOD, Run, TaskKind
 
 
@@ -21,7 +22,7 @@ class RunKey:
     """
 
     method: str
-    fraction: int
+    subset: Subset
     seed: int
     split: str
     fold: int = 0
@@ -44,10 +45,10 @@ def read_predictions(path: Path, kind: TaskKind) -> dict[RunKey, Run]:
     runs: dict[RunKey, list[dict[str, str]]] = defaultdict(list)
     for number, row in enumerate(rows, start=2):
         try:
-            fraction, seed, fold = (int(row[name]) for name in ("fraction", "seed", "fold"))
-        except (TypeError, ValueError) as error:
+            subset, seed, fold = Subset.parse(row["subset"]), int(row["seed"]), int(row["fold"])
+        except (TypeError, ValueError, UserError) as error:
             raise UserError(f"{path} row {number}: {error}; {AGAIN}") from error
-        runs[RunKey(row.get(CONTROL_METHOD, ""), fraction, seed, row["split"], fold)].append(row)
+        runs[RunKey(row.get(CONTROL_METHOD, ""), subset, seed, row["split"], fold)].append(row)
     try:
         read = {key: _run(of_run, kind) for key, of_run in runs.items()}
     except ValueError as error:

@@ -15,13 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neuropeft import layout
-from neuropeft.cohorts.splits import TRAIN, VALIDATION, ZERO_SHOT, first_rows, read_split, take_fraction
+from neuropeft.cohorts.splits import TRAIN, VALIDATION, ZERO_SHOT, first_rows, read_split, take_subset
 from neuropeft.errors import UserError
 from neuropeft.evaluate.token_kernel import Wanted, mean_tokens, token_kernel
 from neuropeft.files import read_tsv, write_tsv
 from neuropeft.probe_names import PERMUTATIONS, PERMUTED, PROBES, null_file, null_method
 from neuropeft.progress import track
 from neuropeft.split_names import seed_and_fold
+from neuropeft.subsets import Subset
 from neuropeft.tasks.base import COLUMNS, CONTROL_METHOD, Array, TaskKind
 from neuropeft.tasks.linear import fewest_fitted, fit_linear, tuned
 
@@ -61,7 +62,7 @@ class Scans:
 
 @dataclass(frozen=True)
 class Part:
-    """The scans of a fraction of the training subjects, and the features that one probe has of them."""
+    """The scans of a part of the training subjects, and the features that one probe has of them."""
 
     subjects: NDArray[Any]
     y: Array
@@ -72,7 +73,7 @@ class Part:
 def write_probes(
     kind: TaskKind,
     split: Path,
-    fractions: Sequence[int],
+    subsets: Sequence[Subset],
     cohorts: Sequence[str],
     features: Sequence[Path],
     out: Path,
@@ -82,7 +83,7 @@ def write_probes(
     Args:
         kind: what is predicted.
         split: the split in `results/splits/{task}/`; labels and stores are found from there.
-        fractions: percents of the training and of the validation subjects, one after another.
+        subsets: how much of the training and of the validation subjects, one after another.
         cohorts: the training cohort, then the zero-shot cohorts.
         features: the file of tokens (`write_features`) of each cohort.
         out: folder for `{cohort}.tsv` with the columns of a control's file, and `{cohort}.null.tsv`, the
@@ -101,23 +102,25 @@ def write_probes(
     }
     found: list[Row] = []
     null: list[Row] = []
-    for fraction in track(fractions, len(fractions), "fractions"):
-        chosen = {row["scan_id"] for row in take_fraction(sides, fraction)}
-        # Of the validation subjects, only those whose labels are known at this fraction.
-        validating = {row["scan_id"] for row in take_fraction(sides, fraction, VALIDATION)}
+    for subset in track(subsets, len(subsets), "subsets"):
+        # Of the validation subjects, only those whose labels are known with this subset.
+        chosen, validating = (
+            {row["scan_id"] for row in take_subset(sides, subset, kind, side, split.parent.name)}
+            for side in (TRAIN, VALIDATION)
+        )
         keep = [row["split"] != VALIDATION or row["scan_id"] in validating for row in scans.tested]
         keep_first = [kept and id(row) in first for kept, row in zip(keep, scans.tested, strict=True)]
         places = np.array([i for i in range(scans.train) if scans.rows[i]["scan_id"] in chosen])
         y = kind.array(scans.rows[i]["y"] for i in places)
         if kind.nothing_to_learn(y):
             raise UserError(
-                f"{split}: the first {fraction} % of the training subjects are all of one class; "
-                "add scans of the other classes or leave the fraction out"
+                f"{split}: the training subjects of {subset} are all of one class; add scans of the "
+                "other classes or leave the subset out"
             )
         # zip stops at once where there are no such columns
         prior = dict(zip(kind.prior_columns, kind.constant_scores(y), strict=False))
-        common = {"fraction": fraction, "seed": seed, "fold": fold} | prior
-        targets = _permuted(kind, scans, places, zlib.crc32(f"{split.stem} {fraction}".encode()))
+        common = {"subset": str(subset), "seed": seed, "fold": fold} | prior
+        targets = _permuted(kind, scans, places, zlib.crc32(f"{split.stem} {subset.size}".encode()))
         for probe in PROBES:
             part = _part(scans, places, y, probe)
             models = _fit(probe, kind, part)

@@ -7,8 +7,8 @@ from matplotlib.figure import Figure
 
 from neuropeft import layout
 from neuropeft.config import Config
-from neuropeft.evaluate.costs import read_costs
-from neuropeft.evaluate.scores import collect
+from neuropeft.evaluate.costs import read_costs, trainable_parameters
+from neuropeft.evaluate.scores import read_scores
 from neuropeft.grid import Encoder, autoencoded, encoder_folds
 from neuropeft.publish.curves import curve_backbones, draw_curves
 from neuropeft.publish.losses import (
@@ -20,7 +20,6 @@ from neuropeft.publish.losses import (
     pretraining_histories,
 )
 from neuropeft.publish.reconstructions import draw_reconstructions
-from neuropeft.publish.records import trainable_parameters
 from neuropeft.publish.sheet import write_csv
 from neuropeft.publish.style import print_style, save
 from neuropeft.publish.tradeoff import draw_tradeoff
@@ -55,11 +54,11 @@ def write_losses(config: Config, results: Path, out: Path) -> None:
 
 
 def _figures(config: Config, results: Path) -> Iterator[tuple[str, Figure]]:
-    scores = collect(config, results, draws=0)
+    scores = read_scores(config, results)
     costs = read_costs(config, results)
     yield "figure1", draw_tradeoff(config, scores, trainable_parameters(costs))
-    for name, backbone in curve_backbones(config).items():
-        yield name, draw_curves(config, scores, costs, name, backbone)
+    for name, backbones in curve_backbones(config).items():
+        yield name, draw_curves(config, scores, costs, name, backbones)
     yield "losses_pretraining", draw_pretraining_losses(config, pretraining_histories(config, results))
     yield "losses_finetuning", draw_finetuning_losses(config, finetuning_histories(config, results))
     for pretraining, backbone in autoencoded(config):

@@ -10,12 +10,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from neuropeft import layout
-from neuropeft.config import Config, ViT
+from neuropeft.config import Config
+from neuropeft.contenders import backbone_label, contenders, main_backbones
 from neuropeft.evaluate.costs import cell_folder
 from neuropeft.files import read_tsv
 from neuropeft.grid import Cell, Group, cells, encoders
-from neuropeft.publish.labels import backbone_label, cohort_label, group_label, start_label
-from neuropeft.publish.style import BLACK, GREY, group_look, look, panels, shared_legend, words_only
+from neuropeft.publish.labels import cohort_label
+from neuropeft.publish.style import BLACK, GREY, Looks, look, panels, shared_legend, words_only
 from neuropeft.tasks import kind_of
 
 PANEL_HEIGHT = 2.3  # inches
@@ -40,7 +41,7 @@ FINETUNING_COLUMNS = (
     "backbone",
     "pretraining",
     "method",
-    "fraction",
+    "subset",
     "seed",
     "fold",
     "step",
@@ -84,11 +85,13 @@ def draw_pretraining_losses(config: Config, histories: dict[Encoder, list[Row]])
     figure, axes = panels(2 * len(first), PANEL_HEIGHT)
     for number, ((pretraining, backbone), (fold, rows)) in enumerate(first.items()):
         trained = config.trained[pretraining]
-        title = f"{backbone_label(backbone)}, {pretraining} on {cohort_label(config, trained.cohort)}"
+        title = f"{backbone_label(config, backbone)}, {pretraining} on {cohort_label(config, trained.cohort)}"
         title += f", fold {fold}" if fold else ""
         _draw_losses(axes[2 * number], rows, f"{title}{_verdict(rows)}")
         axes[2 * number].set_ylabel(trained.loss_label)
-        _draw_features(axes[2 * number + 1], rows, f"its features: {backbone_label(backbone)}, {pretraining}")
+        _draw_features(
+            axes[2 * number + 1], rows, f"its features: {backbone_label(config, backbone)}, {pretraining}"
+        )
     shared_legend(figure, axes, "probe: by a linear model on the frozen features of held-out scans")
     return figure
 
@@ -128,7 +131,7 @@ def _draw_features(axis: Axes, rows: list[Row], title: str) -> None:
 
 
 def draw_finetuning_losses(config: Config, histories: dict[Cell, list[Row]]) -> Figure:
-    """Draw training and validation loss of every task and backbone at its largest fraction, side by side.
+    """Draw training and validation loss of every task and backbone with its largest subset, side by side.
 
     A thin line is a seed, or a fold of one; the thick one is the median over these, as far as all of them
     reached.
@@ -138,19 +141,17 @@ def draw_finetuning_losses(config: Config, histories: dict[Cell, list[Row]]) -> 
         return words_only("No fine-tuning loss to show: no cell has been trained.")
     figure, axes = panels(2 * len(pairs), min(PANEL_HEIGHT, max(PAGE_HEIGHT / len(pairs), LEAST_HEIGHT)))
     for (pair, column), axis in zip(product(pairs, SIDES), axes, strict=True):
-        largest = max(cell.fraction for cell in histories if (cell.task, cell.backbone) == pair)
+        largest = max(cell.subset for cell in histories if (cell.task, cell.backbone) == pair)
         shown = {
             cell: rows
             for cell, rows in histories.items()
-            if (cell.task, cell.backbone, cell.fraction) == (*pair, largest)
+            if (cell.task, cell.backbone, cell.subset) == (*pair, largest)
         }
         _draw_groups(axis, config, shown, column)
         cohort = cohort_label(config, config.tasks[pair[0]].train)
-        wanted = sum((c.task, c.backbone, c.fraction) == (*pair, largest) for c in cells(config))
-        title = f"{pair[0]} on {cohort}, {backbone_label(pair[1])}: {SIDES[column]}"
-        axis.set_title(
-            f"{title}\n{largest} % of the training subjects, {len(shown)}/{wanted} cells", loc="left"
-        )
+        wanted = sum((c.task, c.backbone, c.subset) == (*pair, largest) for c in cells(config))
+        title = f"{pair[0]} on {cohort}, {backbone_label(config, pair[1])}: {SIDES[column]}"
+        axis.set_title(f"{title}\n{largest.text}, {len(shown)}/{wanted} cells", loc="left")
         axis.set_ylabel(kind_of(config.tasks[pair[0]]).loss_label)
         _steps(axis)
     single = "seeds and folds" if config.splits.folds else "seeds"
@@ -162,17 +163,18 @@ def _draw_groups(axis: Axes, config: Config, shown: dict[Cell, list[Row]], colum
     groups: dict[Group, list[tuple[list[int], list[float]]]] = {}
     for cell, rows in shown.items():
         groups.setdefault(cell.group, []).append(_curve(rows, column))
-    methods = list(config.methods)
-    for group, curves in sorted(groups.items(), key=lambda pair: methods.index(pair[0].method)):
-        style = group_look(config, group)
+    looks, main = Looks(config), main_backbones(config)
+    for contender in sorted(
+        (one for one in contenders(config) if one.group in groups), key=lambda one: one.place[1:]
+    ):
+        curves, style = groups[contender.group], looks.of(contender)
         for steps, losses in curves:
             axis.plot(steps, losses, color=style.colour, alpha=0.35, linewidth=0.5)
         median = [
             statistics.median(values) for values in zip(*(losses for _, losses in curves), strict=False)
         ]
         steps = curves[0][0][: len(median)]
-        is_vit = isinstance(config.backbones[group.backbone], ViT)
-        label = start_label(config, group) if is_vit else group_label(config, group)
+        label = contender.name if contender.backbone in main else contender.label
         axis.plot(steps, median, color=style.colour, linestyle=style.dashes, label=label)
 
 

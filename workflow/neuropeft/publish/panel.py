@@ -5,9 +5,11 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 
 from neuropeft.config import Config
-from neuropeft.evaluate.scores import CONTROL, Score, primary_metric
-from neuropeft.publish.labels import CONTROL_LABELS, cohort_label, seeds_text
+from neuropeft.contenders import CONTROLS
+from neuropeft.evaluate.scores import Score, primary_metric
+from neuropeft.publish.labels import cohort_label, seeds_text
 from neuropeft.publish.style import GREY
+from neuropeft.subsets import Subset
 from neuropeft.tasks import kind_of
 
 VOXELS = "ridge_voxels"
@@ -18,7 +20,7 @@ def panel_title(config: Config, scores: Sequence[Score], task: str) -> str:
     """Return task, cohort, test subjects and seeds of the in-domain scores that a panel shows."""
     cohort = cohort_label(config, config.tasks[task].train)
     n = max((score.n for score in scores if score.n is not None), default=0)
-    seeds = max(len(score.expected) for score in scores)
+    seeds = max(len(score.contender.seeds) for score in scores)
     return f"{task} on {cohort}\nn = {n} test subjects, {seeds_text(config, seeds)}"
 
 
@@ -30,17 +32,18 @@ def score_axis(config: Config, axis: Axes, task: str) -> None:
 
 
 def references(
-    config: Config, scores: Sequence[Score], task: str, fraction: int
+    config: Config, scores: Sequence[Score], task: str, subset: Subset
 ) -> list[tuple[str, float, str]]:
     """Return (label, value, line style) of what a score must beat, on the task's own test subjects.
 
     An AUC must beat chance, an error that of predicting the training mean; both must beat the linear model on
-    voxels that was fitted on the same fraction.
+    voxels that was fitted on the same subset.
     """
     controls = {
-        score.group.method: score.mean
+        score.contender.method: score.mean
         for score in scores
-        if (score.group.task, score.group.backbone, score.group.fraction) == (task, CONTROL, fraction)
+        if score.contender.sort == "controls"
+        and (score.contender.task, score.contender.subset) == (task, subset)
         and score.metric == primary_metric(config.tasks[task]).name
         and not score.zero_shot
         and score.values
@@ -49,9 +52,9 @@ def references(
     if (chance := kind_of(config.tasks[task]).chance) is not None:
         lines.append(("chance", chance, TRIVIAL))
     elif "mean" in controls:
-        lines.append((f"control: {CONTROL_LABELS['mean']}", controls["mean"], TRIVIAL))
+        lines.append((f"control: {CONTROLS['mean']}", controls["mean"], TRIVIAL))
     if VOXELS in controls:
-        lines.append((f"control: {CONTROL_LABELS[VOXELS]}", controls[VOXELS], FITTED))
+        lines.append((f"control: {CONTROLS[VOXELS]}", controls[VOXELS], FITTED))
     return lines
 
 

@@ -6,6 +6,7 @@ from importlib.resources import files
 
 from neuropeft.config import Config
 from neuropeft.evaluate.scores import Score
+from neuropeft.subsets import WHOLE
 
 METRIC_NAMES = {"auc": "auc", "mae_years": "mae"}
 
@@ -22,14 +23,15 @@ def published_score(config: Config, score: Score) -> tuple[float, float] | None:
     The task, backbone, method and cohort must bear the paper's names, the cohort must play the same role and
     be real, and all training data must have been used.
     """
-    group = score.group
-    if group.fraction != 100 or config.cohorts[score.cohort].simulated is not None:
+    contender = score.contender
+    if contender.subset != WHOLE or config.cohorts[score.cohort].simulated is not None:
         return None
-    if score.metric == "mae" and config.tasks[group.task].unit != "years":
+    if score.metric == "mae" and config.tasks[contender.task].unit != "years":
         return None
     for row in _read("dhinagar2024_tables3_4.csv"):
         if (
-            (row["task"], row["backbone"], row["method"]) == (group.task, group.backbone, group.method)
+            (row["task"], row["backbone"], row["method"])
+            == (contender.task, contender.backbone, contender.method)
             and METRIC_NAMES[row["metric"]] == score.metric
             and row["cohort"] == score.cohort
             and row["zero_shot"] == str(int(score.zero_shot))

@@ -9,8 +9,9 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from neuropeft.config import Config, MaskedAutoencoder
+from neuropeft.contenders import backbone_label
 from neuropeft.errors import UserError
-from neuropeft.publish.labels import backbone_label, cohort_label
+from neuropeft.publish.labels import cohort_label
 from neuropeft.publish.style import DOUBLE_COLUMN, FONT_SIZE, new_figure, words_only
 
 PLANES = {"sagittal": 0, "coronal": 1, "axial": 2}  # axis that is cut, of volumes in RAS order
@@ -52,7 +53,7 @@ def draw_reconstructions(config: Config, path: Path, pretraining: str, backbone:
     spec = config.trained[pretraining]
     assert isinstance(spec, MaskedAutoencoder), "see grid.autoencoded"
     title = (
-        f"{backbone_label(backbone)}, {pretraining} on {cohort_label(config, spec.cohort)}: "
+        f"{backbone_label(config, backbone)}, {pretraining} on {cohort_label(config, spec.cohort)}: "
         f"reconstructions by the masked autoencoder\n{spec.mask_ratio * 100:g} % of the patches are hidden "
         "(blue) and rebuilt from the visible ones, which are shown as given"
     )

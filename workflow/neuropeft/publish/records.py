@@ -1,17 +1,13 @@
 """Tidy rows: every score with its spread, interval, comparison and cost, and the cost of every cell."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from neuropeft.config import Config
 from neuropeft.evaluate.compare import compare
-from neuropeft.evaluate.costs import COST_KEYS
+from neuropeft.evaluate.costs import COST_KEYS, Costs, trainable_parameters
 from neuropeft.evaluate.scores import Score
-from neuropeft.grid import Cell, Group
 from neuropeft.publish.labels import is_simulated
 from neuropeft.publish.published import published_score
-
-Costs = Mapping[Cell, dict[str, Any] | None]
 
 SCORE_COLUMNS = (
     "task",
@@ -20,7 +16,7 @@ SCORE_COLUMNS = (
     "backbone",
     "pretraining",
     "method",
-    "fraction",
+    "subset",
     "metric",
     "mean",
     "sd",
@@ -43,7 +39,8 @@ SCORE_COLUMNS = (
     "seed_values",
     "reason",
 )
-CELL_COLUMNS = ("task", "backbone", "pretraining", "method", "fraction", "seed", "fold")
+GROUP_COLUMNS = ("task", "backbone", "pretraining", "method", "subset")
+CELL_COLUMNS = (*GROUP_COLUMNS, "seed", "fold")
 COST_COLUMNS = (*CELL_COLUMNS, "status", *COST_KEYS)
 
 
@@ -52,26 +49,26 @@ def score_records(config: Config, scores: Sequence[Score], costs: Costs) -> list
 
     `difference` and its interval compare with full fine-tuning (see `evaluate.compare`).
     """
-    comparisons = {id(comparison.score): comparison for comparison in compare(config, scores)}
+    comparisons = {id(comparison.score): comparison for comparison in compare(scores)}
     trainable = trainable_parameters(costs)
     records: list[dict[str, object]] = []
     for score in scores:
         published = published_score(config, score) or (None, None)
         record: dict[str, object] = {
-            **vars(score.group),
+            **dict(zip(GROUP_COLUMNS, score.contender.group, strict=True)),
             "cohort": score.cohort,
             "zero_shot": score.zero_shot,
             "metric": score.metric,
             "mean": score.mean,
             "sd": score.sd,
             "seeds": len(score.values),
-            "seeds_expected": len(score.expected),
+            "seeds_expected": len(score.contender.seeds),
             "n": score.n,
             "ci_low": score.ci_low,
             "ci_high": score.ci_high,
             "published_mean": published[0],
             "published_sd": published[1],
-            "trainable": trainable.get(score.group),
+            "trainable": trainable.get(score.contender.group),
             "null_mean": score.null_mean,
             "p_permutation": score.p_permutation,
             "simulated": is_simulated(config, score.cohort),
@@ -96,12 +93,3 @@ def cost_records(costs: Costs) -> list[dict[str, object]]:
         {**cell._asdict(), "status": "missing" if cost is None else "done", **(cost or {})}
         for cell, cost in costs.items()
     ]
-
-
-def trainable_parameters(costs: Costs) -> dict[Group, int]:
-    """Return the trainable parameters of each group of cells; seeds do not change them."""
-    return {
-        cell.group: int(cost["trainable"])
-        for cell, cost in costs.items()
-        if cost is not None and cost.get("trainable") is not None
-    }

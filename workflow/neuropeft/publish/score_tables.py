@@ -4,24 +4,17 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 
-from neuropeft.config import Config, ViT
+from neuropeft.config import Config
+from neuropeft.contenders import Contender, Line, backbone_label, main_backbones
 from neuropeft.evaluate.bootstrap import DRAWS
-from neuropeft.evaluate.scores import CONTROL, CONTROLS, Score, primary_metric
+from neuropeft.evaluate.scores import Score, primary_metric
 from neuropeft.files import MISSING
-from neuropeft.grid import NO_PRETRAINING, Group, cells, used_tasks
-from neuropeft.probe_grid import is_probe
-from neuropeft.probe_names import PERMUTATIONS, PROBES
-from neuropeft.publish.labels import (
-    backbone_label,
-    cohort_label,
-    folds_text,
-    group_label,
-    is_control,
-    is_simulated,
-    seeds_text,
-)
+from neuropeft.grid import Group, cells, used_tasks
+from neuropeft.probe_names import PERMUTATIONS
+from neuropeft.publish.labels import cohort_label, folds_text, is_simulated, seeds_text
 from neuropeft.publish.published import published_score
 from neuropeft.publish.sheet import Sheet
+from neuropeft.subsets import WHOLE
 from neuropeft.tasks import kind_of
 from neuropeft.tasks.base import Metric
 
@@ -54,34 +47,26 @@ PUBLISHED_NOTE = (
     "there was pretrained as a masked autoencoder on UK Biobank."
 )
 
-Column = tuple[str, str, str]  # backbone, pretraining, method
-
 
 def table_backbones(config: Config, table: int) -> list[str]:
-    """Return the backbones of table 3 (the grid's first ViT, and CNNs) or table 4 (all further ViTs)."""
+    """Return the backbones of table 3 (the first one, and what stands beside) or table 4 (the others)."""
     order = dict.fromkeys(backbone for block in config.grid for backbone in block.backbones)
     used = [name for name in order if any(cell.backbone == name for cell in cells(config))]
-    vits = [name for name in used if isinstance(config.backbones[name], ViT)]
-    return vits[1:] if table == 4 else [*vits[:1], *(name for name in used if name not in vits)]
+    first, *others = main_backbones(config)
+    return others if table == 4 else [first, *(name for name in used if name not in (first, *others))]
 
 
 def select(config: Config, scores: Sequence[Score], table: int) -> list[Score]:
-    """Return scores of a table's backbones and of the controls, at each task's largest fraction."""
+    """Return scores of a table's backbones and of the controls, with each task's largest subset."""
     backbones = table_backbones(config, table)
-    of_backbones = [score for score in scores if score.group.backbone in backbones]
     chosen = []
     for task in used_tasks(config):
-        of_task = [score for score in of_backbones if score.group.task == task]
-        trained = [score for score in of_task if not is_probe(score.group)]
+        of_task = [score for score in scores if score.contender.task == task]
+        of_backbones = [score for score in of_task if score.contender.backbone in backbones]
+        trained = [score.contender.subset for score in of_backbones if score.contender.sort == "cells"]
         if trained:
-            largest = max(score.group.fraction for score in trained)
-            chosen += [score for score in of_task if score.group.fraction == largest]
-            control = task, CONTROL, largest
-            chosen += [
-                score
-                for score in scores
-                if (score.group.task, score.group.backbone, score.group.fraction) == control
-            ]
+            shown = [*of_backbones, *(score for score in of_task if score.contender.sort == "controls")]
+            chosen += [score for score in shown if score.contender.subset == max(trained)]
     return chosen
 
 
@@ -89,15 +74,17 @@ def score_sheet(config: Config, scores: Sequence[Score], trainable: Mapping[Grou
     """Lay out table 3 or 4 for readers: a column per method, a line per task, cohort, metric and figure."""
     shown = select(config, scores, table)
     if not shown:
-        caption = "Empty: the grid has no further ViT."
+        caption = "Empty: the grid has no further backbone."
         return Sheet(f"table{table}", caption, HEADER, (), (), text_columns=4)
-    columns = _columns(config, shown)
+    columns = _columns(shown)
     rows: list[list[str]] = []
     breaks = set()
-    for task in dict.fromkeys(score.group.task for score in shown):
+    for task in dict.fromkeys(score.contender.task for score in shown):
         breaks.add(len(rows))
-        rows += _task_rows(config, [score for score in shown if score.group.task == task], columns, trainable)
-    labels = [group_label(config, Group("", *column, 0), "\n") for column in columns]
+        rows += _task_rows(
+            config, [score for score in shown if score.contender.task == task], list(columns), trainable
+        )
+    labels = [f"{one.owner}\n{one.name}" for one in columns.values()]
     published = any(row[3] == "published" for row in rows)
     return Sheet(
         f"table{table}",
@@ -120,14 +107,14 @@ def _notes(config: Config, published: bool) -> list[str]:
 def _seed_notes(config: Config, shown: Sequence[Score]) -> list[str]:
     """Say of each task how far apart seeds of one method are, beside how far apart methods are."""
     notes = []
-    for task in dict.fromkeys(score.group.task for score in shown):
+    for task in dict.fromkeys(score.contender.task for score in shown):
         metric = primary_metric(config.tasks[task])
         tuned = [
             score
             for score in shown
-            if (score.group.task, score.metric, score.zero_shot) == (task, metric.name, False)
+            if (score.contender.task, score.metric, score.zero_shot) == (task, metric.name, False)
             and score.values
-            and not (is_control(config, score.group) or is_probe(score.group))
+            and score.contender.is_method
         ]
         of_seeds = [score.sd for score in tuned if math.isfinite(score.sd)]
         if not of_seeds or len(tuned) < 2:
@@ -146,34 +133,21 @@ def _seed_notes(config: Config, shown: Sequence[Score]) -> list[str]:
     return notes
 
 
-def _columns(config: Config, shown: Sequence[Score]) -> list[Column]:
+def _columns(shown: Sequence[Score]) -> dict[Line, Contender]:
     """Return methods within backbones, both in the configuration's order, then probes, then controls."""
-    backbones, methods = list(config.backbones), list(config.methods)
-    groups = {score.group for score in shown}
-    columns = {(group.backbone, group.pretraining, group.method): group for group in groups}
-
-    def position(column: Column) -> tuple[int, int, int, str, int]:
-        backbone, pretraining, method = column
-        if backbone == CONTROL:
-            return 2, len(backbones), 0, pretraining, CONTROLS.index(method)
-        if is_probe(columns[column]):
-            untrained = pretraining == NO_PRETRAINING
-            return 1, backbones.index(backbone), untrained, pretraining, PROBES.index(method)
-        block = 2 if is_control(config, columns[column]) else 0
-        return block, backbones.index(backbone), methods.index(method), pretraining, 0
-
-    return sorted(columns, key=position)
+    in_order = sorted((score.contender for score in shown), key=lambda contender: contender.place)
+    return {contender.line: contender for contender in in_order}
 
 
 def _task_rows(
-    config: Config, scores: Sequence[Score], columns: Sequence[Column], trainable: Mapping[Group, int]
+    config: Config, scores: Sequence[Score], columns: Sequence[Line], trainable: Mapping[Group, int]
 ) -> list[list[str]]:
-    name = scores[0].group.task
+    name = scores[0].contender.task
     task = config.tasks[name]
-    by_place = {(_column(score), score.cohort, score.metric): score for score in scores}
-    fraction = max(score.group.fraction for score in scores if score.group.backbone != CONTROL)
-    label = name if fraction == 100 else f"{name} ({fraction} % of the training subjects)"
-    counts = [trainable.get(Group(name, *column, fraction)) for column in columns]
+    by_place = {(score.contender.line, score.cohort, score.metric): score for score in scores}
+    subset = scores[0].contender.subset
+    label = name if subset == WHOLE else f"{name} ({subset.text})"
+    counts = [trainable.get((name, *column, subset)) for column in columns]
     rows = [[label, "", "trainable parameters", "", *(f"{c:,}" if c else NOT_IN_GRID for c in counts)]]
     for cohort in (task.train, *task.zero_shot):
         for metric in kind_of(task).metrics:
@@ -188,18 +162,18 @@ def _metric_rows(
     config: Config, line: Sequence[Score | None], cohort: str, metric: Metric
 ) -> list[list[str]]:
     present = [score for score in line if score is not None]
-    task = config.tasks[present[0].group.task]
+    task = config.tasks[present[0].contender.task]
     n = max((score.n for score in present if score.n is not None), default=None)
     place = cohort_label(config, cohort) + (", zero-shot" if present[0].zero_shot else "")
     place += f", n = {MISSING if n is None else n}"
     better = "higher" if metric.higher_is_better else "lower"
     head = ["", place, f"{metric.title(task.unit)}, {better} is better"]
-    seeds = max(len(score.expected) for score in present)
+    seeds = max(len(score.contender.seeds) for score in present)
     rows = [
         [*head, f"mean (SD), {seeds_text(config, seeds)}", *(_cell(score, seeds, n) for score in line)],
         [*head, "95 % interval", *(_interval(score) for score in line)],
     ]
-    if metric == primary_metric(task) and any(score.null is not None for score in present):
+    if metric == primary_metric(task) and any(math.isfinite(score.p_permutation) for score in present):
         rows.append([*head, "p, permuted labels", *(_chance(score) for score in line)])
     published = [published_score(config, score) if score else None for score in line]
     if any(published):
@@ -218,18 +192,14 @@ def _without_repeats(rows: Sequence[Sequence[str]]) -> list[list[str]]:
     return shown
 
 
-def _column(score: Score) -> Column:
-    return score.group.backbone, score.group.pretraining, score.group.method
-
-
 def _cell(score: Score | None, seeds: int, n: int | None) -> str:
     if score is None:
         return NOT_IN_GRID
-    done = f"{len(score.values)}/{len(score.expected)}"
+    done = f"{len(score.values)}/{len(score.contender.seeds)}"
     if not score.values:
         return f"{MISSING} ({done})"
     text = mean_sd(score.mean, score.sd)
-    if not score.complete or len(score.expected) != seeds:
+    if not score.complete or len(score.contender.seeds) != seeds:
         text += f" {done}"
     return text if score.n == n else f"{text} n = {score.n}"
 
@@ -246,26 +216,22 @@ def _interval(score: Score | None) -> str:
 
 
 def _chance(score: Score | None) -> str:
-    return NOT_IN_GRID if score is None or score.null is None else f"{score.p_permutation:.3f}"
+    return NOT_IN_GRID if score is None or math.isnan(score.p_permutation) else f"{score.p_permutation:.3f}"
 
 
 def _caption(config: Config, shown: Sequence[Score], table: int) -> str:
-    backbones = " and ".join(map(backbone_label, table_backbones(config, table)))
-    cells_shown = {
-        score.group for score in shown if score.group.backbone != CONTROL and not is_probe(score.group)
-    }
-    expected = {score.group: len(score.expected) for score in shown}
-    complete = {
-        group: min(
-            len(score.values)
-            for score in shown
-            if score.group == group and score.metric == primary_metric(config.tasks[group.task]).name
-        )
-        for group in cells_shown
-    }
+    backbones = " and ".join(backbone_label(config, name) for name in table_backbones(config, table))
+    done: dict[Contender, int] = {}
+    for score in shown:
+        one = score.contender
+        if one.sort == "cells" and score.metric == primary_metric(config.tasks[one.task]).name:
+            done[one] = min(len(score.values), done.get(one, len(one.seeds)))
     folds = len(config.splits.fold_numbers)
-    done, wanted = folds * sum(complete.values()), folds * sum(expected[group] for group in cells_shown)
-    text = f"{backbones}, methods by tasks, in-domain and zero-shot; {done} of {wanted} cells have scores."
+    wanted = folds * sum(len(one.seeds) for one in done)
+    text = (
+        f"{backbones}, methods by tasks, in-domain and zero-shot; {folds * sum(done.values())} of {wanted} "
+        "cells have scores."
+    )
     if config.splits.folds:
         text += f" Cross-validation, {folds_text(config)}."
     simulated = sorted({score.cohort for score in shown if is_simulated(config, score.cohort)})

@@ -4,22 +4,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from neuropeft import layout
 from neuropeft.cells.status import Cells
-from neuropeft.config import Config
-from neuropeft.evaluate.costs import read_cost, read_costs
-from neuropeft.evaluate.partial import find_partial
-from neuropeft.evaluate.scores import Score, collect
+from neuropeft.config import Backbone, Config, Method, label_of_kind
+from neuropeft.evaluate.costs import Costs, read_cost, read_costs, trainable_parameters
+from neuropeft.evaluate.partial import find_partial, score_all
+from neuropeft.evaluate.scores import Score, read_scores
 from neuropeft.files import read_tsv
 from neuropeft.grid import cells
 from neuropeft.publish.cohort_table import COHORT_COLUMNS, cohort_records, cohort_sheet
-from neuropeft.publish.labels import METHOD_LABELS, backbone_label
 from neuropeft.publish.records import (
     COST_COLUMNS,
     SCORE_COLUMNS,
-    Costs,
     cost_records,
     score_records,
-    trainable_parameters,
 )
 from neuropeft.publish.score_tables import score_sheet, select
 from neuropeft.publish.sheet import Sheet, write_csv, write_sheet
@@ -50,7 +48,15 @@ def write_tables(config: Config, results: Path, counts: Path, out: Path) -> None
     Raises:
         UserError: a file of results cannot be read.
     """
-    _write(config, results, counts, out, collect(config, results), read_costs(config, results), "")
+    _write(
+        config,
+        results,
+        counts,
+        out,
+        read_scores(config, results, with_draws=True),
+        read_costs(config, results),
+        "",
+    )
 
 
 def write_partial_tables(config: Config, results: Path, counts: Path, out: Path) -> None:
@@ -70,7 +76,9 @@ def write_partial_tables(config: Config, results: Path, counts: Path, out: Path)
     costs = {
         cell: read_cost(finished[cell] / "cost.json") if cell in finished else None for cell in cells(config)
     }
-    scores = collect(config, results, find=find_partial(of_cells))
+    partial = layout.PARTIAL.at(results)
+    score_all(config, results, partial, find_partial(of_cells))
+    scores = read_scores(config, partial, with_draws=True)
     _write(config, results, counts, out, scores, costs, f"{len(finished)} of {len(costs)} cells")
 
 
@@ -122,8 +130,8 @@ def count_sheet(rows: Sequence[Mapping[str, object]]) -> Sheet:
     )
     body = [
         [
-            backbone_label(str(row["backbone"])),
-            METHOD_LABELS.get(str(row["method"]), str(row["method"])),
+            label_of_kind(Backbone, str(row["backbone"])),
+            label_of_kind(Method, str(row["method"])),
             *(_thousands(row[column]) for column in COUNT_COLUMNS[2:8]),
             str(row["contains"]),
         ]

@@ -1,7 +1,8 @@
-"""Figure 1: test performance against trainable parameters, one panel per task and ViT."""
+"""Figure 1: test performance against trainable parameters, one panel per task and backbone."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from matplotlib.axes import Axes
@@ -10,48 +11,47 @@ from matplotlib.patheffects import withStroke
 from matplotlib.text import Annotation
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
-from neuropeft.config import Config, ViT
+from neuropeft.config import Config
+from neuropeft.contenders import backbone_label, main_backbones
 from neuropeft.evaluate.scores import Score, primary_metric
 from neuropeft.grid import Group, used_tasks
-from neuropeft.probe_grid import is_probe
-from neuropeft.publish.labels import (
-    backbone_label,
-    group_label,
-    is_control,
-    short_method_label,
-    start_label,
-)
 from neuropeft.publish.panel import draw_references, panel_title, references, score_axis
 from neuropeft.publish.placing import place_labels
-from neuropeft.publish.style import FONT_SIZE, group_look, panels, shared_legend, words_only
+from neuropeft.publish.style import CROWDED, FONT_SIZE, Looks, panels, shared_legend, words_only
+from neuropeft.subsets import Subset, fraction
 
 LARGEST_BUBBLE = 600.0  # points squared
 PANEL_HEIGHT = 2.6  # inches
 DODGE = 1.25  # equal numbers of parameters are drawn this factor apart
-LEGEND = "areas: in proportion to parameters; bars: SD over seeds; equal numbers are drawn side by side"
+LEGEND = (
+    "areas: in proportion to parameters; bars: SD over seeds; hollow: some missing; equal numbers are drawn "
+    "side by side"
+)
 
 
 @dataclass(frozen=True)
 class Panel:
-    """What one panel shows: the in-domain scores of a ViT and the CNNs on a task, at one fraction."""
+    """What a panel shows: in-domain scores of a backbone, and of those beside it, with one subset."""
 
     task: str
     backbone: str
-    fraction: int
+    subset: Subset
     scores: Sequence[Score]
 
 
 def draw_tradeoff(config: Config, scores: Sequence[Score], trainable: Mapping[Group, int]) -> Figure:
-    """Draw figure 1 at `figures.tradeoff_fraction`, or the nearest fraction that a task has."""
-    found = _panels(config, [score for score in scores if score.values and score.group in trainable])
+    """Draw figure 1 at `figures.tradeoff_fraction`, or the nearest subset that a task has."""
+    found = _panels(
+        config, [score for score in scores if score.values and score.contender.group in trainable]
+    )
     if not found:
-        return words_only("Figure 1 has nothing to show: no cell of a ViT has scores yet.")
-    figure, axes = panels(len(found), PANEL_HEIGHT)
-    largest = max(trainable[score.group] for panel in found for score in panel.scores)
+        return words_only("Figure 1 has nothing to show: no cell has scores yet.")
+    figure, axes = panels(len(found), PANEL_HEIGHT, max(len(panel.scores) for panel in found))
+    largest = max(trainable[score.contender.group] for panel in found for score in panel.scores)
     labels = []
     for axis, panel in zip(axes, found, strict=True):
         labels.append(_draw_bubbles(axis, config, panel, trainable, largest))
-        draw_references(axis, references(config, scores, panel.task, panel.fraction))
+        draw_references(axis, references(config, scores, panel.task, panel.subset))
         _name_axes(axis, config, panel)
     shared_legend(figure, axes, LEGEND)
     figure.draw_without_rendering()  # settles the layout, which labels are then placed in
@@ -62,30 +62,36 @@ def draw_tradeoff(config: Config, scores: Sequence[Score], trainable: Mapping[Gr
 
 def _panels(config: Config, scores: Sequence[Score]) -> list[Panel]:
     found = []
+    main = main_backbones(config)
     for task in used_tasks(config):
         shown = [
             score
             for score in scores
-            if score.group.task == task
+            if score.contender.task == task
             and score.metric == primary_metric(config.tasks[task]).name
             and not score.zero_shot
-            and not is_probe(score.group)  # which trains no parameter of the backbone
-            and not is_control(config, score.group)
+            and score.contender.is_method
         ]
-        vits = [name for name, spec in config.backbones.items() if isinstance(spec, ViT)]
-        for backbone in vits:
-            fractions = {score.group.fraction for score in shown if score.group.backbone == backbone}
-            if fractions:
-                wanted = config.figures.tradeoff_fraction
-                nearest = min(fractions, key=lambda fraction: (abs(fraction - wanted), fraction))
+        for backbone in main:
+            subsets = {score.contender.subset for score in shown if score.contender.backbone == backbone}
+            if subsets:
+                nearest = _nearest(subsets, config.figures.tradeoff_fraction)
                 of_panel = [
                     score
                     for score in shown
-                    if score.group.fraction == nearest
-                    and (score.group.backbone == backbone or score.group.backbone not in vits)
+                    if score.contender.subset == nearest
+                    and (score.contender.backbone == backbone or score.contender.backbone not in main)
                 ]
+                of_panel.sort(key=lambda one: (one.contender.backbone != backbone, one.contender.place))
                 found.append(Panel(task, backbone, nearest, of_panel))
     return found
+
+
+def _nearest(subsets: Iterable[Subset], percent: int) -> Subset:
+    """Return the fraction that is nearest to a percentage, or the most shots where there is none."""
+    return min(
+        subsets, key=lambda one: (not one.of_all, abs(one.size - percent) if one.of_all else -one.size, one)
+    )
 
 
 def _draw_bubbles(
@@ -94,11 +100,14 @@ def _draw_bubbles(
     """Draw a bubble, a mark and an error bar per score; return the labels and radii of the bubbles."""
     labels = []
     places: list[float] = []
+    looks = Looks(config)
+    on_backbone = Counter(score.contender.backbone for score in panel.scores)
     for score in panel.scores:
-        of_cnn = score.group.backbone != panel.backbone
-        style = group_look(config, score.group)
-        area = LARGEST_BUBBLE * trainable[score.group] / largest
-        x = float(trainable[score.group])
+        contender = score.contender
+        is_beside = contender.backbone != panel.backbone
+        style = looks.of(contender)
+        area = LARGEST_BUBBLE * trainable[contender.group] / largest
+        x = float(trainable[contender.group])
         while x in places:
             x *= DODGE
         places.append(x)
@@ -112,13 +121,15 @@ def _draw_bubbles(
             markerfacecolor=style.colour if score.complete else "white",
             markersize=4,
             elinewidth=0.8,
-            label=group_label(config, score.group) if of_cnn else start_label(config, score.group),
+            label=contender.label if is_beside else contender.name,
         )
-        name = (
-            backbone_label(score.group.backbone) if of_cnn else short_method_label(config, score.group.method)
-        )
+        if len(panel.scores) > CROWDED:  # the legend names the marks
+            continue
+        name = contender.short
+        if is_beside:
+            name = f"{contender.owner} {name}" if on_backbone[contender.backbone] > 1 else contender.owner
         if not score.complete:
-            name += f" ({len(score.values)}/{len(score.expected)} seeds)"
+            name += f" ({len(score.values)}/{len(contender.seeds)} seeds)"
         label = axis.annotate(name, (x, score.mean), fontsize=FONT_SIZE, annotation_clip=False)
         # Legible on the lines of the controls.
         label.set_path_effects([withStroke(linewidth=2, foreground="white")])
@@ -137,8 +148,8 @@ def _name_axes(axis: Axes, config: Config, panel: Panel) -> None:
     axis.set_xlabel("trainable parameters (without the head)")
     score_axis(config, axis, panel.task)
     asked = config.figures.tradeoff_fraction
-    share = f"{panel.fraction} % of the training subjects"
-    if panel.fraction != asked:
+    share = panel.subset.text
+    if panel.subset != fraction(asked):
         share += f" (nearest to {asked} %)"
-    title = f"{backbone_label(panel.backbone)}: {panel_title(config, panel.scores, panel.task)}"
+    title = f"{backbone_label(config, panel.backbone)}: {panel_title(config, panel.scores, panel.task)}"
     axis.set_title(f"{title}\n{share}", loc="left")

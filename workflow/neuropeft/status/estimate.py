@@ -11,9 +11,9 @@ from neuropeft.grid import Cell
 Cost = dict[str, Any]
 
 # What a finished cell must share with the one that it is judged by; the first of these that some cell fulfils
-# counts. Seconds are those of cells of the same fraction, or scaled by the number of training scans.
+# counts. Seconds are those of cells of the same subset, or scaled by the number of training scans.
 NEAREST: tuple[tuple[str, ...], ...] = (
-    ("task", "backbone", "pretraining", "method", "fraction"),
+    ("task", "backbone", "pretraining", "method", "subset"),
     ("task", "backbone", "pretraining", "method"),
     ("task", "backbone", "method"),
     ("backbone", "method"),
@@ -51,7 +51,7 @@ def estimate(found: Mapping[Cell, CellStatus]) -> Estimate:
     if not costs:
         return Estimate(None, len(left), 0, len(left), devices)
     by_likeness = [_sorted_by(fields, costs) for fields in NEAREST]
-    scans = _scans_per_percent(costs)
+    scans = _scans_per_size(costs)
     seconds, far = 0.0, 0
     for alike in _sorted_by(NEAREST[0], left).values():  # seeds and folds alone differ
         fields, near = next(
@@ -75,20 +75,23 @@ def _sorted_by(fields: tuple[str, ...], some: Iterable[Cell]) -> dict[tuple[obje
     return kinds
 
 
-def _scans_per_percent(costs: Mapping[Cell, Cost]) -> dict[str, float]:
-    """Return how many training scans a percent of each task's subjects has, of tasks with finished cells."""
-    of_task: dict[str, list[float]] = {}
+def _scans_per_size(costs: Mapping[Cell, Cost]) -> dict[tuple[str, bool], float]:
+    """Return how many training scans a percent, and a shot, of each task with finished cells has."""
+    found: dict[tuple[str, bool], list[float]] = {}
     for cell, cost in costs.items():
-        of_task.setdefault(cell.task, []).append(cost["train_scans"] / cell.fraction)
-    return {task: mean(values) for task, values in of_task.items()}
+        found.setdefault((cell.task, cell.subset.of_all), []).append(cost["train_scans"] / cell.subset.size)
+    return {sort: mean(values) for sort, values in found.items()}
 
 
-def _scaled(cost: Cost, trained: Cell, cell: Cell, scans: Mapping[str, float]) -> float:
+def _scaled(cost: Cost, trained: Cell, cell: Cell, scans: Mapping[tuple[str, bool], float]) -> float:
     """Return the seconds of a trained cell, in proportion to the scans that another is trained on.
 
     Where nothing is known of the other's task, it is taken to have as many scans.
     """
-    if (trained.task, trained.fraction) == (cell.task, cell.fraction):
+    if (trained.task, trained.subset) == (cell.task, cell.subset):
         return cost["train_seconds"]
-    per_percent = scans.get(cell.task, scans[trained.task])
-    return cost["train_seconds"] * per_percent * cell.fraction / cost["train_scans"]
+    sort = cell.subset.of_all
+    per_size = scans.get((cell.task, sort), scans.get((trained.task, sort)))
+    if per_size is None:
+        return cost["train_seconds"]
+    return cost["train_seconds"] * per_size * cell.subset.size / cost["train_scans"]

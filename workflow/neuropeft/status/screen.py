@@ -158,7 +158,7 @@ def _failed(config: Config, results: Path, found: Mapping[Cell, CellStatus]) -> 
         yield f"  {log}"
         for cell in members:
             fold = f", fold {cell.fold}" if cell.fold else ""
-            text = f"fraction {cell.fraction} %, seed {cell.seed}{fold}: {found[cell].reason}"
+            text = f"{cell.subset.label}, seed {cell.seed}{fold}: {found[cell].reason}"
             yield from _wrapped(" ".join(text.split()), "    ")
 
 

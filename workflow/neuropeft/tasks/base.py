@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 # The columns of a prediction file, beside those that the kind of the task names.
-COLUMNS = ("fraction", "seed", "fold", "split", "scan_id", "subject", "session", "y")
+COLUMNS = ("subset", "seed", "fold", "split", "scan_id", "subject", "session", "y")
 GUESS = 0.5  # the probability of a label that is known of no training scan
 CONTROL_METHOD = "method"  # which control files have too, since they hold several
 
@@ -88,6 +88,7 @@ class TaskKind(ABC):
         metrics: what predictions are scored by; the first one is the primary metric.
         loss_label: what the loss is, for axes.
         chance: the primary metric of guessing; None where that of the training mean stands for it.
+        stratum: what subjects are divided into, of which splits keep the proportions and shots are counted.
         every_stratum: whether a split must have a subject of each stratum on every side.
         regresses: whether linear models are ridge regressions; logistic ones otherwise.
         size: how many classes or labels it tells apart; 0 for values.
@@ -96,6 +97,7 @@ class TaskKind(ABC):
     metrics: ClassVar[tuple[Metric, ...]]
     loss_label: ClassVar[str]
     chance: ClassVar[float | None] = 0.5
+    stratum: ClassVar[str] = "class"
     every_stratum: ClassVar[bool] = False
     regresses: ClassVar[bool] = False
 

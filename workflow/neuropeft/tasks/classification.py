@@ -91,7 +91,7 @@ class _Classes(TaskKind):
         counts = np.bincount(targets.astype(int), weights=np.asarray(weights), minlength=self.size)
         if absent := np.flatnonzero(counts == 0).tolist():
             raise UserError(
-                f"{name}: no training scan has class {absent[0]} at this fraction; give a larger fraction, "
+                f"{name}: no training scan has class {absent[0]} in this subset; give a larger one, "
                 "or more subjects of that class"
             )
         return counts / counts.sum()

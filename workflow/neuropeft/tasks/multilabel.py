@@ -46,6 +46,7 @@ class Multilabel(TaskKind):
         ),
     )
     loss_label = "loss (cross-entropy)"
+    stratum = "rarest label"
 
     def read(self, place: Place, task: "MultilabelTask", scans: "Sequence[Scan]") -> list[str | None]:
         """Return the labels of every scan, None where none is known."""
@@ -102,7 +103,7 @@ class Multilabel(TaskKind):
         from torch.nn.functional import binary_cross_entropy_with_logits
 
         if self.nothing_to_learn(targets):
-            raise UserError(f"{name}: no label is both 1 and 0 in training; give a larger fraction")
+            raise UserError(f"{name}: no label is both 1 and 0 in training; give a larger subset")
         weight = np.asarray(weights)[:, None]
         present, absent = (np.nansum(weight * (targets == value), axis=0) for value in (1, 0))  # [labels]
         learnt = (present > 0) & (absent > 0)

@@ -34,6 +34,7 @@ class Regression(TaskKind):
         Metric("r", "Pearson r", True, lambda y, score, rule, weights: pearson_r(y, score, weights)),
     )
     loss_label = "loss (L1, standardised)"
+    stratum = "quantile bin"
     chance = None
     regresses = True
 
@@ -79,7 +80,7 @@ class Regression(TaskKind):
         median = float(targets[order][share[order].cumsum() >= 0.5 - ROUNDING][0])
         if sd == 0:
             raise UserError(
-                f"{name}: all training targets are {median:g}; nothing can be learnt, give a larger fraction"
+                f"{name}: all training targets are {median:g}; nothing can be learnt, give a larger subset"
             )
 
         def loss(outputs: "Tensor", targets: "Tensor") -> "Tensor":

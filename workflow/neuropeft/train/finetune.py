@@ -1,4 +1,4 @@
-"""Fine-tune one cell: a pretrained (or random) backbone, a method, a fraction and a seed give a delta."""
+"""Fine-tune one cell: a pretrained (or random) backbone, a method, a subset and a seed give a delta."""
 
 import json
 import os
@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from neuropeft import tasks
 from neuropeft.backbones.build import build_predictor
 from neuropeft.backbones.checkpoints import load_encoder
 from neuropeft.backbones.heads import Predictor
@@ -22,6 +21,7 @@ from neuropeft.methods.counts import count
 from neuropeft.records import check_whole
 from neuropeft.split_names import seed_and_fold, split_name
 from neuropeft.store import Store, open_store
+from neuropeft.subsets import Subset
 from neuropeft.tasks.base import Array, Objective, TaskKind
 from neuropeft.train import checkpoint
 from neuropeft.train.augment import augment, read_augmentation
@@ -35,7 +35,7 @@ from neuropeft.train.learner import Batch, Learner, Plan
 from neuropeft.train.loop import fit
 from neuropeft.train.memory import BatchSize, in_batches
 from neuropeft.train.prefetch import TrainingBatches
-from neuropeft.train.sources import cell_sources
+from neuropeft.train.sources import cell_sources, kind_of
 from neuropeft.train.state import FINISHED, finish, forget, is_finished
 
 MEASURED = 512  # training scans at most that tell the statistics of features before a validation
@@ -89,7 +89,7 @@ def open_shared(
     of_split = {seed_and_fold(path): Path(path) for path in splits}
     used: dict[str, None] = {}
     for spec in specs:
-        sides = read_sides(split_of(of_split, spec), int(spec["fraction"]), sessions)
+        sides = read_sides(split_of(of_split, spec), Subset.parse(spec["subset"]), kind_of(spec), sessions)
         used |= dict.fromkeys(row["scan_id"] for row in (*sides.train, *sides.validation))
     return Shared(
         of_split,
@@ -114,7 +114,7 @@ def finetune(
 
     Args:
         spec: What defines the cell, as `grid.cell_spec` writes it: cell, task, backbone, method, training,
-            fraction, seed, fold, shuffle_labels.
+            subset, seed, fold, shuffle_labels.
         shared: What it is trained on and starts from.
         state_dir: Folder of this cell alone, for its checkpoints and, in `finished`, for the outcome.
         checkpoint_seconds: Least time between checkpoints.
@@ -128,7 +128,9 @@ def finetune(
         UserError: An input is missing or wrong, or the loss is not finite.
         SystemExit: With `signals.REQUEUE_EXIT_CODE`, after SIGTERM or SIGUSR1.
     """
-    sides = read_sides(split_of(shared.splits, spec), int(spec["fraction"]), shared.sessions)
+    sides = read_sides(
+        split_of(shared.splits, spec), Subset.parse(spec["subset"]), kind_of(spec), shared.sessions
+    )
     if spec["shuffle_labels"]:
         sides = shuffled(sides, int(spec["seed"]))
     scans = shared.store.path / "scans.tsv"
@@ -152,7 +154,7 @@ def finetune(
 
 
 def _plan(spec: Mapping[str, Any], sides: Sides, began: float) -> Plan:
-    """Return how long a cell trains: as many steps at every fraction as with all of the data."""
+    """Return how long a cell trains: as many steps with every subset as with all of the data."""
     training = spec["training"]
     interval = -(-sides.whole // int(training["batch_size"]))  # steps of a pass over all training scans
     epochs = max(int(training["epochs"]), -(-int(training["min_steps"]) // interval))
@@ -169,11 +171,6 @@ def _plan(spec: Mapping[str, Any], sides: Sides, began: float) -> Plan:
         patience=int(training["patience"]) if chosen else None,
         began=began,
     )
-
-
-def kind_of(spec: Mapping[str, Any]) -> TaskKind:
-    """Return the kind of a cell's task."""
-    return tasks.task_kind(spec["task"]["kind"], int(spec["task"]["size"]))
 
 
 def split_of(splits: Mapping[tuple[int, int], Path], spec: Mapping[str, Any]) -> Path:

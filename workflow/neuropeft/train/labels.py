@@ -5,12 +5,16 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from neuropeft.cohorts.splits import TRAIN, VALIDATION, first_rows, read_split, take_fraction
+from neuropeft.cohorts.splits import TRAIN, VALIDATION, first_rows, read_split, take_subset
 from neuropeft.errors import UserError
 from neuropeft.files import read_tsv
+from neuropeft.subsets import Subset
 from neuropeft.train.seeds import derive_seed
+
+if TYPE_CHECKING:
+    from neuropeft.tasks.base import TaskKind
 
 Row = Mapping[str, Any]
 
@@ -32,28 +36,30 @@ def stored_sessions(store_dir: str | Path) -> dict[str, str]:
     return {row["scan_id"]: row["session"] for row in read_tsv(Path(store_dir) / "scans.tsv")}
 
 
-def read_sides(split_tsv: str | Path, fraction: int, sessions: Mapping[str, str]) -> Sides:
-    """Read a fraction of the training rows, and of the validation subjects each one's first scan.
+def read_sides(split_tsv: str | Path, subset: Subset, kind: "TaskKind", sessions: Mapping[str, str]) -> Sides:
+    """Read a part of the training rows, and of the validation subjects each one's first scan.
 
     Args:
         split_tsv: The split: scan_id, subject, side, order, y.
-        fraction: Percent of the subjects of either side.
+        subset: How much of the subjects of either side.
+        kind: What is predicted.
         sessions: Session of every stored scan; scans that are not stored are left out.
 
     Raises:
         UserError: The split is not valid, or none of the scans of a side is stored.
     """
     split = [row for row in read_split(split_tsv) if row["side"] in (TRAIN, VALIDATION)]
+    task = Path(split_tsv).parent.name
     train, validation = (
-        with_sessions(take_fraction(split, fraction, side), sessions) for side in (TRAIN, VALIDATION)
+        with_sessions(take_subset(split, subset, kind, side, task), sessions) for side in (TRAIN, VALIDATION)
     )
     for side, found in ((TRAIN, train), (VALIDATION, validation)):
         if not found:
             raise UserError(
-                f"{split_tsv}: none of the {side} scans (fraction {fraction}) is in the store; "
+                f"{split_tsv}: none of the {side} scans ({subset.label}) is in the store; "
                 "preprocess the cohort of this split"
             )
-    whole = len(with_sessions(take_fraction(split, 100), sessions))
+    whole = len(with_sessions([row for row in split if row["side"] == TRAIN], sessions))
     return Sides(train, list(first_rows(validation).values()), whole)
 
 

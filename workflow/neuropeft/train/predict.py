@@ -9,7 +9,7 @@ import torch
 
 from neuropeft.backbones.checkpoints import read_metadata, read_tensors
 from neuropeft.backbones.heads import Predictor
-from neuropeft.cohorts.splits import TEST, VALIDATION, ZERO_SHOT, take_fraction
+from neuropeft.cohorts.splits import TEST, TRAIN, VALIDATION, ZERO_SHOT, take_subset
 from neuropeft.errors import UserError
 from neuropeft.files import read_tsv, write_tsv
 from neuropeft.methods.adapt import load_delta
@@ -17,12 +17,13 @@ from neuropeft.progress import track
 from neuropeft.records import check_whole, file_digest, write_record
 from neuropeft.split_names import seed_and_fold, split_name
 from neuropeft.store import open_store
+from neuropeft.subsets import Subset
 from neuropeft.tasks.base import COLUMNS
 from neuropeft.train.data import load_volumes, pick_device
-from neuropeft.train.finetune import all_outputs, kind_of, make_model
+from neuropeft.train.finetune import all_outputs, make_model
 from neuropeft.train.labels import stored_sessions, with_sessions
 from neuropeft.train.memory import BatchSize
-from neuropeft.train.sources import cell_key, data_sources, differing, prediction_sources
+from neuropeft.train.sources import cell_key, data_sources, differing, kind_of, prediction_sources
 
 Rows = Sequence[Mapping[str, Any]]
 Place = tuple[int, int]  # seed and fold
@@ -39,14 +40,14 @@ def predict(
     """Write the predictions of every delta, a row per scan.
 
     Args:
-        deltas: Files that `finetune` wrote, of cells that differ in fraction, seed and fold alone.
+        deltas: Files that `finetune` wrote, of cells that differ in subset, seed and fold alone.
         encoders: The pretrained encoders that they started from, in any order: one, or one for each fold;
             none if they started from random weights.
         store_dir: Store of the cohort.
         subjects: Who is predicted: the split of each seed and fold, called as `split_names` says, of which
-            the test side is and, of the validation side, the fraction of a cell; or one table of labels of a
+            the test side is and, of the validation side, the subset of a cell; or one table of labels of a
             zero-shot cohort, of which everybody is.
-        out_tsv: The table to write: fraction, seed, fold, split (the side), scan_id, subject, session, y and
+        out_tsv: The table to write: subset, seed, fold, split (the side), scan_id, subject, session, y and
             score (a probability, or a value in the target's unit); with more than two classes score_0,
             score_1, ... and prior_0, prior_1, ..., how frequent a class was in training.
         device: As torch names it; the GPU if there is one.
@@ -59,7 +60,8 @@ def predict(
     store = open_store(store_dir)
     sessions = stored_sessions(store_dir)
     wanted = _wanted(subjects, sessions, store_dir)
-    scans = sorted({row["scan_id"] for rows in wanted.values() for row in with_sessions(rows, sessions)})
+    tested = [row for rows in wanted.values() for row in with_sessions(_tested(rows), sessions)]
+    scans = sorted({row["scan_id"] for row in tested})
     volumes = load_volumes(store.volumes, [store.index_of(scan) for scan in scans], where)
     places = {scan: place for place, scan in enumerate(scans)}
     at_once: BatchSize | None = None
@@ -79,7 +81,7 @@ def predict(
         offset, scale = json.loads(metadata["offset"]), float(metadata["scale"])
         kind = kind_of(spec)
         numbers = kind.scores(outputs, offset, scale)
-        cell = {key: spec[key] for key in ("fraction", "seed", "fold")}
+        cell = {key: spec[key] for key in ("subset", "seed", "fold")}
         prior = _texts(kind.prior_columns, kind.prior(offset))
         table += [
             {**row, **cell, **_texts(kind.score_columns, score), **prior}
@@ -100,7 +102,7 @@ def _check_trained_on(
     """Check that a cell was trained on what it is now tested beside; of another cohort nothing can be."""
     if (place := (int(spec["seed"]), int(spec["fold"]))) not in splits:
         return
-    now = data_sources(splits[place], store_dir / "scans.tsv", int(spec["fraction"]))
+    now = data_sources(splits[place], store_dir / "scans.tsv", Subset.parse(spec["subset"]), kind_of(spec))
     if other := differing(json.loads(metadata["made_from"]), now):
         raise UserError(
             f"{delta} was trained with other {' and other '.join(other)} than those of {splits[place]} and "
@@ -148,16 +150,16 @@ def _models(
 def _wanted(
     paths: Sequence[str | Path], sessions: Mapping[str, str], store_dir: str | Path
 ) -> dict[Place | None, Rows]:
-    """Return validation and test rows of each split; under None, a zero-shot cohort's, for all cells."""
+    """Return the rows of each split; under None, a zero-shot cohort's, for all cells."""
     wanted: dict[Place | None, Rows] = {}
     for path in map(Path, paths):
         rows: list[dict[str, str]] = read_tsv(path)
         is_split = bool(rows) and "side" in rows[0]
         if is_split:
-            rows = [{**row, "split": row["side"]} for row in rows if row["side"] in (VALIDATION, TEST)]
+            rows = [{**row, "split": row["side"]} for row in rows]
         else:
             rows = [{**row, "split": ZERO_SHOT} for row in rows]
-        if not with_sessions(rows, sessions):
+        if not with_sessions(_tested(rows), sessions):
             raise UserError(
                 f"no scan of {path} that is to be predicted is in the store {store_dir}; check both"
             )
@@ -165,8 +167,12 @@ def _wanted(
     return wanted
 
 
+def _tested(rows: Rows) -> Rows:
+    return [row for row in rows if row["split"] != TRAIN]
+
+
 def _rows_of(wanted: Mapping[Place | None, Rows], spec: Mapping[str, Any], delta: str | Path) -> Rows:
-    """Return the rows to predict for a cell: of validation, only those that its fraction holds."""
+    """Return the rows to predict for a cell: of validation, only those that its subset holds."""
     if None in wanted:
         return wanted[None]
     place = int(spec["seed"]), int(spec["fold"])
@@ -174,7 +180,7 @@ def _rows_of(wanted: Mapping[Place | None, Rows], spec: Mapping[str, Any], delta
         name = split_name(*place)
         raise UserError(f"{delta} was trained on the split {name}, which is not given; add {name}.tsv")
     rows = wanted[place]
-    validation = take_fraction(rows, int(spec["fraction"]), VALIDATION)
+    validation = take_subset(rows, Subset.parse(spec["subset"]), kind_of(spec), VALIDATION)
     return [*validation, *(row for row in rows if row["side"] == TEST)]
 
 

@@ -8,15 +8,19 @@ import random
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from neuropeft import backbones, methods, numerics, pretraining, tasks
 from neuropeft.cohorts.splits import held_out_subjects, read_split
 from neuropeft.errors import UserError
 from neuropeft.files import read_tsv
 from neuropeft.records import AGAIN, digest
+from neuropeft.subsets import Subset
 from neuropeft.train.labels import read_sides
 from neuropeft.train.seeds import derive_seed
+
+if TYPE_CHECKING:
+    from neuropeft.tasks.base import TaskKind
 
 RATES = ("lr", "head_lr")  # what a search chooses
 
@@ -44,7 +48,7 @@ def cell_sources(
     """
     return {
         **settings_and_code(spec),
-        **data_sources(split, scans, int(spec["fraction"])),
+        **data_sources(split, scans, Subset.parse(spec["subset"]), kind_of(spec)),
         "encoder": encoder or "",
         "rates": "" if rates is None else digest(dict(rates)),
     }
@@ -63,15 +67,20 @@ def _kinds(spec: Mapping[str, Any]) -> tuple[str, ...]:
     )
 
 
+def kind_of(spec: Mapping[str, Any]) -> "TaskKind":
+    """Return the kind of a cell's task."""
+    return tasks.task_kind(spec["task"]["kind"], int(spec["task"]["size"]))
+
+
 @cache
 def code_version(*modules: str) -> str:
     """Return the version of the code of some modules, found out once; see `numerics`."""
     return numerics.version(*modules)
 
 
-def data_sources(split: Path, scans: Path, fraction: int) -> dict[str, str]:
+def data_sources(split: Path, scans: Path, subset: Subset, kind: "TaskKind") -> dict[str, str]:
     """Return digests of who trains and validates, with their targets, and of their volumes."""
-    return _data(split, _time(split), scans, _time(scans), fraction)
+    return _data(split, _time(split), scans, _time(scans), subset, kind)
 
 
 def _time(path: Path) -> int:
@@ -82,9 +91,11 @@ def _time(path: Path) -> int:
 
 
 @cache  # once for all methods and starts
-def _data(split: Path, _split_time: int, scans: Path, scans_time: int, fraction: int) -> dict[str, str]:
+def _data(
+    split: Path, _split_time: int, scans: Path, scans_time: int, subset: Subset, kind: "TaskKind"
+) -> dict[str, str]:
     stored = stored_rows(scans, scans_time)
-    sides = read_sides(split, fraction, {scan: row["session"] for scan, row in stored.items()})
+    sides = read_sides(split, subset, kind, {scan: row["session"] for scan, row in stored.items()})
     both = (sides.train, sides.validation)
     return {
         "split": digest([[[row["scan_id"], row["y"]] for row in side] for side in both] + [sides.whole]),
@@ -120,7 +131,7 @@ def prediction_sources(
 
 def cell_key(spec: Mapping[str, Any]) -> str:
     """Return what tells a cell from those that it is predicted together with."""
-    return f"{spec['fraction']}/{spec['seed']}/{spec['fold']}"
+    return f"{spec['subset']}/{spec['seed']}/{spec['fold']}"
 
 
 def imported_sources(backbone: Mapping[str, Any], weights: str | None) -> dict[str, Any]:

@@ -1,0 +1,230 @@
+"""Contenders: what is scored and compared, the rows of tables and the curves of figures."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from neuropeft.config import Config
+from neuropeft.grid import NO_PRETRAINING, Cell, Group, cells, seeds_of, subsets_of, used_tasks
+from neuropeft.probe_grid import probe_groups
+from neuropeft.probe_names import PROBES
+from neuropeft.subsets import Subset
+
+NO_BACKBONE = "control"  # stands for the backbone of a control that has none
+CONTROLS = {
+    "mean": "predict the mean",
+    "age_sex": "age + sex, except the target",
+    "ridge_voxels": "linear model on voxels",
+}
+REFERENCE_KIND = "full"  # what others are compared with
+
+Line = tuple[str, str, str]  # backbone, pretraining, method: a column of tables, a curve
+
+
+@dataclass(frozen=True)
+class Contender:
+    """Cells that differ in seed and fold only, a probe of a frozen backbone, or a control without a network.
+
+    Attributes:
+        sort: `cells`, `probes` or `controls`: where its predictions come from.
+        group: task, backbone, pretraining, method and subset, unique; a probe or control is its method.
+        seeds: the seeds that it should have.
+        owner: the first part of its label: the backbone, or that it is a control.
+        name: the second part: the method, and the start where the backbone has several.
+        short: the method where the surroundings say that it is a way to fine-tune.
+        is_control: whether it must not learn or has no network, so is no method to choose.
+        is_reference: whether others of its place are compared with it.
+        place: what columns and curves are sorted by: methods, probes, controls, each as configured.
+    """
+
+    sort: Literal["cells", "probes", "controls"]
+    group: Group
+    seeds: tuple[int, ...] = field(compare=False)
+    owner: str = field(compare=False)
+    name: str = field(compare=False)
+    short: str = field(compare=False)
+    is_control: bool = field(compare=False)
+    is_reference: bool = field(compare=False)
+    place: tuple[int, ...] = field(compare=False)
+
+    @property
+    def task(self) -> str:
+        """The task that it is trained for."""
+        return self.group[0]
+
+    @property
+    def line(self) -> Line:
+        """What it shares with itself on other tasks and subsets: backbone, pretraining, method."""
+        return self.group[1:4]
+
+    @property
+    def backbone(self) -> str:
+        """The name of its backbone."""
+        return self.group[1]
+
+    @property
+    def pretraining(self) -> str:
+        """The name of what it starts from."""
+        return self.group[2]
+
+    @property
+    def method(self) -> str:
+        """The name of its method, probe or control."""
+        return self.group[3]
+
+    @property
+    def subset(self) -> Subset:
+        """How much of the training subjects it learns from."""
+        return self.group[4]
+
+    @property
+    def label(self) -> str:
+        """What tables, figures and the summary call it."""
+        return f"{self.owner} {self.name}"
+
+    @property
+    def is_method(self) -> bool:
+        """Whether it is a way to train a backbone that one could choose: no probe and no control."""
+        return self.sort == "cells" and not self.is_control
+
+    @property
+    def scored(self) -> str:
+        """The name of what it is scored together with, since they are predicted together."""
+        task, *base = self.group[:4]
+        return "/".join((self.sort, task, *base[: {"cells": 3, "probes": 2, "controls": 0}[self.sort]]))
+
+
+def contenders(config: Config) -> list[Contender]:
+    """Return all contenders of the grid: cells, then probes, then the controls of each task."""
+    all_cells = cells(config)
+    seeds: dict[Group, list[int]] = defaultdict(list)
+    for cell in all_cells:
+        seeds[cell.group].append(cell.seed)
+    starts = _starts(all_cells)
+    found = [_of_cells(config, starts, group, tuple(dict.fromkeys(some))) for group, some in seeds.items()]
+    of_task = {task: tuple(seeds_of(all_cells, task)) for task in used_tasks(config)}
+    found += [_probe(config, starts, group, of_task[group[0]]) for group in probe_groups(all_cells)]
+    for task, seeds_of_task in of_task.items():
+        for place, (control, label) in enumerate(CONTROLS.items()):
+            for subset in subsets_of(all_cells, task):
+                found.append(
+                    Contender(
+                        sort="controls",
+                        group=(task, NO_BACKBONE, NO_PRETRAINING, control, subset),
+                        seeds=seeds_of_task,
+                        owner="Control:",
+                        name=label,
+                        short=label,
+                        is_control=True,
+                        is_reference=False,
+                        place=(2, len(config.backbones), place),
+                    )
+                )
+    return found
+
+
+def _of_cells(
+    config: Config, starts: Mapping[str, set[str]], group: Group, seeds: tuple[int, ...]
+) -> Contender:
+    _, backbone, start, method, _ = group
+    settings = config.methods[method]
+    label = settings.label_of(method)
+    if settings.shuffle_labels:
+        label = f"{settings.kind} on shuffled labels"
+    owner = backbone_label(config, backbone)
+    return Contender(
+        sort="cells",
+        group=group,
+        seeds=seeds,
+        owner=f"Control: {owner}" if settings.shuffle_labels else owner,
+        name=label + _from_start(starts, backbone, start),
+        short=label.removesuffix(" fine-tune"),
+        is_control=settings.shuffle_labels,
+        is_reference=settings.kind == REFERENCE_KIND and not settings.shuffle_labels,
+        place=(
+            2 if settings.shuffle_labels else 0,
+            list(config.backbones).index(backbone),
+            list(config.methods).index(method),
+            _start_place(config, start),
+        ),
+    )
+
+
+def _probe(config: Config, starts: Mapping[str, set[str]], group: Group, seeds: tuple[int, ...]) -> Contender:
+    _, backbone, start, probe, _ = group
+    untrained = start == NO_PRETRAINING
+    return Contender(
+        sort="probes",
+        group=group,
+        seeds=seeds,
+        owner=f"Frozen {'untrained ' if untrained else ''}{backbone_label(config, backbone)}:",
+        name=PROBES[probe] + _from_start(starts, backbone, start),
+        short=PROBES[probe],
+        is_control=False,
+        is_reference=False,
+        place=(
+            1,
+            list(config.backbones).index(backbone),
+            int(untrained),
+            _start_place(config, start),
+            list(PROBES).index(probe),
+        ),
+    )
+
+
+def _start_place(config: Config, start: str) -> int:
+    return sorted([NO_PRETRAINING, *config.pretraining]).index(start)
+
+
+def _starts(some: Iterable[Cell]) -> dict[str, set[str]]:
+    """Return the pretrained starts of each backbone."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for cell in some:
+        if cell.pretraining != NO_PRETRAINING:
+            found[cell.backbone].add(cell.pretraining)
+    return found
+
+
+def _from_start(starts: Mapping[str, set[str]], backbone: str, start: str) -> str:
+    """Return which start it is, where the backbone has several pretrained ones."""
+    return f" from {start}" if start != NO_PRETRAINING and len(starts[backbone]) > 1 else ""
+
+
+def backbone_label(config: Config, backbone: str) -> str:
+    """Return what tables and figures call a backbone."""
+    return config.backbones[backbone].label_of(backbone)
+
+
+def main_backbones(config: Config) -> list[str]:
+    """Return the backbones that have tables, curves and panels of their own; others stand beside them.
+
+    They are `figures.backbones`, else those of the grid that start from pretrained weights, else all of it.
+    """
+    some = cells(config)
+    used = [name for name in config.backbones if any(cell.backbone == name for cell in some)]
+    named = [name for name in config.figures.backbones if name in used]
+    return named or [name for name in used if name in _starts(some)] or used
+
+
+def scored_together(config: Config) -> dict[str, list[Contender]]:
+    """Return the contenders that are scored together, by the name of what they share."""
+    found: dict[str, list[Contender]] = {}
+    for contender in contenders(config):
+        found.setdefault(contender.scored, []).append(contender)
+    return found
+
+
+def score_spec(config: Config, some: list[Contender]) -> dict[str, Any]:
+    """Return everything that the scores of contenders which are scored together depend on but their files."""
+    first = some[0]
+    task = config.tasks[first.task]
+    return {
+        "sort": first.sort,
+        "task": {"name": first.task, "kind": task.kind, "size": task.size},
+        "cohorts": [task.train, *task.zero_shot],
+        "folds": list(config.splits.fold_numbers),
+        "contenders": [
+            {"line": list(one.line), "subset": str(one.subset), "seeds": list(one.seeds)} for one in some
+        ],
+    }

@@ -71,6 +71,7 @@ def test_a_longer_seed_list_runs_its_new_cells_only(finished):
     jobs = dry_run(finished, config)
     # fractions 50 and 100 of seed 2 join the pack of ad by lora, which is predicted anew
     assert (jobs["finetune"], jobs["cell"], jobs["predict"]) == (1, 6, 2)
+    assert jobs["score"] < len(list((finished / "results/scores").rglob("*.tsv"))), "age is not scored again"
     assert jobs["split"] == 1
     assert not {"pretrain", "pack_cohort", *STEPS} & jobs.keys()
 

@@ -10,7 +10,6 @@ import yaml
 
 import planned
 from neuropeft import estimates
-from neuropeft.files import read_tsv
 from workflow_command import ROOT, TINY, write_config
 
 pytestmark = pytest.mark.filterwarnings("ignore:coroutine")  # Snakemake's own, of disk_mb
@@ -85,7 +84,7 @@ def test_the_profiles_line_for_several_nodes_gives_each_a_process_for_each_gpu(t
 
 def memory_of(processes: int) -> int:
     """Megabytes that a pretraining on the test's first cohort asks for on a node."""
-    scans = len(read_tsv("results/cohorts/SimA/scans.tsv"))
+    scans = TINY["cohorts"]["SimA"]["simulated"]["subjects"]
     return estimates.training_mb(scans, (1, *[TINY["preprocessing"]["size"]] * 3), 1, processes)
 
 

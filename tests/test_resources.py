@@ -2,7 +2,6 @@
 
 import copy
 import json
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import chdir
 from functools import cache
@@ -14,8 +13,8 @@ from snakemake.jobs import Job
 
 import planned
 from neuropeft import estimates
+from neuropeft.cohorts.prepare import Tables, prepare
 from neuropeft.config import Config
-from neuropeft.files import read_tsv
 from neuropeft.grid import cells
 from neuropeft.packs import packs
 from workflow_command import ROOT, STEPS, TINY, write_config
@@ -57,15 +56,16 @@ def scaled(number: int) -> Estimated:
 
 def per_chunk(each: float) -> Estimated:
     def minutes(job: Job, attempt: int) -> int:
-        chunks = scans_by_chunk(Path("results/cohorts", job.wildcards.cohort, "scans.tsv").absolute())
-        return estimates.scan_minutes(each, chunks[job.wildcards.chunk], attempt)
+        rows = tables().chunks(job.wildcards.cohort)[job.wildcards.chunk]
+        return estimates.scan_minutes(each, len(rows), attempt)
 
     return minutes
 
 
 @cache
-def scans_by_chunk(index: Path) -> Counter[str]:
-    return Counter(row["chunk"] for row in read_tsv(index))
+def tables() -> Tables:
+    """Return who is in the cohorts; nothing is written."""
+    return prepare(CONFIG, Path("results"))
 
 
 def per_cohort(each: float) -> Estimated:
@@ -161,7 +161,7 @@ def test_every_rule_is_submitted_but_what_makes_links_or_looks_at_what_is_there(
     jobs: list[Job], tmp_path: Path
 ) -> None:
     assert planned.submitted(jobs) == ASKED.keys()
-    assert {job.rule.name for job in jobs} == ASKED.keys() | {"all", "cell"}
+    assert {job.rule.name for job in jobs} == ASKED.keys() | {"all", "cell", "people", "labels"}
     arguments = ("--configfile", write_config(tmp_path, TINY), *SLURM, "--", "status", "tables_partial")
     looking = planned.jobs(tmp_path, *arguments)
     assert {job.rule.name for job in looking} == {"status", "tables_partial", "parameter_counts_partial"}

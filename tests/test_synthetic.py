@@ -15,6 +15,7 @@ from neuropeft.config.read import load_config
 from neuropeft.errors import UserError
 from neuropeft.inputs.t1w.resample import to_model_grid
 from neuropeft.publish.cohort_table import cohort_records, cohort_sheet
+from neuropeft.records import write_record
 from neuropeft.status.stages import Preprocessed, preprocessed
 from neuropeft.store import open_store
 from workflow_command import TINY, dry_run
@@ -164,7 +165,9 @@ def test_its_jobs_are_one_synthesis_and_the_checks_of_pretraining(
 def test_status_and_table_call_it_synthetic(tmp_path: Path, config: dict[str, Any]) -> None:
     read = load_config(config, None)
     assert Preprocessed("Synth", 1, 0, 8, 0, False) in list(preprocessed(read, tmp_path))
-    write_synthetic(8, 0, 16, tmp_path / "cohorts/Synth/store", processes=1)
+    store = tmp_path / "cohorts/Synth/store"
+    write_synthetic(8, 0, 16, store, processes=1)
+    write_record([store / "volumes.npy", store / "scans.tsv"], {})
     assert Preprocessed("Synth", 1, 1, 8, 0, True) in list(preprocessed(read, tmp_path))
     *_, record = cohort_records(read, tmp_path)
     assert (record["cohort"], record["scans"], record["use"]) == ("Synth (synthetic)", 8, "pretraining mae")

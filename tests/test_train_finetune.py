@@ -49,7 +49,12 @@ def train(store: Path, spec: dict, encoder: Path | None = None, name: str = "out
 
 def test_writes_delta_history_and_cost(store: Path) -> None:
     out = train(store, tiny_cells.cell())
-    assert sorted(path.name for path in out.iterdir()) == ["cost.json", "delta.safetensors", "history.csv"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        "cost.json",
+        "delta.safetensors",
+        "delta.safetensors.json",
+        "history.csv",
+    ]
     history = tiny_cells.read_history(out)
     assert list(history[0]) == [
         "step", "lr", "train_loss", "val_loss", "val_metric", "accumulation",

@@ -19,6 +19,10 @@ rule people:
         "(cp {params.cached} {output}.new && mv {output}.new {output}) > {log} 2>&1"
 
 
+localrules:
+    labels,  # this is not taken over from the rule below
+
+
 use rule people as labels with:
     output:
         layout.LABELS,

@@ -19,7 +19,7 @@ import workflow_command
 PROFILE = workflow_command.ROOT / "profiles" / "slurm"
 SIZE = 32  # voxels along an edge, as in tiny.yaml
 SCANS = 14
-RULES = ("pretrain",)
+RULES = ("pretrain", "people")
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # sums come out the same
 # Settings beside the profile's that only make waiting shorter here, or fit a SLURM without accounting.
 FASTER = [
@@ -41,7 +41,7 @@ def make(folder: Path, pretrainings: Sequence[str], steps: int) -> None:
     store = folder / "results" / "cohorts" / "SimA" / "store"
     tiny_cells.make_store(store, SCANS)
     volumes = np.random.default_rng(0).normal(size=(SCANS, SIZE, SIZE, SIZE)).astype(np.float16)
-    np.save(store / "volumes.npy", volumes)
+    np.save(store / "volumes.npy", volumes[:, None])
     tiny_cells.make_split(folder / "results" / "splits" / "ad" / "seed-0.tsv", store)
 
 

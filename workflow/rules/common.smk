@@ -82,9 +82,13 @@ PARTIAL = PartialJobs(JOBS, CELLS)
 
 # It has the lock of the folder, and a dry run does not come here.
 onstart:
-    reading = ("n4_bias_correction", "simulate_scans", "list_excluded", "pack_cohort", "qc")
+    reading = ("list_excluded", "pack_cohort", "qc")  # and whatever goes through chunks of scans
     TABLES_NOW.publish(
-        {job.wildcards.cohort for job in workflow.dag.needrun_jobs() if job.rule.name in reading}
+        {
+            job.wildcards.cohort
+            for job in workflow.dag.needrun_jobs()
+            if hasattr(job.wildcards, "chunk") or job.rule.name in reading
+        }
     )
 
 

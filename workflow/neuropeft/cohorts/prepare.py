@@ -65,9 +65,11 @@ class Tables:
                     partial.write_text(text, encoding="utf-8")
 
     def publish(self, cohorts: Collection[str]) -> None:
-        """Write the indexes of some cohorts where jobs read them; the folder must be locked."""
-        for cohort in cohorts:
-            write_index(layout.SCANS.at(self.results, cohort=cohort), self.scans[cohort])
+        """Write the indexes of some cohorts, and those that are not there; the folder must be locked."""
+        for cohort, scans in self.scans.items():
+            path = layout.SCANS.at(self.results, cohort=cohort)
+            if cohort in cohorts or not path.exists():
+                write_index(path, scans)
 
 
 def prepare(config: Config, results: Path) -> Tables:

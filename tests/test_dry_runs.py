@@ -16,6 +16,7 @@ from neuropeft.cohorts.prepare import prepare
 from neuropeft.cohorts.sources import record_chunk
 from neuropeft.config.read import load_config
 from neuropeft.files import write_tsv
+from neuropeft.jobs import Jobs
 from workflow_command import ROOT, STEPS, TINY, dry_run, jobs_in, snakemake, write_config
 
 
@@ -44,7 +45,7 @@ def shown(folder, config):
 
 def skull_stripping(said):
     """Return the methods that the commands name, by cohort."""
-    words = r"neuropeft skull-strip .*--method (\S+) --derivatives results/derivatives/(\S+)"
+    words = r'inputs\.t1w\.skullstrip .*"skull_strip": "(\S+)".*--derivatives results/derivatives/(\S+)'
     return {cohort: method for method, cohort in re.findall(words, said)}
 
 
@@ -142,7 +143,7 @@ def test_every_zero_shot_cohort_is_predicted_and_settings_reach_the_commands(tmp
     # ad and age by scratch and lora on their own cohort and SimB, and ad on C too
     assert jobs["predict"] == 4 * 2 + 2
     assert skull_stripping(said) == {"SimA": "deepbet", "SimB": "given", "C": "stripped"}
-    assert said.count("--size 32 --max-excluded-share 0.37 ") == 3
+    assert said.count("--max-excluded-share 0.37 --size 32 ") == 3
     # each of two seeds: ad on SimA, SimB and C, and age on SimA and SimB; pretraining knows no seed
     assert (jobs["check_leaks"], jobs["check_pretraining"]) == (2 * 5, 5)
     stores = [f"results/cohorts/{cohort}/store/scans.tsv" for cohort in ("SimA", "C")]
@@ -224,12 +225,13 @@ def test_a_corrected_scan_or_mask_is_noticed_by_its_content_without_snakemakes_r
     for number in range(12):
         (root / f"masks/{number:03}.nii.gz").write_text("a mask")
         (root / f"sub-{number:03}/anat/sub-{number:03}_T1w.nii.gz").write_text("a scan")
-    tables = prepare(load_config(config, ROOT), tmp_path / "results")
-    tables.publish(["C"])
-    wanted = chunk_tables(tmp_path / "results", "C")
+    read = load_config(config, ROOT)
+    prepare(read, tmp_path / "results").publish(["C"])
+    sources = Jobs(read, tmp_path / "results").chunk_sources("C")
+    wanted = chunk_tables(tmp_path / "results", "C", "resample")
     for table in wanted:
         write_tsv(table, [], ["scan_id"])
-        record_chunk(table, tmp_path / "results/cohorts/C/scans.tsv", table.parent.name, "given")
+        record_chunk(table, tmp_path / "results/cohorts/C/scans.tsv", sources)
 
     def again():
         path = write_config(tmp_path, config)

@@ -50,6 +50,8 @@ def run_step(
     if chunk is not None:
         rows, columns = _first_rows(rows, rows_from, chunk), SCAN_COLUMNS
     _describe(folders.derivatives)
+    if folders.temporary is not None:  # Snakemake waits for it, even if no scan is good
+        folders.temporary.mkdir(parents=True, exist_ok=True)
     done = [
         _advance(step, row, folders, settings, check=chunk is not None)
         for row in track(rows, len(rows), step.name)

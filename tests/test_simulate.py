@@ -20,12 +20,14 @@ from scipy import ndimage
 import planned
 from neuropeft.cli import main
 from neuropeft.cohorts import phantom, simulate
+from neuropeft.cohorts.prepare import prepare
 from neuropeft.cohorts.readers import read_cohort
 from neuropeft.cohorts.simulate_scan import SCANNERS
 from neuropeft.cohorts.simulate_scan import simulate as simulate_with_truth
 from neuropeft.config import Cohort
+from neuropeft.config.read import load_config
 from neuropeft.errors import UserError
-from workflow_command import TINY, write_config
+from workflow_command import ROOT, TINY, write_config
 
 COHORT: dict[str, Any] = {
     "subjects": 40,
@@ -331,6 +333,7 @@ def test_the_workflow_simulates_each_scan_once_and_calls_its_cohort_simulated(tm
         "tasks": TINY["tasks"] | {"age": TINY["tasks"]["age"] | {"zero_shot": ["SimB", "Real"]}},
     }
     jobs = planned.jobs(tmp_path, "--configfile", write_config(tmp_path, config))
+    prepare(load_config(config, ROOT), tmp_path / "results").publish([])  # as the start of a run does
     monkeypatch.chdir(tmp_path)
     written, titles = [], []
     monkeypatch.setattr(simulate, "write_scan", lambda *given: written.append(given))

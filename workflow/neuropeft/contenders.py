@@ -1,12 +1,21 @@
 """Contenders: what is scored and compared, the rows of tables and the curves of figures."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from neuropeft.config import Config
-from neuropeft.grid import NO_PRETRAINING, Cell, Group, cells, seeds_of, subsets_of, used_tasks
+from neuropeft.grid import (
+    NO_PRETRAINING,
+    Group,
+    bases,
+    cells,
+    seeds_of,
+    subsets_of,
+    used_backbones,
+    used_tasks,
+)
 from neuropeft.probe_grid import probe_groups
 from neuropeft.probe_names import PROBES
 from neuropeft.subsets import Subset
@@ -101,7 +110,7 @@ def contenders(config: Config) -> list[Contender]:
     seeds: dict[Group, list[int]] = defaultdict(list)
     for cell in all_cells:
         seeds[cell.group].append(cell.seed)
-    starts = _starts(all_cells)
+    starts = _starts(config)
     found = [_of_cells(config, starts, group, tuple(dict.fromkeys(some))) for group, some in seeds.items()]
     of_task = {task: tuple(seeds_of(all_cells, task)) for task in used_tasks(config)}
     found += [_probe(config, starts, group, of_task[group[0]]) for group in probe_groups(all_cells)]
@@ -177,12 +186,12 @@ def _start_place(config: Config, start: str) -> int:
     return sorted([NO_PRETRAINING, *config.pretraining]).index(start)
 
 
-def _starts(some: Iterable[Cell]) -> dict[str, set[str]]:
+def _starts(config: Config) -> dict[str, set[str]]:
     """Return the pretrained starts of each backbone."""
     found: dict[str, set[str]] = defaultdict(set)
-    for cell in some:
-        if cell.pretraining != NO_PRETRAINING:
-            found[cell.backbone].add(cell.pretraining)
+    for _, backbone, start, _ in bases(config):
+        if start != NO_PRETRAINING:
+            found[backbone].add(start)
     return found
 
 
@@ -201,10 +210,9 @@ def main_backbones(config: Config) -> list[str]:
 
     They are `figures.backbones`, else those of the grid that start from pretrained weights, else all of it.
     """
-    some = cells(config)
-    used = [name for name in config.backbones if any(cell.backbone == name for cell in some)]
+    used, starts = used_backbones(config), _starts(config)
     named = [name for name in config.figures.backbones if name in used]
-    return named or [name for name in used if name in _starts(some)] or used
+    return named or [name for name in used if name in starts] or used
 
 
 def scored_together(config: Config) -> dict[str, list[Contender]]:

@@ -1,7 +1,7 @@
 """The run table: all cells of the grid, valid combinations only, and what each of them resolves to."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -82,17 +82,33 @@ def cells(config: Config) -> list[Cell]:
         UserError: a block has no valid cell at all.
     """
     found: set[Cell] = set()
+    for block, of_block in _valid(config):
+        rest = product(of_block, _subsets(block), block.seeds, config.splits.fold_numbers)
+        found |= {Cell(*base, subset, seed, fold) for base, subset, seed, fold in rest}
+    return sorted(found)
+
+
+def bases(config: Config) -> list[Base]:
+    """Return what the cells of the grid share that are trained and predicted together, sorted.
+
+    There are few of them, however many subsets, seeds and folds there are.
+
+    Raises:
+        UserError: a block has no valid cell at all.
+    """
+    return sorted({base for _, of_block in _valid(config) for base in of_block})
+
+
+def _valid(config: Config) -> Iterator[tuple[Block, list[Base]]]:
+    """Yield each block with its valid combinations."""
     for index, block in enumerate(config.grid):
-        bases, reasons = _bases(config, block)
-        if not bases:
+        found, reasons = _bases(config, block)
+        if not found:
             raise UserError(
                 f"`grid.{index}` has no valid cell: {'; '.join(reasons)}; change its `methods`, "
                 "`backbones`, `tasks` or `pretraining`"
             )
-        folds = config.splits.fold_numbers
-        rest = product(bases, _subsets(block), block.seeds, folds)
-        found |= {Cell(*base, subset, seed, fold) for base, subset, seed, fold in rest}
-    return sorted(found)
+        yield block, found
 
 
 def _subsets(block: Block) -> list[Subset]:
@@ -108,7 +124,7 @@ def skipped(config: Config) -> list[str]:
 
 def _bases(config: Config, block: Block) -> tuple[list[Base], list[str]]:
     """Return the valid combinations of a block and why the others are not valid."""
-    bases: list[Base] = []
+    found: list[Base] = []
     reasons: list[str] = []
     for backbone, method in product(block.backbones, block.methods):
         starts, invalid = _starts(config, block, backbone, method)
@@ -117,8 +133,8 @@ def _bases(config: Config, block: Block) -> tuple[list[Base], list[str]]:
             if lacking := _lacking(config, backbone, config.tasks[task].train, config.tasks[task].needs):
                 reasons.append(f"{task} on {backbone} needs {lacking}")
             else:
-                bases += [(task, backbone, start, method) for start in starts]
-    return bases, reasons
+                found += [(task, backbone, start, method) for start in starts]
+    return found, reasons
 
 
 def _lacking(config: Config, backbone: str, cohort: str, needs: frozenset[str] = frozenset()) -> str:
@@ -162,10 +178,10 @@ def _listed(needs: Iterable[str]) -> str:
 def pretrained(config: Config) -> list[tuple[str, str]]:
     """Return the (pretraining, backbone) pairs that the workflow trains, since some cell starts from them."""
     pairs = {
-        (start, cell.backbone)
-        for cell in cells(config)
-        if cell.pretraining != NO_PRETRAINING
-        for start in config.starts(cell.pretraining)
+        (start, backbone)
+        for _, backbone, pretraining, _ in bases(config)
+        if pretraining != NO_PRETRAINING
+        for start in config.starts(pretraining)
     }
     return sorted(pair for pair in pairs if pair[0] in config.trained)
 
@@ -232,8 +248,14 @@ def synthetic_cohorts(config: Config) -> list[str]:
 
 def used_tasks(config: Config) -> list[str]:
     """Return the tasks of the grid, in the order of the configuration."""
-    used = {cell.task for cell in cells(config)}
+    used = {task for task, *_ in bases(config)}
     return [task for task in config.tasks if task in used]
+
+
+def used_backbones(config: Config) -> list[str]:
+    """Return the backbones of the grid, in the order of the configuration."""
+    used = {backbone for _, backbone, *_ in bases(config)}
+    return [backbone for backbone in config.backbones if backbone in used]
 
 
 def seeds_of(all_cells: Iterable[Cell], task: str) -> list[int]:

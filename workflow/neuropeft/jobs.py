@@ -6,7 +6,7 @@ of the rule that asks.
 
 import json
 from collections.abc import Collection, Iterable
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from neuropeft.cohorts.prepare import Tables
 from neuropeft.cohorts.simulate import participants, scan_name
 from neuropeft.cohorts.sources import chunk_sources
 from neuropeft.config import Config
+from neuropeft.contenders import Contender
 from neuropeft.files import read_tsv
 from neuropeft.grid import Base, Cell
 from neuropeft.packs import Pack, pack_of, packs
@@ -56,7 +57,6 @@ class Jobs:
         simulated: those of them whose scans are simulated.
         synthetic: those of them that are painted.
         tasks: the tasks of the grid.
-        scored: the contenders that are scored together, by the name of what they share.
     """
 
     def __init__(self, config: Config, results: Path, tables: Tables | None = None) -> None:
@@ -74,7 +74,11 @@ class Jobs:
         self.synthetic = grid.synthetic_cohorts(config)
         self.simulated = [name for name in self.cohorts if config.cohorts[name].simulated is not None]
         self.tasks = grid.used_tasks(config)
-        self.scored = contenders.scored_together(config)
+
+    @cached_property
+    def scored(self) -> dict[str, list[Contender]]:
+        """The contenders that are scored together, by the name of what they share; few jobs ask."""
+        return contenders.scored_together(self.config)
 
     def train_labels(self, task: str) -> str:
         """Return the labels of a task in its training cohort."""
@@ -211,13 +215,15 @@ class Jobs:
 
     def step_settings(self, wildcards: Any) -> str:
         """Return what the steps of a cohort's kind of input are told, as JSON."""
-        cohort = self.config.cohorts[wildcards.cohort]
-        return json.dumps(cohort.input.told(cohort, self.config.preprocessing.size))
+        return json.dumps(self._told(wildcards.cohort))
 
     def chunk_sources(self, cohort: str) -> dict[str, str]:
         """Return what all steps of a cohort's kind of input depend on, beside the scans."""
+        return chunk_sources(self.config.cohorts[cohort].input.steps, self._told(cohort))
+
+    def _told(self, cohort: str) -> dict[str, Any]:
         one = self.config.cohorts[cohort]
-        return chunk_sources(one.input.steps, one.input.told(one, self.config.preprocessing.size))
+        return one.input.told(one, self.config.preprocessing.size)
 
     def step_code(self, wildcards: Any, step: str) -> str:
         """Return the version of the code of a step of a cohort's kind of input."""

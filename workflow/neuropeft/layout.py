@@ -91,7 +91,6 @@ SCORE_DRAWS = Place("scores/{scored}.npy")
 # -- what is published --
 TABLES = Place("tables")
 PARAMETER_COUNTS = Place("tables/parameter_counts.csv")
-SCORE_TABLE = Place("tables/scores.csv")
 FIGURES = Place("figures")
 TABLE = Place("tables/{name}")
 FIGURE = Place("figures/{name}")

@@ -32,11 +32,9 @@ def probed(cells: Iterable[Cell]) -> list[Probed]:
 def probe_groups(cells: Iterable[Cell]) -> list[Group]:
     """Return the groups of all probes of some cells: each at every subset that its task's cells use."""
     cells = list(cells)
+    subsets = {task: subsets_of(cells, task) for task in {cell.task for cell in cells}}
     return [
-        (*one, probe, subset)
-        for one in probed(cells)
-        for probe in PROBES
-        for subset in subsets_of(cells, one.task)
+        (*one, probe, subset) for one in probed(cells) for probe in PROBES for subset in subsets[one.task]
     ]
 
 

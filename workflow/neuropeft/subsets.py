@@ -1,15 +1,14 @@
 """How much of the training subjects a cell learns from: a percentage, or some subjects of each class."""
 
 import re
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from neuropeft.errors import UserError
 
 SUBSET_PATTERN = r"(?:fraction|shots)-\d+"  # of Snakemake's wildcard, too
 
 
-@dataclass(frozen=True, order=True)
-class Subset:
+class Subset(NamedTuple):
     """A part of the training subjects. Shots come before fractions, smaller before larger.
 
     Attributes:

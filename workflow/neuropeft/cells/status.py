@@ -54,7 +54,11 @@ class Cells:
     def __init__(self, config: Config, results: Path) -> None:
         """Look at nothing yet."""
         self.config, self.results = config, results
-        self.digests = Digests(layout.DIGESTS.at(results))
+
+    @cached_property
+    def digests(self) -> Digests:
+        """What is known of the files; jobs, which start the workflow's files too, never ask."""
+        return Digests(layout.DIGESTS.at(self.results))
 
     @cached_property
     def finished(self) -> dict[Cell, Path]:

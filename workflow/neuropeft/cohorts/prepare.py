@@ -20,7 +20,7 @@ from neuropeft.cohorts.splits import TRAIN, make_split, take_subset
 from neuropeft.config import Config
 from neuropeft.errors import UserError
 from neuropeft.files import atomic_path, format_tsv
-from neuropeft.grid import cells, scanned_cohorts, subsets_of, used_tasks
+from neuropeft.grid import bases, cells, scanned_cohorts, subsets_of, used_tasks
 from neuropeft.tasks import kind_of
 from neuropeft.tasks.values import OLDEST, age_in_years, is_missing, normal_sex
 
@@ -206,7 +206,7 @@ def _check_cohorts_apart(config: Config, indexes: Indexes, labels: Labels) -> No
             tested = _files(indexes[cohort], labels[name, cohort])
             _check_none_shared(train, tested, f"tasks.{name}.zero_shot", task.train, cohort)
             met.add((task.train, cohort))
-    started = {(cell.task, cell.pretraining) for cell in cells(config)}
+    started = {(task, pretraining) for task, _, pretraining, _ in bases(config)}
     pairs = {(task, start) for task, pretraining in started for start in config.starts(pretraining)}
     for name, pretraining in sorted(pairs):
         if pretraining not in config.trained:

@@ -139,6 +139,7 @@ def draw_finetuning_losses(config: Config, histories: dict[Cell, list[Row]]) -> 
     pairs = sorted({(cell.task, cell.backbone) for cell in histories})
     if not pairs:
         return words_only("No fine-tuning loss to show: no cell has been trained.")
+    all_cells = cells(config)
     figure, axes = panels(2 * len(pairs), min(PANEL_HEIGHT, max(PAGE_HEIGHT / len(pairs), LEAST_HEIGHT)))
     for (pair, column), axis in zip(product(pairs, SIDES), axes, strict=True):
         largest = max(cell.subset for cell in histories if (cell.task, cell.backbone) == pair)
@@ -149,7 +150,7 @@ def draw_finetuning_losses(config: Config, histories: dict[Cell, list[Row]]) -> 
         }
         _draw_groups(axis, config, shown, column)
         cohort = cohort_label(config, config.tasks[pair[0]].train)
-        wanted = sum((c.task, c.backbone, c.subset) == (*pair, largest) for c in cells(config))
+        wanted = sum((c.task, c.backbone, c.subset) == (*pair, largest) for c in all_cells)
         title = f"{pair[0]} on {cohort}, {backbone_label(config, pair[1])}: {SIDES[column]}"
         axis.set_title(f"{title}\n{largest.text}, {len(shown)}/{wanted} cells", loc="left")
         axis.set_ylabel(kind_of(config.tasks[pair[0]]).loss_label)

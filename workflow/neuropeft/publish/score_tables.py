@@ -9,7 +9,7 @@ from neuropeft.contenders import Contender, Line, backbone_label, main_backbones
 from neuropeft.evaluate.bootstrap import DRAWS
 from neuropeft.evaluate.scores import Score, primary_metric
 from neuropeft.files import MISSING
-from neuropeft.grid import Group, cells, used_tasks
+from neuropeft.grid import Group, used_backbones, used_tasks
 from neuropeft.probe_names import PERMUTATIONS
 from neuropeft.publish.labels import cohort_label, folds_text, is_simulated, seeds_text
 from neuropeft.publish.published import published_score
@@ -50,8 +50,9 @@ PUBLISHED_NOTE = (
 
 def table_backbones(config: Config, table: int) -> list[str]:
     """Return the backbones of table 3 (the first one, and what stands beside) or table 4 (the others)."""
+    valid = used_backbones(config)
     order = dict.fromkeys(backbone for block in config.grid for backbone in block.backbones)
-    used = [name for name in order if any(cell.backbone == name for cell in cells(config))]
+    used = [name for name in order if name in valid]
     first, *others = main_backbones(config)
     return others if table == 4 else [first, *(name for name in used if name not in (first, *others))]
 

@@ -81,7 +81,8 @@ class Looks:
         self._starts = [*config.pretraining, NO_PRETRAINING]
         self._start_alone = {name for name, one in config.methods.items() if one.start == "none"}
         self._methods = list(config.methods)
-        self._beside = [name for name in config.backbones if name not in main_backbones(config)]
+        main = main_backbones(config)
+        self._beside = [name for name in config.backbones if name not in main]
         self._of_method: dict[str, tuple[str, int]] = {}
         for place, method in enumerate(sorted(config.methods, key=colour.__getitem__)):
             shade = sum(colour[one] == colour[method] for one in self._of_method)

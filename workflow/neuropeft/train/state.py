@@ -40,7 +40,7 @@ def is_finished(
         return False
     if made_from is not None and differing(record.made_from, made_from):
         return False
-    return Digests().damage(first) is None
+    return Digests().damage_by(first, record) is None
 
 
 def take_over(state: Path, made_from: Mapping[str, Any], out: Path) -> None:

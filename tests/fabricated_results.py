@@ -142,6 +142,13 @@ def scored(config: Config, results: Path, only: str = "") -> list[Score]:
     return read_scores(config, results, with_draws=True)
 
 
+def small_results(folder: Path) -> Path:
+    """Write the results of `small_config`, scored, into a folder; return it."""
+    fabricate(small_config(), folder)
+    scored(small_config(), folder)
+    return folder
+
+
 def contender(config: Config, *group: object) -> Contender:
     """Return the contender of a task, backbone, pretraining, method and subset."""
     return next(one for one in contenders(config) if one.group == group)

@@ -14,7 +14,7 @@ from matplotlib import colors, image
 from matplotlib.collections import LineCollection, PathCollection
 from matplotlib.figure import Figure
 
-from fabricated_results import fabricate, scored, small_config
+from fabricated_results import fabricate, scored, small_config, small_results
 from neuropeft.errors import UserError
 from neuropeft.evaluate.costs import cell_folder, read_costs, trainable_parameters
 from neuropeft.evaluate.scores import read_scores
@@ -46,10 +46,7 @@ NAMES = (
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("fabricated") / "results"
-    fabricate(small_config(), folder)
-    scored(small_config(), folder)
-    return folder
+    return small_results(tmp_path_factory.mktemp("fabricated") / "results")
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from fabricated_results import fabricate, scored, small_config
+from fabricated_results import small_config, small_results
 from neuropeft.errors import UserError
 from neuropeft.evaluate.scores import read_scores
 from neuropeft.publish.summary import print_summary
@@ -13,10 +13,7 @@ from neuropeft.subsets import fraction
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("fabricated") / "results"
-    fabricate(small_config(), folder)
-    scored(small_config(), folder)
-    return folder
+    return small_results(tmp_path_factory.mktemp("fabricated") / "results")
 
 
 def test_summary_shows_scores_controls_and_places(results, capsys):

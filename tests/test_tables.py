@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from fabricated_results import contender, fabricate, scored, small_config
+from fabricated_results import contender, fabricate, scored, small_config, small_results
 from neuropeft.config import Config
 from neuropeft.evaluate.compare import compare
 from neuropeft.evaluate.scores import Score, primary_metric, read_scores
@@ -25,9 +25,7 @@ densenet121,scratch,11242625,2049,11244674,11244674,11 million,encoder + 2-class
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("fabricated") / "results"
-    fabricate(small_config(), folder)
-    scored(small_config(), folder)
+    folder = small_results(tmp_path_factory.mktemp("fabricated") / "results")
     (folder / "counts.csv").write_text(COUNTS)
     write_tables(small_config(), folder, folder / "counts.csv", folder / "tables")
     return folder

@@ -60,7 +60,9 @@ def edited(module: str, *change: str) -> Iterator[None]:
     plain = numerics._text.__wrapped__
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(numerics, "_text", lambda other: new if other == path else plain(other))
+        numerics.version.cache_clear()
         yield
+    numerics.version.cache_clear()
 
 
 CHANGED: dict[str, set[str]] = {

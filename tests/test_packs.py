@@ -11,6 +11,7 @@ import torch
 
 import planned
 import tiny_cells
+from neuropeft import numerics
 from neuropeft.backbones import vit
 from neuropeft.backbones.checkpoints import read_tensors, save_encoder
 from neuropeft.config import Config
@@ -20,7 +21,7 @@ from neuropeft.grid import Cell
 from neuropeft.packs import pack_of, packs
 from neuropeft.subsets import fraction
 from neuropeft.train import finetune as finetuning
-from neuropeft.train import loop, sources
+from neuropeft.train import loop
 from neuropeft.train.history import write_history
 from neuropeft.train.lock import held
 from neuropeft.train.pack import finetune_pack
@@ -208,7 +209,7 @@ def test_changed_code_trains_anew(folder: Path, monkeypatch: pytest.MonkeyPatch)
     one = {"lora": SPECS["lora"]}
     train(folder, one)
     assert train(folder, one) == ["kept"]
-    monkeypatch.setattr(sources, "code_version", lambda *modules: "of other code")
+    monkeypatch.setattr(numerics, "version", lambda *modules: "of other code")
     assert train(folder, one) == ["trained"]
 
 

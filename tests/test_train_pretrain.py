@@ -6,12 +6,13 @@ import pytest
 import torch
 
 import tiny_cells
+from neuropeft import numerics
 from neuropeft.backbones import vit
 from neuropeft.backbones.checkpoints import save_encoder
 from neuropeft.errors import UserError
 from neuropeft.files import read_tsv, write_tsv
 from neuropeft.pretraining.mae3d import MAE3D, build_mae
-from neuropeft.train import checkpoint, pretraining_run, sources
+from neuropeft.train import checkpoint, pretraining_run
 from neuropeft.train import pretrain as pretraining
 from neuropeft.train.augment import Augmentation
 from neuropeft.train.learner import Plan
@@ -97,7 +98,7 @@ def test_whatever_it_depends_on_trains_anew(store: Path, monkeypatch: pytest.Mon
     assert fingerprint() == seen[0]
     tiny_cells.make_store(store, seed=1)  # the same scans, preprocessed otherwise
     seen.append(fingerprint())
-    monkeypatch.setattr(sources, "code_version", lambda *modules: "of other code")
+    monkeypatch.setattr(numerics, "version", lambda *modules: "of other code")
     seen.append(fingerprint())
     assert len(set(seen)) == 7
 

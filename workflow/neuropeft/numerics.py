@@ -19,6 +19,7 @@ SENTENCE = re.compile(
 )  # what people read; keys, names and seeds have no words
 
 
+@cache  # thousands of jobs ask for few of them
 def version(*modules: str) -> str:
     """Return a hash of the code of the named modules and of all modules of this package that they import.
 

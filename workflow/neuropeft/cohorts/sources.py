@@ -1,7 +1,6 @@
 """What prepared scans and stores are made from: raw scans and masks by their content, settings and code."""
 
 from collections.abc import Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +14,9 @@ NOT_THERE = ("-1", MISSING)  # as the index has the size of a file that is not t
 Row = Mapping[str, str]
 
 
-@cache
-def _version(*modules: str) -> str:
-    return numerics.version(*modules)
-
-
 def chunk_sources(steps: Mapping[str, str], settings: Mapping[str, Any]) -> dict[str, str]:
     """Return code and settings that take scans through steps, {name: module}."""
-    code = _version("inputs.steps", *steps.values())
+    code = numerics.version("inputs.steps", *steps.values())
     return {"code": code, "settings": digest(dict(settings))}
 
 
@@ -31,13 +25,18 @@ def store_sources(
 ) -> dict[str, Any]:
     """Return what makes a store of prepared scans: code, settings, and which scans the index has."""
     scans = sorted(row["scan_id"] for rows in chunks.values() for row in rows)
-    code = _version("inputs.store", inputs.module_of(kind))
+    code = numerics.version("inputs.store", inputs.module_of(kind))
     return {"code": code, "size": size, "max_excluded_share": max_excluded_share, "scans": digest(scans)}
 
 
 def synthetic_sources(volumes: int, seed: int, size: int) -> dict[str, Any]:
     """Return settings and code that make the store of a synthetic cohort."""
-    return {"code": _version("cohorts.synthetic_store"), "volumes": volumes, "seed": seed, "size": size}
+    return {
+        "code": numerics.version("cohorts.synthetic_store"),
+        "volumes": volumes,
+        "seed": seed,
+        "size": size,
+    }
 
 
 def record_chunk(table: Path, index: Path, sources: Mapping[str, str]) -> None:

@@ -56,7 +56,7 @@ def cell_sources(
 
 def settings_and_code(spec: Mapping[str, Any]) -> dict[str, str]:
     """Return digests of a cell's settings, and of the code that trains it: the kinds it names, no others."""
-    return {"settings": digest(dict(spec)), "code": code_version("train.finetune", *_kinds(spec))}
+    return {"settings": digest(dict(spec)), "code": numerics.version("train.finetune", *_kinds(spec))}
 
 
 def _kinds(spec: Mapping[str, Any]) -> tuple[str, ...]:
@@ -70,12 +70,6 @@ def _kinds(spec: Mapping[str, Any]) -> tuple[str, ...]:
 def kind_of(spec: Mapping[str, Any]) -> "TaskKind":
     """Return the kind of a cell's task."""
     return tasks.task_kind(spec["task"]["kind"], int(spec["task"]["size"]))
-
-
-@cache
-def code_version(*modules: str) -> str:
-    """Return the version of the code of some modules, found out once; see `numerics`."""
-    return numerics.version(*modules)
 
 
 def data_sources(split: Path, scans: Path, subset: Subset, kind: "TaskKind") -> dict[str, str]:
@@ -111,7 +105,7 @@ def stored_rows(scans: Path, _scans_time: int) -> dict[str, Row]:
 
 def search_sources(cells: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
     """Return what a search is made from: its cells, {path: what each is made from}."""
-    return {"code": code_version("train.search"), "cells": digest(cells)}
+    return {"code": numerics.version("train.search"), "cells": digest(cells)}
 
 
 def prediction_sources(
@@ -125,7 +119,7 @@ def prediction_sources(
         scans: SHA-256 of scans.tsv of the cohort's store.
         subjects: SHA-256 of each table that says who is predicted.
     """
-    code = code_version("train.predict", *_kinds(spec))
+    code = numerics.version("train.predict", *_kinds(spec))
     return {"code": code, "deltas": dict(deltas), "volumes": scans, "subjects": sorted(subjects)}
 
 
@@ -137,7 +131,7 @@ def cell_key(spec: Mapping[str, Any]) -> str:
 def imported_sources(backbone: Mapping[str, Any], weights: str | None) -> dict[str, Any]:
     """Return what imported weights are made from: settings of the backbone, and SHA-256 of the file."""
     kinds = pretraining.module_of("imported"), backbones.module_of(backbone["kind"])
-    code = code_version("backbones.checkpoints", *kinds)
+    code = numerics.version("backbones.checkpoints", *kinds)
     return {"code": code, "backbone": digest(dict(backbone)), "weights": weights}
 
 
@@ -180,7 +174,7 @@ def pretraining_sources(
     ]
     return {
         "settings": digest(dict(spec)),
-        "code": code_version("train.pretrain", pretraining.module_of(spec["kind"])),
+        "code": numerics.version("train.pretrain", pretraining.module_of(spec["kind"])),
         "volumes": digest(rows),
         "encoder": start or "",
     }

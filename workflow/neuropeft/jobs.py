@@ -28,7 +28,6 @@ from neuropeft.cohorts.simulate import participants, scan_name
 from neuropeft.cohorts.sources import chunk_sources
 from neuropeft.config import Config
 from neuropeft.contenders import Contender
-from neuropeft.files import read_tsv
 from neuropeft.grid import Base, Cell
 from neuropeft.packs import Pack, pack_of, packs
 from neuropeft.probe_grid import Probed
@@ -192,9 +191,12 @@ class Jobs:
         return synthetic.volumes if synthetic else sum(map(len, self.chunks(cohort).values()))
 
     def labelled(self, task: str, cohort: str) -> int:
-        """Return the number of scans of a cohort that have a label of a task."""
+        """Return the number of scans of a cohort that have a label of a task.
+
+        A job has what it asked for, so it does not read the labels again: to it, all scans count.
+        """
         labels = layout.LABELS.at(self.results, task=task, cohort=cohort)
-        return self.tables.sizes[labels] if self.tables else len(read_tsv(labels))
+        return self.tables.sizes[labels] if self.tables else self.scans(cohort)
 
     def cached_table(self, place: layout.Place, wildcards: Any) -> str:
         """Return where the main process has put what a table holds now; the name follows from its content."""

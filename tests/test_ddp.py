@@ -46,7 +46,8 @@ def test_two_processes_follow_the_curve_of_one(tmp_path: Path) -> None:
 
 
 GATHER = """
-import pickle, torch
+import pickle, sys, torch
+from pathlib import Path
 from neuropeft.train.ranks import join
 class Code:
     def __reduce__(self):
@@ -58,15 +59,18 @@ team.wait()
 try:
     team.gather(Code())
 except pickle.UnpicklingError:
-    print("refused")
+    Path(sys.argv[1], f"refused-{team.rank}").touch()
 """
 
 
 def test_processes_exchange_values_and_run_nothing_that_was_sent(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(GATHER)
-    process = tiny_cells.python(str(tmp_path / "script.py"), *TORCHRUN, "2")
+    process = tiny_cells.python(
+        str(tmp_path / "script.py"), *TORCHRUN, "2", arguments=[tmp_path]
+    )
     said, errors = process.communicate(timeout=120)
-    assert said == "refused\n" * 2, errors
+    assert {path.name for path in tmp_path.glob("refused-*")} == {"refused-0", "refused-1"}, errors
+    assert not said
 
 
 def test_parts_of_a_batch_tile_it() -> None:

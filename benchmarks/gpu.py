@@ -34,8 +34,9 @@ from trainings import ROOT, Case, Run, finetuned, pretrained
 from neuropeft.pretraining.mae3d import MAE3D
 from neuropeft.train import data, pretrain
 from neuropeft.train.cost import device_name, peak_memory, reset_peak_memory
-from neuropeft.train.data import Volumes, load_volumes, pass_order
+from neuropeft.train.data import Volumes, load_volumes, pass_order, pick_device
 from neuropeft.train.flops import training_flops
+from neuropeft.train.graphs import Recorded
 from neuropeft.train.prefetch import prefetch
 
 # Dense bfloat16 products summed in float32, 1e12 operations a second, from the makers' data sheets.
@@ -162,6 +163,16 @@ def check_resume(case: Case) -> Outcome:
     return f"stopped after {len(stopped.losses)} steps; {figure}", good and len(stopped.losses) == 6
 
 
+def check_graphs(case: Case) -> Outcome:
+    """The batch size of config.yaml: there a step's launches take longer than its arithmetic."""
+    spec = case.cell("lora", batch_size=max(1, case.batch // 8))
+    replayed = finetuned(case, spec)
+    with patch.object(Recorded, "__call__", lambda self, volumes: self.forward(volumes)):
+        plain = finetuned(case, spec)
+    figure, good = alike(plain.losses, replayed.losses, FINE)
+    return f"{figure}; {speeds(replayed, 'recorded', plain, 'not')}", good
+
+
 class _Loss(nn.Module):
     """An autoencoder as a network with one output."""
 
@@ -192,7 +203,9 @@ def utilisation(case: Case, train: Callable[[bool], Run]) -> Outcome:
 
 
 def check_mae_speed(case: Case) -> Outcome:
-    return utilisation(case, lambda on: pretrained(case, case.mae("vit_b", steps=32, compile=on)))
+    return utilisation(
+        case, lambda on: pretrained(case, case.mae("vit_b", steps=32, batch_size=case.scans, compile=on))
+    )
 
 
 def check_full_speed(case: Case) -> Outcome:
@@ -210,6 +223,7 @@ CHECKS = {
     "a batch that does not fit": check_memory,
     "two processes": check_ranks,
     "stop and resume": check_resume,
+    "CUDA graphs": check_graphs,
     "MFU of MAE, ViT-B": check_mae_speed,
     "MFU of full fine-tuning, ViT-B": check_full_speed,
     "MFU of LoRA, ViT-B": check_lora_speed,
@@ -234,9 +248,9 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--small", action="store_true", help="tiny networks and volumes")
     options = parser.parse_args()
-    device = torch.device(options.device)
-    if device.type == "cuda" and not torch.cuda.is_available():
+    if options.device == "cuda" and not torch.cuda.is_available():
         sys.exit("PyTorch finds no GPU; give --device cpu --small to run the same code without one")
+    device = pick_device(None if options.device == "cuda" else options.device)
     print(f"torch {torch.__version__}, {device_name(device)}", flush=True)
     failed = False
     with tempfile.TemporaryDirectory() as name:

@@ -66,13 +66,15 @@ class Case:
         short = {"steps": 12, "warmup_steps": 4, "batch_size": self.batch, "validation_share": 1e-9}
         return spec | short | changes
 
-    def cell(self, method: str, **changes: Any) -> dict[str, Any]:
-        """Return the settings of a short fine-tune of ViT-B."""
-        chosen = next(c for c in cells(CONFIG) if (c.method, c.backbone) == (method, "vit_b"))
+    def cell(self, method: str, backbone: str = "vit_b", **changes: Any) -> dict[str, Any]:
+        """Return the settings of a short fine-tune."""
+        chosen = next(c for c in cells(CONFIG) if (c.method, c.backbone) == (method, backbone))
         spec = cell_spec(CONFIG, chosen) | {"subset": "fraction-100"}
         if self.small:
             spec["backbone"] |= TINY
-        short = {"epochs": 3, "warmup_epochs": 1, "patience": 99, "batch_size": self.batch}
+        short = {
+            "epochs": 3, "min_steps": 0, "warmup_epochs": 1, "patience": 99, "batch_size": self.batch
+        }  # fmt: skip
         return spec | {"training": spec["training"] | short | changes}
 
     @property

@@ -65,9 +65,7 @@ except pickle.UnpicklingError:
 
 def test_processes_exchange_values_and_run_nothing_that_was_sent(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(GATHER)
-    process = tiny_cells.python(
-        str(tmp_path / "script.py"), *TORCHRUN, "2", arguments=[tmp_path]
-    )
+    process = tiny_cells.python(str(tmp_path / "script.py"), *TORCHRUN, "2", arguments=[tmp_path])
     said, errors = process.communicate(timeout=120)
     assert {path.name for path in tmp_path.glob("refused-*")} == {"refused-0", "refused-1"}, errors
     assert not said

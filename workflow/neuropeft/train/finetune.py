@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from neuropeft.train.checkpoint import CHECKPOINT_SECONDS, Progress, StateFolder
 from neuropeft.train.cost import reset_peak_memory, run_cost, write_cost
 from neuropeft.train.data import Volumes, as_input, load_volumes, pass_order, pick_device
 from neuropeft.train.flops import training_flops
+from neuropeft.train.graphs import Recorded
 from neuropeft.train.history import write_history
 from neuropeft.train.labels import Sides, read_sides, shuffled, stored_sessions, subject_weights
 from neuropeft.train.learner import Batch, Learner, Plan
@@ -201,7 +202,9 @@ def make_model(spec: Mapping[str, Any], encoder_path: str | Path | None) -> Pred
 def forward_outputs(model: Network, volumes: Tensor, mixed_precision: bool) -> Tensor:
     """Return the outputs [B, outputs] in float32, computed in bfloat16 on a GPU if `mixed_precision`."""
     on_gpu = volumes.device.type == "cuda"
-    with torch.autocast(volumes.device.type, dtype=torch.bfloat16, enabled=mixed_precision and on_gpu):
+    enabled = mixed_precision and on_gpu
+    # No cache: a pass uses each weight once, and a recorded one must not find its casts there.
+    with torch.autocast(volumes.device.type, dtype=torch.bfloat16, enabled=enabled, cache_enabled=False):
         outputs = model(volumes)
     return outputs.float()
 
@@ -248,20 +251,23 @@ def _learner(
     train_targets, validation_targets = targets.to(device), targets[len(sides.train) :]
     validation_places = places[len(sides.train) :]
     changes = read_augmentation(training["augment"])
-    forward = torch.compile(model) if training["compile"] else model
     mixed_precision, at_once = training["mixed_precision"], BatchSize(int(training["batch_size"]))
+    batch_norms = any(isinstance(module, nn.BatchNorm3d) for module in model.backbone.modules())
+    network = torch.compile(model) if training["compile"] else model
+    forward: Callable[[Tensor], Tensor] = partial(forward_outputs, network, mixed_precision=mixed_precision)
+    # What is compiled launches few kernels anyway.
+    if not (batch_norms or training["compile"]):
+        forward = Recorded(model, forward, int(training["batch_size"]))
     batches = TrainingBatches(volumes, places[: len(sides.train)], int(training["batch_size"]), seed)
 
     def loss(batch: Batch) -> tuple[Tensor, int]:
         changed = augment(as_input(batch.volumes), changes, seed, batch.step, batch.first, batch.total)
         here = batch.rows.to(device, non_blocking=True)
-        losses = goal.loss(forward_outputs(forward, changed, mixed_precision), train_targets[here])
+        losses = goal.loss(forward(changed), train_targets[here])
         return (weights[here] * losses).sum(), len(here)
 
     some = pass_order(len(sides.train), seed, 0)[:MEASURED]
     measured = places[some.to(places.device)]
-
-    batch_norms = any(isinstance(module, nn.BatchNorm3d) for module in model.backbone.modules())
 
     def measure() -> Tensor:
         # As training sees them: by their running statistics, which lag behind, batch norms give others.

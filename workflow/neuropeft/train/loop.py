@@ -146,9 +146,8 @@ def _backward(run: _Run, step: int) -> Tensor:
         _cut_further(run)
     loss, weight = run.ranks.sum(sums)
     scale = run.ranks.size / weight.clamp_min(1)  # the backward pass has averaged over the processes
-    for parameter in run.learner.module.parameters():
-        if parameter.grad is not None:
-            parameter.grad *= scale
+    # At once: a ViT-B has 150 parameters, and a GPU waits for as many launches.
+    torch._foreach_mul_([p.grad for p in run.learner.module.parameters() if p.grad is not None], scale)
     return loss / weight.clamp_min(1)
 
 

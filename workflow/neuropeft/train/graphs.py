@@ -28,7 +28,7 @@ class Recorded:
             batch_size: Scans of the batches to replay.
         """
         self.network, self.forward, self.batch_size = network, forward, batch_size
-        self.replay: Callable[..., Any] | None = None
+        self.replay: Any = None
 
     def __call__(self, volumes: Tensor) -> Tensor:
         """Return the outputs of a batch."""
@@ -38,7 +38,8 @@ class Recorded:
             with torch.random.fork_rng([volumes.device]):  # or recording would change what is dropped
                 passing = _Pass(self.network, self.forward)
                 self.replay = torch.cuda.make_graphed_callables(passing, (volumes.clone(),))
-        return self.replay(volumes)
+        outputs: Tensor = self.replay(volumes)
+        return outputs
 
 
 class _Pass(nn.Module):

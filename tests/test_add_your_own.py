@@ -22,7 +22,7 @@ FILES = re.findall(
 # place -> the settings' union, the table's head, its line, and where the suite lists it
 PLACES = {
     "methods": (
-        "Method",
+        "Selective = ",
         "MODULES = {",
         '"NAME": "methods.NAME",',
         "kinds.py",
@@ -30,11 +30,11 @@ PLACES = {
         '{"kind": "NAME"},',
     ),
     "backbones": (
-        *("Backbone", "MODULES = {", '"NAME": "backbones.NAME",'),
+        *("Backbone = Annotated[", "MODULES = {", '"NAME": "backbones.NAME",'),
         *("kinds.py", "BACKBONES = [", '{"kind": "NAME"},'),
     ),
     "tasks": (
-        *("Task", "KINDS = {", '"NAME": "NAME.CLASS",'),
+        *("Task = Annotated[", "KINDS = {", '"NAME": "NAME.CLASS",'),
         *("tiny_cells.py", "TASKS: dict[str, tuple[int, Callable[[float, float], Any]]] = {"),
         '"NAME": (0, lambda a, b: 60 + 10 * a),',
     ),
@@ -58,8 +58,8 @@ def test_the_example_of_a_place_passes_its_suite(place, tmp_path):
     union, table, line, suite, listed, entry = PLACES[place]
     (tmp_path / path).write_text(module)
     class_name = re.search(r"class (\w+)", module)[1]
-    insert(tmp_path / settings, f"\n{union} = Annotated[", klass + "\n", after=False)
-    insert(tmp_path / settings, f"\n{union} = Annotated[", re.search(r"class (\w+)", klass)[1] + " | ")
+    insert(tmp_path / settings, f"\n{union}", klass + "\n", after=False)
+    insert(tmp_path / settings, f"\n{union}", re.search(r"class (\w+)", klass)[1] + " | ")
     insert(
         package / place / "__init__.py",
         table,

@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
@@ -77,13 +77,18 @@ class Backbone(nn.Module, ABC):
                 f"{type(self).__name__} does not provide {kind}, to which the method attaches; "
                 "choose another backbone or method"
             )
-        return [
-            Site(owner, name, module)
-            for owner in self.modules()
-            for name, module in owner.named_children()
-            if isinstance(module, self.SITES[kind])
-        ]
+        return [site for site in _children(self) if isinstance(site.module, self.SITES[kind])]
 
     def layers_above(self, name: str) -> int:
         """Return how many layers lie above that of the parameter `name`; 0 where they are not told apart."""
         return 0
+
+
+def _children(owner: nn.Module) -> Iterator[Site]:
+    """Yield all modules below `owner`, but none that a method has put in, such as an adapter's layers."""
+    for name, module in owner.named_children():
+        if getattr(owner, "inserted", False) and name != "inner":
+            continue
+        if not getattr(module, "inserted", False):
+            yield Site(owner, name, module)
+        yield from _children(module)

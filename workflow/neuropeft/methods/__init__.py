@@ -8,8 +8,8 @@ MODULES = {
     "full": "methods.selective",
     "attention": "methods.selective",
     "layernorm": "methods.selective",
+    "bitfit": "methods.selective",
     "lora": "methods.lora",
-    "bitfit": "methods.bitfit",
 }
 
 

@@ -33,17 +33,18 @@ def adapt(model: Predictor, method: Mapping[str, Any], generator: torch.Generato
     model.backbone.requires_grad_(False)
     model.head.requires_grad_(True)
     before = set(model.state_dict())
-    _method(method).adapt(model.backbone, method, generator)
+    method_of(method).adapt(model.backbone, method, generator)
     model.added = frozenset(model.state_dict()) - before
     model.train(model.training)
 
 
 def parameter_groups(model: Predictor, method: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the optimiser groups of a `model` that is adapted by `method`; see `base.parameter_groups`."""
-    return _method(method).groups(model, method)
+    return method_of(method).groups(model, method)
 
 
-def _method(method: Mapping[str, Any]) -> Method:
+def method_of(method: Mapping[str, Any]) -> Method:
+    """Return the method of these settings; raise `UserError` if there is no such kind."""
     kind = method["kind"]
     found: Method = import_module(f"neuropeft.{module_of(kind)}").METHODS[kind]
     return found

@@ -2,10 +2,10 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from neuropeft.backbones.base import Backbone
 from neuropeft.backbones.heads import Predictor
@@ -18,7 +18,12 @@ class Method(ABC):
 
     What it needs of a backbone, and which starts it takes, its settings say: the run table reads them without
     torch.
+
+    Attributes:
+        needs_gradients: Whether `select` is called.
     """
+
+    needs_gradients: ClassVar[bool] = False
 
     @abstractmethod
     def adapt(self, backbone: Backbone, settings: Mapping[str, Any], generator: torch.Generator) -> None:
@@ -34,9 +39,48 @@ class Method(ABC):
             UserError: The backbone does not provide what the method attaches to.
         """
 
+    def select(  # noqa: B027 (most have nothing to choose)
+        self, backbone: Backbone, settings: Mapping[str, Any], gradients: Mapping[str, Tensor]
+    ) -> None:
+        """Choose what is trained by the gradients of the training scans' loss, before the first step.
+
+        Called where `needs_gradients` says so. The choice is written into buffers that `adapt` has put in,
+        which the delta holds.
+
+        Args:
+            backbone: The network, after `adapt`.
+            settings: The configured method.
+            gradients: Of the training scans' summed loss, of every parameter of the backbone by its name.
+        """
+
+    def penalty(self, backbone: Backbone, settings: Mapping[str, Any]) -> Tensor | None:
+        """Return what is added to a scan's loss, a scalar, if anything is."""
+        return None
+
+    def before_step(  # noqa: B027
+        self, backbone: Backbone, settings: Mapping[str, Any], step: int, seed: int
+    ) -> None:
+        """Change in place, in buffers that `adapt` has put in, how the step is computed.
+
+        What is random must follow from `seed` and `step` alone, so that a resumed training does the same. The
+        pass itself may be recorded and replayed: it must not branch by anything but shapes.
+        """
+
+    def after_step(  # noqa: B027
+        self, backbone: Backbone, settings: Mapping[str, Any], step: int, steps: int
+    ) -> None:
+        """Change parameters and buffers in place after a step of `steps`; its gradients are still there."""
+
     def groups(self, model: Predictor, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Return the optimiser groups of an adapted `model`; see `parameter_groups`."""
         return parameter_groups(model, settings)
+
+
+class Inserted(nn.Module):
+    """A module that a method has put in: it is no site for others, but `inner`, what it wraps, has sites."""
+
+    inserted: ClassVar[bool] = True  # what `Backbone.sites` asks for
+    inner: nn.Module
 
 
 class Mergeable(nn.Module):

@@ -44,6 +44,20 @@ class Sites(Method):
             site.module.requires_grad_(True)
 
 
+class BitFit(Method):
+    """Train all parameters called `bias`, those of norms too (Ben Zaken et al. 2022).
+
+    The convolutions of common CNNs have none: there it trains the shift of every batch norm. A norm that is
+    trained in part moves its running statistics too, and they are stored with the delta.
+    """
+
+    def adapt(self, backbone: Backbone, settings: Mapping[str, Any], generator: torch.Generator) -> None:
+        """Make every bias trainable."""
+        for name, parameter in backbone.named_parameters():
+            if name.rpartition(".")[2] == "bias":
+                parameter.requires_grad_(True)
+
+
 METHODS = {
     "scratch": Everything(),
     "full": Full(),
@@ -51,4 +65,5 @@ METHODS = {
     "attention": Sites("attention"),
     # Scale and shift of every LayerNorm, the final one included (Dhinagar 2024, Table 1).
     "layernorm": Sites("layernorm"),
+    "bitfit": BitFit(),
 }

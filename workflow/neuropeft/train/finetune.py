@@ -16,7 +16,7 @@ from neuropeft.backbones.build import build_predictor
 from neuropeft.backbones.checkpoints import load_encoder
 from neuropeft.backbones.heads import Predictor
 from neuropeft.errors import UserError
-from neuropeft.methods.adapt import adapt, delta_state, load_delta, parameter_groups, save_delta
+from neuropeft.methods.adapt import adapt, delta_state, load_delta, method_of, parameter_groups, save_delta
 from neuropeft.methods.counts import count
 from neuropeft.records import check_whole
 from neuropeft.split_names import seed_and_fold, split_name
@@ -29,6 +29,7 @@ from neuropeft.train.checkpoint import CHECKPOINT_SECONDS, Progress, StateFolder
 from neuropeft.train.cost import reset_peak_memory, run_cost, write_cost
 from neuropeft.train.data import Volumes, as_input, load_volumes, pass_order, pick_device
 from neuropeft.train.flops import training_flops
+from neuropeft.train.gradients import summed_gradients
 from neuropeft.train.graphs import Recorded
 from neuropeft.train.history import write_history
 from neuropeft.train.labels import Sides, read_sides, shuffled, stored_sessions, subject_weights
@@ -144,8 +145,8 @@ def finetune(
     kind = kind_of(spec)
     goal = kind.objective(kind.array(row["y"] for row in sides.train), weights, spec["cell"])
     model = make_model(spec, shared.encoder_path).to(shared.device)
-    learner = _learner(spec, model, goal, shared, sides)
     plan = _plan(spec, sides, began)
+    learner = _learner(spec, model, goal, shared, sides, plan.steps)
     progress = fit(
         learner, parameter_groups(model, {**spec["method"], **(rates or {})}), plan, state, shared.device
     )
@@ -238,6 +239,7 @@ def _learner(
     goal: Objective,
     shared: Shared,
     sides: Sides,
+    steps: int,
 ) -> Learner:
     training, seed = spec["training"], int(spec["seed"])
     volumes, device = shared.volumes, shared.device
@@ -250,7 +252,7 @@ def _learner(
     weights = torch.tensor(subject_weights(sides.train), device=device)
     train_targets, validation_targets = targets.to(device), targets[len(sides.train) :]
     validation_places = places[len(sides.train) :]
-    changes = read_augmentation(training["augment"])
+    changes, method = read_augmentation(training["augment"]), method_of(spec["method"])
     mixed_precision, at_once = training["mixed_precision"], BatchSize(int(training["batch_size"]))
     batch_norms = any(isinstance(module, nn.BatchNorm3d) for module in model.backbone.modules())
     network = torch.compile(model) if training["compile"] else model
@@ -263,8 +265,13 @@ def _learner(
     def loss(batch: Batch) -> tuple[Tensor, int]:
         changed = augment(as_input(batch.volumes), changes, seed, batch.step, batch.first, batch.total)
         here = batch.rows.to(device, non_blocking=True)
-        losses = goal.loss(forward(changed), train_targets[here])
-        return (weights[here] * losses).sum(), len(here)
+        total = (weights[here] * goal.loss(forward(changed), train_targets[here])).sum()
+        penalty = method.penalty(model.backbone, spec["method"])
+        return total if penalty is None else total + len(here) * penalty, len(here)
+
+    def unchanged_loss(rows: Tensor) -> Tensor:
+        outputs, here = forward_outputs(model, volumes.batch(places[rows]), mixed_precision), rows.to(device)
+        return (weights[here] * goal.loss(outputs, train_targets[here])).sum()
 
     some = pass_order(len(sides.train), seed, 0)[:MEASURED]
     measured = places[some.to(places.device)]
@@ -295,8 +302,19 @@ def _learner(
         rows = [sides.train[place] for place in some.tolist()]
         subjects = [row["subject"] for row in rows]
         start_from_probe(model.head, kind, tokens, kind.array(row["y"] for row in rows), subjects, goal)
+    if method.needs_gradients:
+        everyone = torch.arange(len(sides.train), device=places.device)
+        found = summed_gradients(model, unchanged_loss, everyone, at_once)
+        method.select(model.backbone, spec["method"], found)
     return Learner(
-        model, batches.get, loss, validate, lambda: delta_state(model), lambda state: load_delta(model, state)
+        model,
+        batches.get,
+        loss,
+        validate,
+        lambda: delta_state(model),
+        lambda state: load_delta(model, state),
+        lambda step: method.before_step(model.backbone, spec["method"], step, seed),
+        lambda step: method.after_step(model.backbone, spec["method"], step, steps),
     )
 
 

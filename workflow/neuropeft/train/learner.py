@@ -37,6 +37,8 @@ class Learner:
         loss: Batch -> the loss summed over its scans, and over how much it is to be averaged, such as the
             number of scans; scalars. Over several processes the backward pass averages gradients.
         validate: () -> `val_loss` and whatever else the history shall hold.
+        before_step: Step of the run, from 0 -> what must be changed before its scans pass through.
+        after_step: Step -> the same after the optimiser's, while the gradients are still there.
         state: () -> the tensors that training changes, not copied.
         load: Takes back what `state` returned.
     """
@@ -47,6 +49,8 @@ class Learner:
     validate: Callable[[], dict[str, float]]
     state: Callable[[], dict[str, Tensor]]
     load: Callable[[Mapping[str, Tensor]], None]
+    before_step: Callable[[int], None] = lambda step: None
+    after_step: Callable[[int], None] = lambda step: None
 
 
 @dataclass(frozen=True)

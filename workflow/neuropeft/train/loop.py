@@ -77,9 +77,11 @@ def fit(
                 scale = lr_scale(step, plan.warmup_steps, plan.steps)
                 for group in optimizer.param_groups:
                     group["lr"] = scale * group["peak_lr"]
+                learner.before_step(step)
                 progress.loss_sum += _backward(run, step)
                 nn.utils.clip_grad_norm_(learner.module.parameters(), plan.clip)
                 optimizer.step()
+                learner.after_step(step)
                 optimizer.zero_grad()
                 progress.step = step + 1
                 _note_start(run)
@@ -193,8 +195,7 @@ def _cut_further(run: _Run) -> None:
 def _note_start(run: _Run) -> None:
     if run.progress.start_seconds is not None:
         return
-    # The only wait for the device outside of reading the loss, once in a process.
-    if run.device.type == "cuda":
+    if run.device.type == "cuda":  # the only wait for it outside of reading the loss, once in a process
         torch.cuda.synchronize(run.device)
     age = seconds_since_process_start()
     run.progress.start_seconds = None if age is None else age - run.plan.began

@@ -1,0 +1,10 @@
+"""Settings of methods, one module per family."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from neuropeft.config.methods.low_rank import LowRank
+from neuropeft.config.methods.selective import Selective
+
+Method = Annotated[Selective | LowRank, Field(discriminator="kind")]

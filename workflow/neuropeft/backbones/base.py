@@ -47,12 +47,14 @@ class Backbone(nn.Module, ABC):
         SITES: {kind of site: class of its modules}; with what no module stands for, such as tokens, they are
             what the backbone's settings say that it provides.
         takes: The scans that it takes.
+        layers: How many layers it can be cut between; the last one gives the tokens.
         gives: The tokens that it gives.
     """
 
     SITES: ClassVar[Mapping[str, type[nn.Module]]]
     takes: InputSpec
     gives: FeatureSpec
+    layers: int = 1
 
     @abstractmethod
     def tokens(self, x: Tensor) -> Tensor:
@@ -78,6 +80,18 @@ class Backbone(nn.Module, ABC):
                 "choose another backbone or method"
             )
         return [site for site in _children(self) if isinstance(site.module, self.SITES[kind])]
+
+    def layer_of(self, name: str) -> int:
+        """Return the layer, from 0, that holds the parameter `name`; 0 where they are not told apart."""
+        return 0
+
+    def below(self, x: Tensor, layers: int) -> Tensor:
+        """Return what the first `layers` layers, 1 or more, make of scans [B, 1, S, S, S]."""
+        return self.tokens(x)
+
+    def above(self, x: Tensor, layers: int) -> Tensor:
+        """Return the tokens [B, N, width] that the other layers make of what `below` gave."""
+        return x
 
     def layers_above(self, name: str) -> int:
         """Return how many layers lie above that of the parameter `name`; 0 where they are not told apart."""

@@ -138,7 +138,10 @@ class Predictor(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the outputs [B, outputs], in float32 under autocast too, of scans [B, 1, S, S, S]."""
-        tokens = self.backbone.tokens(x)  # [B, N, width]
+        return self.outputs(self.backbone.tokens(x))
+
+    def outputs(self, tokens: Tensor) -> Tensor:
+        """Return the outputs [B, outputs] of tokens [B, N, width]."""
         with torch.autocast(tokens.device.type, enabled=False):
             return self.head(tokens.float())
 

@@ -184,6 +184,7 @@ class ViT3D(Backbone):
         self.config = config
         self.takes = InputSpec(3, 1, config.image_size)
         self.gives = FeatureSpec(config.width, (config.grid,) * 3)
+        self.layers = config.depth + 1  # the blocks, and the final norm
         width, patch = config.width, config.patch_size
         hidden = int(width * config.mlp_ratio)
         rates = torch.linspace(0, config.drop_path, config.depth, device="cpu").tolist()
@@ -210,9 +211,20 @@ class ViT3D(Backbone):
 
     def encode(self, tokens: Tensor) -> Tensor:
         """Run the blocks and the final norm over any number of tokens [B, n, width]."""
-        for block in self.blocks:
+        return self.above(tokens, 0)
+
+    def below(self, x: Tensor, layers: int) -> Tensor:
+        """Return the tokens [B, N, width] of scans [B, 1, S, S, S] after the first blocks."""
+        tokens = self.embed(x)
+        for block in self.blocks[:layers]:
             tokens = block(tokens)
-        return self.norm(tokens)
+        return tokens if layers < self.layers else self.norm(tokens)
+
+    def above(self, x: Tensor, layers: int) -> Tensor:
+        """Run the blocks above the first ones, and the final norm, over tokens [B, n, width]."""
+        for block in self.blocks[layers:]:
+            x = block(x)
+        return x if layers == self.layers else self.norm(x)
 
     def check(self, x: Tensor) -> None:
         """Raise `UserError` unless `x` is a batch of scans of the size that this encoder takes."""
@@ -227,6 +239,12 @@ class ViT3D(Backbone):
         """Return the shape of the network; stochastic depth is a matter of training: weights fit with any."""
         shape = {key: value for key, value in asdict(self.config).items() if key != "drop_path"}
         return {"kind": "vit", **shape}
+
+    def layer_of(self, name: str) -> int:
+        """Return the block of a parameter, or the layer of the final norm; 0 for what is below or new."""
+        if found := re.match(r"blocks\.(\d+)\.", name):
+            return int(found[1])
+        return self.config.depth if name.startswith("norm.") else 0
 
     def layers_above(self, name: str) -> int:
         """Return how many layers lie above that of the parameter `name`; above the last block's, none."""

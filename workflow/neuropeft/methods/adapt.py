@@ -38,6 +38,14 @@ def adapt(model: Predictor, method: Mapping[str, Any], generator: torch.Generato
     model.train(model.training)
 
 
+def trunk_layers(model: Predictor) -> int:
+    """Return how many layers of an adapted `model`'s backbone lie below all that training can change."""
+    backbone = model.backbone
+    trained = {name for name, value in backbone.named_parameters() if value.requires_grad}
+    added = {name.removeprefix("backbone.") for name in model.added}
+    return min((backbone.layer_of(name) for name in trained | added), default=backbone.layers)
+
+
 def parameter_groups(model: Predictor, method: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the optimiser groups of a `model` that is adapted by `method`; see `base.parameter_groups`."""
     return method_of(method).groups(model, method)

@@ -53,6 +53,11 @@ class Augmentation:
     sharpness: float = 0.0
 
     @property
+    def any(self) -> bool:
+        """Whether anything is changed."""
+        return self != Augmentation()
+
+    @property
     def moves(self) -> bool:
         """Whether volumes are resampled."""
         return bool(self.rotate_deg or self.scale or self.translate_voxels)

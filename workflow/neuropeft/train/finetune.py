@@ -2,46 +2,37 @@
 
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
 
 from neuropeft.backbones.build import build_predictor
 from neuropeft.backbones.checkpoints import load_encoder
 from neuropeft.backbones.heads import Predictor
 from neuropeft.errors import UserError
-from neuropeft.methods.adapt import adapt, delta_state, load_delta, method_of, parameter_groups, save_delta
+from neuropeft.methods.adapt import adapt, parameter_groups, save_delta
 from neuropeft.methods.counts import count
 from neuropeft.records import check_whole
 from neuropeft.split_names import seed_and_fold, split_name
 from neuropeft.store import Store, open_store
 from neuropeft.subsets import Subset
-from neuropeft.tasks.base import Array, Objective, TaskKind
+from neuropeft.tasks.base import Objective
 from neuropeft.train import checkpoint
-from neuropeft.train.augment import augment, read_augmentation
 from neuropeft.train.checkpoint import CHECKPOINT_SECONDS, Progress, StateFolder
 from neuropeft.train.cost import reset_peak_memory, run_cost, write_cost
-from neuropeft.train.data import Volumes, as_input, load_volumes, pass_order, pick_device
+from neuropeft.train.data import Volumes, load_volumes, pick_device
 from neuropeft.train.flops import training_flops
-from neuropeft.train.gradients import summed_gradients
-from neuropeft.train.graphs import Recorded
 from neuropeft.train.history import write_history
 from neuropeft.train.labels import Sides, read_sides, shuffled, stored_sessions, subject_weights
-from neuropeft.train.learner import Batch, Learner, Plan
+from neuropeft.train.learner import Plan
 from neuropeft.train.loop import fit
-from neuropeft.train.memory import BatchSize, in_batches
-from neuropeft.train.prefetch import TrainingBatches
 from neuropeft.train.sources import cell_sources, kind_of
 from neuropeft.train.state import FINISHED, finish, forget, is_finished
-
-MEASURED = 512  # training scans at most that tell the statistics of features before a validation
-Network = Callable[[Tensor], Tensor]
+from neuropeft.train.supervised import supervised_learner
 
 
 @dataclass(frozen=True)
@@ -146,7 +137,7 @@ def finetune(
     goal = kind.objective(kind.array(row["y"] for row in sides.train), weights, spec["cell"])
     model = make_model(spec, shared.encoder_path).to(shared.device)
     plan = _plan(spec, sides, began)
-    learner = _learner(spec, model, goal, shared, sides, plan.steps)
+    learner = supervised_learner(spec, model, goal, shared.volumes, shared.places, sides, plan.steps)
     progress = fit(
         learner, parameter_groups(model, {**spec["method"], **(rates or {})}), plan, state, shared.device
     )
@@ -198,124 +189,6 @@ def make_model(spec: Mapping[str, Any], encoder_path: str | Path | None) -> Pred
         load_encoder(encoder_path, model.backbone)
     adapt(model, spec["method"], generator)
     return model
-
-
-def forward_outputs(model: Network, volumes: Tensor, mixed_precision: bool) -> Tensor:
-    """Return the outputs [B, outputs] in float32, computed in bfloat16 on a GPU if `mixed_precision`."""
-    on_gpu = volumes.device.type == "cuda"
-    enabled = mixed_precision and on_gpu
-    # No cache: a pass uses each weight once, and a recorded one must not find its casts there.
-    with torch.autocast(volumes.device.type, dtype=torch.bfloat16, enabled=enabled, cache_enabled=False):
-        outputs = model(volumes)
-    return outputs.float()
-
-
-def _watched(kind: TaskKind, goal: Objective, outputs: Tensor, targets: Array) -> float:
-    """Return the first metric of outputs [n, outputs], which a person wants to watch."""
-    score = kind.scores(outputs, goal.offset, goal.scale).double().numpy()  # [n, columns]
-    score = score if score.shape[1] > 1 else score[:, 0]
-    metric = kind.metrics[0]
-    return float(metric.value(targets, score, np.full(len(targets), np.nan), None))
-
-
-def all_outputs(
-    model: Network, volumes: Volumes, rows: Tensor, mixed_precision: bool, size: BatchSize
-) -> Tensor:
-    """Return the outputs [n, outputs] for the volumes `rows` [n], unchanged by augmentation, on the CPU.
-
-    Raises:
-        UserError: The memory of the GPU does not suffice for one scan.
-    """
-
-    def outputs(batch: Tensor) -> Tensor:
-        return forward_outputs(model, volumes.batch(batch), mixed_precision)
-
-    return torch.cat(in_batches(outputs, rows, size)).cpu()
-
-
-def _learner(
-    spec: Mapping[str, Any],
-    model: Predictor,
-    goal: Objective,
-    shared: Shared,
-    sides: Sides,
-    steps: int,
-) -> Learner:
-    training, seed = spec["training"], int(spec["seed"])
-    volumes, device = shared.volumes, shared.device
-    both = [*sides.train, *sides.validation]
-    # Where the volumes are, so that finding them does not wait for the device.
-    places = torch.tensor([shared.places[row["scan_id"]] for row in both], device=volumes.data.device)
-    kind = kind_of(spec)
-    known = kind.array(row["y"] for row in both)
-    targets = torch.from_numpy(known).float()  # [scans, ...]
-    weights = torch.tensor(subject_weights(sides.train), device=device)
-    train_targets, validation_targets = targets.to(device), targets[len(sides.train) :]
-    validation_places = places[len(sides.train) :]
-    changes, method = read_augmentation(training["augment"]), method_of(spec["method"])
-    mixed_precision, at_once = training["mixed_precision"], BatchSize(int(training["batch_size"]))
-    batch_norms = any(isinstance(module, nn.BatchNorm3d) for module in model.backbone.modules())
-    network = torch.compile(model) if training["compile"] else model
-    forward: Callable[[Tensor], Tensor] = partial(forward_outputs, network, mixed_precision=mixed_precision)
-    # What is compiled launches few kernels anyway.
-    if not (batch_norms or training["compile"]):
-        forward = Recorded(model, forward, int(training["batch_size"]))
-    batches = TrainingBatches(volumes, places[: len(sides.train)], int(training["batch_size"]), seed)
-
-    def loss(batch: Batch) -> tuple[Tensor, int]:
-        changed = augment(as_input(batch.volumes), changes, seed, batch.step, batch.first, batch.total)
-        here = batch.rows.to(device, non_blocking=True)
-        total = (weights[here] * goal.loss(forward(changed), train_targets[here])).sum()
-        penalty = method.penalty(model.backbone, spec["method"])
-        return total if penalty is None else total + len(here) * penalty, len(here)
-
-    def unchanged_loss(rows: Tensor) -> Tensor:
-        outputs, here = forward_outputs(model, volumes.batch(places[rows]), mixed_precision), rows.to(device)
-        return (weights[here] * goal.loss(outputs, train_targets[here])).sum()
-
-    some = pass_order(len(sides.train), seed, 0)[:MEASURED]
-    measured = places[some.to(places.device)]
-
-    def measure() -> Tensor:
-        # As training sees them: by their running statistics, which lag behind, batch norms give others.
-        model.train(batch_norms)
-        with torch.inference_mode():
-            tokens = all_outputs(model.backbone.tokens, volumes, measured, mixed_precision, at_once)
-        model.head.measure(tokens)
-        model.eval()
-        return tokens
-
-    def validate() -> dict[str, float]:
-        if training["feature_norm"] == "refreshed":
-            measure()
-        # By the network as predictions use it, not as it is compiled.
-        outputs = all_outputs(model, volumes, validation_places, mixed_precision, at_once)
-        return {
-            "val_loss": float(goal.loss(outputs, validation_targets).mean()),
-            "val_metric": _watched(kind, goal, outputs, known[len(sides.train) :]),
-        }
-
-    tokens = measure()
-    if training["head_start"] == "probe":
-        from neuropeft.train.probe_start import start_from_probe  # scikit-learn takes seconds to import
-
-        rows = [sides.train[place] for place in some.tolist()]
-        subjects = [row["subject"] for row in rows]
-        start_from_probe(model.head, kind, tokens, kind.array(row["y"] for row in rows), subjects, goal)
-    if method.needs_gradients:
-        everyone = torch.arange(len(sides.train), device=places.device)
-        found = summed_gradients(model, unchanged_loss, everyone, at_once)
-        method.select(model.backbone, spec["method"], found)
-    return Learner(
-        model,
-        batches.get,
-        loss,
-        validate,
-        lambda: delta_state(model),
-        lambda state: load_delta(model, state),
-        lambda step: method.before_step(model.backbone, spec["method"], step, seed),
-        lambda step: method.after_step(model.backbone, spec["method"], step, steps),
-    )
 
 
 def _write(

@@ -213,10 +213,8 @@ def _validate(run: _Run) -> None:
         raise _not_finite(run, "validation")
     seconds = progress.interval_seconds + time.monotonic() - clock
     lr = _peak_lr(run) * lr_scale(progress.step - 1, plan.warmup_steps, plan.steps)
-    losses = {"train_loss": train_loss, **validation}
-    progress.history.append(
-        {"step": progress.step, "lr": lr, **losses, "accumulation": progress.parts, "seconds": seconds}
-    )
+    row = {"step": progress.step, "lr": lr, "train_loss": train_loss, **validation}
+    progress.history.append({**row, "accumulation": progress.parts, "seconds": seconds})
     warm = progress.step > plan.warmup_steps or progress.step >= plan.steps
     if plan.patience is not None and warm and validation["val_loss"] < progress.best_loss:
         progress.best_step, progress.best_loss = progress.step, validation["val_loss"]
@@ -245,6 +243,7 @@ def _not_finite(run: _Run, which: str) -> NotFiniteError:
 
 
 def _peak_lr(run: _Run) -> float:
-    """Return the peak learning rate as it is configured: not that of a head or of lower layers."""
-    named = [(str(group.get("name", "")), group["peak_lr"]) for group in run.optimizer.param_groups]
-    return max(lr for name, lr in named if not name.startswith("head"))
+    """Return the peak learning rate as it is configured: not that of lower layers, or of a head beside them."""
+    groups = run.optimizer.param_groups
+    below = [group["peak_lr"] for group in groups if not str(group.get("name", "")).startswith("head")]
+    return max(below or [group["peak_lr"] for group in groups])

@@ -20,10 +20,11 @@ from neuropeft.store import open_store
 from neuropeft.subsets import Subset
 from neuropeft.tasks.base import COLUMNS
 from neuropeft.train.data import load_volumes, pick_device
-from neuropeft.train.finetune import all_outputs, make_model
+from neuropeft.train.finetune import make_model
 from neuropeft.train.labels import stored_sessions, with_sessions
 from neuropeft.train.memory import BatchSize
 from neuropeft.train.sources import cell_key, data_sources, differing, kind_of, prediction_sources
+from neuropeft.train.supervised import all_outputs
 
 Rows = Sequence[Mapping[str, Any]]
 Place = tuple[int, int]  # seed and fold

@@ -1,0 +1,184 @@
+"""What the loop trains of a cell: the losses of labelled scans, and their validation."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from neuropeft.backbones.heads import Predictor
+from neuropeft.methods.adapt import delta_state, load_delta, method_of, trunk_layers
+from neuropeft.tasks.base import Array, Objective, TaskKind
+from neuropeft.train.augment import augment, read_augmentation
+from neuropeft.train.data import Volumes, as_input, pass_order
+from neuropeft.train.gradients import summed_gradients
+from neuropeft.train.graphs import Recorded
+from neuropeft.train.labels import Sides, subject_weights
+from neuropeft.train.learner import Batch, Learner
+from neuropeft.train.memory import BatchSize, in_batches
+from neuropeft.train.prefetch import TrainingBatches
+from neuropeft.train.sources import kind_of
+
+MEASURED = 512  # training scans at most that tell the statistics of features before a validation
+Network = Callable[[Tensor], Tensor]
+
+
+def forward_outputs(model: Network, volumes: Tensor, mixed_precision: bool) -> Tensor:
+    """Return the outputs [B, outputs] in float32, computed in bfloat16 on a GPU if `mixed_precision`."""
+    on_gpu = volumes.device.type == "cuda"
+    enabled = mixed_precision and on_gpu
+    # No cache: a pass uses each weight once, and a recorded one must not find its casts there.
+    with torch.autocast(volumes.device.type, dtype=torch.bfloat16, enabled=enabled, cache_enabled=False):
+        outputs = model(volumes)
+    return outputs.float()
+
+
+def all_outputs(
+    model: Network, volumes: Volumes, rows: Tensor, mixed_precision: bool, size: BatchSize
+) -> Tensor:
+    """Return the outputs [n, ...] for the volumes `rows` [n], unchanged by augmentation, on the CPU.
+
+    Raises:
+        UserError: The memory of the GPU does not suffice for one scan.
+    """
+
+    def outputs(batch: Tensor) -> Tensor:
+        return forward_outputs(model, volumes.batch(batch), mixed_precision)
+
+    return torch.cat(in_batches(outputs, rows, size)).cpu()
+
+
+class _Above(nn.Module):
+    """A network above its trunk: what the trunk gives of scans -> tokens, or outputs."""
+
+    def __init__(self, model: Predictor, layers: int) -> None:
+        super().__init__()
+        self.model, self.layers = model, layers
+
+    def tokens(self, x: Tensor) -> Tensor:
+        return self.model.backbone.above(x, self.layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model.outputs(self.tokens(x))
+
+
+def supervised_learner(
+    spec: Mapping[str, Any],
+    model: Predictor,
+    goal: Objective,
+    volumes: Volumes,
+    places: Mapping[str, int],
+    sides: Sides,
+    steps: int,
+) -> Learner:
+    """Return what the loop trains of a cell.
+
+    Where scans are not changed at random, layers below all that is trained give the same in every step: each
+    scan passes through them once, before the first.
+
+    Args:
+        spec: What defines the cell, as `grid.cell_spec` writes it.
+        model: The adapted network, on the device of `volumes`.
+        goal: The loss.
+        volumes: Scans of the cell's pack.
+        places: {scan_id: row of `volumes`}.
+        sides: Whom it trains and validates on.
+        steps: The most steps.
+    """
+    training, seed, device = spec["training"], int(spec["seed"]), volumes.device
+    changes, method = read_augmentation(training["augment"]), method_of(spec["method"])
+    mixed_precision, at_once = training["mixed_precision"], BatchSize(int(training["batch_size"]))
+    both, count = [*sides.train, *sides.validation], len(sides.train)
+    # Where the volumes are, so that finding them does not wait for the device.
+    rows = torch.tensor([places[row["scan_id"]] for row in both], device=volumes.data.device)
+    kind = kind_of(spec)
+    known = kind.array(row["y"] for row in both)
+    targets = torch.from_numpy(known).float()  # [scans, ...]
+    weights = torch.tensor(subject_weights(sides.train), device=device)
+    train_targets, validation_targets = targets.to(device), targets[count:]
+    batch_norms = any(isinstance(module, nn.BatchNorm3d) for module in model.backbone.modules())
+
+    network: Predictor | _Above = model
+    tokens_of: Network = model.backbone.tokens
+    if layers := 0 if changes.any else trunk_layers(model):
+        with torch.no_grad():
+            trunk = partial(model.eval().backbone.below, layers=layers)
+            held = all_outputs(trunk, volumes, rows, mixed_precision, at_once)
+        volumes, rows = Volumes(held.to(device), device), torch.arange(len(held), device=device)
+        network = above = _Above(model, layers)
+        tokens_of = above.tokens
+
+    forward: Network = partial(
+        forward_outputs,
+        torch.compile(network) if training["compile"] else network,
+        mixed_precision=mixed_precision,
+    )
+    # What is compiled launches few kernels anyway.
+    if not (batch_norms or training["compile"]):
+        forward = Recorded(network, forward, int(training["batch_size"]))
+    batches = TrainingBatches(volumes, rows[:count], int(training["batch_size"]), seed)
+
+    def loss(batch: Batch) -> tuple[Tensor, int]:
+        changed = augment(as_input(batch.volumes), changes, seed, batch.step, batch.first, batch.total)
+        here = batch.rows.to(device, non_blocking=True)
+        total = (weights[here] * goal.loss(forward(changed), train_targets[here])).sum()
+        penalty = method.penalty(model.backbone, spec["method"])
+        return total if penalty is None else total + len(here) * penalty, len(here)
+
+    def unchanged_loss(some: Tensor) -> Tensor:
+        outputs, here = forward_outputs(network, volumes.batch(rows[some]), mixed_precision), some.to(device)
+        return (weights[here] * goal.loss(outputs, train_targets[here])).sum()
+
+    first = pass_order(count, seed, 0)[:MEASURED]
+    measured = rows[first.to(rows.device)]
+
+    def measure() -> Tensor:
+        # As training sees them: by their running statistics, which lag behind, batch norms give others.
+        model.train(batch_norms)
+        with torch.inference_mode():
+            tokens = all_outputs(tokens_of, volumes, measured, mixed_precision, at_once)
+        model.head.measure(tokens)
+        model.eval()
+        return tokens
+
+    def validate() -> dict[str, float]:
+        if training["feature_norm"] == "refreshed":
+            measure()
+        # By the network as predictions use it, not as it is compiled.
+        outputs = all_outputs(network, volumes, rows[count:], mixed_precision, at_once)
+        return {
+            "val_loss": float(goal.loss(outputs, validation_targets).mean()),
+            "val_metric": _watched(kind, goal, outputs, known[count:]),
+        }
+
+    tokens = measure()
+    if training["head_start"] == "probe":
+        from neuropeft.train.probe_start import start_from_probe  # scikit-learn takes seconds to import
+
+        of_first = [sides.train[place] for place in first.tolist()]
+        subjects = [row["subject"] for row in of_first]
+        start_from_probe(model.head, kind, tokens, kind.array(row["y"] for row in of_first), subjects, goal)
+    if method.needs_gradients:
+        everyone = torch.arange(count, device=rows.device)
+        found = summed_gradients(model, unchanged_loss, everyone, at_once)
+        method.select(model.backbone, spec["method"], found)
+    return Learner(
+        model,
+        batches.get,
+        loss,
+        validate,
+        lambda: delta_state(model),
+        lambda state: load_delta(model, state),
+        lambda step: method.before_step(model.backbone, spec["method"], step, seed),
+        lambda step: method.after_step(model.backbone, spec["method"], step, steps),
+    )
+
+
+def _watched(kind: TaskKind, goal: Objective, outputs: Tensor, targets: Array) -> float:
+    """Return the first metric of outputs [n, outputs], which a person wants to watch."""
+    score = kind.scores(outputs, goal.offset, goal.scale).double().numpy()  # [n, columns]
+    score = score if score.shape[1] > 1 else score[:, 0]
+    metric = kind.metrics[0]
+    return float(metric.value(targets, score, np.full(len(targets), np.nan), None))

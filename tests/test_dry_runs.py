@@ -297,6 +297,18 @@ def test_weights_from_elsewhere_are_imported_instead_of_trained(tmp_path):
         assert jobs_in(done.stdout) == again
 
 
+def test_a_start_part_of_the_way_is_taken_from_the_pretraining_that_goes_on(tmp_path):
+    config = copy.deepcopy(TINY)
+    config["pretraining"]["early"] = {"of": "mae", "percent": 25}
+    config["grid"][1]["pretraining"] = ["mae", "early"]
+    jobs = dry_run(tmp_path, config)
+    assert (jobs["pretrain"], jobs["import_encoder"]) == (1, 1)
+    assert jobs["check_pretraining"] == dry_run(tmp_path, TINY)["check_pretraining"]
+    config["splits"] = {"folds": 2, "validation": 0.15}
+    jobs = dry_run(tmp_path, config)
+    assert (jobs["pretrain"], jobs["import_encoder"]) == (2, 2), "one for each fold"
+
+
 def test_rates_are_searched_once_for_all_cells_of_a_base(tmp_path):
     config = copy.deepcopy(TINY)
     config["training"]["search"] = {"lr": [0.3, 1, 3]}

@@ -1,3 +1,4 @@
+import itertools
 import os
 import signal
 from pathlib import Path
@@ -8,7 +9,7 @@ import torch
 import tiny_cells
 from neuropeft import numerics
 from neuropeft.backbones import vit
-from neuropeft.backbones.checkpoints import save_encoder
+from neuropeft.backbones.checkpoints import read_tensors, save_encoder
 from neuropeft.errors import UserError
 from neuropeft.files import read_tsv, write_tsv
 from neuropeft.pretraining.mae3d import MAE3D, build_mae
@@ -36,6 +37,16 @@ def given_to_fit(
     )
     spec = tiny_cells.pretraining(**changes)
     return tiny_cells.given_to_fit("pretrain", pretrain, spec, *paths, **named, device="cpu")
+
+
+def test_encoders_part_of_the_way_are_kept(store: Path) -> None:
+    out = store.parent / "out"
+    pretrain(tiny_cells.pretraining(steps=20), store, [], out, store.parent / "state", device="cpu")
+    files = [f"encoder-{percent}.safetensors" for percent in (10, 25, 50)] + ["encoder.safetensors"]
+    states, told = zip(*(read_tensors(out / name) for name in files), strict=True)
+    assert [metadata["steps"] for metadata in told] == ["2", "5", "10", "20"]
+    weights = [state["patch_embed.weight"] for state in states]
+    assert all(not torch.equal(one, other) for one, other in itertools.pairwise(weights))
 
 
 def test_the_settings_reach_the_training(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -161,7 +161,7 @@ def _starts(config: Config, block: Block, backbone: str, method: str) -> tuple[l
         else:
             lacking = config.pretraining[start].needs - provided
             invalid = f"that needs {_listed(lacking)}, which the backbone does not provide" if lacking else ""
-            if not invalid and (trained := config.trained.get(start)):
+            if not invalid and (trained := config.trained.get(config.starts(start)[0])):
                 unfit = _lacking(config, backbone, trained.cohort)
                 invalid = f"the backbone needs {unfit}" if unfit else ""
         if invalid:

@@ -256,6 +256,13 @@ class Jobs:
         cohort = self.config.trained[wildcards.pretraining].cohort
         return [] if cohort in self.synthetic else layout.SUBJECTS.of(cohort=cohort)
 
+    def weights(self, wildcards: Any) -> str:
+        """Return the weights that an encoder takes over: a file, or what a pretraining has kept."""
+        if (kept := self.config.kept.get(wildcards.pretraining)) is None:
+            return self.config.imported[wildcards.pretraining].weights
+        encoder = grid.encoder_for(self.config, kept.of, wildcards.backbone, self.fold_of(wildcards))
+        return layout.KEPT_ENCODER.of(**encoder.names, percent=kept.percent)
+
     def pretraining_start(self, wildcards: Any) -> str | list[str]:
         """Return the encoder that a pretraining goes on from, if it goes on from one."""
         start = self.config.trained[wildcards.pretraining].start
@@ -328,12 +335,13 @@ class Jobs:
     def test_checks(self, wildcards: Any, some: Collection[Cell]) -> list[str]:
         """Return the reports that no scan which some cells of a group are tested on was learnt from."""
         reports = self.leak_checks(wildcards.task, wildcards.cohort, grid.splits_of(some))
-        if wildcards.pretraining in self.config.trained:
+        learnt = self.config.starts(wildcards.pretraining)[0]
+        if learnt in self.config.trained:
             at_home = wildcards.cohort == self.config.tasks[wildcards.task].train
             # A zero-shot cohort is tested on whole in every fold, and one encoder may serve all folds.
             of_encoders = grid.encoder_folds(self.config, wildcards.pretraining)
             folds = {cell.fold if at_home or cell.fold in of_encoders else 0 for cell in some}
-            names = {name: getattr(wildcards, name) for name in ("task", "pretraining", "cohort")}
+            names = {"task": wildcards.task, "pretraining": learnt, "cohort": wildcards.cohort}
             reports += [
                 layout.PRETRAINING_LEAKS.of(**names, fold_part=fold_part(fold)) for fold in sorted(folds)
             ]

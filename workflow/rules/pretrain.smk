@@ -1,5 +1,5 @@
 # One encoder per (pretraining, backbone), or one for each fold where tasks are tested on its cohort in folds: a masked
-# autoencoder trained here, or weights from elsewhere.
+# autoencoder trained here, or weights that are taken over: from elsewhere, or from part of a pretraining.
 
 
 rule pretrain:
@@ -13,6 +13,7 @@ rule pretrain:
         encoder=layout.ENCODER,
         history=layout.PRETRAINING_HISTORY,
         cost=layout.PRETRAINING_COST,
+        kept=[layout.KEPT_ENCODER.replace("{percent}", str(percent)) for percent in pretraining.KEPT],
     log:
         layout.PRETRAIN_LOG,
     benchmark:
@@ -46,13 +47,13 @@ rule pretrain:
 
 rule import_encoder:
     input:
-        weights=lambda wildcards: CONFIG.imported[wildcards.pretraining].weights,
+        weights=JOBS.weights,
     output:
-        layout.IMPORTED_ENCODER,
+        layout.ENCODER,
     log:
-        "results/logs/import_encoder/{pretraining}/{backbone}.log",
+        "results/logs/import_encoder/{pretraining}/{backbone}{fold_part}.log",
     wildcard_constraints:
-        pretraining=one_of(CONFIG.imported),
+        pretraining=one_of([*CONFIG.imported, *CONFIG.kept]),
     conda:
         "../../envs/torch.yaml"
     params:

@@ -112,12 +112,12 @@ class _Look:
             if not first.exists():
                 continue
             try:
-                if encoder.pretraining in self.config.imported:
-                    weights = Path(self.config.imported[encoder.pretraining].weights)
+                if encoder.pretraining in self.config.trained:
+                    sources = self._pretraining(encoder)
+                else:
+                    weights = Path(self.jobs.weights(SimpleNamespace(**encoder.names)))
                     spec = grid.backbone_spec(self.config, encoder.backbone)
                     sources = imported_sources(spec, self.digests.of(weights))
-                else:
-                    sources = self._pretraining(encoder)
             except UserError:  # the job that reads them says so
                 sources = {}
             yield from self._files(first, sources)

@@ -148,9 +148,20 @@ class ImportedWeights(Model):
         return value
 
 
+class KeptEncoder(Model):
+    """The encoder that another pretraining had part of the way: how much pretraining is enough?"""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"tokens"})
+    kind: ClassVar[str] = "kept"
+    of: Name = Field(description="the pretraining")
+    percent: Literal[10, 25, 50] = Field(description="percent of its steps; its learning rate is not decayed")
+
+
 def _kind_of_pretraining(value: object) -> str:
     if isinstance(value, ImportedWeights) or (isinstance(value, Mapping) and "weights" in value):
         return "imported"
+    if isinstance(value, KeptEncoder) or (isinstance(value, Mapping) and "of" in value):
+        return "kept"
     kind = value.get("kind", "mae") if isinstance(value, Mapping) else getattr(value, "kind", "mae")
     return str(kind)
 
@@ -158,6 +169,7 @@ def _kind_of_pretraining(value: object) -> str:
 Pretraining = Annotated[
     Annotated[MaskedAutoencoder, Tag("mae")]
     | Annotated[Factors, Tag("factors")]
-    | Annotated[ImportedWeights, Tag("imported")],
+    | Annotated[ImportedWeights, Tag("imported")]
+    | Annotated[KeptEncoder, Tag("kept")],
     Discriminator(_kind_of_pretraining),
 ]

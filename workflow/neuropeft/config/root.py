@@ -10,7 +10,7 @@ from neuropeft.config.base import Model, Name
 from neuropeft.config.cohorts import Cohort, Preprocessing
 from neuropeft.config.grid import Block, Figures
 from neuropeft.config.methods import Method
-from neuropeft.config.pretraining import ImportedWeights, Pretraining, Trained
+from neuropeft.config.pretraining import ImportedWeights, KeptEncoder, Pretraining, Trained
 from neuropeft.config.tasks import Splits, Task
 from neuropeft.config.training import Training
 from neuropeft.errors import suggest
@@ -84,6 +84,8 @@ class Config(Model):
                 _known(f"pretraining.{name}.start", [trained.start], self.pretraining)
             if name in self.starts(name)[1:]:
                 raise ValueError(f"`pretraining.{name}.start` leads back to {name!r}: give another start")
+        for name, kept in self.kept.items():
+            _known(f"pretraining.{name}.of", [kept.of], self.trained)
         for index, block in enumerate(self.grid):
             for key in ("tasks", "backbones", "methods", "pretraining"):
                 known = [*getattr(self, key), "none"] if key == "pretraining" else getattr(self, key)
@@ -95,7 +97,7 @@ class Config(Model):
 
     def starts(self, pretraining: str) -> list[str]:
         """Return a pretraining, the one that it goes on from, and so on, up to one that comes again."""
-        found = [pretraining]
+        found = [self.kept[pretraining].of if pretraining in self.kept else pretraining]
         while (trained := self.trained.get(found[-1])) and trained.start is not None:
             found.append(trained.start)
             if trained.start in found[:-1]:
@@ -123,6 +125,11 @@ class Config(Model):
     def imported(self) -> dict[str, ImportedWeights]:
         """The pretrainings whose weights are there already."""
         return {name: value for name, value in self.pretraining.items() if isinstance(value, ImportedWeights)}
+
+    @property
+    def kept(self) -> dict[str, KeptEncoder]:
+        """The pretrainings that are part of another one."""
+        return {name: value for name, value in self.pretraining.items() if isinstance(value, KeptEncoder)}
 
 
 def _known(key: str, names: list[str], known: Collection[str]) -> None:

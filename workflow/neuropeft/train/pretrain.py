@@ -4,6 +4,7 @@ import importlib
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from neuropeft.train.sources import pretraining_scans, pretraining_sources
 from neuropeft.train.state import FINISHED, finish, forget, is_finished
 
 ENCODER, COST = "encoder.safetensors", "cost.json"
+KEPT_FILES = {percent: f"encoder-{percent}.safetensors" for percent in pretraining.KEPT}
 VALIDATIONS = 25  # of a pretraining
 NOT_LEARNT = ("step", "lr", "train_loss", "accumulation", "seconds")  # of a row of the history
 
@@ -48,7 +50,7 @@ def kind_of(spec: Mapping[str, Any]) -> type[Pretraining]:
 
 def files(kind: type[Pretraining]) -> tuple[str, ...]:
     """Return what a pretraining of this kind leaves."""
-    return (ENCODER, "history.csv", *kind.files, COST)
+    return (ENCODER, "history.csv", *kind.files, COST, *KEPT_FILES.values())
 
 
 def pretrain(
@@ -152,7 +154,13 @@ def _pretrain(
     )
     betas = (float(spec["betas"][0]), float(spec["betas"][1]))
     groups = _groups(spec, kind.network)
-    progress = fit(learner_of(kind, run), groups, plan, state, device, betas, team)
+
+    def keep(step: int) -> None:
+        for percent, name in KEPT_FILES.items():
+            if team.first and step + 1 == max(1, steps * percent // 100):
+                save_encoder(state.path / name, kind.network.encoder, {"steps": str(step + 1)})
+
+    progress = fit(replace(learner_of(kind, run), after_step=keep), groups, plan, state, device, betas, team)
     if team.first:
         _write(state, kind, run, progress)
         finish(state_dir, made_from, files(kind_of(spec)))
@@ -196,6 +204,8 @@ def _write(state: StateFolder, kind: Pretraining, run: Run, progress: Progress) 
     }
     encoder: Backbone = kind.network.encoder
     save_encoder(out / ENCODER, encoder, {"pretraining": run.spec["kind"], **numbers})
+    for name in KEPT_FILES.values():
+        (state.path / name).replace(out / name)
     write_history(out / "history.csv", history)
     kind.write(out)
     learnt = {name: value for name, value in history[-1].items() if name not in NOT_LEARNT}

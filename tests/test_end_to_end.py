@@ -34,7 +34,7 @@ def test_a_run_ends_with_tables_figures_and_qc(finished):
     for name in ("table1", "table2", "table3", "table4"):
         for kind in ("csv", "md", "tex"):
             assert (finished / f"results/tables/{name}.{kind}").stat().st_size > 0
-    for name in ("figure1", "figure2", "figure3", "losses_pretraining", "losses_finetuning"):
+    for name in ("figure1", "figure2", "figure3", "figure4", "losses_pretraining", "losses_finetuning"):
         for kind in ("png", "svg", "pdf"):
             assert (finished / f"results/figures/{name}.{kind}").stat().st_size > 0
     assert (finished / "results/qc/SimA/index.html").exists()

@@ -12,6 +12,7 @@ FIGURE_NAMES = [
             "figure1",
             "figure2",
             "figure3",
+            "figure4",
             "losses_pretraining",
             "losses_finetuning",
             *(f"reconstructions_{'_'.join(pair)}" for pair in grid.autoencoded(CONFIG)),

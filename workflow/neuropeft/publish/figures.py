@@ -1,4 +1,4 @@
-"""The figures: performance against parameters and data, loss curves, reconstructions."""
+"""The figures: performance against parameters, data and costs, loss curves, reconstructions."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +10,7 @@ from neuropeft.config import Config
 from neuropeft.evaluate.costs import read_costs, trainable_parameters
 from neuropeft.evaluate.scores import read_scores
 from neuropeft.grid import Encoder, autoencoded, encoder_folds
+from neuropeft.publish.cost_figure import draw_costs
 from neuropeft.publish.curves import curve_backbones, draw_curves
 from neuropeft.publish.losses import (
     FINETUNING_COLUMNS,
@@ -59,6 +60,7 @@ def _figures(config: Config, results: Path) -> Iterator[tuple[str, Figure]]:
     yield "figure1", draw_tradeoff(config, scores, trainable_parameters(costs))
     for name, backbones in curve_backbones(config).items():
         yield name, draw_curves(config, scores, costs, name, backbones)
+    yield "figure4", draw_costs(config, scores, costs)
     yield "losses_pretraining", draw_pretraining_losses(config, pretraining_histories(config, results))
     yield "losses_finetuning", draw_finetuning_losses(config, finetuning_histories(config, results))
     for pretraining, backbone in autoencoded(config):

@@ -41,7 +41,7 @@ class Panel:
 
 def draw_tradeoff(config: Config, scores: Sequence[Score], trainable: Mapping[Group, int]) -> Figure:
     """Draw figure 1 at `figures.tradeoff_fraction`, or the nearest subset that a task has."""
-    found = _panels(
+    found = chosen_panels(
         config, [score for score in scores if score.values and score.contender.group in trainable]
     )
     if not found:
@@ -60,7 +60,8 @@ def draw_tradeoff(config: Config, scores: Sequence[Score], trainable: Mapping[Gr
     return figure
 
 
-def _panels(config: Config, scores: Sequence[Score]) -> list[Panel]:
+def chosen_panels(config: Config, scores: Sequence[Score]) -> list[Panel]:
+    """Return a panel for each task and backbone, of the subset that `figures.tradeoff_fraction` chooses."""
     found = []
     main = main_backbones(config)
     for task in used_tasks(config):

@@ -92,7 +92,7 @@ METHODS = [
     {"kind": "adaptformer", "bottleneck": 8},
     {"kind": "adapter_plus", "reduction": 8},
     {"kind": "adapter_drop", "left_out": 1},
-    {"kind": "compacter", "reduction": 4},
+    {"kind": "compacter", "reduction": 2, "products": 12},
     {"kind": "adapter_bias"},
     {"kind": "pro_tuning", "bottleneck": 8},
     {"kind": "st_adapter", "bottleneck": 8},

@@ -1,11 +1,15 @@
 """Methods that add small trained modules to every block of a frozen backbone."""
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from neuropeft.config.methods.base import MethodSettings
 
+Reduction = Annotated[int, Field(ge=1, description="width over the channels of an adapter")]
+Bottleneck = Annotated[int, Field(ge=1, description="channels of an adapter")]
+Scale = Annotated[float, Field(gt=0, description="factor on what the adapter adds")]
+Dropout = Annotated[float, Field(ge=0, lt=1, description="rate of dropout in the adapter")]
 SMALL = "both matrices of an adapter start small, but not at zero"
 
 
@@ -23,7 +27,7 @@ class Houlsby(_Adapter):
     needs: ClassVar[frozenset[str]] = frozenset({"attention", "mlp"})
     changes_at_start: ClassVar[str] = SMALL
     kind: Literal["houlsby"]
-    reduction: int = Field(default=16, ge=1, description="width over the channels of an adapter")
+    reduction: Reduction = 16
 
 
 class Pfeiffer(_Adapter):
@@ -32,7 +36,7 @@ class Pfeiffer(_Adapter):
     label: ClassVar[str] = "Pfeiffer"
     changes_at_start: ClassVar[str] = SMALL
     kind: Literal["pfeiffer"]
-    reduction: int = Field(default=16, ge=1, description="width over the channels of an adapter")
+    reduction: Reduction = 16
 
 
 class AdapterDrop(_Adapter):
@@ -41,7 +45,7 @@ class AdapterDrop(_Adapter):
     label: ClassVar[str] = "AdapterDrop"
     changes_at_start: ClassVar[str] = SMALL
     kind: Literal["adapter_drop"]
-    reduction: int = Field(default=16, ge=1, description="width over the channels of an adapter")
+    reduction: Reduction = 16
     left_out: int = Field(default=5, ge=0, description="first blocks without an adapter; fewer than blocks")
 
 
@@ -50,8 +54,8 @@ class Parallel(_Adapter):
 
     label: ClassVar[str] = "Parallel adapter"
     kind: Literal["parallel"]
-    reduction: int = Field(default=2, ge=1, description="width over the channels of an adapter")
-    scale: float = Field(default=4.0, gt=0, description="factor on what the adapter adds")
+    reduction: Reduction = 2
+    scale: Scale = 4.0
 
 
 class AdaptFormer(_Adapter):
@@ -60,9 +64,9 @@ class AdaptFormer(_Adapter):
     label: ClassVar[str] = "AdaptFormer"
     needs: ClassVar[frozenset[str]] = frozenset({"block"})
     kind: Literal["adaptformer"]
-    bottleneck: int = Field(default=64, ge=1, description="channels of an adapter")
-    scale: float = Field(default=0.1, gt=0, description="factor on what the adapter adds")
-    dropout: float = Field(default=0.1, ge=0, lt=1, description="rate of dropout in the adapter")
+    bottleneck: Bottleneck = 64
+    scale: Scale = 0.1
+    dropout: Dropout = 0.1
 
 
 class AdapterPlus(_Adapter):
@@ -72,7 +76,7 @@ class AdapterPlus(_Adapter):
     needs: ClassVar[frozenset[str]] = frozenset({"block"})
     changes_at_start: ClassVar[str] = SMALL
     kind: Literal["adapter_plus"]
-    reduction: int = Field(default=96, ge=1, description="width over the channels of an adapter")
+    reduction: Reduction = 96
     drop_scans: float = Field(
         default=0.1, ge=0, lt=1, description="share of scans that skip an adapter in training"
     )
@@ -85,7 +89,7 @@ class Compacter(_Adapter):
     needs: ClassVar[frozenset[str]] = frozenset({"attention", "mlp"})
     changes_at_start: ClassVar[str] = SMALL
     kind: Literal["compacter"]
-    reduction: int = Field(default=32, ge=1, description="width over the channels of an adapter")
+    reduction: Reduction = 32
     products: int = Field(
         default=4, ge=1, description="Kronecker products of a matrix; a divisor of width and channels"
     )
@@ -104,7 +108,7 @@ class ProTuning(_Adapter):
     label: ClassVar[str] = "Pro-tuning"
     needs: ClassVar[frozenset[str]] = frozenset({"block"})
     kind: Literal["pro_tuning"]
-    bottleneck: int = Field(default=256, ge=1, description="channels of an adapter")
+    bottleneck: Bottleneck = 256
     kernel: Literal[1, 3, 5] = Field(default=3, description="edge of the convolution of each channel")
 
 
@@ -114,7 +118,7 @@ class STAdapter(_Adapter):
     label: ClassVar[str] = "ST-Adapter"
     needs: ClassVar[frozenset[str]] = frozenset({"block"})
     kind: Literal["st_adapter"]
-    bottleneck: int = Field(default=384, ge=1, description="channels of an adapter")
+    bottleneck: Bottleneck = 384
     kernel: list[Literal[1, 3, 5]] = Field(
         default=[3, 1, 1], min_length=3, max_length=3, description="edges of the convolution of each channel"
     )
@@ -126,9 +130,9 @@ class Convpass(_Adapter):
     label: ClassVar[str] = "Convpass"
     needs: ClassVar[frozenset[str]] = frozenset({"attention", "mlp"})
     kind: Literal["convpass"]
-    bottleneck: int = Field(default=8, ge=1, description="channels of an adapter")
-    scale: float = Field(default=1.0, gt=0, description="factor on what the adapter adds")
-    dropout: float = Field(default=0.1, ge=0, lt=1, description="rate of dropout in the adapter")
+    bottleneck: Bottleneck = 8
+    scale: Scale = 1.0
+    dropout: Dropout = 0.1
 
 
 class MedTuning(_Adapter):
@@ -138,7 +142,7 @@ class MedTuning(_Adapter):
     needs: ClassVar[frozenset[str]] = frozenset({"block"})
     changes_at_start: ClassVar[str] = "its adapters end in an activation of drawn weights, as published"
     kind: Literal["med_tuning"]
-    reduction: int = Field(default=6, ge=1, description="width over the channels of an adapter")
+    reduction: Reduction = 6
 
 
 Adapters = (

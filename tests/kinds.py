@@ -86,6 +86,19 @@ METHODS = [
     {"kind": "lora", "r": 4, "alpha": 8},
     {"kind": "lora", "r": 4, "alpha": 8, "targets": EVERYWHERE, "dropout": 0.1},
     {"kind": "bitfit"},
+    {"kind": "houlsby"},
+    {"kind": "pfeiffer"},
+    {"kind": "parallel"},
+    {"kind": "adaptformer", "bottleneck": 8},
+    {"kind": "adapter_plus", "reduction": 8},
+    {"kind": "adapter_drop", "left_out": 1},
+    {"kind": "compacter", "reduction": 2, "products": 12},
+    {"kind": "adapter_bias"},
+    {"kind": "pro_tuning", "bottleneck": 8},
+    {"kind": "st_adapter", "bottleneck": 8},
+    {"kind": "st_adapter", "bottleneck": 8, "kernel": [3, 3, 3]},
+    {"kind": "convpass"},
+    {"kind": "med_tuning"},
 ]
 
 

@@ -10,6 +10,18 @@ MODULES = {
     "layernorm": "methods.selective",
     "bitfit": "methods.selective",
     "lora": "methods.lora",
+    "houlsby": "methods.adapters",
+    "pfeiffer": "methods.adapters",
+    "parallel": "methods.adapters",
+    "adaptformer": "methods.adapters",
+    "adapter_plus": "methods.adapters",
+    "adapter_drop": "methods.adapters",
+    "compacter": "methods.adapters",
+    "adapter_bias": "methods.adapters",
+    "pro_tuning": "methods.adapters3d",
+    "st_adapter": "methods.adapters3d",
+    "convpass": "methods.adapters3d",
+    "med_tuning": "methods.adapters3d",
 }
 
 

@@ -4,7 +4,8 @@ from typing import Annotated
 
 from pydantic import Field
 
+from neuropeft.config.methods.adapters import Adapters
 from neuropeft.config.methods.low_rank import LowRank
 from neuropeft.config.methods.selective import Selective
 
-Method = Annotated[Selective | LowRank, Field(discriminator="kind")]
+Method = Annotated[Selective | LowRank | Adapters, Field(discriminator="kind")]

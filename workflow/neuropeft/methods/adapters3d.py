@@ -1,0 +1,182 @@
+"""Adapters that see the tokens as a volume: between down and up they convolve over the grid."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from neuropeft.backbones.base import Backbone
+from neuropeft.methods.adapters import EVERY, Adapters, Init, New, Scaled, chain, kaiming, xavier, zero
+from neuropeft.methods.base import Inserted, Method
+
+
+def identity(weight: Tensor, generator: torch.Generator) -> None:
+    """Fill a convolution's weight so that it passes on each channel as it is."""
+    nn.init.dirac_(weight)
+
+
+def to_volume(tokens: Tensor, grid: tuple[int, ...]) -> Tensor:
+    """Return tokens [B, N, m] as a volume [B, m, *grid]."""
+    return tokens.transpose(1, 2).unflatten(2, grid)
+
+
+def to_tokens(volume: Tensor) -> Tensor:
+    """Return a volume [B, m, *grid] as tokens [B, N, m]."""
+    return volume.flatten(2).transpose(1, 2)
+
+
+class OnGrid(nn.Module):
+    """A convolution of tokens."""
+
+    def __init__(self, convolution: nn.Module, grid: tuple[int, ...]) -> None:
+        """Apply `convolution` over the places `grid`."""
+        super().__init__()
+        self.convolution, self.grid = convolution, grid
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map tokens [B, N, m] to tokens [B, N, m]."""
+        return to_tokens(self.convolution(to_volume(x, self.grid)))
+
+
+class QuickGELU(nn.Module):
+    """x * sigmoid(1.702 x)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the same shape."""
+        return x * torch.sigmoid(1.702 * x)
+
+
+def depthwise(new: New, kernel: list[int], init: Init = kaiming, bias: bool = True) -> nn.Conv3d:
+    """Return a convolution of every channel of the bottleneck by itself."""
+    return new.conv(new.inside, new.inside, kernel, init, groups=new.inside, bias=bias)
+
+
+def pro_tuning(new: New) -> nn.Module:
+    """Return Pro-tuning's: three convolutions, of which the last alone has a bias, and starts at zero."""
+    middle = OnGrid(depthwise(new, [new.settings["kernel"]] * 3, bias=False), new.grid)
+    return chain(down=new.down(bias=False), middle=middle, up=new.up())
+
+
+def st_adapter(new: New) -> nn.Module:
+    """Return ST-Adapter's: no activation, and the convolution starts at zero."""
+    middle = OnGrid(depthwise(new, new.settings["kernel"], zero), new.grid)
+    return chain(down=new.down(), middle=middle, up=new.up(kaiming))
+
+
+def convpass(new: New) -> nn.Module:
+    """Return Convpass's: a full convolution, the identity at the start, between two activations."""
+    middle = OnGrid(new.conv(new.inside, new.inside, [3, 3, 3], identity), new.grid)
+    return chain(
+        down=new.down(xavier),
+        activation=QuickGELU(),
+        middle=middle,
+        again=QuickGELU(),
+        dropout=nn.Dropout(new.settings["dropout"]),
+        up=new.up(),
+        scale=Scaled(new.settings["scale"]),
+    )
+
+
+class Volumetric(nn.Module):
+    """Med-Tuning's features of a volume: two scales and its spectrum, summed and mixed (Shen 2024)."""
+
+    def __init__(self, new: New) -> None:
+        """Make the branches for volumes of `new.inside` channels."""
+        super().__init__()
+        self.fine, self.coarse = self._branch(new, 3), self._branch(new, 5)
+        self.spectrum_weight = nn.Parameter(torch.ones_like(new.empty(new.grid[0])))
+        self.spectrum_bias = nn.Parameter(torch.ones_like(new.empty(new.grid[0])))
+        self.mix = new.conv(new.inside, new.inside, [1, 1, 1])
+
+    def forward(self, volume: Tensor) -> Tensor:
+        """Map volumes [B, m, T, H, W] to volumes of the same shape."""
+        weight, bias = self.spectrum_weight[:, None, None], self.spectrum_bias[:, None, None]
+        # In float32 under autocast too: there is no transform of bfloat16.
+        spectrum = torch.fft.fftn(volume.float(), dim=(2, 3, 4)) * weight + bias
+        waves = torch.fft.ifftn(spectrum, dim=(2, 3, 4)).abs()
+        return self.mix(self.fine(volume) + self.coarse(volume) + waves)
+
+    @staticmethod
+    def _branch(new: New, edge: int) -> nn.Module:
+        """Return a convolution within slices, one across them, a batch norm and a ReLU."""
+        norm = nn.BatchNorm3d(new.inside, device=new.empty(0).device)
+        slices, across = depthwise(new, [1, edge, edge]), depthwise(new, [edge, 1, 1])
+        return chain(slices=slices, across=across, norm=norm, activation=nn.ReLU())
+
+
+class MedAdapter(nn.Module):
+    """An adapter of Med-Tuning; those at the ends of stages take in the features of the stage before."""
+
+    def __init__(self, new: New, is_end: bool) -> None:
+        """Make an adapter, of a block at the end of a stage or not."""
+        super().__init__()
+        self.grid, self.is_end, inside = new.grid, is_end, new.inside
+        self.down, self.features, self.up = new.down(), Volumetric(new), new.up(kaiming)
+        if is_end:
+            self.stage = new.conv(inside, inside, [1, 1, 1])
+            self.fuse = new.conv(2 * inside, inside, [1, 1, 1])
+
+    def forward(self, tokens: Tensor, stage: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Adapt tokens.
+
+        Args:
+            tokens: [B, N, d].
+            stage: Features of the last stage [B, m, *grid], if this is not the network's first adapter.
+
+        Returns:
+            Adapted tokens [B, N, d], and the features of the last stage for the next adapter.
+        """
+        low = to_volume(F.gelu(self.down(tokens)), self.grid)
+        features = self.features(low)
+        # The authors' code has zeros before the first stage: weights that see nothing else would never train.
+        stage = features if stage is None else stage
+        if self.is_end:
+            stage = features = self.fuse(torch.cat([features, self.stage(stage)], dim=1))
+        return tokens + F.gelu(self.up(to_tokens(low + features))), stage
+
+
+class MedTuned(Inserted):
+    """All blocks of a network, an adapter after each."""
+
+    inner: nn.ModuleList
+
+    def __init__(self, blocks: list[nn.Module], adapters: list[MedAdapter]) -> None:
+        """Take as many adapters as blocks."""
+        super().__init__()
+        self.inner, self.adapters = nn.ModuleList(blocks), nn.ModuleList(adapters)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Map tokens [B, N, d] to tokens [B, N, d]."""
+        stage = None
+        for block, adapter in zip(self.inner, self.adapters, strict=True):
+            tokens, stage = adapter(block(tokens), stage)
+        return tokens
+
+
+class MedTuning(Method):
+    """Put a volumetric adapter after every block (Shen 2024): L (2dm + m^2 + 52m + d + 2T) + 4 (3m^2 + 2m).
+
+    m is d / 6, and T the grid's first edge. The authors' 2,845,696 are of 128 slices.
+    """
+
+    def adapt(self, backbone: Backbone, settings: Mapping[str, Any], generator: torch.Generator) -> None:
+        """Put the adapters in; stages end where each quarter of the depth does."""
+        new, sites = New(backbone, settings, generator), backbone.sites("block")
+        blocks: Any = sites[0].owner
+        ends = {-(-len(sites) * quarter // 4) - 1 for quarter in (1, 2, 3, 4)}
+        adapters = [MedAdapter(new, place in ends) for place in range(len(sites))]
+        del blocks[1:]  # one module in the place of all, as adapters pass on more than tokens
+        blocks[0] = MedTuned([site.module for site in sites], adapters)
+
+
+METHODS = {
+    # After the block, which counts as a stage (Nie 2023).
+    "pro_tuning": Adapters(("block",), "after", pro_tuning),
+    # Before the block, so before its attention (Pan 2022, section 3.3).
+    "st_adapter": Adapters(("block",), "before", st_adapter),
+    # Beside attention and MLP, after their norms (Jie & Deng 2022).
+    "convpass": Adapters(EVERY, "beside", convpass),
+    "med_tuning": MedTuning(),
+}

@@ -80,7 +80,7 @@ CHANGED: dict[str, set[str]] = {
     "backbones/vit.py": {"pretrain", "finetune", "predict", "features", "parameter_counts"},
     "backbones/densenet121.py": {"parameter_counts"},  # of a kind that this configuration does not train
     "methods/lora.py": {"finetune", "predict", "parameter_counts"},
-    "methods/bitfit.py": {"parameter_counts"},
+    "methods/adapters.py": {"parameter_counts"},  # of methods that this configuration does not train
     "train/pretrain.py": {"pretrain"},
     "pretraining/mae.py": {"pretrain"},
     "pretraining/mae3d.py": {"pretrain"},

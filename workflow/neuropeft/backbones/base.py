@@ -47,14 +47,14 @@ class Backbone(nn.Module, ABC):
         SITES: {kind of site: class of its modules}; with what no module stands for, such as tokens, they are
             what the backbone's settings say that it provides.
         takes: The scans that it takes.
-        layers: How many layers it can be cut between; the last one gives the tokens.
+        layer_count: How many layers it can be cut between; the last one gives the tokens.
         gives: The tokens that it gives.
     """
 
     SITES: ClassVar[Mapping[str, type[nn.Module]]]
     takes: InputSpec
     gives: FeatureSpec
-    layers: int = 1
+    layer_count: int = 1
 
     @abstractmethod
     def tokens(self, x: Tensor) -> Tensor:

@@ -184,7 +184,7 @@ class ViT3D(Backbone):
         self.config = config
         self.takes = InputSpec(3, 1, config.image_size)
         self.gives = FeatureSpec(config.width, (config.grid,) * 3)
-        self.layers = config.depth + 1  # the blocks, and the final norm
+        self.layer_count = config.depth + 1  # the blocks, and the final norm
         width, patch = config.width, config.patch_size
         hidden = int(width * config.mlp_ratio)
         rates = torch.linspace(0, config.drop_path, config.depth, device="cpu").tolist()
@@ -218,13 +218,13 @@ class ViT3D(Backbone):
         tokens = self.embed(x)
         for block in self.blocks[:layers]:
             tokens = block(tokens)
-        return tokens if layers < self.layers else self.norm(tokens)
+        return tokens if layers < self.layer_count else self.norm(tokens)
 
     def above(self, x: Tensor, layers: int) -> Tensor:
         """Run the blocks above the first ones, and the final norm, over tokens [B, n, width]."""
         for block in self.blocks[layers:]:
             x = block(x)
-        return x if layers == self.layers else self.norm(x)
+        return x if layers == self.layer_count else self.norm(x)
 
     def check(self, x: Tensor) -> None:
         """Raise `UserError` unless `x` is a batch of scans of the size that this encoder takes."""

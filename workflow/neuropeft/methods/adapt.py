@@ -43,7 +43,7 @@ def trunk_layers(model: Predictor) -> int:
     backbone = model.backbone
     trained = {name for name, value in backbone.named_parameters() if value.requires_grad}
     added = {name.removeprefix("backbone.") for name in model.added}
-    return min((backbone.layer_of(name) for name in trained | added), default=backbone.layers)
+    return min((backbone.layer_of(name) for name in trained | added), default=backbone.layer_count)
 
 
 def parameter_groups(model: Predictor, method: Mapping[str, Any]) -> list[dict[str, Any]]:

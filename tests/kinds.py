@@ -86,6 +86,17 @@ METHODS = [
     {"kind": "lora", "r": 4, "alpha": 8},
     {"kind": "lora", "r": 4, "alpha": 8, "targets": EVERYWHERE, "dropout": 0.1},
     {"kind": "bitfit"},
+    {"kind": "linear"},
+    {"kind": "partial"},
+    {"kind": "attention_qv"},
+    {"kind": "difffit"},
+    {"kind": "fairtune", "mask": ["norm1+attn", "mlp"]},
+    {"kind": "gps"},
+    {"kind": "gps", "connections": 3},
+    {"kind": "vpt_shallow", "prompts": 3},
+    {"kind": "vpt_deep", "prompts": 3, "dropout": 0.1},
+    {"kind": "prefix", "prompts": 3},
+    {"kind": "prefix", "prompts": 3, "reparameterised": True},
 ]
 
 

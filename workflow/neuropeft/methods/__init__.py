@@ -6,10 +6,19 @@ from neuropeft.errors import known
 MODULES = {
     "scratch": "methods.selective",
     "full": "methods.selective",
+    "linear": "methods.selective",
+    "partial": "methods.selective",
     "attention": "methods.selective",
+    "attention_qv": "methods.selective",
     "layernorm": "methods.selective",
     "bitfit": "methods.selective",
+    "difffit": "methods.selective",
+    "fairtune": "methods.selective",
+    "gps": "methods.selective",
     "lora": "methods.lora",
+    "vpt_shallow": "methods.prompts",
+    "vpt_deep": "methods.prompts",
+    "prefix": "methods.prompts",
 }
 
 

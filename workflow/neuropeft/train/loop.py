@@ -245,6 +245,7 @@ def _not_finite(run: _Run, which: str) -> NotFiniteError:
 
 
 def _peak_lr(run: _Run) -> float:
-    """Return the peak learning rate as it is configured: not that of a head or of lower layers."""
+    """Return the peak learning rate as it is configured: that of the upper layers, or of a head alone."""
     named = [(str(group.get("name", "")), group["peak_lr"]) for group in run.optimizer.param_groups]
-    return max(lr for name, lr in named if not name.startswith("head"))
+    below = [lr for name, lr in named if not name.startswith("head")]
+    return max(below) if below else dict(named)["head_no_decay"]

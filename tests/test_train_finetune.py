@@ -33,7 +33,6 @@ COST = {
 }  # fmt: skip
 SCRATCH = {"kind": "scratch"}
 FULL = {"kind": "full"}
-GPS = {"kind": "gps", "connections": 1}
 
 
 @pytest.fixture
@@ -192,14 +191,9 @@ def test_a_pretrained_encoder_is_the_start_and_stays_frozen(store: Path) -> None
     }
 
 
-def test_a_head_alone_is_trained_at_its_own_rate(store: Path) -> None:
-    out = train(store, tiny_cells.cell(method={"kind": "linear", "head_lr": 0.01}))
-    assert tiny_cells.read_cost(out)["trainable"] == 0
-    assert max(float(row["lr"]) for row in tiny_cells.read_history(out)) == pytest.approx(0.01)
-
-
 def test_what_a_method_chooses_by_gradients_is_chosen_before_training_and_stored(store: Path) -> None:
-    state, _ = read_tensors(train(store, tiny_cells.cell(method=GPS)) / "delta.safetensors")
+    out = train(store, tiny_cells.cell(method={"kind": "gps", "connections": 1}))
+    state, _ = read_tensors(out / "delta.safetensors")
     places = torch.cat([value for name, value in state.items() if name.endswith("places")])
     assert len(places) == 2 * (3 + 1 + 2 + 1) * 24
     assert len(places.unique()) > 20, "it has the first input of all neurons until it chooses"

@@ -245,7 +245,7 @@ def _not_finite(run: _Run, which: str) -> NotFiniteError:
 
 
 def _peak_lr(run: _Run) -> float:
-    """Return the peak learning rate as it is configured: that of the upper layers, or of a head alone."""
-    named = [(str(group.get("name", "")), group["peak_lr"]) for group in run.optimizer.param_groups]
-    below = [lr for name, lr in named if not name.startswith("head")]
-    return max(below) if below else dict(named)["head_no_decay"]
+    """Return the peak learning rate as configured: not that of lower layers, or of a head beside them."""
+    groups = run.optimizer.param_groups
+    below = [group["peak_lr"] for group in groups if not str(group.get("name", "")).startswith("head")]
+    return max(below or [group["peak_lr"] for group in groups])

@@ -99,6 +99,17 @@ METHODS = [
     {"kind": "st_adapter", "bottleneck": 8, "kernel": [3, 3, 3]},
     {"kind": "convpass"},
     {"kind": "med_tuning"},
+    {"kind": "linear"},
+    {"kind": "partial"},
+    {"kind": "attention_qv"},
+    {"kind": "difffit"},
+    {"kind": "fairtune", "mask": ["norm1+attn", "mlp"]},
+    {"kind": "gps"},
+    {"kind": "gps", "connections": 3},
+    {"kind": "vpt_shallow", "prompts": 3},
+    {"kind": "vpt_deep", "prompts": 3, "dropout": 0.1},
+    {"kind": "prefix", "prompts": 3},
+    {"kind": "prefix", "prompts": 3, "reparameterised": True},
 ]
 
 

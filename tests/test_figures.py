@@ -183,6 +183,17 @@ def test_tradeoff_bubbles_lie_at_parameters_and_scores_with_proportional_area(sc
     assert axis.get_ylabel() == "test AUC\nhigher is better"
 
 
+def test_what_trains_no_parameter_is_drawn_left_of_the_others_and_named_so(scores, costs):
+    trainable = trainable_parameters(costs)
+    alone = {group: 0 if group[3] in ("lora", "layernorm") else count for group, count in trainable.items()}
+    axis = panel(draw_tradeoff(small_config(), scores, alone), "ViT-B: ad on ADNI")
+    bubbles = [one for one in axis.collections if isinstance(one, PathCollection)]
+    places = {float(one.get_offsets()[0][0]): float(one.get_sizes()[0]) for one in bubbles}
+    assert len(places) == len(bubbles), "side by side"
+    assert [x for x, area in places.items() if area == 0] == sorted(places)[:2]
+    assert "LoRA (none)" in {text.get_text() for text in axis.texts}
+
+
 @pytest.mark.parametrize("decades", [0.3, 1, 4])
 def test_tradeoff_axis_has_marks_that_are_apart(scores, costs, decades):
     groups = sorted(trainable_parameters(costs), key=str)

@@ -224,6 +224,14 @@ def test_a_pretrained_encoder_is_the_start_and_stays_frozen(store: Path) -> None
     }
 
 
+def test_what_a_method_chooses_by_gradients_is_chosen_before_training_and_stored(store: Path) -> None:
+    out = train(store, tiny_cells.cell(method={"kind": "gps", "connections": 1}))
+    state, _ = read_tensors(out / "delta.safetensors")
+    places = torch.cat([value for name, value in state.items() if name.endswith("places")])
+    assert len(places) == 2 * (3 + 1 + 2 + 1) * 24
+    assert len(places.unique()) > 20, "it has the first input of all neurons until it chooses"
+
+
 def test_regression_keeps_the_training_statistics_beside_the_delta(store: Path) -> None:
     out = train(store, tiny_cells.cell("regression"), regression=True)
     metadata = read_tensors(out / "delta.safetensors")[1]

@@ -6,7 +6,7 @@ final LayerNorm, and the mean over tokens as the feature of a scan.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
@@ -117,13 +117,15 @@ class Attention(nn.Module):
         self.heads = heads
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
+        # Of q, k and v, each [B, heads, n, d/heads]; a method may put a module in its place.
+        self.attend: Callable[[Tensor, Tensor, Tensor], Tensor] = F.scaled_dot_product_attention
 
     def forward(self, x: Tensor) -> Tensor:
         """Map tokens [B, n, d] to tokens [B, n, d]."""
         batch, tokens, width = x.shape
         qkv = self.qkv(x).view(batch, tokens, 3, self.heads, width // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each [B, heads, n, d/heads]
-        mixed = F.scaled_dot_product_attention(q, k, v)
+        mixed = self.attend(q, k, v)
         return self.proj(mixed.transpose(1, 2).reshape(batch, tokens, width))
 
 

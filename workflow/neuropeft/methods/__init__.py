@@ -6,9 +6,15 @@ from neuropeft.errors import known
 MODULES = {
     "scratch": "methods.selective",
     "full": "methods.selective",
+    "linear": "methods.selective",
+    "partial": "methods.selective",
     "attention": "methods.selective",
+    "attention_qv": "methods.selective",
     "layernorm": "methods.selective",
     "bitfit": "methods.selective",
+    "difffit": "methods.selective",
+    "fairtune": "methods.selective",
+    "gps": "methods.selective",
     "lora": "methods.lora",
     "houlsby": "methods.adapters",
     "pfeiffer": "methods.adapters",
@@ -22,6 +28,9 @@ MODULES = {
     "st_adapter": "methods.adapters3d",
     "convpass": "methods.adapters3d",
     "med_tuning": "methods.adapters3d",
+    "vpt_shallow": "methods.prompts",
+    "vpt_deep": "methods.prompts",
+    "prefix": "methods.prompts",
 }
 
 

@@ -32,9 +32,12 @@ def adapt(model: Predictor, method: Mapping[str, Any], generator: torch.Generato
     """
     model.backbone.requires_grad_(False)
     model.head.requires_grad_(True)
-    before = set(model.state_dict())
+    # By identity, as a module that is put around another gives its tensors other names.
+    before = [*model.parameters(), *model.buffers()]
     method_of(method).adapt(model.backbone, method, generator)
-    model.added = frozenset(model.state_dict()) - before
+    known, stored = {id(value) for value in before}, model.state_dict()
+    named = [*model.named_parameters(), *model.named_buffers()]
+    model.added = frozenset(name for name, value in named if name in stored and id(value) not in known)
     model.train(model.training)
 
 

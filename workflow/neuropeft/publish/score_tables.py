@@ -149,7 +149,9 @@ def _task_rows(
     subset = scores[0].contender.subset
     label = name if subset == WHOLE else f"{name} ({subset.text})"
     counts = [trainable.get((name, *column, subset)) for column in columns]
-    rows = [[label, "", "trainable parameters", "", *(f"{c:,}" if c else NOT_IN_GRID for c in counts)]]
+    rows = [
+        [label, "", "trainable parameters", "", *(NOT_IN_GRID if c is None else f"{c:,}" for c in counts)]
+    ]
     for cohort in (task.train, *task.zero_shot):
         for metric in kind_of(task).metrics:
             line = [by_place.get((column, cohort, metric.name)) for column in columns]

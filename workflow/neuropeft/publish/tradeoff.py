@@ -23,6 +23,7 @@ from neuropeft.subsets import Subset, fraction
 LARGEST_BUBBLE = 600.0  # points squared
 PANEL_HEIGHT = 2.6  # inches
 DODGE = 1.25  # equal numbers of parameters are drawn this factor apart
+NONE = 0.1  # where what trains no parameter is drawn, times the least number of a panel
 LEGEND = (
     "areas: in proportion to parameters; bars: SD over seeds; hollow: some missing; equal numbers are drawn "
     "side by side"
@@ -47,7 +48,7 @@ def draw_tradeoff(config: Config, scores: Sequence[Score], trainable: Mapping[Gr
     if not found:
         return words_only("Figure 1 has nothing to show: no cell has scores yet.")
     figure, axes = panels(len(found), PANEL_HEIGHT, max(len(panel.scores) for panel in found))
-    largest = max(trainable[score.contender.group] for panel in found for score in panel.scores)
+    largest = max(1, *(trainable[score.contender.group] for panel in found for score in panel.scores))
     labels = []
     for axis, panel in zip(axes, found, strict=True):
         labels.append(_draw_bubbles(axis, config, panel, trainable, largest))
@@ -103,12 +104,14 @@ def _draw_bubbles(
     places: list[float] = []
     looks = Looks(config)
     on_backbone = Counter(score.contender.backbone for score in panel.scores)
+    least = min(filter(None, (trainable[score.contender.group] for score in panel.scores)), default=1)
     for score in panel.scores:
         contender = score.contender
         is_beside = contender.backbone != panel.backbone
         style = looks.of(contender)
         area = LARGEST_BUBBLE * trainable[contender.group] / largest
-        x = float(trainable[contender.group])
+        x = trainable[contender.group] or NONE * least
+        none = "" if trainable[contender.group] else " (none)"
         while x in places:
             x *= DODGE
         places.append(x)
@@ -122,13 +125,14 @@ def _draw_bubbles(
             markerfacecolor=style.colour if score.complete else "white",
             markersize=4,
             elinewidth=0.8,
-            label=contender.label if is_beside else contender.name,
+            label=(contender.label if is_beside else contender.name) + none,
         )
         if len(panel.scores) > CROWDED:  # the legend names the marks
             continue
         name = contender.short
         if is_beside:
             name = f"{contender.owner} {name}" if on_backbone[contender.backbone] > 1 else contender.owner
+        name += none
         if not score.complete:
             name += f" ({len(score.values)}/{len(contender.seeds)} seeds)"
         label = axis.annotate(name, (x, score.mean), fontsize=FONT_SIZE, annotation_clip=False)

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from neuropeft.config.methods.adapters import Adapters
 from neuropeft.config.methods.low_rank import LowRank
+from neuropeft.config.methods.prompts import Prompt
 from neuropeft.config.methods.selective import Selective
 
-Method = Annotated[Selective | LowRank | Adapters, Field(discriminator="kind")]
+Method = Annotated[Selective | LowRank | Adapters | Prompt, Field(discriminator="kind")]

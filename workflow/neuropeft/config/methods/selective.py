@@ -2,8 +2,9 @@
 
 from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from neuropeft.config.base import check_no_repeats
 from neuropeft.config.methods.base import MethodSettings, Start
 
 
@@ -31,6 +32,24 @@ class Full(MethodSettings):
     )
 
 
+class Linear(MethodSettings):
+    """Train the head alone."""
+
+    label: ClassVar[str] = "Linear probe"
+    family: ClassVar[str] = "part"
+    kind: Literal["linear"]
+
+
+class Partial(MethodSettings):
+    """Fine-tune the last blocks and the final norm (Jia 2022)."""
+
+    label: ClassVar[str] = "Partial fine-tune"
+    family: ClassVar[str] = "part"
+    needs: ClassVar[frozenset[str]] = frozenset({"block", "layernorm"})
+    kind: Literal["partial"]
+    blocks: int = Field(default=1, ge=1, description="how many blocks are trained")
+
+
 class Attention(MethodSettings):
     """Fine-tune qkv and output projection of every block (Dhinagar 2024, Table 1)."""
 
@@ -38,6 +57,15 @@ class Attention(MethodSettings):
     family: ClassVar[str] = "part"
     needs: ClassVar[frozenset[str]] = frozenset({"attention"})
     kind: Literal["attention"]
+
+
+class AttentionQV(MethodSettings):
+    """Fine-tune the queries' and values' projections of every block."""
+
+    label: ClassVar[str] = "Attention q, v fine-tune"
+    family: ClassVar[str] = "part"
+    needs: ClassVar[frozenset[str]] = frozenset({"attention"})
+    kind: Literal["attention_qv"]
 
 
 class LayerNorm(MethodSettings):
@@ -58,4 +86,59 @@ class BitFit(MethodSettings):
     kind: Literal["bitfit"]
 
 
-Selective = Scratch | Full | Attention | LayerNorm | BitFit
+class DiffFit(MethodSettings):
+    """Fine-tune biases, LayerNorms, and a scale after each attention and MLP (Xie 2023)."""
+
+    label: ClassVar[str] = "DiffFit"
+    family: ClassVar[str] = "part"
+    needs: ClassVar[frozenset[str]] = frozenset({"bias", "layernorm", "attention", "mlp"})
+    kind: Literal["difffit"]
+
+
+class FairTune(MethodSettings):
+    """Fine-tune the parts of each block that a mask names (Dutt 2024)."""
+
+    label: ClassVar[str] = "FairTune"
+    family: ClassVar[str] = "part"
+    needs: ClassVar[frozenset[str]] = frozenset({"block"})
+    kind: Literal["fairtune"]
+    mask: list[str] = Field(
+        min_length=1,
+        description="parts of each block, from the first, or once for all: some of norm1, attn, norm2 and "
+        "mlp joined by `+`, or nothing",
+    )
+
+    @field_validator("mask")
+    @classmethod
+    def _parts_exist(cls, value: list[str]) -> list[str]:
+        for mask in value:
+            parts = mask.split("+") if mask else []
+            if unknown := [part for part in parts if part not in ("norm1", "attn", "norm2", "mlp")]:
+                raise ValueError(f"`mask` names {unknown[0]!r}: give some of norm1, attn, norm2 and mlp")
+            check_no_repeats("mask", parts)
+        return value
+
+
+class GPS(MethodSettings):
+    """Fine-tune the weights of each neuron that have the largest gradients (Zhang 2024)."""
+
+    label: ClassVar[str] = "GPS"
+    family: ClassVar[str] = "part"
+    needs: ClassVar[frozenset[str]] = frozenset({"linear"})
+    kind: Literal["gps"]
+    connections: int = Field(default=1, ge=1, description="trained inputs of each neuron")
+
+
+Selective = (
+    Scratch
+    | Full
+    | Linear
+    | Partial
+    | Attention
+    | AttentionQV
+    | LayerNorm
+    | BitFit
+    | DiffFit
+    | FairTune
+    | GPS
+)

@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from neuropeft.backbones.build import build_predictor
+from neuropeft.cli import main
+from neuropeft.methods import MODULES
 from neuropeft.methods.adapt import adapt
 from neuropeft.methods.counts import COLUMNS, Counts, count, table1
 
@@ -57,3 +59,11 @@ def test_count_sees_only_what_is_trained():
     model = build_predictor({"kind": "vit", "width": 48, "depth": 2, "heads": 4}, 3)
     adapt(model, {"kind": "layernorm"}, torch.default_generator)
     assert count(model) == Counts(encoder=5 * 2 * 48, head=3 * 49, total=5 * 2 * 48 + 3 * 49)
+
+
+def test_every_kind_of_method_is_listed_with_what_it_trains(capsys):
+    main(["methods"])
+    lines = capsys.readouterr().out.splitlines()
+    assert {line.split()[0] for line in lines} == {"kind", *MODULES}
+    found = {line.split()[0]: line.split()[2:5] for line in lines}
+    assert found["layernorm"] == ["38,400", "9,984", "-"]

@@ -71,6 +71,8 @@ def _add_for_people(verb: Verb) -> None:
     params = verb("params", verbs.params)
     params.add_argument("--format", choices=("csv", "markdown"), default="markdown")
 
+    verb("methods", verbs.methods)
+
     verb("schema", verbs.schema)
 
     summary = verb("summary", verbs.summary)

@@ -193,6 +193,17 @@ def params(options: argparse.Namespace) -> None:
         print(markdown(count_sheet([with_difference(row) for row in texts])), end="")
 
 
+def methods(options: argparse.Namespace) -> None:
+    """Print every kind of method and how many parameters it trains."""
+    from neuropeft.methods.overview import COLUMNS, overview
+
+    rows = [dict(zip(COLUMNS, COLUMNS, strict=True)), *overview()]
+    widths = [max(len(row[column]) for row in rows) for column in COLUMNS[:-1]]
+    for row in rows:
+        texts = [row[column].ljust(width) for column, width in zip(COLUMNS, widths, strict=False)]
+        print("  ".join([*texts, row[COLUMNS[-1]]]))
+
+
 def _lease_gpu() -> None:
     from neuropeft.train.lease import lease
 

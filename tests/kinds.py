@@ -86,6 +86,14 @@ METHODS = [
     {"kind": "lora", "r": 4, "alpha": 8},
     {"kind": "lora", "r": 4, "alpha": 8, "targets": EVERYWHERE, "dropout": 0.1},
     {"kind": "bitfit"},
+    {"kind": "batchnorm"},
+    {"kind": "batchnorm", "adapt_statistics": True},
+    {"kind": "last_block"},
+    {"kind": "ssf_conv"},
+    {"kind": "lora_conv", "r": 2, "alpha": 4},
+    {"kind": "tsa"},
+    {"kind": "series"},
+    {"kind": "conv_adapter"},
 ]
 
 

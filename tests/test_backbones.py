@@ -14,7 +14,7 @@ from neuropeft.backbones.vit import ViT3D, ViTConfig, patchify, sincos_positions
 from neuropeft.config.backbones import Backbone as Settings
 from neuropeft.errors import UserError
 
-WITHOUT_SITES = {"tokens", "bias"}
+WITHOUT_SITES = {"tokens", "stages", "bias"}
 
 
 def test_the_table_and_the_settings_know_the_same_kinds_and_all_are_tested():

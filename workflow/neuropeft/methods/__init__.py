@@ -10,6 +10,13 @@ MODULES = {
     "layernorm": "methods.selective",
     "bitfit": "methods.selective",
     "lora": "methods.lora",
+    "batchnorm": "methods.convolutional",
+    "last_block": "methods.convolutional",
+    "ssf_conv": "methods.convolutional",
+    "lora_conv": "methods.convolutional",
+    "tsa": "methods.convolutional",
+    "series": "methods.convolutional",
+    "conv_adapter": "methods.convolutional",
 }
 
 

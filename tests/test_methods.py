@@ -5,7 +5,7 @@ from typing import Any, NamedTuple, get_args
 import pytest
 import torch
 
-from kinds import BACKBONES, METHODS, fits, label, method_settings, predictor, scans, spec, train
+from kinds import BACKBONES, METHODS, PEFT, fits, label, method_settings, predictor, scans, spec, train
 from neuropeft import methods
 from neuropeft.backbones.build import build_predictor
 from neuropeft.backbones.checkpoints import read_tensors
@@ -26,8 +26,16 @@ from neuropeft.methods.base import Method
 
 VIT, DENSENET = BACKBONES[:2]
 LORA = METHODS[4]
-PAIRS = [(backbone, method) for backbone in BACKBONES for method in METHODS if fits(backbone, method)]
-IDS = [f"{label(backbone)}-{label(method)}" for backbone, method in PAIRS]
+PAIRS = [
+    pytest.param(
+        *(backbone, method),
+        id=f"{label(backbone)}-{label(method)}",
+        marks=pytest.mark.skipif(method["kind"] == "hf" and not PEFT, reason="peft is not installed"),
+    )
+    for backbone in BACKBONES
+    for method in METHODS
+    if fits(backbone, method)
+]
 
 
 def network(method):
@@ -44,7 +52,7 @@ class Trained(NamedTuple):
     model: Predictor
 
 
-@pytest.fixture(scope="module", params=PAIRS, ids=IDS)
+@pytest.fixture(scope="module", params=PAIRS)
 def trained(request) -> Trained:
     backbone, method = request.param
     model = predictor(backbone, method)
@@ -101,14 +109,14 @@ def test_as_many_parameters_are_trained_as_published(backbone, kind):
     assert counts.count(model).encoder == COUNTS[backbone, kind]
 
 
-@pytest.mark.parametrize(("backbone", "method"), PAIRS, ids=IDS)
+@pytest.mark.parametrize(("backbone", "method"), PAIRS)
 def test_adapting_changes_no_prediction(backbone, method):
     plain, adapted = predictor(backbone).eval()(scans()), predictor(backbone, method).eval()(scans())
     assert torch.equal(adapted, plain) == (not method_settings(method).changes_at_start)
     assert adapted.isfinite().all()
 
 
-@pytest.mark.parametrize(("backbone", "method"), PAIRS, ids=IDS)
+@pytest.mark.parametrize(("backbone", "method"), PAIRS)
 def test_everything_random_comes_from_the_generator(backbone, method):
     first = predictor(backbone, method, drawn=1)
     state = torch.get_rng_state()

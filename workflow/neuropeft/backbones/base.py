@@ -49,12 +49,14 @@ class Backbone(nn.Module, ABC):
         LAST_STAGE: Names of the modules from the last stage of layers on, of a network that has stages.
         takes: The scans that it takes.
         gives: The tokens that it gives.
+        trained_by: Of a combination of methods, {parameter: which of them trains it}.
     """
 
     SITES: ClassVar[Mapping[str, type[nn.Module]]]
     LAST_STAGE: ClassVar[tuple[str, ...]] = ()
     takes: InputSpec
     gives: FeatureSpec
+    trained_by: Mapping[str, str]
 
     @abstractmethod
     def tokens(self, x: Tensor) -> Tensor:

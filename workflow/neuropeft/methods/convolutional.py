@@ -20,7 +20,7 @@ TSA_START = 1e-4  # of the identity (Li 2022)
 
 
 def empty_conv(like: nn.Conv3d, inputs: int, outputs: int, kernel: Any, **options: Any) -> nn.Conv3d:
-    """Return a convolution where `like` is, without values yet: torch would draw them from its own generator."""
+    """Return a convolution where `like` is, without values: torch would draw them from its own generator."""
     weight = like.weight
     made = nn.utils.skip_init(
         nn.Conv3d, inputs, outputs, kernel, **options, device=weight.device, dtype=weight.dtype
@@ -158,7 +158,8 @@ class SeriesMatrix(Inserted, Mergeable):
     def merged(self) -> nn.Conv3d:
         """Return one convolution that computes the same as this one in evaluation mode."""
         mean, variance = self.norm.running_mean, self.norm.running_var
-        assert mean is not None and variance is not None
+        assert mean is not None
+        assert variance is not None
         scaled = self.mix.weight.flatten(1) * (variance + self.norm.eps).rsqrt()  # [C', C']
         matrix = torch.eye(len(scaled), device=scaled.device, dtype=scaled.dtype) + scaled
         bias = -scaled @ mean
@@ -202,7 +203,7 @@ class Convolutions(Method):
         wrapper: Callable[[nn.Conv3d, Settings, torch.Generator], nn.Module],
         kernel: tuple[int, ...] | None = None,
     ) -> None:
-        """Make the method that wraps convolutions of `kernel`, of all sizes if there is none, by `wrapper`."""
+        """Make the method that wraps convolutions of `kernel`, of all sizes if it is None, by `wrapper`."""
         self.wrapper = wrapper
         self.kernel = kernel
 

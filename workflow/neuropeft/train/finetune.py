@@ -17,7 +17,7 @@ from neuropeft.backbones.checkpoints import load_encoder
 from neuropeft.backbones.heads import Predictor
 from neuropeft.errors import UserError
 from neuropeft.methods.adapt import adapt, delta_state, load_delta, method_of, parameter_groups, save_delta
-from neuropeft.methods.counts import count
+from neuropeft.methods.counts import attached, count
 from neuropeft.records import check_whole
 from neuropeft.split_names import seed_and_fold, split_name
 from neuropeft.store import Store, open_store
@@ -302,7 +302,7 @@ def _learner(
         rows = [sides.train[place] for place in some.tolist()]
         subjects = [row["subject"] for row in rows]
         start_from_probe(model.head, kind, tokens, kind.array(row["y"] for row in rows), subjects, goal)
-    if method.needs_gradients:
+    if method.wants_gradients(spec["method"]):
         everyone = torch.arange(len(sides.train), device=places.device)
         found = summed_gradients(model, unchanged_loss, everyone, at_once)
         method.select(model.backbone, spec["method"], found)
@@ -348,6 +348,7 @@ def _write(
         "trainable": counts.encoder,
         "head": counts.head,
         "total": counts.total,
+        **attached(model),
         "delta_bytes": os.path.getsize(out / "delta.safetensors"),
         "peak_memory_bytes": progress.peak_memory - others * volumes.bytes_each,
         "best_step": _kept(progress)["step"],

@@ -61,7 +61,7 @@ class TSA(MethodSettings):
 
 
 class Series(MethodSettings):
-    """Series residual adapters (Rebuffi 2017): norm and matrix behind every convolution of 3 x 3 x 3 voxels."""
+    """Series residual adapters (Rebuffi 2017): norm and matrix behind convolutions of 3 x 3 x 3 voxels."""
 
     label: ClassVar[str] = "Series adapter"
     family: ClassVar[str] = "residual"

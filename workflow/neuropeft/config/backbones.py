@@ -67,10 +67,6 @@ class ViT(_Backbone):
         ):
             if width % heads:
                 raise ValueError(f"`{part}width` {width} is not divisible by `{part}heads` {heads}")
-            if width % 6:
-                raise ValueError(
-                    f"`{part}width` {width} is not divisible by 6, which 3D sin-cos positions need"
-                )
         return self
 
     def check_size(self, key: str, size: int) -> None:

@@ -50,6 +50,7 @@ class Backbone(nn.Module, ABC):
         takes: The scans that it takes.
         gives: The tokens that it gives.
         trained_by: Of a combination of methods, {parameter: which of them trains it}.
+        recordable: Whether a training pass may be recorded as a CUDA graph, which must not wait for the GPU.
     """
 
     SITES: ClassVar[Mapping[str, type[nn.Module]]]
@@ -57,6 +58,7 @@ class Backbone(nn.Module, ABC):
     takes: InputSpec
     gives: FeatureSpec
     trained_by: Mapping[str, str]
+    recordable: bool = True
 
     @abstractmethod
     def tokens(self, x: Tensor) -> Tensor:

@@ -36,6 +36,9 @@ class HuggingFace(Method):
             UserError: PEFT is not installed, or refuses the configuration.
         """
         backbone.sites("linear")
+        backbone.recordable = (
+            False  # some tuners solve equations or look for indices, and wait for the result
+        )
         try:
             from peft import PeftType
             from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING

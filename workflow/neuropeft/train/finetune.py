@@ -258,7 +258,7 @@ def _learner(
     network = torch.compile(model) if training["compile"] else model
     forward: Callable[[Tensor], Tensor] = partial(forward_outputs, network, mixed_precision=mixed_precision)
     # What is compiled launches few kernels anyway.
-    if not (batch_norms or training["compile"]):
+    if model.backbone.recordable and not (batch_norms or training["compile"]):
         forward = Recorded(model, forward, int(training["batch_size"]))
     batches = TrainingBatches(volumes, places[: len(sides.train)], int(training["batch_size"]), seed)
 

@@ -216,6 +216,8 @@ def _write_cell(config: Config, results: Path, cell: Cell) -> None:
         "trainable": TRAINABLE[backbone_method],
         "head": 1538,
         "total": 88204034,
+        "modules": 12,
+        "tensors": 48,
         "delta_bytes": 4 * TRAINABLE[backbone_method],
         "peak_memory_bytes": 3 * 2**30,
         "train_seconds": 61.5,

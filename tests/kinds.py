@@ -1,6 +1,7 @@
 """Every kind of input, backbone, pretraining and method, tiny: a new kind enters its suite by a line here."""
 
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ from pydantic import TypeAdapter
 from neuropeft.backbones.build import build_predictor
 from neuropeft.backbones.heads import Predictor
 from neuropeft.config.backbones import Backbone
-from neuropeft.config.methods import Method
+from neuropeft.config.methods import Combined, Method
 from neuropeft.config.pretraining import Pretraining
 from neuropeft.methods.adapt import adapt, parameter_groups
 from scans import MOVED, STILL, brain_scan, save
@@ -110,7 +111,22 @@ METHODS = [
     {"kind": "vpt_deep", "prompts": 3, "dropout": 0.1},
     {"kind": "prefix", "prompts": 3},
     {"kind": "prefix", "prompts": 3, "reparameterised": True},
+    {"kind": "batchnorm"},
+    {"kind": "batchnorm", "adapt_statistics": True},
+    {"kind": "last_block"},
+    {"kind": "ssf_conv"},
+    {"kind": "lora_conv", "r": 2, "alpha": 4},
+    {"kind": "tsa"},
+    {"kind": "series"},
+    {"kind": "conv_adapter"},
+    {"kind": "hf", "tuner": "lora"},
+    {"kind": "hf", "tuner": "dora", "config": {"target_modules": ["fc1"]}},
+    {"kind": "hf", "tuner": "vera"},
+    {"kind": "combined", "combine": ["bitfit", "lora"]},
+    {"kind": "combined", "combine": ["lora_conv", "batchnorm"]},
 ]
+KINDS = [one["kind"] for one in METHODS]
+PEFT = find_spec("peft") is not None
 
 
 def backbone_settings(settings: Mapping[str, Any]) -> Any:
@@ -120,7 +136,10 @@ def backbone_settings(settings: Mapping[str, Any]) -> Any:
 
 def method_settings(settings: Mapping[str, Any]) -> Any:
     """Return the settings of a method as a configuration holds them, with weight decay on all that it can."""
-    return TypeAdapter(Method).validate_python({"lr": 1e-2, "weight_decay": 0.1, **settings})
+    found = TypeAdapter(Method).validate_python({"lr": 1e-2, "weight_decay": 0.1, **settings})
+    if not isinstance(found, Combined):
+        return found
+    return found.resolved("it", {one: method_settings(METHODS[KINDS.index(one)]) for one in found.combine})
 
 
 def pretraining_settings(settings: Mapping[str, Any]) -> Any:
@@ -137,7 +156,8 @@ def spec(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def label(settings: Mapping[str, Any]) -> str:
     """Return what tells a test's backbone or method from the others."""
-    return settings["kind"] + str(len(settings.get("targets", "")) or "")
+    told = "".join(map(str, [settings.get("tuner", ""), *settings.get("combine", ())]))
+    return settings["kind"] + told + str(len(settings.get("targets", "")) or "")
 
 
 def fits(backbone: Mapping[str, Any], method: Mapping[str, Any]) -> bool:

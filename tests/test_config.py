@@ -77,11 +77,6 @@ MISTAKES = [
         "`backbones.vit_xs`: `decoder.width` 96 is not divisible by `decoder.heads` 5",
     ),
     (
-        "backbones.vit_xs.width",
-        100,
-        "`backbones.vit_xs`: `width` 100 is not divisible by 6, which 3D sin-cos",
-    ),
-    (
         "backbones.vit_xs.patch_size",
         24,
         "`backbones.vit_xs.patch_size` 24 does not divide",

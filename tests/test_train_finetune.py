@@ -33,7 +33,7 @@ from neuropeft.train.supervised import forward_outputs
 COST = {
     "trainable", "head", "total", "delta_bytes", "peak_memory_bytes", "train_seconds", "start_seconds",
     "seconds_per_step", "steps", "best_step", "best_val_loss", "train_subjects", "train_scans", "device",
-    "torch", "flops_per_sample", "resumed", "fingerprint", "accumulation",
+    "torch", "flops_per_sample", "resumed", "fingerprint", "accumulation", "modules", "tensors",
 }  # fmt: skip
 SCRATCH = {"kind": "scratch"}
 FULL = {"kind": "full"}
@@ -66,6 +66,7 @@ def test_writes_delta_history_and_cost(store: Path) -> None:
     assert [row["step"] for row in history] == ["4", "8", "12"], "16 scans in batches of 5"
     cost = tiny_cells.read_cost(out)
     assert set(cost) == COST
+    assert (cost["modules"], cost["tensors"]) == (2, 2 * 4), "qkv of two blocks: A and B of q and v"
     state, metadata = read_tensors(out / "delta.safetensors")
     trained = sum(value.numel() for name, value in state.items() if not name.startswith("head.norm."))
     assert cost["total"] == trained == cost["trainable"] + cost["head"]
@@ -165,6 +166,7 @@ class Top(Method):
 
     def __init__(self, block: int) -> None:
         self.block = block
+        self.attaches = block < 9
 
     def adapt(self, backbone, settings, generator) -> None:
         for name, value in backbone.named_parameters():

@@ -7,6 +7,7 @@ of the rule that asks.
 import json
 from collections.abc import Collection, Iterable
 from functools import cache, cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -98,13 +99,13 @@ class Jobs:
     def code(self, module: str, wildcards: Any, *named: str) -> str:
         """Return the version of the code of a module and of the kinds that the `named` wildcards name."""
         kinds = {
-            "cohort": lambda name: inputs.module_of(self.config.cohorts[name].input.kind),
-            "task": lambda name: tasks.module_of(self.config.tasks[name].kind),
-            "backbone": lambda name: backbones.module_of(self.config.backbones[name].kind),
-            "pretraining": lambda name: pretraining.module_of(self.config.pretraining[name].kind),
-            "method": lambda name: methods.module_of(self.config.methods[name].kind),
+            "cohort": lambda name: [inputs.module_of(self.config.cohorts[name].input.kind)],
+            "task": lambda name: [tasks.module_of(self.config.tasks[name].kind)],
+            "backbone": lambda name: [backbones.module_of(self.config.backbones[name].kind)],
+            "pretraining": lambda name: [pretraining.module_of(self.config.pretraining[name].kind)],
+            "method": lambda name: methods.modules_of(self.config.methods[name].model_dump()),
         }
-        return numerics.version(module, *(kinds[one](getattr(wildcards, one)) for one in named))
+        return numerics.version(module, *chain(*(kinds[one](getattr(wildcards, one)) for one in named)))
 
     def published_code(self, module: str) -> str:
         """Return the version of the code of a module and of the kinds of all tasks."""

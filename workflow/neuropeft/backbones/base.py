@@ -46,15 +46,21 @@ class Backbone(nn.Module, ABC):
     Attributes:
         SITES: {kind of site: class of its modules}; with what no module stands for, such as tokens, they are
             what the backbone's settings say that it provides.
+        LAST_STAGE: Names of the modules from the last stage of layers on, of a network that has stages.
         takes: The scans that it takes.
         layer_count: How many layers it can be cut between; the last one gives the tokens.
         gives: The tokens that it gives.
+        trained_by: Of a combination of methods, {parameter: which of them trains it}.
+        recordable: Whether a training pass may be recorded as a CUDA graph, which must not wait for the GPU.
     """
 
     SITES: ClassVar[Mapping[str, type[nn.Module]]]
+    LAST_STAGE: ClassVar[tuple[str, ...]] = ()
     takes: InputSpec
     gives: FeatureSpec
     layer_count: int = 1
+    trained_by: Mapping[str, str]
+    recordable: bool = True
 
     @abstractmethod
     def tokens(self, x: Tensor) -> Tensor:
@@ -75,10 +81,7 @@ class Backbone(nn.Module, ABC):
             UserError: The backbone does not provide this kind.
         """
         if kind not in self.SITES:
-            raise UserError(
-                f"{type(self).__name__} does not provide {kind}, to which the method attaches; "
-                "choose another backbone or method"
-            )
+            raise UserError(_lacks(self, kind))
         return [site for site in _children(self) if isinstance(site.module, self.SITES[kind])]
 
     def layer_of(self, name: str) -> int:
@@ -93,9 +96,26 @@ class Backbone(nn.Module, ABC):
         """Return the tokens [B, N, width] that the other layers make of what `below` gave."""
         return x
 
+    def last_stage(self) -> list[nn.Module]:
+        """Return the modules from the last stage on.
+
+        Raises:
+            UserError: The backbone has no stages.
+        """
+        if not self.LAST_STAGE:
+            raise UserError(_lacks(self, "stages"))
+        return [self.get_submodule(name) for name in self.LAST_STAGE]
+
     def layers_above(self, name: str) -> int:
         """Return how many layers lie above that of the parameter `name`; 0 where they are not told apart."""
         return 0
+
+
+def _lacks(backbone: Backbone, kind: str) -> str:
+    return (
+        f"{type(backbone).__name__} does not provide {kind}, to which the method attaches; "
+        "choose another backbone or method"
+    )
 
 
 def _children(owner: nn.Module) -> Iterator[Site]:

@@ -15,6 +15,7 @@ class DenseNet121(Backbone):
     """MONAI's DenseNet121 up to the pooled features, 1024 a scan."""
 
     SITES: ClassVar[Mapping[str, type[nn.Module]]] = {"conv": nn.Conv3d, "batchnorm": nn.BatchNorm3d}
+    LAST_STAGE: ClassVar[tuple[str, ...]] = ("features.denseblock4", "features.norm5")
 
     def __init__(self, size: int) -> None:
         """Make a randomly initialised network for scans of this edge; imports MONAI, which takes seconds."""

@@ -16,6 +16,8 @@ EPS = 1e-6  # added to variances
 QUERIES = 4  # of attentive pooling
 REDUCED = 16  # channels that concatenated tokens are reduced to
 
+STILL = "still"  # what a module is called true that stays in evaluation mode though it is trained
+
 POOLS = ("mean", "attentive", "concat")
 NORMS = ("fixed", "refreshed", "layer")
 
@@ -126,9 +128,11 @@ class Predictor(nn.Module):
 
     Attributes:
         added: Names of the tensors that a method has put in.
+        touched: Names of the backbone's own modules in which a method trains a tensor, or has put one in.
     """
 
     added: frozenset[str] = frozenset()
+    touched: frozenset[str] = frozenset()
 
     def __init__(self, backbone: Backbone, head: Head) -> None:
         """Put a head on a backbone whose method `tokens` maps scans to tokens [B, N, width]."""
@@ -148,12 +152,19 @@ class Predictor(nn.Module):
     def train(self, mode: bool = True) -> "Predictor":
         """Set training mode, in which a part that has parameters but none to train stays in evaluation mode.
 
-        A frozen batch norm must not move its statistics, and noise in a frozen part regularises nothing.
+        A frozen batch norm must not move its statistics, and noise in a frozen part regularises nothing. So
+        does a part that a method has told to be `STILL`.
         """
         super().train(mode)
         if mode:
             for module in self.modules():
-                parameters = list(module.parameters())
-                if parameters and not any(parameter.requires_grad for parameter in parameters):
+                if is_still(module):
                     module.eval()
         return self
+
+
+def is_still(module: nn.Module) -> bool:
+    """Whether a part stays in evaluation mode in training: it has nothing to train, or is told so."""
+    parameters = list(module.parameters())
+    frozen = bool(parameters) and not any(parameter.requires_grad for parameter in parameters)
+    return frozen or getattr(module, STILL, False)

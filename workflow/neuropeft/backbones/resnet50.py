@@ -16,6 +16,7 @@ class ResNet50(Backbone):
     """MONAI's ResNet-50 up to the last feature map, its first convolution with He's stride of 2."""
 
     SITES: ClassVar[Mapping[str, type[nn.Module]]] = {"conv": nn.Conv3d, "batchnorm": nn.BatchNorm3d}
+    LAST_STAGE: ClassVar[tuple[str, ...]] = ("network.layer4",)
 
     def __init__(self, size: int) -> None:
         """Make a randomly initialised network for scans of this edge; imports MONAI, which takes seconds."""

@@ -66,10 +66,10 @@ class ViTConfig:
 
 def check_width(key: str, width: int, heads: int) -> None:
     """Raise `UserError` unless `heads` attention heads and sin-cos positions of 3 axes fit into `width`."""
-    if width <= 0 or width % heads or width % 6:
+    if width < 6 or width % heads:
         raise UserError(
-            f"{key} {width} with {heads} heads cannot be built; give a multiple of 6 "
-            "(sine and cosine of three axes) that the number of heads divides"
+            f"{key} {width} with {heads} heads cannot be built; give 6 or more (sine and cosine of three "
+            "axes) that the number of heads divides"
         )
 
 
@@ -78,14 +78,15 @@ def sincos_positions(grid: int, width: int) -> Tensor:
 
     A token's embedding holds sine and cosine of its second, first and third grid index, in that order, at
     width/6 wavelengths from 2 pi to 10000 * 2 pi. The order is SelfMedMAE's and MONAI's, so that their
-    weights fit.
+    weights fit. What width/6 leaves over, such as 4 of ViT-L's 1,024 channels, stays zero.
     """
     index = torch.arange(grid, dtype=torch.float64)
     first, second, third = torch.meshgrid(index, index, index, indexing="ij")
     wavelengths = torch.arange(width // 6, dtype=torch.float64) / (width // 6)
     frequency = POSITION_TEMPERATURE**-wavelengths
     angles = [axis.flatten()[:, None] * frequency for axis in (second, first, third)]  # 3 x [N, width/6]
-    return torch.cat([part for angle in angles for part in (angle.sin(), angle.cos())], dim=1).float()
+    positions = torch.cat([part for angle in angles for part in (angle.sin(), angle.cos())], dim=1).float()
+    return F.pad(positions, (0, width % 6))
 
 
 def patch_view(x: Tensor, patch: int) -> Tensor:

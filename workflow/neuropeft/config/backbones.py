@@ -20,7 +20,8 @@ class _Backbone(Kind):
 
     Attributes:
         provides: What methods and pretrainings may need of it: the kinds of sites that methods attach to,
-            `tokens`, of which there may be any number, and `bias`, parameters of that name.
+            `tokens`, of which there may be any number, `stages` of layers, of which the last one is known,
+            and `bias`, parameters of that name.
         needs: What a cohort's kind of input must provide.
     """
 
@@ -66,10 +67,6 @@ class ViT(_Backbone):
         ):
             if width % heads:
                 raise ValueError(f"`{part}width` {width} is not divisible by `{part}heads` {heads}")
-            if width % 6:
-                raise ValueError(
-                    f"`{part}width` {width} is not divisible by 6, which 3D sin-cos positions need"
-                )
         return self
 
     def check_size(self, key: str, size: int) -> None:
@@ -92,7 +89,7 @@ class DenseNet121(_Backbone):
     """MONAI's 3D DenseNet121, the paper's reference CNN."""
 
     label: ClassVar[str] = "DenseNet121"
-    provides: ClassVar[frozenset[str]] = frozenset({"conv", "batchnorm", "bias"})
+    provides: ClassVar[frozenset[str]] = frozenset({"conv", "batchnorm", "stages", "bias"})
     kind: Literal["densenet121"]
 
     def check_size(self, key: str, size: int) -> None:
@@ -112,7 +109,7 @@ class ResNet50(_Backbone):
     """MONAI's 3D ResNet-50 (He 2016)."""
 
     label: ClassVar[str] = "ResNet-50"
-    provides: ClassVar[frozenset[str]] = frozenset({"conv", "batchnorm", "bias"})
+    provides: ClassVar[frozenset[str]] = frozenset({"conv", "batchnorm", "stages", "bias"})
     kind: Literal["resnet50"]
 
     def check_size(self, key: str, size: int) -> None:

@@ -9,7 +9,7 @@ from neuropeft.config.backbones import Backbone
 from neuropeft.config.base import Model, Name
 from neuropeft.config.cohorts import Cohort, Preprocessing
 from neuropeft.config.grid import Block, Figures
-from neuropeft.config.methods import Method
+from neuropeft.config.methods import Combined, Method
 from neuropeft.config.pretraining import ImportedWeights, KeptEncoder, Pretraining, Trained
 from neuropeft.config.tasks import Splits, Task
 from neuropeft.config.training import Training
@@ -57,6 +57,14 @@ class Config(Model):
             if name in value:
                 raise ValueError(f"`{name}` is the name of a probe: give the method another name")
         return value
+
+    @field_validator("methods")
+    @classmethod
+    def _combinations_are_resolved(cls, value: dict[str, Method]) -> dict[str, Method]:
+        return {
+            name: one.resolved(name, value) if isinstance(one, Combined) else one
+            for name, one in value.items()
+        }
 
     @model_validator(mode="after")
     def _backbones_can_be_pretrained(self) -> "Config":

@@ -17,6 +17,8 @@ COST_KEYS = (
     "trainable",
     "head",
     "total",
+    "modules",
+    "tensors",
     "delta_bytes",
     "peak_memory_bytes",
     "train_seconds",

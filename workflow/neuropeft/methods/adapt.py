@@ -1,6 +1,6 @@
 """The door to every method: adapt a network, and store what training it changed."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from neuropeft.backbones.base import Backbone
 from neuropeft.backbones.checkpoints import save_tensors
-from neuropeft.backbones.heads import FeatureNorm, Predictor
+from neuropeft.backbones.heads import FeatureNorm, Predictor, is_still
 from neuropeft.errors import UserError
 from neuropeft.methods import module_of
 from neuropeft.methods.base import Mergeable, Method
@@ -32,12 +33,13 @@ def adapt(model: Predictor, method: Mapping[str, Any], generator: torch.Generato
     """
     model.backbone.requires_grad_(False)
     model.head.requires_grad_(True)
-    # By identity, as a module that is put around another gives its tensors other names.
-    before = [*model.parameters(), *model.buffers()]
-    method_of(method).adapt(model.backbone, method, generator)
-    known, stored = {id(value) for value in before}, model.state_dict()
-    named = [*model.named_parameters(), *model.named_buffers()]
-    model.added = frozenset(name for name, value in named if name in stored and id(value) not in known)
+    places = {name for name, _ in model.backbone.named_modules()}
+    before = _tensors(model)
+    attach(model.backbone, method, generator)
+    model.added = frozenset(_new(before, _tensors(model)))
+    added = {name.removeprefix("backbone.") for name in model.added}
+    trained = {name for name, value in model.backbone.named_parameters() if value.requires_grad}
+    model.touched = frozenset(_place(name, places) for name in added | trained)
     model.train(model.training)
 
 
@@ -47,6 +49,46 @@ def trunk_layers(model: Predictor) -> int:
     trained = {name for name, value in backbone.named_parameters() if value.requires_grad}
     added = {name.removeprefix("backbone.") for name in model.added}
     return min((backbone.layer_of(name) for name in trained | added), default=backbone.layer_count)
+
+
+def attach(backbone: Backbone, method: Mapping[str, Any], generator: torch.Generator) -> None:
+    """Adapt a frozen backbone by `method`, in place; see `adapt`.
+
+    Raises:
+        UserError: Nothing is trained or put in afterwards, or see `adapt`.
+    """
+    before, chosen = _tensors(backbone), method_of(method)
+    chosen.adapt(backbone, method, generator)
+    if (
+        not chosen.attaches
+        or _new(before, _tensors(backbone))
+        or any(value.requires_grad for value in backbone.parameters())
+    ):
+        return
+    targets = method.get("targets")
+    looked_for = f"its `targets` {', '.join(targets)}" if targets else "the layers that it is for"
+    raise UserError(
+        f"{method['kind']} attaches to nothing of {type(backbone).__name__}, which has none of {looked_for}; "
+        "choose others, or another backbone or method"
+    )
+
+
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = module.state_dict(keep_vars=True)
+    return tensors
+
+
+def _new(before: Mapping[str, Tensor], now: Mapping[str, Tensor]) -> list[str]:
+    """Return the names of the tensors that were not there before: one of a wrapped layer was, by another."""
+    known = {id(value) for value in before.values()}
+    return [name for name, value in now.items() if id(value) not in known]
+
+
+def _place(name: str, places: Collection[str]) -> str:
+    """Return the innermost of these modules that a tensor is in."""
+    while name not in places:
+        name = name.rpartition(".")[0]
+    return name
 
 
 def parameter_groups(model: Predictor, method: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -64,14 +106,13 @@ def method_of(method: Mapping[str, Any]) -> Method:
 def delta_state(model: Predictor) -> dict[str, Tensor]:
     """Return all that training changes, and what the method added: the start does not give it.
 
-    That is every trainable tensor, statistics of norms that are not frozen, and every tensor that `adapt` put
+    That is every trainable tensor, statistics of norms that are not still, and every tensor that `adapt` put
     in, frozen ones too. The tensors are the model's own, detached and not copied.
     """
     named = [*model.named_parameters(), *model.named_buffers()]
     state = {name: value.detach() for name, value in named if value.requires_grad or name in model.added}
     for prefix, module in model.named_modules():
-        frozen = [not value.requires_grad for value in module.parameters()]
-        if isinstance(module, _BatchNorm | FeatureNorm) and not (frozen and all(frozen)):
+        if isinstance(module, _BatchNorm | FeatureNorm) and not is_still(module):
             state |= {f"{prefix}.{name}": value for name, value in module.named_buffers()}
     return state
 

@@ -21,9 +21,12 @@ class Method(ABC):
 
     Attributes:
         needs_gradients: Whether `select` is called.
+        attaches: Whether it trains or adds anything in the backbone; if it should and does not, that is an
+            error.
     """
 
     needs_gradients: ClassVar[bool] = False
+    attaches: ClassVar[bool] = True
 
     @abstractmethod
     def adapt(self, backbone: Backbone, settings: Mapping[str, Any], generator: torch.Generator) -> None:
@@ -39,12 +42,16 @@ class Method(ABC):
             UserError: The backbone does not provide what the method attaches to.
         """
 
+    def wants_gradients(self, settings: Mapping[str, Any]) -> bool:
+        """Whether `select` is called, which a combination cannot know without its settings."""
+        return self.needs_gradients
+
     def select(  # noqa: B027 (most have nothing to choose)
         self, backbone: Backbone, settings: Mapping[str, Any], gradients: Mapping[str, Tensor]
     ) -> None:
         """Choose what is trained by the gradients of the training scans' loss, before the first step.
 
-        Called where `needs_gradients` says so. The choice is written into buffers that `adapt` has put in,
+        Called where `wants_gradients` says so. The choice is written into buffers that `adapt` has put in,
         which the delta holds.
 
         Args:

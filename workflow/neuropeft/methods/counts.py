@@ -45,6 +45,17 @@ def count(model: Predictor) -> Counts:
     return Counts(encoder, head, encoder + head)
 
 
+def attached(model: Predictor) -> dict[str, int]:
+    """Return what the method of an adapted `Predictor` attached to.
+
+    Returns:
+        `modules`, those of the backbone in which a tensor is trained or was put in, and `tensors`, how many
+        are trained.
+    """
+    trained = sum(value.requires_grad for value in model.backbone.parameters())
+    return {"modules": len(model.touched), "tensors": trained}
+
+
 def table1() -> list[dict[str, str | int]]:
     """Return the rows of Table 1 (Dhinagar et al. 2024) with the keys `COLUMNS`, then DenseNet121's.
 

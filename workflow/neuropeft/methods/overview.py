@@ -31,13 +31,13 @@ def overview() -> list[dict[str, str]]:
 
 def _trained(kind: type[MethodSettings], backbone: str) -> str:
     classes = {one.kind_name(): one for one in get_args(get_args(Backbone)[0])}
-    if not kind.needs <= classes[BACKBONES[backbone]["kind"]].provides:
-        return "-"
     try:
-        settings = kind.model_validate({"kind": kind.kind_name(), "lr": 1e-3}).model_dump()
+        settings = kind.model_validate({"kind": kind.kind_name(), "lr": 1e-3})
     except ValidationError:
         return UNKNOWN
+    if not settings.needs <= classes[BACKBONES[backbone]["kind"]].provides:
+        return "-"
     with torch.device("meta"):
         model = build_predictor(BACKBONES[backbone], OUTPUTS)
-        adapt(model, settings, torch.default_generator)
+        adapt(model, settings.model_dump(), torch.default_generator)
     return f"{count(model).encoder:,}"

@@ -37,6 +37,8 @@ class Full(Everything):
 class HeadAlone(Method):
     """Train nothing of the backbone: a linear probe, by the same training as all methods."""
 
+    attaches = False
+
     def adapt(self, backbone: Backbone, settings: Mapping[str, Any], generator: torch.Generator) -> None:
         """Leave the backbone frozen."""
 

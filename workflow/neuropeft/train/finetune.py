@@ -15,7 +15,7 @@ from neuropeft.backbones.checkpoints import load_encoder
 from neuropeft.backbones.heads import Predictor
 from neuropeft.errors import UserError
 from neuropeft.methods.adapt import adapt, parameter_groups, save_delta
-from neuropeft.methods.counts import count
+from neuropeft.methods.counts import attached, count
 from neuropeft.records import check_whole
 from neuropeft.split_names import seed_and_fold, split_name
 from neuropeft.store import Store, open_store
@@ -221,6 +221,7 @@ def _write(
         "trainable": counts.encoder,
         "head": counts.head,
         "total": counts.total,
+        **attached(model),
         "delta_bytes": os.path.getsize(out / "delta.safetensors"),
         "peak_memory_bytes": progress.peak_memory - others * volumes.bytes_each,
         "best_step": _kept(progress)["step"],

@@ -62,7 +62,7 @@ def settings_and_code(spec: Mapping[str, Any]) -> dict[str, str]:
 def _kinds(spec: Mapping[str, Any]) -> tuple[str, ...]:
     return (
         backbones.module_of(spec["backbone"]["kind"]),
-        methods.module_of(spec["method"]["kind"]),
+        *methods.modules_of(spec["method"]),
         tasks.module_of(spec["task"]["kind"]),
     )
 

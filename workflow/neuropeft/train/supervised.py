@@ -116,7 +116,7 @@ def supervised_learner(
         mixed_precision=mixed_precision,
     )
     # What is compiled launches few kernels anyway.
-    if not (batch_norms or training["compile"]):
+    if model.backbone.recordable and not (batch_norms or training["compile"]):
         forward = Recorded(network, forward, int(training["batch_size"]))
     batches = TrainingBatches(volumes, rows[:count], int(training["batch_size"]), seed)
 
@@ -160,7 +160,7 @@ def supervised_learner(
         of_first = [sides.train[place] for place in first.tolist()]
         subjects = [row["subject"] for row in of_first]
         start_from_probe(model.head, kind, tokens, kind.array(row["y"] for row in of_first), subjects, goal)
-    if method.needs_gradients:
+    if method.wants_gradients(spec["method"]):
         everyone = torch.arange(count, device=rows.device)
         found = summed_gradients(model, unchanged_loss, everyone, at_once)
         method.select(model.backbone, spec["method"], found)

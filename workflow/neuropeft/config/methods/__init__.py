@@ -2,11 +2,18 @@
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from neuropeft.config.methods.adapters import Adapters
+from neuropeft.config.methods.combined import Combined, with_kind
+from neuropeft.config.methods.convolutional import Convolutional
+from neuropeft.config.methods.hugging_face import HuggingFace
 from neuropeft.config.methods.low_rank import LowRank
 from neuropeft.config.methods.prompts import Prompt
 from neuropeft.config.methods.selective import Selective
 
-Method = Annotated[Selective | LowRank | Adapters | Prompt, Field(discriminator="kind")]
+Method = Annotated[
+    Selective | LowRank | Adapters | Prompt | Convolutional | HuggingFace | Combined,
+    Field(discriminator="kind"),
+    BeforeValidator(with_kind),
+]

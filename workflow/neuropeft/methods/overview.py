@@ -25,7 +25,8 @@ def overview() -> list[dict[str, str]]:
     for kind in get_args(get_args(Method)[0]):
         counts = {name: _trained(kind, name) for name in BACKBONES}
         does = (kind.__doc__ or "").strip().splitlines()[0]
-        rows.append({"kind": kind.kind_name(), "family": kind.family, **counts, "what it does": does})
+        family = kind.family if isinstance(kind.family, str) else UNKNOWN
+        rows.append({"kind": kind.kind_name(), "family": family, **counts, "what it does": does})
     return rows
 
 

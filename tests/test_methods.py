@@ -68,14 +68,29 @@ COUNTS = {
     ("vit_b", "layernorm"): 38_400,
     ("vit_b", "lora"): 294_912,
     ("vit_b", "bitfit"): 102_912,
+    ("vit_b", "rslora"): 294_912,
+    ("vit_b", "lora_plus"): 294_912,
+    ("vit_b", "dora"): 294_912 + 2 * 12 * 768,  # and one per adapted row
+    ("vit_b", "lnlora"): 626_688,
+    ("vit_b", "adalora"): 2 * 12 * (2 * 12 * 768 + 12),
+    ("vit_b", "dylora"): 294_912,
+    ("vit_b", "vera"): 2 * 12 * (256 + 768),
+    ("vit_b", "fact_tk"): 30_976,
+    ("vit_b", "fact_tt"): 61_440,
+    ("vit_b", "repadapter"): 2 * 12 * (8 * 768 + 8 + 4 * 768 + 768),
+    ("vit_b", "ssf"): 205_824,
+    ("vit_b", "ia3"): 55_296,
     ("vit_s", "scratch"): 12_220_800,
     ("vit_s", "layernorm"): 9_984,
+    ("vit_s", "dora"): 73_728 + 2 * 6 * 384,
+    ("vit_s", "vera"): 2 * 6 * (256 + 384),
+    ("vit_s", "ia3"): 6 * 6 * 384,
     ("densenet121", "scratch"): 11_242_624,
     ("densenet121", "bitfit"): 41_824,
     ("resnet50", "scratch"): 46_155_072,
     ("resnet50", "bitfit"): 26_560,
 }
-OPTIONS = {"lora": {"r": 8}}
+OPTIONS = dict.fromkeys(("lora", "rslora", "lora_plus", "dora"), {"r": 8})
 
 
 @pytest.mark.parametrize(("backbone", "kind"), COUNTS, ids=["-".join(pair) for pair in COUNTS])
@@ -89,8 +104,21 @@ def test_as_many_parameters_are_trained_as_published(backbone, kind):
 
 @pytest.mark.parametrize(("backbone", "method"), PAIRS, ids=IDS)
 def test_adapting_changes_no_prediction(backbone, method):
-    plain, adapted = predictor(backbone).eval(), predictor(backbone, method).eval()
-    assert torch.equal(adapted(scans()), plain(scans()))
+    plain, adapted = predictor(backbone).eval()(scans()), predictor(backbone, method).eval()(scans())
+    if method_settings(method).changes_at_start:
+        assert torch.isfinite(adapted).all()
+        assert not torch.equal(adapted, plain)
+    else:
+        assert torch.equal(adapted, plain)
+
+
+@pytest.mark.parametrize(("backbone", "method"), PAIRS, ids=IDS)
+def test_a_delta_holds_nothing_frozen_that_the_start_gives(backbone, method):
+    model = predictor(backbone)
+    given = {id(value): value for value in model.parameters()}
+    adapt(model, method_settings(method).model_dump(), torch.Generator())
+    frozen = {n for n, value in model.named_parameters() if id(value) in given and not value.requires_grad}
+    assert not frozen & set(delta_state(model))
 
 
 @pytest.mark.parametrize(("backbone", "method"), PAIRS, ids=IDS)

@@ -10,6 +10,18 @@ MODULES = {
     "layernorm": "methods.selective",
     "bitfit": "methods.selective",
     "lora": "methods.lora",
+    "rslora": "methods.lora",
+    "lora_plus": "methods.lora",
+    "dora": "methods.lora",
+    "lnlora": "methods.lora",
+    "adalora": "methods.adalora",
+    "dylora": "methods.dylora",
+    "vera": "methods.vera",
+    "fact_tk": "methods.fact",
+    "fact_tt": "methods.fact",
+    "repadapter": "methods.repadapter",
+    "ssf": "methods.scaling",
+    "ia3": "methods.scaling",
 }
 
 

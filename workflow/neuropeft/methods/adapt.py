@@ -32,9 +32,11 @@ def adapt(model: Predictor, method: Mapping[str, Any], generator: torch.Generato
     """
     model.backbone.requires_grad_(False)
     model.head.requires_grad_(True)
-    before = set(model.state_dict())
+    before = {id(value): value for value in model.state_dict(keep_vars=True).values()}
     method_of(method).adapt(model.backbone, method, generator)
-    model.added = frozenset(model.state_dict()) - before
+    # By what they are: what a method wraps has other names.
+    after = model.state_dict(keep_vars=True)
+    model.added = frozenset(name for name, value in after.items() if id(value) not in before)
     model.train(model.training)
 
 

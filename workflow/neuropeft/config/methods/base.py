@@ -17,11 +17,13 @@ class MethodSettings(Kind):
         needs: What a backbone must provide, for the method to attach to it.
         start: Which weights it starts from: `none`, so random ones, pretrained `weights`, or `either`, where
             what it makes of random weights is its untrained twin.
+        changes_at_start: Why an adapted network does not start as the plain one; empty if it does.
     """
 
     family: ClassVar[str]
     needs: ClassVar[frozenset[str]] = frozenset()
     start: ClassVar[Start] = "either"
+    changes_at_start: ClassVar[str] = ""
     lr: float = Field(gt=0, description="peak learning rate")
     head_lr: float | None = Field(
         default=None,

@@ -90,7 +90,7 @@ COUNTS = {
     ("resnet50", "scratch"): 46_155_072,
     ("resnet50", "bitfit"): 26_560,
 }
-OPTIONS = dict.fromkeys(("lora", "rslora", "lora_plus", "dora"), {"r": 8})
+OPTIONS = {kind: {"r": 8} for kind in ("lora", "rslora", "lora_plus", "dora")}
 
 
 @pytest.mark.parametrize(("backbone", "kind"), COUNTS, ids=["-".join(pair) for pair in COUNTS])

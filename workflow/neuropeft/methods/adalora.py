@@ -15,7 +15,7 @@ BETA = 0.85  # of the running means of sensitivity and uncertainty, as in the pa
 
 
 class AdaLoRALinear(MatrixLinear):
-    """A frozen linear layer W plus scale * P diag(e) Q, with P [rows, r], e [r] and Q [r, in] of every target.
+    """A frozen linear layer W plus scale * P diag(e) Q; a target has P [rows, r], e [r] and Q [r, in].
 
     P and Q are normal and e is zero, so that the layer starts as W. `sensitivity` and `uncertainty` are
     running means for every number of all P, e and Q, one target's after another's.
@@ -33,15 +33,17 @@ class AdaLoRALinear(MatrixLinear):
         )
         self.lora_e = nn.ParameterDict({name: weight.new_zeros(r) for name in rows})
         self.lora_q = nn.ParameterDict({name: weight.new_empty(r, self.in_features) for name in rows})
-        for matrix in (*self.lora_p.values(), *self.lora_q.values()):
-            nn.init.normal_(matrix, std=START_STD, generator=generator)
+        for p, _, q in self.triples():
+            nn.init.normal_(p, std=START_STD, generator=generator)
+            nn.init.normal_(q, std=START_STD, generator=generator)
         size = sum(value.numel() for triple in self.triples() for value in triple)
         self.register_buffer("sensitivity", weight.new_zeros(size))
         self.register_buffer("uncertainty", weight.new_zeros(size))
 
     def triples(self) -> Iterator[tuple[nn.Parameter, nn.Parameter, nn.Parameter]]:
         """Yield P, e and Q of every target."""
-        yield from zip(self.lora_p.values(), self.lora_e.values(), self.lora_q.values(), strict=True)
+        for name in self.rows:
+            yield self.lora_p[name], self.lora_e[name], self.lora_q[name]
 
     def down(self) -> Tensor:
         """Return diag(e) Q of all targets [targets * r, in]."""
@@ -49,7 +51,7 @@ class AdaLoRALinear(MatrixLinear):
 
     def up(self) -> Tensor:
         """Return P of all targets [out, targets * r]."""
-        return self.apart(self.lora_p.values())
+        return self.apart(self.lora_p)
 
     def measure(self) -> None:
         """Take the step's gradients into the running means (section 3.2)."""

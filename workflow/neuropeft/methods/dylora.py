@@ -47,7 +47,7 @@ class DyLoRALinear(LoRALinear):
         """Return A of all targets [targets * r, in], its rows scaled, or zero."""
         (ranks,) = self.ranks
         gains = ranks.drawn if self.training else ranks.gains(ranks.predict_rank, self.weight)
-        return torch.cat([gains[:, None] * a for a in self.lora_a.values()])
+        return torch.cat([gains[:, None] * self.lora_a[name] for name in self.rows])
 
 
 class DyLoRA(Method):

@@ -65,7 +65,7 @@ class FacTLinear(MatrixLinear):
 
     def up(self) -> Tensor:
         """Return V of all matrices, [out, out / d * r]."""
-        return self.apart([self.shared[0].v] * self.shape[0])
+        return self.apart(dict.fromkeys(self.rows, self.shared[0].v))
 
 
 class FacT(Method):

@@ -1,7 +1,7 @@
 """LoRA (Hu et al. 2022) and its kin: low-rank updates of linear layers, with q, k and v of qkv apart."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -62,21 +62,16 @@ class LowRankLinear(nn.Linear):
         """Return `x` after dropout."""
         return F.dropout(x, self.dropout, self.training) if self.dropout else x
 
-    def apart(self, parts: Iterable[Tensor]) -> Tensor:
+    def apart(self, parts: Mapping[str, Tensor] | nn.ParameterDict) -> Tensor:
         """Put each target's [rows, r] at its rows and at columns of its own: [out, targets * r].
 
         Zero elsewhere: one product serves all targets, and the rows of no target receive exactly zero.
         """
-        return torch.cat(
-            [F.pad(part, (0, 0, *self.around(rows))) for part, rows in self._pairs(parts)], dim=1
-        )
+        return torch.cat([F.pad(parts[name], (0, 0, *self.around(name))) for name in self.rows], dim=1)
 
-    def around(self, rows: slice) -> tuple[int, int]:
-        """Return how many output rows are before and after `rows`."""
-        return rows.start, self.out_features - rows.stop
-
-    def _pairs(self, parts: Iterable[Tensor]) -> Iterator[tuple[Tensor, slice]]:
-        return zip(parts, self.rows.values(), strict=True)
+    def around(self, name: str) -> tuple[int, int]:
+        """Return how many output rows are before and after those of a target."""
+        return self.rows[name].start, self.out_features - self.rows[name].stop
 
 
 class MatrixLinear(LowRankLinear, Mergeable):
@@ -111,8 +106,8 @@ def factors(
     weight = linear.weight
     a = nn.ParameterDict({name: weight.new_empty(r, linear.in_features) for name in rows})
     b = nn.ParameterDict({name: weight.new_zeros(part.stop - part.start, r) for name, part in rows.items()})
-    for matrix in a.values():
-        nn.init.kaiming_uniform_(matrix, a=math.sqrt(5), generator=generator)
+    for name in rows:  # a ParameterDict sorts its names
+        nn.init.kaiming_uniform_(a[name], a=math.sqrt(5), generator=generator)
     return a, b
 
 
@@ -137,11 +132,11 @@ class LoRALinear(MatrixLinear):
 
     def down(self) -> Tensor:
         """Return A of all targets [targets * r, in]."""
-        return torch.cat(list(self.lora_a.values()))
+        return torch.cat([self.lora_a[name] for name in self.rows])
 
     def up(self) -> Tensor:
         """Return B of all targets [out, targets * r]."""
-        return self.apart(self.lora_b.values())
+        return self.apart(self.lora_b)
 
 
 class DoRALinear(LoRALinear):
@@ -177,9 +172,8 @@ class DoRALinear(LoRALinear):
 
     def _excess(self) -> Tensor:
         """Return what every row [out] is multiplied with, less 1; 0 for rows of no target."""
-        gains = (self.magnitude[name] / self._length(name) for name in self.rows)
-        padded = [F.pad(gain - 1, self.around(rows)) for gain, rows in self._pairs(gains)]
-        return torch.stack(padded).sum(dim=0)
+        excess = {name: self.magnitude[name] / self._length(name) - 1 for name in self.rows}
+        return torch.stack([F.pad(part, self.around(name)) for name, part in excess.items()]).sum(dim=0)
 
     @torch.no_grad()
     def _length(self, name: str) -> Tensor:
@@ -211,11 +205,12 @@ class LNLoRALinear(LowRankLinear):
 
     def low(self, x: Tensor) -> Tensor:
         """Map [..., in] to [..., targets * r]; dropout is on the input of A."""
-        return torch.cat([F.linear(self.dropped(self._norm(x, name)), a) for name, a in self.lora_a.items()], -1)
+        each = [F.linear(self.dropped(self._norm(x, name)), self.lora_a[name]) for name in self.rows]
+        return torch.cat(each, dim=-1)
 
     def up(self) -> Tensor:
         """Return B of all targets [out, targets * r]."""
-        return self.apart(self.lora_b.values())
+        return self.apart(self.lora_b)
 
     def _norm(self, x: Tensor, name: str) -> Tensor:
         return F.layer_norm(x, (self.in_features,), self.norm_weight[name], self.norm_bias[name])
@@ -278,7 +273,9 @@ class LoRAPlus(LoRA):
 
     def groups(self, model: Predictor, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Return the optimiser groups: every B learns at `ratio` times `lr`, all else at its own rate."""
-        return parameter_groups(model, settings, lambda name: settings["ratio"] if ".lora_b." in name else 1.0)
+        return parameter_groups(
+            model, settings, lambda name: settings["ratio"] if ".lora_b." in name else 1.0
+        )
 
 
 METHODS = {

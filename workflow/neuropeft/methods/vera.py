@@ -39,10 +39,9 @@ class VeRALinear(MatrixLinear):
     def __init__(self, target: Target, settings: Mapping[str, Any], projections: Projections) -> None:
         """Wrap the target's layer; see `LowRankLinear`."""
         super().__init__(target.linear, target.rows, 1.0, settings["dropout"])
-        weight = target.linear.weight
-        start = settings["r"], settings["d_initial"]
+        weight, r = target.linear.weight, settings["r"]
         self.vera_d = nn.ParameterDict(
-            {name: weight.new_full((start[0],), start[1]) for name in target.rows}
+            {name: weight.new_full((r,), settings["d_initial"]) for name in target.rows}
         )
         self.vera_b = nn.ParameterDict(
             {name: weight.new_zeros(part.stop - part.start) for name, part in target.rows.items()}
@@ -52,11 +51,12 @@ class VeRALinear(MatrixLinear):
     def down(self) -> Tensor:
         """Return diag(d) A of all targets [targets * r, in]."""
         a = self.projections[0].a[:, : self.in_features]
-        return torch.cat([d[:, None] * a for d in self.vera_d.values()])
+        return torch.cat([self.vera_d[name][:, None] * a for name in self.rows])
 
     def up(self) -> Tensor:
         """Return diag(b) B of all targets [out, targets * r]."""
-        return self.apart(b[:, None] * self.projections[0].b[: len(b)] for b in self.vera_b.values())
+        b = self.projections[0].b
+        return self.apart({name: scale[:, None] * b[: len(scale)] for name, scale in self.vera_b.items()})
 
 
 class VeRA(Method):

@@ -81,8 +81,10 @@ class AdaLoRA(_Targets):
     init_r: int = Field(default=12, ge=1, description="rank of every target at the start")
     target_r: int = Field(default=8, ge=1, description="mean rank of the targets at the end")
     alpha: float = Field(default=12.0, gt=0, description="the update is scaled by alpha / init_r")
-    tinit: float = Field(default=0.1, ge=0, lt=1, description="share of the steps before ranks are taken away")
-    tfinal: float = Field(default=0.5, ge=0, lt=1, description="share of the steps after that")
+    tinit: float = Field(default=0.1, ge=0, lt=1, description="share of the steps in which all ranks stay")
+    tfinal: float = Field(
+        default=0.5, ge=0, lt=1, description="share of the steps after the last rank is taken"
+    )
     orthogonality: float = Field(default=0.5, ge=0, description="weight of the penalty on P and Q")
 
     @model_validator(mode="after")
@@ -158,6 +160,4 @@ class RepAdapter(_LowRank):
         return self
 
 
-LowRank = (
-    LoRA | RSLoRA | LoRAPlus | DoRA | LNLoRA | AdaLoRA | DyLoRA | VeRA | FacTTK | FacTTT | RepAdapter
-)
+LowRank = LoRA | RSLoRA | LoRAPlus | DoRA | LNLoRA | AdaLoRA | DyLoRA | VeRA | FacTTK | FacTTT | RepAdapter

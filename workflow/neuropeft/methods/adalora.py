@@ -27,7 +27,7 @@ class AdaLoRALinear(MatrixLinear):
     def __init__(self, target: Target, settings: Mapping[str, Any], generator: torch.Generator) -> None:
         """Wrap the target's layer; see `LowRankLinear`."""
         r, rows, weight = settings["init_r"], target.rows, target.linear.weight
-        super().__init__(target.linear, rows, settings["alpha"] / r, settings["dropout"])
+        super().__init__(target, settings["alpha"] / r, settings["dropout"])
         self.lora_p = nn.ParameterDict(
             {name: weight.new_empty(part.stop - part.start, r) for name, part in rows.items()}
         )

@@ -40,7 +40,7 @@ class DyLoRALinear(LoRALinear):
         self, target: Target, settings: Mapping[str, Any], ranks: Ranks, generator: torch.Generator
     ) -> None:
         """Wrap the target's layer; see `LoRALinear`."""
-        super().__init__(target.linear, target.rows, settings["r"], 1.0, settings["dropout"], generator)
+        super().__init__(target, settings["r"], 1.0, settings["dropout"], generator)
         self.ranks = (ranks,)  # in a tuple: as a module, it would be in the state of every layer
 
     def down(self) -> Tensor:

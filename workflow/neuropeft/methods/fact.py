@@ -45,7 +45,7 @@ class FacTLinear(MatrixLinear):
         r, width = shared.r, shared.width
         self.shape = outs, ins = target.linear.out_features // width, target.linear.in_features // width
         rows = {str(i): slice(i * width, (i + 1) * width) for i in range(outs)}
-        super().__init__(target.linear, rows, settings["scale"], settings["dropout"])
+        super().__init__(target._replace(rows=rows), settings["scale"], settings["dropout"])
         self.shared = (shared,)  # in a tuple: as a module, it would be in the state of every layer
         if shared.core is None:
             self.fact_c = uniform((outs * ins, r, r), (ins * r) ** -0.5, generator)  # as a linear layer's

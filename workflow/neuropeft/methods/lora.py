@@ -15,6 +15,19 @@ from neuropeft.methods.base import Mergeable, Method, parameter_groups
 FUSED = ("q", "k", "v")  # order of the rows of qkv
 
 
+class Target(NamedTuple):
+    """A linear layer that is a target, or holds some: the child `name` of `owner`, and the rows of each."""
+
+    owner: nn.Module
+    name: str
+    linear: nn.Linear
+    rows: Mapping[str, slice]
+
+    def replace(self, layer: nn.Module) -> None:
+        """Put `layer` in its place."""
+        setattr(self.owner, self.name, layer)
+
+
 class LowRankLinear(nn.Linear):
     """A frozen linear layer plus scale * U low(x), separately for named slices of its output rows.
 
@@ -22,19 +35,19 @@ class LowRankLinear(nn.Linear):
     their names and storage, so a state dict of the unadapted network still fits.
     """
 
-    def __init__(self, linear: nn.Linear, rows: Mapping[str, slice], scale: float, dropout: float) -> None:
-        """Wrap `linear`.
+    def __init__(self, target: Target, scale: float, dropout: float) -> None:
+        """Take over the parameters of the target's layer.
 
         Args:
-            linear: The layer whose parameters are taken over.
-            rows: Name of each target and the output rows it adapts.
+            target: The layer, and which of its output rows are adapted apart from each other.
             scale: Factor of the update.
             dropout: Rate of dropout in training.
         """
         nn.Module.__init__(self)
+        linear = target.linear
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.weight, self.bias = linear.weight, linear.bias
-        self.rows = dict(rows)
+        self.rows = dict(target.rows)
         self.scale = scale
         self.dropout = dropout
 
@@ -99,12 +112,10 @@ class MatrixLinear(LowRankLinear, Mergeable):
         return self.weight + self.scale * (self.up() @ self.down())
 
 
-def factors(
-    linear: nn.Linear, rows: Mapping[str, slice], r: int, generator: torch.Generator
-) -> tuple[nn.ParameterDict, nn.ParameterDict]:
-    """Return A [r, in], Kaiming-uniform, and B [rows, r], zero, of every target."""
-    weight = linear.weight
-    a = nn.ParameterDict({name: weight.new_empty(r, linear.in_features) for name in rows})
+def factors(target: Target, r: int, generator: torch.Generator) -> tuple[nn.ParameterDict, nn.ParameterDict]:
+    """Return A [r, in], Kaiming-uniform, and B [rows, r], zero, of all rows that are adapted apart."""
+    weight, rows = target.linear.weight, target.rows
+    a = nn.ParameterDict({name: weight.new_empty(r, weight.shape[1]) for name in rows})
     b = nn.ParameterDict({name: weight.new_zeros(part.stop - part.start, r) for name, part in rows.items()})
     for name in rows:  # a ParameterDict sorts its names
         nn.init.kaiming_uniform_(a[name], a=math.sqrt(5), generator=generator)
@@ -118,17 +129,11 @@ class LoRALinear(MatrixLinear):
     """
 
     def __init__(
-        self,
-        linear: nn.Linear,
-        rows: Mapping[str, slice],
-        r: int,
-        scale: float,
-        dropout: float,
-        generator: torch.Generator,
+        self, target: Target, r: int, scale: float, dropout: float, generator: torch.Generator
     ) -> None:
-        """Wrap `linear`, see `LowRankLinear`, by updates of rank `r`; the generator draws A."""
-        super().__init__(linear, rows, scale, dropout)
-        self.lora_a, self.lora_b = factors(linear, rows, r, generator)
+        """Wrap the target's layer, see `LowRankLinear`, in updates of rank `r`; the generator draws A."""
+        super().__init__(target, scale, dropout)
+        self.lora_a, self.lora_b = factors(target, r, generator)
 
     def down(self) -> Tensor:
         """Return A of all targets [targets * r, in]."""
@@ -147,17 +152,11 @@ class DoRALinear(LoRALinear):
     """
 
     def __init__(
-        self,
-        linear: nn.Linear,
-        rows: Mapping[str, slice],
-        r: int,
-        scale: float,
-        dropout: float,
-        generator: torch.Generator,
+        self, target: Target, r: int, scale: float, dropout: float, generator: torch.Generator
     ) -> None:
-        """Wrap `linear`; see `LoRALinear`."""
-        super().__init__(linear, rows, r, scale, dropout, generator)
-        self.magnitude = nn.ParameterDict({name: nn.Parameter(self._length(name)) for name in rows})
+        """Wrap the target's layer; see `LoRALinear`."""
+        super().__init__(target, r, scale, dropout, generator)
+        self.magnitude = nn.ParameterDict({name: nn.Parameter(self._length(name)) for name in self.rows})
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [..., in] to [..., out]."""
@@ -188,20 +187,14 @@ class LNLoRALinear(LowRankLinear):
     """
 
     def __init__(
-        self,
-        linear: nn.Linear,
-        rows: Mapping[str, slice],
-        r: int,
-        scale: float,
-        dropout: float,
-        generator: torch.Generator,
+        self, target: Target, r: int, scale: float, dropout: float, generator: torch.Generator
     ) -> None:
-        """Wrap `linear`; see `LoRALinear`."""
-        super().__init__(linear, rows, scale, dropout)
-        self.lora_a, self.lora_b = factors(linear, rows, r, generator)
-        width = linear.in_features
-        self.norm_weight = nn.ParameterDict({name: linear.weight.new_ones(width) for name in rows})
-        self.norm_bias = nn.ParameterDict({name: linear.weight.new_zeros(width) for name in rows})
+        """Wrap the target's layer; see `LoRALinear`."""
+        super().__init__(target, scale, dropout)
+        self.lora_a, self.lora_b = factors(target, r, generator)
+        width = self.in_features
+        self.norm_weight = nn.ParameterDict({name: self.weight.new_ones(width) for name in self.rows})
+        self.norm_bias = nn.ParameterDict({name: self.weight.new_zeros(width) for name in self.rows})
 
     def low(self, x: Tensor) -> Tensor:
         """Map [..., in] to [..., targets * r]; dropout is on the input of A."""
@@ -214,19 +207,6 @@ class LNLoRALinear(LowRankLinear):
 
     def _norm(self, x: Tensor, name: str) -> Tensor:
         return F.layer_norm(x, (self.in_features,), self.norm_weight[name], self.norm_bias[name])
-
-
-class Target(NamedTuple):
-    """A linear layer that is a target, or holds some: the child `name` of `owner`, and the rows of each."""
-
-    owner: nn.Module
-    name: str
-    linear: nn.Linear
-    rows: Mapping[str, slice]
-
-    def replace(self, layer: nn.Module) -> None:
-        """Put `layer` in its place."""
-        setattr(self.owner, self.name, layer)
 
 
 def find_targets(backbone: Backbone, names: Iterable[str]) -> list[Target]:
@@ -253,7 +233,7 @@ class LoRA(Method):
         """Replace every layer that is a target, or holds one; the other parameters stay frozen."""
         shape = settings["r"], self.scale(settings), settings["dropout"]
         for target in find_targets(backbone, settings["targets"]):
-            target.replace(self.layer(target.linear, target.rows, *shape, generator))
+            target.replace(self.layer(target, *shape, generator))
 
     def scale(self, settings: Mapping[str, Any]) -> float:
         """Return the update's factor alpha / r, a true division: 16 / 32 is 0.5."""

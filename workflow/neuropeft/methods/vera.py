@@ -38,7 +38,7 @@ class VeRALinear(MatrixLinear):
 
     def __init__(self, target: Target, settings: Mapping[str, Any], projections: Projections) -> None:
         """Wrap the target's layer; see `LowRankLinear`."""
-        super().__init__(target.linear, target.rows, 1.0, settings["dropout"])
+        super().__init__(target, 1.0, settings["dropout"])
         weight, r = target.linear.weight, settings["r"]
         self.vera_d = nn.ParameterDict(
             {name: weight.new_full((r,), settings["d_initial"]) for name in target.rows}

@@ -32,11 +32,12 @@ def adapt(model: Predictor, method: Mapping[str, Any], generator: torch.Generato
     """
     model.backbone.requires_grad_(False)
     model.head.requires_grad_(True)
-    before = {id(value): value for value in model.state_dict(keep_vars=True).values()}
+    # By identity, as a module that is put around another gives its tensors other names.
+    before = [*model.parameters(), *model.buffers()]
     method_of(method).adapt(model.backbone, method, generator)
-    # By what they are: what a method wraps has other names.
-    after = model.state_dict(keep_vars=True)
-    model.added = frozenset(name for name, value in after.items() if id(value) not in before)
+    known, stored = {id(value) for value in before}, model.state_dict()
+    named = [*model.named_parameters(), *model.named_buffers()]
+    model.added = frozenset(name for name, value in named if name in stored and id(value) not in known)
     model.train(model.training)
 
 

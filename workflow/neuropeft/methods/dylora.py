@@ -59,9 +59,9 @@ class DyLoRA(Method):
 
     def adapt(self, backbone: Backbone, settings: Mapping[str, Any], generator: torch.Generator) -> None:
         """Replace every layer that is a target, or holds one; the other parameters stay frozen."""
-        ranks = Ranks(settings)
+        targets, ranks = find_targets(backbone, settings["targets"]), Ranks(settings)
         backbone.add_module("ranks", ranks)
-        for target in find_targets(backbone, settings["targets"]):
+        for target in targets:
             target.replace(DyLoRALinear(target, settings, ranks, generator))
 
     def before_step(self, backbone: Backbone, settings: Mapping[str, Any], step: int, seed: int) -> None:

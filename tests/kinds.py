@@ -15,7 +15,7 @@ from neuropeft.backbones.heads import Predictor
 from neuropeft.config.backbones import Backbone
 from neuropeft.config.methods import Combined, Method
 from neuropeft.config.pretraining import Pretraining
-from neuropeft.methods.adapt import adapt, parameter_groups
+from neuropeft.methods.adapt import adapt, method_of, parameter_groups
 from scans import MOVED, STILL, brain_scan, save
 
 
@@ -124,6 +124,21 @@ METHODS = [
     {"kind": "hf", "tuner": "vera"},
     {"kind": "combined", "combine": ["bitfit", "lora"]},
     {"kind": "combined", "combine": ["lora_conv", "batchnorm"]},
+    {"kind": "rslora", "r": 4},
+    {"kind": "lora_plus", "r": 4},
+    {"kind": "dora", "r": 4},
+    {"kind": "dora", "r": 4, "targets": EVERYWHERE, "dropout": 0.1},
+    {"kind": "lnlora", "r": 4},
+    {"kind": "adalora", "init_r": 6, "target_r": 4},
+    {"kind": "adalora", "init_r": 6, "target_r": 4, "targets": EVERYWHERE},
+    {"kind": "dylora", "r": 4},
+    {"kind": "vera", "r": 16},
+    {"kind": "vera", "r": 16, "targets": EVERYWHERE},
+    {"kind": "fact_tk", "r": 4},
+    {"kind": "fact_tt", "r": 4},
+    {"kind": "repadapter", "m": 4},
+    {"kind": "ssf"},
+    {"kind": "ia3"},
 ]
 KINDS = [one["kind"] for one in METHODS]
 PEFT = find_spec("peft") is not None
@@ -183,12 +198,17 @@ def scans(number: int = 2) -> torch.Tensor:
 
 def train(model: Predictor, method: Mapping[str, Any], steps: int) -> list[set[str]]:
     """Train for `steps`, with weight decay; return the names of the parameters with a gradient at each."""
+    settings = method_settings(method).model_dump()
+    hooks, optimiser = method_of(settings), torch.optim.AdamW(parameter_groups(model, settings))
     model.train()
-    optimiser = torch.optim.AdamW(parameter_groups(model, method_settings(method).model_dump()))
     x, seen = scans(), []
-    for _ in range(steps):
+    for step in range(steps):
+        hooks.before_step(model.backbone, settings, step, 0)
         optimiser.zero_grad()
-        torch.nn.functional.cross_entropy(model(x), torch.arange(len(x)) % 2).backward()
+        loss = torch.nn.functional.cross_entropy(model(x), torch.arange(len(x)) % 2)
+        penalty = hooks.penalty(model.backbone, settings)
+        (loss if penalty is None else loss + penalty).backward()
         seen.append({n for n, p in model.named_parameters() if p.grad is not None and p.grad.abs().max() > 0})
         optimiser.step()
+        hooks.after_step(model.backbone, settings, step, steps)
     return seen

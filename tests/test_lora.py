@@ -32,10 +32,10 @@ def test_a_delta_holds_nothing_but_what_was_trained(targets):
 
 
 def test_lora_scale_is_a_true_division():
-    layer = lora.LoRALinear(torch.nn.Linear(6, 6), {"proj": slice(0, 6)}, 32, 16, 0, torch.default_generator)
-    assert layer.scale == 0.5
+    layer = network({"kind": "lora", "r": 32, "alpha": 16, "targets": ["proj"]}).backbone.blocks[0].attn.proj
+    assert layer.scale == 0.5, "not 0, as a division of integers would give"
     torch.nn.init.normal_(layer.lora_b["proj"])
-    x = torch.randn(3, 6)
+    x = torch.randn(3, 48)
     expected = x @ (layer.weight + 0.5 * layer.lora_b["proj"] @ layer.lora_a["proj"]).T + layer.bias
     torch.testing.assert_close(layer(x), expected, atol=1e-4, rtol=1e-4)
 

@@ -106,6 +106,21 @@ COUNTS = {
     ("vit_s", "attention_qv"): 6 * 2 * 384 * 385,
     ("vit_s", "vpt_deep"): 6 * 10 * 384,
     ("vit_l", "scratch"): 24 * (12 * 1024**2 + 13 * 1024) + 4097 * 1024 + 2 * 1024,
+    ("vit_b", "rslora"): 294_912,
+    ("vit_b", "lora_plus"): 294_912,
+    ("vit_b", "dora"): 294_912 + 2 * 12 * 768,  # and one per adapted row
+    ("vit_b", "lnlora"): 626_688,
+    ("vit_b", "adalora"): 2 * 12 * (2 * 12 * 768 + 12),
+    ("vit_b", "dylora"): 294_912,
+    ("vit_b", "vera"): 2 * 12 * (256 + 768),
+    ("vit_b", "fact_tk"): 30_976,
+    ("vit_b", "fact_tt"): 61_440,
+    ("vit_b", "repadapter"): 2 * 12 * (8 * 768 + 8 + 4 * 768 + 768),
+    ("vit_b", "ssf"): 205_824,
+    ("vit_b", "ia3"): 55_296,
+    ("vit_s", "dora"): 73_728 + 2 * 6 * 384,
+    ("vit_s", "vera"): 2 * 6 * (256 + 384),
+    ("vit_s", "ia3"): 6 * 6 * 384,
     ("densenet121", "scratch"): 11_242_624,
     ("densenet121", "linear"): 0,
     ("densenet121", "bitfit"): 41_824,
@@ -129,7 +144,7 @@ COUNTS = {
 OPTIONS = {
     "houlsby": {"reduction": 8},
     "pfeiffer": {"reduction": 12},
-    "lora": {"r": 8},
+    **{kind: {"r": 8} for kind in ("lora", "rslora", "lora_plus", "dora")},
     "partial_4": {"kind": "partial", "blocks": 4},
     "fairtune": {"mask": ["norm1+attn"]},
     "gps_3": {"kind": "gps", "connections": 3},
@@ -155,6 +170,15 @@ def test_adapting_changes_no_prediction(backbone, method):
     before, after = plain(scans()), adapted(scans())
     assert torch.isfinite(after).all()
     assert torch.equal(after, before) != bool(method_settings(method).changes_at_start)
+
+
+@pytest.mark.parametrize(("backbone", "method"), PAIRS, ids=IDS)
+def test_a_delta_holds_nothing_frozen_that_the_start_gives(backbone, method):
+    model = predictor(backbone)
+    given = {id(value): value for value in model.parameters()}
+    adapt(model, method_settings(method).model_dump(), torch.Generator())
+    frozen = {n for n, value in model.named_parameters() if id(value) in given and not value.requires_grad}
+    assert not frozen & set(delta_state(model))
 
 
 @pytest.mark.parametrize(("backbone", "method"), PAIRS, ids=IDS)

@@ -173,6 +173,7 @@ class ViT3D(Backbone):
     """The encoder: patches to tokens, blocks, final norm, mean over tokens."""
 
     SITES: ClassVar[Mapping[str, type[nn.Module]]] = {
+        "embedding": nn.Conv3d,
         "block": Block,
         "attention": Attention,
         "mlp": MLP,

@@ -47,7 +47,7 @@ class ViT(_Backbone):
 
     label: ClassVar[str] = "ViT"
     provides: ClassVar[frozenset[str]] = frozenset(
-        {"tokens", "block", "attention", "mlp", "linear", "layernorm", "bias"}
+        {"tokens", "embedding", "block", "attention", "mlp", "linear", "layernorm", "bias"}
     )
     kind: Literal["vit"]
     width: int = Field(ge=6, description="embedding width")

@@ -43,6 +43,18 @@ MODULES = {
     "conv_adapter": "methods.convolutional",
     "hf": "methods.hugging_face",
     "combined": "methods.combined",
+    "rslora": "methods.lora",
+    "lora_plus": "methods.lora",
+    "dora": "methods.lora",
+    "lnlora": "methods.lora",
+    "adalora": "methods.adalora",
+    "dylora": "methods.dylora",
+    "vera": "methods.vera",
+    "fact_tk": "methods.fact",
+    "fact_tt": "methods.fact",
+    "repadapter": "methods.repadapter",
+    "ssf": "methods.scaling",
+    "ia3": "methods.scaling",
 }
 
 

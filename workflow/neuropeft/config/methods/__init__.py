@@ -10,10 +10,11 @@ from neuropeft.config.methods.convolutional import Convolutional
 from neuropeft.config.methods.hugging_face import HuggingFace
 from neuropeft.config.methods.low_rank import LowRank
 from neuropeft.config.methods.prompts import Prompt
+from neuropeft.config.methods.scaling import Scaling
 from neuropeft.config.methods.selective import Selective
 
 Method = Annotated[
-    Selective | LowRank | Adapters | Prompt | Convolutional | HuggingFace | Combined,
+    Selective | LowRank | Scaling | Adapters | Prompt | Convolutional | HuggingFace | Combined,
     Field(discriminator="kind"),
     BeforeValidator(with_kind),
 ]

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from snakemake.utils import update_config
 
 from neuropeft.cli import main
 from neuropeft.config.read import load_config, read_config, read_yaml
 from neuropeft.errors import UserError
+from neuropeft.grid import cells
 from neuropeft.methods.counts import BACKBONES, METHODS
 
 ROOT = Path(__file__).parents[1]
@@ -253,6 +255,23 @@ def test_our_own_configurations_give_each_key_once_and_lead_editors_to_the_schem
     first, _ = path.read_text().split("\n", 1)
     _, schema = first.split("$schema=")
     assert (path.parent / schema).resolve() == ROOT / "workflow/schemas/config.schema.json"
+
+
+@pytest.mark.parametrize("name", ["methods", "ablations"])
+def test_ready_configurations_fit_config_yaml_and_use_all_that_they_add(name):
+    whole, added = (read_yaml(ROOT / path) for path in ("config.yaml", f"workflow/configs/{name}.yaml"))
+    update_config(whole, added)
+    table = cells(load_config(whole, None))
+    for part, column in (("methods", "method"), ("backbones", "backbone"), ("pretraining", "pretraining")):
+        assert set(added.get(part, [])) <= {getattr(cell, column) for cell in table}
+    wanted = {
+        (task, backbone, method)
+        for block in added["grid"]
+        for task in block["tasks"]
+        for backbone in block["backbones"]
+        for method in block["methods"]
+    }
+    assert wanted == {(cell.task, cell.backbone, cell.method) for cell in table}, "nothing is skipped"
 
 
 def test_config_yaml_is_the_papers_benchmark():

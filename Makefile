@@ -29,10 +29,11 @@ lint: install
 
 install: $(VENV)/installed
 
-$(VENV)/installed: requirements.lock pyproject.toml
+$(VENV)/installed: requirements.lock pyproject.toml envs/lock_here.py
 	$(PYTHON) -c "import sys; sys.exit('neuropeft needs Python >= 3.11' if sys.version_info < (3, 11) else 0)"
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) --require-hashes --no-deps --requirement requirements.lock
+	$(VENV)/bin/python envs/lock_here.py > $(VENV)/requirements.lock
+	$(PIP) --require-hashes --no-deps --requirement $(VENV)/requirements.lock
 	$(PIP) --no-build-isolation --editable .
 	touch $@
 

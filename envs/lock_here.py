@@ -1,7 +1,8 @@
 """Print requirements.lock as this machine takes it: of torch's builds, only the one that pip finds here.
 
-Some indexes and folders offer torch's CPU build. With the hashes of all builds before it, pip would take the CUDA
-build all the same, and gigabytes of libraries with it, since PyPI tells the hashes of its files and a folder does not.
+Some indexes and folders offer torch's CPU build. With the hashes of all builds before it, pip would take the
+CUDA build all the same, and gigabytes of libraries with it: PyPI tells the hashes of its files, a folder does
+not.
 """
 
 import json

@@ -1,6 +1,7 @@
 """The environments, the lock and the project's own requirements agree."""
 
 import ast
+import importlib
 import re
 import sys
 import tomllib
@@ -66,6 +67,21 @@ def test_the_lock_holds_every_requirement(lock):
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     required = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
     assert not [requirement for requirement in required if _name(requirement) not in lock]
+
+
+@pytest.mark.parametrize(
+    ("found", "left"), [("6746dbcb", 1), ("092790c6", 1), ("other", 13)], ids=["cpu", "cuda", "unknown"]
+)
+def test_of_torch_the_build_that_pip_finds_is_left(monkeypatch, capsys, found, left):
+    text = (ROOT / "requirements.lock").read_text()
+    (hashed,) = re.findall(rf"--hash=sha256:{found}\w+", text) or [f"--hash=sha256:{found}"]
+    monkeypatch.syspath_prepend(ROOT / "envs")
+    lock_here = importlib.import_module("lock_here")
+    monkeypatch.setattr(lock_here, "hash_found", lambda requirement: hashed)
+    lock_here.main()
+    before, torch = capsys.readouterr().out.split("torch==")
+    assert before == text.split("torch==")[0], "all else stays"
+    assert torch.count("--hash") == left
 
 
 def test_every_rule_names_an_environment_that_exists():

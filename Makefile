@@ -12,9 +12,8 @@ demo: install
 	python tests/check_planted_effects.py results/tables/scores.csv
 	python -m neuropeft summary --configfile workflow/configs/demo.yaml
 
-# One worker more than cores: tests on a SLURM wait much.
 test: install
-	pytest -n $$(( $(CORES) + 1 )) --dist loadfile --no-loadscope-reorder
+	pytest -n $(CORES) --dist loadfile --no-loadscope-reorder
 
 # The units alone, in three minutes.
 test-quick: install

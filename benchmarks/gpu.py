@@ -70,6 +70,8 @@ def check_precision(case: Case) -> Outcome:
 
 
 def check_compile(case: Case) -> Outcome:
+    if case.small:
+        return "half a minute of compilation", "skipped"
     plain, compiled = (pretrained(case, case.mae(compile=compiled)) for compiled in (False, True))
     figure, good = alike(plain.losses, compiled.losses, COARSE)
     return f"{figure}; {speeds(compiled, 'compiled', plain, 'not')}", good

@@ -77,6 +77,7 @@ PRETRAININGS = [
     {"kind": "mae", "mask": "foreground", "normalize_targets": False},
     {"kind": "factors"},
     {"weights": "encoder.safetensors"},
+    {"of": "mae", "percent": 25},
 ]
 EVERYWHERE = ["q", "k", "v", "proj", "fc1", "fc2"]
 METHODS = [
@@ -160,7 +161,7 @@ def method_settings(settings: Mapping[str, Any]) -> Any:
 def pretraining_settings(settings: Mapping[str, Any]) -> Any:
     """Return the settings of a pretraining as a configuration holds them, of 40 short steps if it trains."""
     short = {"steps": 40, "batch_size": 8, "lr": 5e-3, "warmup_steps": 4, "validation_share": 0.2}
-    trained = {} if "weights" in settings else {"cohort": "Any", **short}
+    trained = {} if {"weights", "of"} & settings.keys() else {"cohort": "Any", **short}
     return TypeAdapter(Pretraining).validate_python({**trained, **settings})
 
 

@@ -115,16 +115,16 @@ def test_figures_of_results_are_written_with_their_data(results, tmp_path):
 
 
 def test_figures_of_folds(tmp_path):
-    config = small_config(splits={"folds": 3})
+    config = small_config(splits={"folds": 2})
     fabricate(config, tmp_path)
     scored(config, tmp_path)
     write_figures(config, tmp_path, tmp_path / "figures")
-    assert "n = 50 test subjects, 3 seeds, 3-fold" in (tmp_path / "figures/figure3.svg").read_text()
+    assert "n = 50 test subjects, 3 seeds, 2-fold" in (tmp_path / "figures/figure3.svg").read_text()
     assert "fold 1" in (tmp_path / "figures/losses_pretraining.svg").read_text()
     rows = read_csv(tmp_path / "figures/losses_finetuning.csv")
-    assert {(row["seed"], row["fold"]) for row in rows} == {(seed, fold) for seed in "012" for fold in "123"}
+    assert {(row["seed"], row["fold"]) for row in rows} == {(seed, fold) for seed in "012" for fold in "12"}
     assert Counter(row["fold"] for row in read_csv(tmp_path / "figures/losses_pretraining.csv")) == {
-        fold: 2 * 40 for fold in "123"
+        fold: 2 * 40 for fold in "12"
     }
     drawn = (tmp_path / "figures/reconstructions_mae_vit_b.svg").read_text()
     assert "rebuilt from the visible ones" in drawn

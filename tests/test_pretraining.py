@@ -30,7 +30,7 @@ from neuropeft.train.data import generator
 from neuropeft.train.pretrain import kind_of, pretrain
 from neuropeft.train.sources import pretraining_scans
 
-TRAINED = [one for one in PRETRAININGS if "weights" not in one]
+TRAINED = [one for one in PRETRAININGS if not {"weights", "of"} & one.keys()]
 BACKBONE = backbone_settings(
     {key: value for key, value in tiny_cells.BACKBONE.items() if key != "image_size"}
     | {"decoder": tiny_cells.DECODER}
@@ -94,6 +94,7 @@ def test_the_encoder_file_fits_the_backbone_and_says_what_made_it(done: Done) ->
 def test_it_leaves_what_it_says(done: Done) -> None:
     kind, last = kind_of(done.spec), tiny_cells.read_history(done.out)[-1]
     left = {"encoder.safetensors", "encoder.safetensors.json", "history.csv", "cost.json", *kind.files}
+    left |= {f"encoder-{percent}.safetensors" for percent in (10, 25, 50)}
     assert {path.name for path in done.out.iterdir()} == left
     probes = [f"probe_{name}" for name in ANATOMY_FACTORS]
     shown = [*kind.shows, "participation_ratio", *probes]

@@ -128,21 +128,21 @@ def test_table3_shows_mean_sd_interval_and_seeds(results):
 
 
 def test_tables_of_folds_say_so(tmp_path, capsys):
-    config = small_config(splits={"folds": 3})
+    config = small_config(splits={"folds": 2})
     fabricate(config, tmp_path)
     scored(config, tmp_path)
     (tmp_path / "counts.csv").write_text(COUNTS)
     write_tables(config, tmp_path, tmp_path / "counts.csv", tmp_path / "tables")
     shown = text(tmp_path, "table3.md")
-    assert "90 of 90 cells have scores. Cross-validation, 3-fold." in shown
-    assert "- 3-fold: every subject is tested on once per seed." in shown
+    assert "60 of 60 cells have scores. Cross-validation, 2-fold." in shown
+    assert "- 2-fold: every subject is tested on once per seed." in shown
     assert (
-        wide(tmp_path, "table3.md", "ad", "AUC", "ADNI", "mean (SD), 3 seeds, 3-fold")["Cohort"]
+        wide(tmp_path, "table3.md", "ad", "AUC", "ADNI", "mean (SD), 3 seeds, 2-fold")["Cohort"]
         == "ADNI, n = 60"
     )
-    assert {row["fold"] for row in rows_of(tmp_path, "costs.csv")} == {"1", "2", "3"}
+    assert {row["fold"] for row in rows_of(tmp_path, "costs.csv")} == {"1", "2"}
     print_summary(config, tmp_path)
-    assert "n = 60 test subjects (3-fold), 100 % of the training subjects" in capsys.readouterr().out
+    assert "n = 60 test subjects (2-fold), 100 % of the training subjects" in capsys.readouterr().out
 
 
 def test_incomplete_and_missing_cells_are_shown_as_such(results, tmp_path):

@@ -15,7 +15,7 @@ demo: install
 test: install
 	pytest -n $(CORES) --dist loadfile --no-loadscope-reorder
 
-# The units alone, in three minutes.
+# The units alone.
 test-quick: install
 	pytest -n $(CORES) --dist loadfile -m "not slow"
 

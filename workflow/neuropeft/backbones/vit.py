@@ -246,20 +246,26 @@ class ViT3D(Backbone):
 
     def layer_of(self, name: str) -> int:
         """Return the block of a parameter, or the layer of the final norm; 0 for what is below or new."""
-        if found := re.match(r"blocks\.(\d+)\.", name):
-            return int(found[1])
+        if (block := _block_of(name)) is not None:
+            return block
         return self.config.depth if name.startswith("norm.") else 0
 
     def layers_above(self, name: str) -> int:
         """Return how many layers lie above that of the parameter `name`; above the last block's, none."""
-        if found := re.match(r"blocks\.(\d+)\.", name):
-            return self.config.depth - 1 - int(found[1])
+        if (block := _block_of(name)) is not None:
+            return self.config.depth - 1 - block
         return self.config.depth if name.startswith("patch_embed.") else 0
 
     def _project(self, patches: Tensor) -> Tensor:
         # Patches do not overlap, so the convolution is one matrix product; that avoids the slow conv3d
         # kernels.
         return F.linear(patches, self.patch_embed.weight.flatten(1), self.patch_embed.bias)
+
+
+def _block_of(name: str) -> int | None:
+    """Return the block, from 0, that holds the parameter `name`; None if none does."""
+    found = re.match(r"blocks\.(\d+)\.", name)
+    return int(found[1]) if found else None
 
 
 def initialise(module: nn.Module) -> None:

@@ -110,7 +110,9 @@ class AdaLoRA(Method):
         if away:
             least = scores.flatten().argsort()[:away]
             kept = torch.ones_like(scores).flatten().index_fill(0, least, 0).view_as(scores)
-            torch._foreach_mul_([e for layer in layers for _, e, _ in layer.triples()], list(kept))
+            ranks = (e for layer in layers for _, e, _ in layer.triples())
+            for e, some in zip(ranks, kept, strict=True):
+                e.mul_(some)
 
 
 def budget(settings: Mapping[str, Any], targets: int, done: int, steps: int) -> int:

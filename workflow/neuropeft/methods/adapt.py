@@ -37,18 +37,20 @@ def adapt(model: Predictor, method: Mapping[str, Any], generator: torch.Generato
     before = _tensors(model)
     attach(model.backbone, method, generator)
     model.added = frozenset(_new(before, _tensors(model)))
-    added = {name.removeprefix("backbone.") for name in model.added}
-    trained = {name for name, value in model.backbone.named_parameters() if value.requires_grad}
-    model.touched = frozenset(_place(name, places) for name in added | trained)
+    model.touched = frozenset(_place(name, places) for name in _changing(model))
     model.train(model.training)
 
 
 def trunk_layers(model: Predictor) -> int:
     """Return how many layers of an adapted `model`'s backbone lie below all that training can change."""
     backbone = model.backbone
-    trained = {name for name, value in backbone.named_parameters() if value.requires_grad}
-    added = {name.removeprefix("backbone.") for name in model.added}
-    return min((backbone.layer_of(name) for name in trained | added), default=backbone.layer_count)
+    return min(map(backbone.layer_of, _changing(model)), default=backbone.layer_count)
+
+
+def _changing(model: Predictor) -> set[str]:
+    """Return the names, in the backbone of an adapted `model`, of what is trained and of what was put in."""
+    trained = {name for name, value in model.backbone.named_parameters() if value.requires_grad}
+    return trained | {name.removeprefix("backbone.") for name in model.added}
 
 
 def attach(backbone: Backbone, method: Mapping[str, Any], generator: torch.Generator) -> None:

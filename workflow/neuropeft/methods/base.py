@@ -90,6 +90,27 @@ class Inserted(nn.Module):
     inner: nn.Module
 
 
+class TakenOver(nn.Linear):
+    """A linear layer in the place of another, whose parameters it takes over.
+
+    `weight` and `bias` keep their names and storage, so a state dict of the unadapted network still fits.
+    """
+
+    def __init__(self, linear: nn.Linear) -> None:
+        """Take over the parameters of `linear`."""
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.weight, self.bias = linear.weight, linear.bias
+
+    def plain(self, weight: Tensor, bias: Tensor | None) -> nn.Linear:
+        """Return a frozen plain layer of this shape with the weight [out, in] and the bias [out]."""
+        linear = nn.Linear(self.in_features, self.out_features, bias is not None, device="meta")
+        linear.weight = nn.Parameter(weight.detach(), requires_grad=False)
+        if bias is not None:
+            linear.bias = nn.Parameter(bias.detach(), requires_grad=False)
+        return linear.train(self.training)
+
+
 class Mergeable(nn.Module):
     """A layer that a method has put in, and for which a plain one can stand once it is trained."""
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from neuropeft.backbones.base import Backbone
 from neuropeft.backbones.heads import Predictor
-from neuropeft.methods.base import Mergeable, Method, parameter_groups
+from neuropeft.methods.base import Mergeable, Method, TakenOver, parameter_groups
 
 FUSED = ("q", "k", "v")  # order of the rows of qkv
 
@@ -28,11 +28,10 @@ class Target(NamedTuple):
         setattr(self.owner, self.name, layer)
 
 
-class LowRankLinear(nn.Linear):
+class LowRankLinear(TakenOver):
     """A frozen linear layer plus scale * U low(x), separately for named slices of its output rows.
 
-    U [out, k] is `up`, and `low` maps inputs [..., in] to few numbers [..., k]. `weight` and `bias` keep
-    their names and storage, so a state dict of the unadapted network still fits.
+    U [out, k] is `up`, and `low` maps inputs [..., in] to few numbers [..., k].
     """
 
     def __init__(self, target: Target, scale: float, dropout: float) -> None:
@@ -43,10 +42,7 @@ class LowRankLinear(nn.Linear):
             scale: Factor of the update.
             dropout: Rate of dropout in training.
         """
-        nn.Module.__init__(self)
-        linear = target.linear
-        self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.weight, self.bias = linear.weight, linear.bias
+        super().__init__(target.linear)
         self.rows = dict(target.rows)
         self.scale = scale
         self.dropout = dropout
@@ -100,12 +96,7 @@ class MatrixLinear(LowRankLinear, Mergeable):
 
     def merged(self) -> nn.Linear:
         """Return a plain layer with the updated weight; this one stays as it is."""
-        linear = nn.Linear(
-            self.in_features, self.out_features, self.bias is not None, device="meta", dtype=self.weight.dtype
-        )
-        linear.weight = nn.Parameter(self.updated().detach(), requires_grad=False)
-        linear.bias = self.bias
-        return linear.train(self.training)
+        return self.plain(self.updated(), self.bias)
 
     def updated(self) -> Tensor:
         """Return the weight with its update [out, in]."""

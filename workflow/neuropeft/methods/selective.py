@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from neuropeft.backbones.base import Backbone
 from neuropeft.backbones.heads import Predictor
 from neuropeft.errors import UserError
-from neuropeft.methods.base import Inserted, Mergeable, Method, parameter_groups
+from neuropeft.methods.base import Inserted, Mergeable, Method, TakenOver, parameter_groups
 
 
 class Everything(Method):
@@ -124,17 +124,8 @@ class DiffFit(BitFit):
             setattr(site.owner, site.name, Scaled(site.module, backbone.gives.width))
 
 
-class Reweighted(nn.Linear, Mergeable):
-    """A linear layer that computes its weight from a frozen one.
-
-    `weight` and `bias` keep their names and storage, so a state dict of the unadapted network still fits.
-    """
-
-    def __init__(self, linear: nn.Linear) -> None:
-        """Take over the parameters of `linear`."""
-        nn.Module.__init__(self)
-        self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.weight, self.bias = linear.weight, linear.bias
+class Reweighted(TakenOver, Mergeable):
+    """A linear layer that computes its weight from a frozen one."""
 
     def effective(self) -> tuple[Tensor, Tensor]:
         """Return the weight [out, in] and the bias [out] that count."""
@@ -146,9 +137,7 @@ class Reweighted(nn.Linear, Mergeable):
 
     def merged(self) -> nn.Linear:
         """Return a plain layer of the weight and bias that count; this one stays as it is."""
-        linear = nn.Linear(self.in_features, self.out_features, device="meta", dtype=self.weight.dtype)
-        linear.weight, linear.bias = (nn.Parameter(one.detach(), False) for one in self.effective())
-        return linear.train(self.training)
+        return self.plain(*self.effective())
 
 
 class QueryValue(Reweighted):

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from neuropeft.backbones.base import Backbone
 from neuropeft.backbones.heads import Predictor
 from neuropeft.methods.adapt import delta_state, load_delta, method_of, trunk_layers
 from neuropeft.tasks.base import Array, Objective, TaskKind
@@ -64,6 +65,30 @@ class _Above(nn.Module):
         return self.model.outputs(self.tokens(x))
 
 
+def _held(
+    model: Predictor, layers: int, volumes: Volumes, rows: Tensor, mixed_precision: bool, size: BatchSize
+) -> tuple[_Above, Volumes]:
+    """Return a network above its first layers, and what these make of the volumes `rows` [n], in order."""
+    with torch.no_grad():
+        trunk = partial(model.eval().backbone.below, layers=layers)
+        held = all_outputs(trunk, volumes, rows, mixed_precision, size)
+    return _Above(model, layers), Volumes(held.to(volumes.device), volumes.device)
+
+
+def _training_pass(network: nn.Module, backbone: Backbone, training: Mapping[str, Any]) -> Network:
+    """Return the pass of a training's batches through `network`: compiled, recorded or as it is."""
+    compiled = torch.compile(network) if training["compile"] else network
+    forward = partial(forward_outputs, compiled, mixed_precision=training["mixed_precision"])
+    # What is compiled launches few kernels anyway.
+    if training["compile"] or not backbone.recordable or _has_batch_norms(backbone):
+        return forward
+    return Recorded(network, forward, int(training["batch_size"]))
+
+
+def _has_batch_norms(backbone: Backbone) -> bool:
+    return any(isinstance(module, nn.BatchNorm3d) for module in backbone.modules())
+
+
 def supervised_learner(
     spec: Mapping[str, Any],
     model: Predictor,
@@ -98,26 +123,13 @@ def supervised_learner(
     targets = torch.from_numpy(known).float()  # [scans, ...]
     weights = torch.tensor(subject_weights(sides.train), device=device)
     train_targets, validation_targets = targets.to(device), targets[count:]
-    batch_norms = any(isinstance(module, nn.BatchNorm3d) for module in model.backbone.modules())
 
     network: Predictor | _Above = model
     tokens_of: Network = model.backbone.tokens
     if layers := 0 if changes.any else trunk_layers(model):
-        with torch.no_grad():
-            trunk = partial(model.eval().backbone.below, layers=layers)
-            held = all_outputs(trunk, volumes, rows, mixed_precision, at_once)
-        volumes, rows = Volumes(held.to(device), device), torch.arange(len(held), device=device)
-        network = above = _Above(model, layers)
-        tokens_of = above.tokens
-
-    forward: Network = partial(
-        forward_outputs,
-        torch.compile(network) if training["compile"] else network,
-        mixed_precision=mixed_precision,
-    )
-    # What is compiled launches few kernels anyway.
-    if model.backbone.recordable and not (batch_norms or training["compile"]):
-        forward = Recorded(network, forward, int(training["batch_size"]))
+        network, volumes = _held(model, layers, volumes, rows, mixed_precision, at_once)
+        rows, tokens_of = torch.arange(len(rows), device=device), network.tokens
+    forward = _training_pass(network, model.backbone, training)
     batches = TrainingBatches(volumes, rows[:count], int(training["batch_size"]), seed)
 
     def loss(batch: Batch) -> tuple[Tensor, int]:
@@ -136,7 +148,7 @@ def supervised_learner(
 
     def measure() -> Tensor:
         # As training sees them: by their running statistics, which lag behind, batch norms give others.
-        model.train(batch_norms)
+        model.train(_has_batch_norms(model.backbone))
         with torch.inference_mode():
             tokens = all_outputs(tokens_of, volumes, measured, mixed_precision, at_once)
         model.head.measure(tokens)

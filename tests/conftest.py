@@ -25,7 +25,8 @@ def own_umask() -> Iterator[None]:
 
 # Files whose tests run Snakemake, SLURM, benchmarks or many trainings: not for `make test-quick`.
 SLOW = {
-    *("test_end_to_end.py", "test_dry_runs.py", "test_two_runs.py", "test_readme.py", "test_benchmarks.py"),
+    *("test_end_to_end.py", "test_dry_runs.py", "test_dry_runs_pretraining.py", "test_two_runs.py"),
+    *("test_readme.py", "test_benchmarks.py", "test_cost_figure.py"),
     *("test_tables.py", "test_figures.py", "test_metrics.py", "test_packs.py", "test_faults.py"),
     *("test_simulate.py", "test_preprocess_register.py", "test_ddp.py", "test_ddp_resume.py"),
 }

@@ -8,16 +8,13 @@ import shutil
 import pytest
 import yaml
 
-from neuropeft import grid
-from neuropeft.backbones import vit
-from neuropeft.backbones.checkpoints import load_encoder, save_encoder
 from neuropeft.cohorts.chunks import chunk_tables
 from neuropeft.cohorts.prepare import prepare
 from neuropeft.cohorts.sources import record_chunk
 from neuropeft.config.read import load_config
 from neuropeft.files import write_tsv
 from neuropeft.jobs import Jobs
-from workflow_command import ROOT, STEPS, TINY, dry_run, jobs_in, snakemake, write_config
+from workflow_command import ROOT, STEPS, TINY, dry_run, jobs_in, shown, snakemake, write_config
 
 
 def failure(folder, config):
@@ -33,14 +30,6 @@ def refusal(folder, path):
     assert "Traceback" not in said
     assert "UserError" not in said, "the mistake is the user's, not one of a file of ours"
     return said
-
-
-def shown(folder, config):
-    """Dry-run a `config`; return what is said, with the command of every job."""
-    path = write_config(folder, config)
-    done = snakemake(folder, "--configfile", path, "--cores", "2", "--dry-run", "--printshellcmds")
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
 
 
 def skull_stripping(said):
@@ -274,41 +263,6 @@ def test_one_scan_per_job(tmp_path):
     assert [jobs[step] for step in STEPS] == [14] * 4
 
 
-def test_weights_from_elsewhere_are_imported_instead_of_trained(tmp_path):
-    encoder = vit.build(grid.backbone_spec(load_config(TINY, ROOT), "vit_xxs"))
-    save_encoder(tmp_path / "theirs.safetensors", encoder, {})
-    config = copy.deepcopy(TINY)
-    config["pretraining"] = {"mae": {"weights": str(tmp_path / "theirs.safetensors")}}
-    jobs = dry_run(tmp_path, config)
-    assert jobs["import_encoder"] == 1
-    assert jobs["cell"] == 10
-    assert "pretrain" not in jobs
-    path, imported = write_config(tmp_path, config), "results/pretraining/mae/vit_xxs/encoder.safetensors"
-    done = snakemake(tmp_path, "--configfile", path, "--cores", "1", imported)
-    assert done.returncode == 0, done.stdout + done.stderr
-    load_encoder(tmp_path / imported, encoder)
-    shutil.rmtree(tmp_path / ".snakemake")
-    for seed, again in ((0, {}), (1, {"import_encoder": 1})):
-        if seed:
-            encoder.norm.bias.data += 1
-        save_encoder(tmp_path / "theirs.safetensors", encoder, {})
-        os.utime(tmp_path / "theirs.safetensors", (60, 60))
-        done = snakemake(tmp_path, "--configfile", path, "--cores", "1", "--dry-run", imported)
-        assert jobs_in(done.stdout) == again
-
-
-def test_a_start_part_of_the_way_is_taken_from_the_pretraining_that_goes_on(tmp_path):
-    config = copy.deepcopy(TINY)
-    config["pretraining"]["early"] = {"of": "mae", "percent": 25}
-    config["grid"][1]["pretraining"] = ["mae", "early"]
-    jobs = dry_run(tmp_path, config)
-    assert (jobs["pretrain"], jobs["import_encoder"]) == (1, 1)
-    assert jobs["check_pretraining"] == dry_run(tmp_path, TINY)["check_pretraining"]
-    config["splits"] = {"folds": 2, "validation": 0.15}
-    jobs = dry_run(tmp_path, config)
-    assert (jobs["pretrain"], jobs["import_encoder"]) == (2, 2), "one for each fold"
-
-
 def test_rates_are_searched_once_for_all_cells_of_a_base(tmp_path):
     config = copy.deepcopy(TINY)
     config["training"]["search"] = {"lr": [0.3, 1, 3]}
@@ -320,27 +274,6 @@ def test_rates_are_searched_once_for_all_cells_of_a_base(tmp_path):
     assert set(re.findall(r"neuropeft search .*--table (\S+)", said)) == tables
     assert set(re.findall(r"neuropeft finetune .*--search (\S+)", said)) == tables
     assert "search" not in dry_run(tmp_path, TINY)
-
-
-def test_a_pretraining_goes_on_from_another_of_which_there_may_be_folds(tmp_path):
-    config = copy.deepcopy(TINY)
-    config["pretraining"]["second"] = config["pretraining"]["mae"] | {"start": "mae"}
-    for block in config["grid"]:
-        block["pretraining"] = ["second"]
-    said = shown(tmp_path, config)
-    assert jobs_in(said)["pretrain"] == 2
-    start = "results/pretraining/mae/vit_xxs/encoder.safetensors"
-    assert re.findall(r"neuropeft pretrain .*--start (\S+)", said) == [start]
-    config["splits"] = {"folds": 2, "validation": 0.2}
-    said = shown(tmp_path, config)
-    starts = re.findall(r"neuropeft pretrain .*--start (\S+) .*--out \$\(dirname (\S+)\)", said)
-    assert sorted(starts) == [
-        tuple(
-            f"results/pretraining/{name}/vit_xxs/fold-{fold}/encoder.safetensors"
-            for name in ("mae", "second")
-        )
-        for fold in (1, 2)
-    ]
 
 
 def test_only_cohorts_and_pretraining_in_use_are_processed(tmp_path):

@@ -19,7 +19,6 @@ from neuropeft.errors import UserError
 from neuropeft.evaluate.costs import cell_folder, read_costs, trainable_parameters
 from neuropeft.evaluate.scores import read_scores
 from neuropeft.grid import Cell
-from neuropeft.publish.cost_figure import COSTS, draw_costs, pareto_front
 from neuropeft.publish.curves import curve_backbones, draw_curves
 from neuropeft.publish.figures import write_figures
 from neuropeft.publish.losses import (
@@ -128,23 +127,6 @@ def test_figures_of_folds(tmp_path):
     }
     drawn = (tmp_path / "figures/reconstructions_mae_vit_b.svg").read_text()
     assert "rebuilt from the visible ones" in drawn
-
-
-@pytest.mark.parametrize(
-    ("higher", "front"), [(True, [(1, 2), (2, 5)]), (False, [(1, 2), (3, 1)])], ids=["higher", "lower"]
-)
-def test_the_pareto_front_holds_what_nothing_cheaper_beats(higher, front):
-    points = [(3, 4), (2, 5), (1, 2), (2, 3), (3, 1), (4, 1)]
-    assert list(pareto_front(points, higher)) == front
-
-
-def test_a_panel_for_each_cost_shows_every_method_with_a_score(scores, costs):
-    figure = draw_costs(small_config(), scores, costs)
-    first = panel(figure, "ViT-B: ad on ADNI")
-    row = [axis for axis in figure.axes if axis.get_subplotspec().rowspan.start == 0]
-    assert [axis.get_xlabel().split(" (")[0] for axis in row] == [cost.label.split(" (")[0] for cost in COSTS]
-    marks = [line for line in first.lines if line.get_linestyle() == "None"]
-    assert len(marks) == 6
 
 
 def test_tradeoff_bubbles_lie_at_parameters_and_scores_with_proportional_area(scores, costs):

@@ -1,8 +1,6 @@
 import json
 import time
-from contextlib import nullcontext
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -15,9 +13,7 @@ from neuropeft.backbones.checkpoints import read_tensors, save_encoder
 from neuropeft.backbones.heads import NORMS, POOLS, QUERIES, FeatureNorm
 from neuropeft.errors import UserError
 from neuropeft.files import read_tsv, write_tsv
-from neuropeft.methods import selective
 from neuropeft.methods.adapt import load_delta
-from neuropeft.methods.base import Method
 from neuropeft.store import open_store
 from neuropeft.tasks import task_kind
 from neuropeft.train import finetune as finetuning
@@ -26,9 +22,7 @@ from neuropeft.train.augment import Augmentation
 from neuropeft.train.cost import seconds_since_process_start
 from neuropeft.train.finetune import make_model
 from neuropeft.train.learner import Learner, Plan
-from neuropeft.train.pretraining_run import Run
 from neuropeft.train.schedule import lr_scale
-from neuropeft.train.supervised import forward_outputs
 
 COST = {
     "trainable", "head", "total", "delta_bytes", "peak_memory_bytes", "train_seconds", "start_seconds",
@@ -137,58 +131,6 @@ def test_the_settings_of_a_cell_reach_its_training(store: Path, monkeypatch: pyt
     spec["training"]["compile"] = False
     tiny_cells.given_to_fit("finetune", tiny_cells.finetune, spec, *paths)
     assert len(compiled) == 1
-
-
-@pytest.mark.parametrize(
-    ("device", "wanted", "enabled"), [("cuda", True, True), ("cuda", False, False), ("cpu", True, False)]
-)
-def test_a_gpu_computes_in_bfloat16_where_that_is_wanted(
-    monkeypatch: pytest.MonkeyPatch, device: str, wanted: bool, enabled: bool
-) -> None:
-    entered = []
-
-    def entering(kind: str, **options: object) -> nullcontext[None]:
-        entered.append((kind, options))
-        return nullcontext()
-
-    monkeypatch.setattr(torch, "autocast", entering)
-    there = SimpleNamespace(device=torch.device(device))  # scans as a GPU would hold them
-    outputs = forward_outputs(lambda scans: torch.ones(2, 1, dtype=torch.bfloat16), there, wanted)
-    assert outputs.dtype == torch.float32
-    Run.autocast(SimpleNamespace(device=there.device, spec={"mixed_precision": wanted}))
-    expected = {"dtype": torch.bfloat16, "enabled": enabled}
-    assert [kind for kind, _ in entered] == [device, device]
-    assert all(options.items() >= expected.items() for _, options in entered)
-
-
-class Top(Method):
-    """Trains the highest layers, from a block on."""
-
-    def __init__(self, block: int) -> None:
-        self.block = block
-        self.attaches = block < 9
-
-    def adapt(self, backbone, settings, generator) -> None:
-        for name, value in backbone.named_parameters():
-            value.requires_grad_(backbone.layer_of(name) >= self.block)
-
-
-@pytest.mark.parametrize("block", [1, tiny_cells.BACKBONE["depth"], 9], ids=["block", "norm", "head"])
-def test_what_lies_below_all_that_is_trained_is_passed_once(
-    store: Path, monkeypatch: pytest.MonkeyPatch, block: int
-) -> None:
-    monkeypatch.setitem(selective.METHODS, "attention", Top(block))
-    spec = tiny_cells.cell(method={"kind": "attention"}, training={"augment": {}})
-    embed, passed = vit.ViT3D.embed, []
-    monkeypatch.setattr(vit.ViT3D, "embed", lambda self, x: passed.append(len(x)) or embed(self, x))
-    deltas = []
-    for name, layers in (("held", supervised.trunk_layers), ("not", lambda model: 0)):
-        monkeypatch.setattr(supervised, "trunk_layers", layers)
-        deltas.append(read_tensors(train(store, spec, name=name) / "delta.safetensors")[0])
-        if name == "held":
-            assert sum(passed) == 16 + 6 + 2, "each scan once, and two to count what a step takes"
-    for name, value in deltas[0].items():
-        torch.testing.assert_close(value, deltas[1][name], rtol=1e-5, atol=1e-6)
 
 
 def test_learns_what_the_simulation_plants(store: Path) -> None:

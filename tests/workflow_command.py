@@ -43,3 +43,11 @@ def dry_run(folder: Path, config: dict[str, Any], *arguments: object) -> dict[st
     done = snakemake(folder, "--configfile", path, "--cores", "2", "--dry-run", *arguments)
     assert done.returncode == 0, done.stdout + done.stderr
     return jobs_in(done.stdout)
+
+
+def shown(folder: Path, config: dict[str, Any]) -> str:
+    """Dry-run `config`; return what is said, with the command of every job."""
+    path = write_config(folder, config)
+    done = snakemake(folder, "--configfile", path, "--cores", "2", "--dry-run", "--printshellcmds")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout

@@ -42,7 +42,6 @@ SPEC: dict[str, Any] = {
         "feature_norm": "fixed",
         "head_start": "random",
         "drop_path": 0.0,
-        "search": None,
         "clip": 1.0,
         "augment": {"flip": True, "rotate_deg": 5, "translate_voxels": 2, "intensity": 0.1},
         "mixed_precision": True,

@@ -263,17 +263,24 @@ def test_one_scan_per_job(tmp_path):
     assert [jobs[step] for step in STEPS] == [14] * 4
 
 
-def test_rates_are_searched_once_for_all_cells_of_a_base(tmp_path):
+def test_settings_are_searched_once_for_all_cells_of_a_base(tmp_path):
     config = copy.deepcopy(TINY)
-    config["training"]["search"] = {"lr": [0.3, 1, 3]}
+    search = {"trials": 3, "trials_per_job": 2, "sampler": "tpe", "ranges": {"lr": [0.3, 1, 3]}}
+    config["training"]["search"] = search
     said = shown(tmp_path, config)
     jobs = jobs_in(said)
-    assert jobs["search"] == 4, "two tasks by two methods"
-    tables = {f"results/search/{task}/vit_xxs/{start}.tsv" for task in ("ad", "age") for start in
+    assert (jobs["trial"], jobs["choose"]) == (8, 4), "two tasks by two methods, two jobs of trials each"
+    places = {f"results/search/{task}/vit_xxs/{start}" for task in ("ad", "age") for start in
               ("mae/lora", "none/scratch")}  # fmt: skip
-    assert set(re.findall(r"neuropeft search .*--table (\S+)", said)) == tables
-    assert set(re.findall(r"neuropeft finetune .*--search (\S+)", said)) == tables
-    assert "search" not in dry_run(tmp_path, TINY)
+    trained = re.findall(r"neuropeft trial .*?(--earlier \S+)? +--state .*--table (\S+)", said)
+    later = {(f"--earlier {place}/trials-0.tsv", f"{place}/trials-2.tsv") for place in places}
+    assert set(trained) == later | {("", f"{place}/trials-0.tsv") for place in places}
+    chosen = {f"{place}/chosen.tsv" for place in places}
+    assert set(re.findall(r"neuropeft finetune .*--choices (\S+)", said)) == chosen
+    assert set(re.findall(r"neuropeft take-cell .*--choices (\S+)", said)) == chosen
+    config["training"]["search"] = search | {"sampler": "random"}
+    assert "--earlier" not in shown(tmp_path, config), "drawn at random, all at once"
+    assert "trial" not in dry_run(tmp_path, TINY)
 
 
 def test_only_cohorts_and_pretraining_in_use_are_processed(tmp_path):

@@ -147,7 +147,7 @@ def test_a_cell_of_other_settings_is_not_taken_over(folder: Path) -> None:
         "split": folder / "seed-0.tsv",
         "scans": folder / "store/scans.tsv",
         "encoder": None,
-        "rates": None,
+        "choice": None,
     }
     made_from = cell_sources(spec, **parts)
     take_over(folder / "state" / name, made_from, folder / "out")
@@ -159,7 +159,7 @@ def test_a_cell_of_other_settings_is_not_taken_over(folder: Path) -> None:
         "split": cell_sources(spec, **parts | {"split": folder / "seed-1.tsv"}),
         "volumes": cell_sources(spec, **parts | {"scans": folder / "other/scans.tsv"}),
         "encoder": cell_sources(spec, **parts | {"encoder": "of another encoder"}),
-        "rates": cell_sources(spec, **parts | {"rates": {"lr": 1.0}}),
+        "choice": cell_sources(spec, **parts | {"choice": {"lr": 1.0}}),
     }
     for part, other in others.items():
         with pytest.raises(UserError, match=f"trained with other .*{part}"):

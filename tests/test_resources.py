@@ -32,7 +32,7 @@ SIZED["backbones"] = {
     if backbone["kind"] == "vit"
 }
 SIZED["pretraining"]["mae"] |= {"steps": 12_000, "batch_size": 16}
-SIZED["training"] |= {"epochs": 20, "search": {"share": 0.5}}
+SIZED["training"] |= {"epochs": 20, "search": {"trials": 3, "trials_per_job": 2, "share": 0.5}}
 SIZED["tasks"] = {"ad": TINY["tasks"]["ad"]}
 SIZED["grid"] = [
     TINY["grid"][0]
@@ -83,8 +83,8 @@ def fine_tuning(job: Job, attempt: int) -> int:
 
 
 def searching(job: Job, attempt: int) -> int:
-    backbone, candidates = CONFIG.backbones[job.wildcards.backbone], 3 * 0.5  # of half of the steps
-    return estimates.finetune_minutes(backbone, CONFIG.training, SIZE, candidates, SCANS["SimA"], attempt)
+    backbone, trials = CONFIG.backbones[job.wildcards.backbone], 2 if job.wildcards.first == "0" else 1
+    return estimates.finetune_minutes(backbone, CONFIG.training, SIZE, trials / 2, SCANS["SimA"], attempt)
 
 
 def prediction(job: Job, attempt: int) -> int:
@@ -120,7 +120,7 @@ ASKED = {
     "controls": ("cpu", 1, 0, scaled(8000), scaled(120)),
     "score": ("cpu", 1, 0, scaled(4000), scaled(60)),
     "pretrain": ("gpu", 8, 1, volumes, pretraining),
-    "search": ("gpu", 4, 1, volumes, searching),
+    "trial": ("gpu", 4, 1, volumes, searching),
     "finetune": ("gpu", 4, 1, volumes, fine_tuning),
     "predict": ("gpu", 4, 1, volumes, prediction),
     "features": ("gpu", 4, 1, scaled(estimates.MODEL_MB), features),
@@ -153,7 +153,7 @@ def test_a_rule_asks_for(jobs: list[Job], rule: str) -> None:
             assert (job.resources.slurm_account, job.resources.slurm_partition) == ("lab", partition)
             assert (int(asked["cpus-per-task"]), int(asked.get("gpus", 0))) == (cores, gpus)
             assert (int(asked["mem"]), int(asked["t"])) == (mb(job, attempt), minutes(job, attempt)), attempt
-            warned = "USR1@120" if rule in ("pretrain", "search", "finetune") else None
+            warned = "USR1@120" if rule in ("pretrain", "trial", "finetune") else None
             assert asked.get("signal") == warned, "what trains saves before the time limit"
 
 
@@ -161,7 +161,7 @@ def test_every_rule_is_submitted_but_what_makes_links_or_looks_at_what_is_there(
     jobs: list[Job], tmp_path: Path
 ) -> None:
     assert planned.submitted(jobs) == ASKED.keys()
-    assert {job.rule.name for job in jobs} == ASKED.keys() | {"all", "cell", "people", "labels"}
+    assert {job.rule.name for job in jobs} == ASKED.keys() | {"all", "cell", "choose", "people", "labels"}
     arguments = ("--configfile", write_config(tmp_path, TINY), *SLURM, "--", "status", "tables_partial")
     looking = planned.jobs(tmp_path, *arguments)
     assert {job.rule.name for job in looking} == {"status", "tables_partial", "parameter_counts_partial"}

@@ -287,9 +287,9 @@ def test_chosen_rates_reach_the_optimiser_the_fingerprint_and_the_cost(store: Pa
     spec = tiny_cells.cell(method={"kind": "attention"}, training={"epochs": 2})
     shared = finetuning.open_shared([spec], store, [split], None, "cpu")
 
-    def given(rates: dict[str, float] | None) -> dict:
+    def given(choice: dict[str, float] | None) -> dict:
         state = store.parent / "state"
-        return tiny_cells.given_to_fit("finetune", finetuning.finetune, spec, shared, state, 1e9, 0.0, rates)
+        return tiny_cells.given_to_fit("finetune", finetuning.finetune, spec, shared, state, 1e9, 0.0, choice)
 
     plain, chosen = given(None), given({"lr": 5e-4, "head_lr": 7e-3})
     rates = [{group["name"]: group["lr"] for group in one["groups"]} for one in (plain, chosen)]
@@ -298,7 +298,7 @@ def test_chosen_rates_reach_the_optimiser_the_fingerprint_and_the_cost(store: Pa
     assert plain["state"].fingerprint != chosen["state"].fingerprint
     assert chosen["state"].fingerprint != given({"lr": 5e-4, "head_lr": 8e-3})["state"].fingerprint
     state = store.parent / "trained"
-    finetuning.finetune(spec, shared, state, rates={"lr": 5e-4, "head_lr": 7e-3})
+    finetuning.finetune(spec, shared, state, choice={"lr": 5e-4, "head_lr": 7e-3})
     cost = tiny_cells.read_cost(state / "finished")
     assert (cost["chosen_lr"], cost["chosen_head_lr"]) == (5e-4, 7e-3)
 

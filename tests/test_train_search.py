@@ -1,20 +1,26 @@
-"""The search: the same candidates for every method, the best of them chosen by validation."""
+"""The search: the same number of trials for every method, the best of them chosen by validation."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import tiny_cells
+from neuropeft.config.search import Range, Search, at_edge
 from neuropeft.errors import UserError
 from neuropeft.files import read_tsv, write_tsv
 from neuropeft.grid import Cell, searched
 from neuropeft.subsets import fraction
+from neuropeft.train import search as module
+from neuropeft.train.choices import choose, read_choices, with_choice
 from neuropeft.train.pack import finetune_pack
-from neuropeft.train.search import COLUMNS, candidates, search
-from neuropeft.train.sources import chosen_rates
+from neuropeft.train.predict import predict
+from neuropeft.train.search import run_trials, shortened
 
-FULL = {"kind": "full", "lr": 2e-3, "head_lr": None}
-WANTED = {"lr": [0.1, 1.0, 10.0], "head_lr": [1.0], "share": 0.5}
+LORA = {"kind": "lora", "r": 2, "alpha": 2.0, "targets": ["q", "v"], "dropout": 0.0}
+LORA |= {"lr": 2e-3, "head_lr": None, "weight_decay": 0.0}
+GRID: dict[str, Any] = {"sampler": "grid", "share": 0.5}
 
 
 @pytest.fixture
@@ -24,137 +30,190 @@ def store(tmp_path: Path) -> Path:
     return store
 
 
-def run(cell: dict, store: Path) -> list[dict[str, str]]:
-    """Search for the rates of one cell; return the table."""
-    table = store.parent / "search.tsv"
-    search({"a/cell": cell}, store, [store.parent / "seed-0.tsv"], None, store.parent / "state", table, "cpu")
-    return read_tsv(table)
-
-
-def spec(method: dict = FULL, **training) -> dict:
-    settings = {"epochs": 8, "warmup_epochs": 1, "search": WANTED, "augment": {}} | training
+def spec(method: dict = LORA, **training) -> dict:
+    settings = {"epochs": 4, "warmup_epochs": 1, "augment": {}} | training
     return tiny_cells.cell(method=method, training=settings)
 
 
-def test_candidates_are_all_pairs_of_rates_at_a_share_of_the_steps() -> None:
-    wanted = {"lr": [0.3, 1.0], "head_lr": [1.0, 5.0], "share": 0.25}
-    method = FULL | {"head_lr": 1e-2, "layer_decay": 0.75}
-    cell = spec(method, search=wanted, min_steps=400)
-    found = candidates(cell)
-    rates = [(one["method"]["lr"], one["method"]["head_lr"]) for one in found]
-    assert rates == [pytest.approx(pair) for pair in ((6e-4, 1e-2), (6e-4, 5e-2), (2e-3, 1e-2), (2e-3, 5e-2))]
-    for one in found:
-        assert (one["training"]["epochs"], one["training"]["min_steps"]) == (2, 100)
-        assert one["training"]["search"] is None
-        same = {"epochs", "warmup_epochs", "min_steps", "search"}
-        assert {k: v for k, v in one["training"].items() if k not in same} == {
-            k: v for k, v in cell["training"].items() if k not in same
-        }
-        assert one["method"].items() >= {"kind": "full", "layer_decay": 0.75}.items()
-    assert {one["method"]["head_lr"] for one in candidates(spec())} == {2e-3}, (
-        "a method without one of its own"
-    )
+def run(cell: dict, store: Path, search: Search, first: int = 0, earlier: tuple[Path, ...] = ()) -> Path:
+    """Train the trials of one job on one cell; return their table."""
+    table = store.parent / f"trials-{first}.tsv"
+    splits = [store.parent / "seed-0.tsv"]
+    state = store.parent / "state"
+    run_trials({"a/cell": cell}, store, splits, None, state, table, search, first, earlier, "cpu")
+    return table
 
 
-def test_a_candidate_has_its_share_of_the_warm_up_and_trains_beyond_it() -> None:
-    for warmup, share, expected in ((4, 0.5, (2, 4)), (4, 0.1, (1, 2)), (0, 0.1, (0, 1))):
-        cell = spec(warmup_epochs=warmup, search=WANTED | {"share": share})
-        shorter = candidates(cell)[0]["training"]
-        assert (shorter["warmup_epochs"], shorter["epochs"]) == expected
+def chosen(store: Path, search: Search, *tables: Path) -> dict[str, str]:
+    choose(tables, search, store.parent / "chosen.tsv")
+    (row,) = read_tsv(store.parent / "chosen.tsv")
+    return row
 
 
-def test_the_lowest_validation_loss_chooses_and_the_edge_is_marked(store: Path) -> None:
-    rows = run(spec(), store)
-    assert tuple(rows[0]) == COLUMNS
-    assert [float(row["lr"]) for row in rows] == pytest.approx([2e-4, 2e-3, 2e-2])
-    assert {row["steps"] for row in rows} == {"16"}
+def drawn(tables: list[Path]) -> list[dict[str, Any]]:
+    return [json.loads(row["drawn"]) for table in tables for row in read_tsv(table)]
+
+
+def test_every_method_has_as_many_trials_of_the_settings_that_it_has() -> None:
+    search = Search(trials=5, trials_per_job=2, ranges={"r": [2, 4], "lr": [0.3, 1], "batch_size": [4, 8]})
+    assert list(search.of(LORA)) == ["lr", "batch_size", "r"]
+    assert list(search.of({"kind": "full"})) == ["lr", "batch_size"]
+    for method in (LORA, {"kind": "full"}):
+        assert search.count(method) == 5
+        assert list(search.firsts(method)) == [0, 2, 4]
+    grid = search.model_copy(update={"sampler": "grid"})
+    assert (grid.count(LORA), grid.count({"kind": "full"})) == (8, 4)
+    assert grid.grid(LORA)[1] == {"lr": 0.3, "batch_size": 4, "r": 4}
+
+
+def test_a_grid_tries_all_combinations_and_the_lowest_loss_is_chosen(store: Path) -> None:
+    search = Search(**GRID, ranges={"lr": [0.1, 1, 10], "r": [2, 4]})
+    table = run(spec(), store, search.model_copy(update={"trials_per_job": 6}))
+    rows = read_tsv(table)
+    assert [(float(row["lr"]), int(row["r"])) for row in rows] == [
+        (pytest.approx(lr), r) for lr in (2e-4, 2e-3, 2e-2) for r in (2, 4)
+    ]
+    assert {(row["outcome"], row["steps"]) for row in rows} == {("finished", "8")}, "half of the steps"
     best = min(rows, key=lambda row: float(row["val_loss"]))
-    for row in rows:
-        edge = row is best and float(row["lr"]) != 2e-3
-        assert (row["chosen"], row["at_edge"]) == (str(int(row is best)), str(int(edge)))
-    rates = {"lr": float(best["lr"]), "head_lr": float(best["head_lr"])}
-    assert chosen_rates(store.parent / "search.tsv") == {0: rates}
+    row = chosen(store, search, table)
+    assert (row["fold"], row["trial"]) == ("0", best["trial"])
+    assert read_choices(store.parent / "chosen.tsv") == {0: {"lr": float(best["lr"]), "r": int(best["r"])}}
+    assert row["at_edge"] == ("r" if float(best["lr"]) == 2e-3 else "lr, r")
 
 
-def test_rates_without_a_finite_loss_are_not_chosen(store: Path) -> None:
-    cell = spec({"kind": "scratch", "lr": 1e-3}, search=WANTED | {"lr": [1.0, 1e33]}, epochs=2)
-    rows = [(row["steps"], row["val_loss"], row["chosen"], row["at_edge"]) for row in run(cell, store)]
-    assert rows[0] == ("8", rows[0][1], "1", "1")
-    assert rows[1] == ("n/a", "inf", "0", "0")
-    cell["training"]["search"] = WANTED | {"lr": [1e33]}
-    with pytest.raises(UserError, match="no loss of the search is finite; give a lower lr"):
-        run(cell, store)
+def test_a_trial_is_the_cell_with_other_settings_and_fewer_steps(store: Path) -> None:
+    choice = {"lr": 1e-2, "r": 4, "batch_size": 2}
+    cell = spec(min_steps=40)
+    changed = with_choice(cell, choice)
+    assert changed["method"] == LORA | {"lr": 1e-2, "r": 4}
+    assert changed["training"] == cell["training"] | {"batch_size": 2}
+    assert with_choice(cell, None) == cell
+    for warmup, share, expected in ((4, 0.5, (2, 4, 20)), (4, 0.1, (1, 2, 4)), (0, 0.1, (0, 1, 4))):
+        shorter = shortened(spec(epochs=8, warmup_epochs=warmup, min_steps=40), share)["training"]
+        assert (shorter["warmup_epochs"], shorter["epochs"], shorter["min_steps"]) == expected
 
 
-def test_one_rate_that_was_tried_is_no_edge(store: Path) -> None:
-    rows = run(spec(search=WANTED | {"lr": [1.0]}, epochs=2), store)
-    assert [(row["chosen"], row["at_edge"]) for row in rows] == [("1", "0")]
+def test_what_is_drawn_depends_on_the_number_of_a_trial_and_on_no_job(store: Path) -> None:
+    wide = {"lr": Range(low=0.1, high=10, log=True), "head_lr": Range(low=0.5, high=2), "batch_size": [4, 8]}
+    search = Search(trials=3, trials_per_job=1, share=0.25, ranges=wide)
+    apart = [run(spec(), store, search, first) for first in range(3)]
+    texts = drawn(apart)
+    assert texts[0] == {"lr": 1.0, "head_lr": 1.0, "batch_size": 8}, "the first is the method as given"
+    assert len({json.dumps(one) for one in texts}) == 3
+    for one in texts:
+        assert 0.1 <= one["lr"] <= 10
+        assert 0.5 <= one["head_lr"] <= 2
+    together = run(spec(), store, search.model_copy(update={"trials_per_job": 3}))
+    assert drawn([together]) == texts
+    other = {"kind": "full", "lr": 1e-3, "head_lr": None, "weight_decay": 0.0}
+    assert drawn([run(spec(other), store, search, 2)]) == [texts[2]], "the same for every method"
 
 
-def test_every_fold_has_rates_of_its_own(store: Path) -> None:
+def test_tpe_learns_from_the_trials_before(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[int] = []
+
+    class Noted(module.TPESampler):
+        def sample_independent(self, study, *rest):
+            told.append(len([trial for trial in study.trials if trial.state.is_finished()]))
+            return super().sample_independent(study, *rest)
+
+    monkeypatch.setattr(module, "TPESampler", Noted)
+    search = Search(trials=4, trials_per_job=2, sampler="tpe", share=0.25,
+                    ranges={"lr": Range(low=0.1, high=10, log=True)})  # fmt: skip
+    first = run(spec(), store, search)
+    run(spec(), store, search, 2, (first,))
+    assert told == [1, 2, 3], "the first is given"
+
+
+def test_a_trial_worse_than_the_median_is_ended_and_never_chosen(store: Path) -> None:
+    search = Search(**GRID, pruner="median", trials_per_job=4, ranges={"lr": [1, 0.9, 1.1, 1e-9]})
+    table = run(spec(epochs=8), store, search)
+    rows = read_tsv(table)
+    assert [row["outcome"] for row in rows] == ["finished"] * 3 + ["pruned"]
+    assert len(json.loads(rows[3]["losses"])) < len(json.loads(rows[0]["losses"])) == 4
+    assert chosen(store, search, table)["trial"] != "3"
+    assert not list((store.parent / "state/a/cell/trial-3").glob("*.pt")), "its checkpoint is gone"
+
+
+def test_without_a_finite_loss_nothing_is_chosen(store: Path) -> None:
+    scratch = {"kind": "scratch", "lr": 1e-3, "head_lr": None, "weight_decay": 0.0}
+    search = Search(**GRID, ranges={"lr": [1, 1e33]})
+    table = run(spec(scratch), store, search)
+    assert [row["outcome"] for row in read_tsv(table)] == ["finished", "not finite"]
+    assert chosen(store, search, table)["trial"] == "0"
+    bad = search.model_copy(update={"ranges": {"lr": [1e33]}})
+    with pytest.raises(UserError, match="no trial has a finite loss; give the method a lower lr"):
+        chosen(store, bad, run(spec(scratch), store, bad))
+
+
+def test_the_edge_of_what_was_tried() -> None:
+    assert [at_edge([1, 2, 3], value) for value in (1, 2, 3)] == [True, False, True]
+    assert not at_edge([1], 1), "nothing else was tried"
+    log = Range(low=0.1, high=10, log=True)
+    assert [at_edge(log, value) for value in (0.11, 1.0, 9.0)] == [True, False, True]
+    assert [at_edge(Range(low=0, high=10), value) for value in (0.9, 1.1, 9.1)] == [True, False, True]
+
+
+def test_every_fold_has_a_choice_of_its_own_which_trains_and_predicts_its_cells(store: Path) -> None:
     folder = store.parent
     splits = [tiny_cells.make_split(folder / f"seed-0_fold-{n}.tsv", store, test=1 + n) for n in (1, 2)]
-    cells = {f"fold-{n}": spec(epochs=2, search=WANTED | {"lr": [0.3, 1.0]}) | {"fold": n} for n in (1, 2)}
-    search(cells, store, splits, None, folder / "state", folder / "search.tsv", "cpu")
-    rows = read_tsv(folder / "search.tsv")
-    assert [row["fold"] for row in rows] == ["1", "1", "2", "2"]
-    for fold, (first, second) in {1: rows[:2], 2: rows[2:]}.items():
-        best = first if float(first["val_loss"]) <= float(second["val_loss"]) else second
-        assert chosen_rates(folder / "search.tsv")[fold]["lr"] == float(best["lr"])
-    finetune_pack(
-        cells, store, splits, None, folder / "cells", folder / "pack.tsv", folder / "search.tsv", "cpu"
-    )
-    for fold in (1, 2):
-        cost = tiny_cells.read_cost(folder / f"cells/fold-{fold}/finished")
-        assert cost["chosen_lr"] == chosen_rates(folder / "search.tsv")[fold]["lr"]
+    cells = {f"fold-{n}": spec() | {"fold": n} for n in (1, 2)}
+    search = Search(**GRID, ranges={"r": [2, 4]})
+    table = folder / "trials-0.tsv"
+    run_trials(cells, store, splits, None, folder / "state", table, search, 0, (), "cpu")
+    assert [(row["fold"], row["r"]) for row in read_tsv(table)] == [
+        ("1", "2"), ("1", "4"), ("2", "2"), ("2", "4")
+    ]  # fmt: skip
+    choose([table], search, folder / "chosen.tsv")
+    rows = read_tsv(folder / "chosen.tsv")
+    write_tsv(folder / "chosen.tsv", [row | {"r": r} for row, r in zip(rows, (2, 4), strict=True)], rows[0])
+
+    def train() -> list[str]:
+        pack = folder / "pack.tsv"
+        finetune_pack(cells, store, splits, None, folder / "cells", pack, folder / "chosen.tsv", "cpu")
+        return [row["outcome"] for row in read_tsv(pack)]
+
+    assert train() == ["trained"] * 2
+    finished = [folder / f"cells/fold-{fold}/finished" for fold in (1, 2)]
+    costs = [tiny_cells.read_cost(path) for path in finished]
+    assert [cost["chosen_r"] for cost in costs] == [2, 4]
+    assert costs[1]["trainable"] == 2 * costs[0]["trainable"]
+    predict([path / "delta.safetensors" for path in finished], [], store, splits, folder / "p.tsv", "cpu")
+    assert {row["fold"] for row in read_tsv(folder / "p.tsv")} == {"1", "2"}
+    assert train() == ["kept"] * 2
+    write_tsv(folder / "chosen.tsv", [row | {"r": 2} for row in rows], rows[0])
+    assert train() == ["kept", "trained"], "another choice, another cell"
 
 
-def test_a_search_that_is_stopped_keeps_the_candidates_that_it_has_tried(
+def test_a_search_that_is_stopped_keeps_what_it_has_trained(
     store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from neuropeft.train import search as module
-
     train, trained = module.finetune, []
 
-    def counted(candidate, *rest):
+    def stopped(*given, **named):
         if len(trained) == 1:
             raise SystemExit(99)
-        trained.append(train(candidate, *rest))
+        trained.append(train(*given, **named))
 
-    cell = spec(epochs=2)
-    monkeypatch.setattr(module, "finetune", counted)
+    search = Search(**GRID, ranges={"r": [2, 4]})
+    monkeypatch.setattr(module, "finetune", stopped)
     with pytest.raises(SystemExit):
-        run(cell, store)
-    assert not (store.parent / "search.tsv").exists()
+        run(spec(), store, search)
+    assert not (store.parent / "trials-0.tsv").exists()
     trained.clear()
-    monkeypatch.setattr(module, "finetune", lambda *given: trained.append(train(*given)))
-    run(cell, store)
-    assert trained == [False, True, True]
+    monkeypatch.setattr(module, "finetune", lambda *given, **named: trained.append(train(*given, **named)))
+    rows = read_tsv(run(spec(), store, search))
+    assert trained == [False, True]
+    assert all(len(json.loads(row["losses"])) == 2 for row in rows), "those of a trial that was kept, too"
 
 
-def test_the_chosen_rates_train_the_cells_of_a_pack(store: Path) -> None:
-    folder, cell = store.parent, spec(epochs=2)
-    table = folder / "search.tsv"
-    row = {"fold": 0, "lr": 5e-4, "head_lr": 7e-3, "steps": 4, "val_loss": 0.1, "seconds": 1}
-    row |= {"chosen": 1, "at_edge": 0}
-    write_tsv(table, [row | {"lr": 1e-4, "chosen": 0}, row], COLUMNS)
-    paths = (folder / "store", [folder / "seed-0.tsv"], None, folder / "state", folder / "pack.tsv")
-    finetune_pack({"cell": cell}, *paths, table, "cpu")
-    cost = tiny_cells.read_cost(folder / "state/cell/finished")
-    assert (cost["chosen_lr"], cost["chosen_head_lr"]) == (5e-4, 7e-3)
-    finetune_pack({"cell": cell}, *paths, table, "cpu")
-    assert [row["outcome"] for row in read_tsv(folder / "pack.tsv")] == ["kept"]
-    write_tsv(table, [row | {"lr": 6e-4}], COLUMNS)
-    finetune_pack({"cell": cell}, *paths, table, "cpu")
-    assert [row["outcome"] for row in read_tsv(folder / "pack.tsv")] == ["trained"]
-
-
-@pytest.mark.parametrize("chosen", [0, 2])
-def test_a_table_that_does_not_choose_one_row_is_refused(tmp_path: Path, chosen: int) -> None:
-    rows = [{"fold": 0, "lr": 1e-3, "head_lr": 1e-3, "chosen": int(i < chosen)} for i in range(3)]
-    write_tsv(tmp_path / "search.tsv", rows, COLUMNS)
-    with pytest.raises(UserError, match=r"search\.tsv does not choose one row of each fold; start"):
-        chosen_rates(tmp_path / "search.tsv")
+def test_tables_that_are_none_are_refused(store: Path) -> None:
+    write_tsv(store.parent / "chosen.tsv", [{"fold": 1, "r": 2}, {"fold": 1, "r": 4}], ("fold", "r"))
+    with pytest.raises(UserError, match=r"chosen\.tsv does not hold one row of each fold; start"):
+        read_choices(store.parent / "chosen.tsv")
+    write_tsv(store.parent / "trials-0.tsv", [{"fold": "x"}], ("fold",))
+    with pytest.raises(UserError, match=r"trials-0\.tsv is no table of trials; start"):
+        choose([store.parent / "trials-0.tsv"], Search(), store.parent / "chosen.tsv")
 
 
 def test_of_each_fold_the_cell_of_most_data_and_the_first_seed_is_searched() -> None:

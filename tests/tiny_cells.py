@@ -118,7 +118,6 @@ def cell(kind: str = "binary", method: dict[str, Any] = LORA, **changes: Any) ->
         "feature_norm": "fixed",
         "head_start": "random",
         "drop_path": 0.0,
-        "search": None,
         "clip": 1.0,
         "augment": {"flip": True, "rotate_deg": 5, "translate_voxels": 1, "intensity": 0.1},
         "mixed_precision": True,

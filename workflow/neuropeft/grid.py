@@ -289,7 +289,7 @@ def cell_spec(config: Config, cell: Cell) -> dict[str, Any]:
         "backbone": backbone_spec(config, cell.backbone),
         "shuffle_labels": method.pop("shuffle_labels"),
         "method": method,
-        "training": config.training.model_dump(mode="json"),
+        "training": config.training.model_dump(mode="json", exclude={"search"}),
         "subset": str(cell.subset),
         "seed": cell.seed,
         "fold": cell.fold,
@@ -297,7 +297,7 @@ def cell_spec(config: Config, cell: Cell) -> dict[str, Any]:
 
 
 def searched(some: Iterable[Cell]) -> list[Cell]:
-    """Return the cell of each fold to try learning rates with: of most data, the first seed."""
+    """Return the cell of each fold to try settings with: of most data, the first seed."""
     of_fold: dict[int, Cell] = {}
     for cell in sorted(some, key=lambda cell: (cell.fold, cell.subset, -cell.seed)):
         of_fold[cell.fold] = cell

@@ -145,15 +145,9 @@ class Jobs:
         """Return the pretrained encoder that a pack's cells start from, if they start from one."""
         return self.encoders(self.packs[self.pack_named(wildcards)])
 
-    def searched_cells(self, wildcards: Any) -> list[Cell]:
-        """Return the cells to try learning rates with: one of each fold that starts from an encoder."""
-        fold, alike = self.fold_of(wildcards), self.group_cells(wildcards)
-        return grid.searched(cell for cell in alike if grid.encoder_fold(self.config, cell) == fold)
-
-    def pack_search(self, wildcards: Any) -> str | list[str]:
-        """Return the learning rates that a search has chosen for a pack's cells, if there is one."""
-        cell = self.packs[self.pack_named(wildcards)][0]
-        return self.search_table(cell) if self.config.training.search else []
+    def pack_choices(self, wildcards: Any) -> str | list[str]:
+        """Return what a search has chosen for a pack's cells, if there is one."""
+        return self.choices(self.packs[self.pack_named(wildcards)][0])
 
     def encoders(self, some: Collection[Cell]) -> list[str]:
         """Return the pretrained encoders that cells start from: one, or one for each fold, or none."""
@@ -165,13 +159,15 @@ class Jobs:
         split = layout.SPLIT.of(**cell.names)
         scans = self.stored_scans(self.config.tasks[cell.task].train)
         encoders = "".join(f" --encoder {encoder}" for encoder in self.encoders([cell]))
-        search = f" --search {self.search_table(cell)}" if self.config.training.search else ""
-        return f"--split {split} --store-scans {scans}{encoders}{search}"
+        choices = f" --choices {self.choices(cell)}" if self.config.training.search else ""
+        return f"--split {split} --store-scans {scans}{encoders}{choices}"
 
-    def search_table(self, cell: Cell) -> str:
-        """Return the learning rates that a search chooses for a cell."""
+    def choices(self, cell: Cell) -> str | list[str]:
+        """Return what a search chooses for a cell, if there is one."""
+        if self.config.training.search is None:
+            return []
         part = fold_part(grid.encoder_fold(self.config, cell))
-        return layout.SEARCH.of(**cell.names, fold_part=part)
+        return layout.CHOICES.of(**cell.names, fold_part=part)
 
     def encoders_used(self) -> list[grid.Encoder]:
         """Return every encoder of the workflow, trained here or imported."""

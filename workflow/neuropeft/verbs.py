@@ -251,27 +251,38 @@ def finetune(options: argparse.Namespace) -> None:
     _lease_gpu()
     from neuropeft.train.pack import finetune_pack
 
-    finetune_pack(*_cells(options), options.search)
+    finetune_pack(*_cells(options), options.choices)
 
 
-def search(options: argparse.Namespace) -> None:
-    """Try learning rates of a method on each fold."""
+def trial(options: argparse.Namespace) -> None:
+    """Train some trials of a method on each fold."""
     _lease_gpu()
-    from neuropeft.train.search import search
+    from neuropeft.config.search import Search
+    from neuropeft.train.search import run_trials
 
-    search(*_cells(options))
+    search = Search.model_validate_json(options.search)
+    run_trials(*_cells(options), search, options.first, options.earlier)
+
+
+def choose(options: argparse.Namespace) -> None:
+    """Choose among the trials of a method."""
+    from neuropeft.config.search import Search
+    from neuropeft.train.choices import choose
+
+    choose(options.trials, Search.model_validate_json(options.search), options.out)
 
 
 def take_cell(options: argparse.Namespace) -> None:
     """Take over what the training of a cell has left."""
     from neuropeft.records import Digests
-    from neuropeft.train.sources import cell_sources, chosen_rates
+    from neuropeft.train.choices import read_choices
+    from neuropeft.train.sources import cell_sources
     from neuropeft.train.state import take_over
 
     spec = json.loads(options.spec)
     encoder = options.encoder and Digests().written(options.encoder)
-    rates = options.search and chosen_rates(options.search)[int(spec["fold"])]
-    sources = cell_sources(spec, options.split, options.store_scans, encoder, rates)
+    choice = options.choices and read_choices(options.choices)[int(spec["fold"])]
+    sources = cell_sources(spec, options.split, options.store_scans, encoder, choice)
     take_over(options.state, sources, options.out)
 
 

@@ -16,6 +16,7 @@ from neuropeft.config.read import load_config, read_yaml
 from neuropeft.errors import UserError
 from neuropeft.jobs import Jobs
 from neuropeft.partial_jobs import PartialJobs
+from neuropeft.searches import Searches
 from neuropeft.split_names import FOLD_PART, SPLIT_PATTERN, seed_and_fold, split_name
 from neuropeft.subsets import SUBSET_PATTERN
 from snakemake.exceptions import WorkflowError
@@ -95,6 +96,7 @@ onstart:
 wildcard_constraints:
     cohort="|".join(JOBS.cohorts),
     chunk="x[01]*",
+    first=r"\d+",
     pack=r"(fold-\d+_)?x[01]*",
     task="|".join(JOBS.tasks),
     backbone="|".join(CONFIG.backbones),

@@ -2,45 +2,6 @@
 # cells, which share volumes and base weights; what it has trained it keeps, whatever becomes of the others.
 
 
-# Every method tries the same few learning rates, on each fold, before its cells are trained.
-rule search:
-    input:
-        volumes=lambda wildcards: JOBS.volumes(CONFIG.tasks[wildcards.task].train),
-        splits=lambda wildcards: JOBS.split_files(
-            wildcards.task, grid.splits_of(JOBS.searched_cells(wildcards))
-        ),
-        leaks=lambda wildcards: JOBS.leak_checks(
-            wildcards.task,
-            CONFIG.tasks[wildcards.task].train,
-            grid.splits_of(JOBS.searched_cells(wildcards)),
-        ),
-        encoder=lambda wildcards: JOBS.encoders(JOBS.searched_cells(wildcards)),
-    output:
-        layout.SEARCH,
-    log:
-        "results/logs/search/{task}/{backbone}/{pretraining}/{method}{fold_part}.log",
-    benchmark:
-        "results/benchmarks/search/{task}/{backbone}/{pretraining}/{method}{fold_part}.tsv"
-    conda:
-        "../../envs/torch.yaml"
-    resources:
-        mem_mb=lambda wildcards, attempt: training_mb(CONFIG.tasks[wildcards.task].train, attempt),
-        runtime=search_minutes,
-        gpu=1,
-    params:
-        code=lambda wildcards: JOBS.code("train.search", wildcards, "task", "backbone", "method"),
-        specs=lambda wildcards: grid.cell_specs(CONFIG, JOBS.searched_cells(wildcards)),
-        encoder=lambda wildcards, input: f"--encoder {input.encoder}" if input.encoder else "",
-        # Not an output: Snakemake deletes outputs of a job that failed.
-        state=layout.SEARCH_STATE,
-    message:
-        "Trying learning rates of {wildcards.method} for {wildcards.task} ({wildcards.backbone},"
-        " {wildcards.pretraining}{wildcards.fold_part})"
-    shell:
-        "python -m neuropeft search --specs {params.specs:q} --store $(dirname {input.volumes})"
-        " --splits {input.splits} {params.encoder} --state {params.state} --table {output} > {log} 2>&1"
-
-
 rule finetune:
     input:
         volumes=lambda wildcards: JOBS.volumes(CONFIG.tasks[wildcards.task].train),
@@ -49,7 +10,7 @@ rule finetune:
             wildcards.task, CONFIG.tasks[wildcards.task].train, JOBS.pack_splits(wildcards)
         ),
         encoder=JOBS.pack_encoder,
-        search=JOBS.pack_search,
+        choices=JOBS.pack_choices,
     output:
         layout.PACK,
     log:
@@ -66,14 +27,14 @@ rule finetune:
         code=lambda wildcards: JOBS.code("train.pack", wildcards, "task", "backbone", "method"),
         specs=lambda wildcards: grid.cell_specs(CONFIG, JOBS.packs[JOBS.pack_named(wildcards)]),
         encoder=lambda wildcards, input: f"--encoder {input.encoder}" if input.encoder else "",
-        search=lambda wildcards, input: f"--search {input.search}" if input.search else "",
+        choices=lambda wildcards, input: f"--choices {input.choices}" if input.choices else "",
         # Not an output: Snakemake deletes outputs of a job that failed, and trained cells must outlive it.
         state=layout.CELL_STATES,
     message:
         "Fine-tuning {wildcards.backbone} for {wildcards.task} by {wildcards.method} (pack {wildcards.pack})"
     shell:
         "python -m neuropeft finetune --specs {params.specs:q} --store $(dirname {input.volumes})"
-        " --splits {input.splits} {params.encoder} {params.search} --state {params.state} --table {output} > {log} 2>&1"
+        " --splits {input.splits} {params.encoder} {params.choices} --state {params.state} --table {output} > {log} 2>&1"
 
 
 rule cell:

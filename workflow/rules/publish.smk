@@ -4,6 +4,7 @@ TABLE_NAMES = [
     *(f"table{number}.{kind}" for number in (1, 2, 3, 4) for kind in ("csv", "md", "tex")),
     "scores.csv",
     "costs.csv",
+    *(f"search.{kind}" for kind in ("csv", "md", "tex") if CONFIG.training.search),
 ]
 FIGURE_NAMES = [
     *(
@@ -47,6 +48,7 @@ rule tables:
     input:
         results=JOBS.result_files,
         counts=layout.PARAMETER_COUNTS,
+        search=SEARCHES.files(),
     output:
         [report(table, category="Tables") if table.endswith(".csv") else table for table in TABLES],
     log:

@@ -36,14 +36,13 @@ def finetune_minutes(wildcards, attempt):
     )
 
 
-def search_minutes(wildcards, attempt):
-    """Return the minutes of the candidates that a search tries."""
-    wanted = CONFIG.training.search
+def trial_minutes(wildcards, attempt):
+    """Return the minutes of the trials of a job."""
     return estimates.finetune_minutes(
         CONFIG.backbones[wildcards.backbone],
         CONFIG.training,
         CONFIG.preprocessing.size,
-        len(wanted.lr) * len(wanted.head_lr) * wanted.share * len(JOBS.searched_cells(wildcards)),
+        SEARCHES.trained(wildcards),
         JOBS.labelled(wildcards.task, CONFIG.tasks[wildcards.task].train),
         attempt,
     )

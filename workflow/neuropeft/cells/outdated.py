@@ -21,14 +21,16 @@ from neuropeft.errors import UserError
 from neuropeft.evaluate.costs import cell_folder
 from neuropeft.jobs import Jobs
 from neuropeft.records import read_record
-from neuropeft.split_names import fold_part, seed_and_fold
+from neuropeft.searches import Searches
+from neuropeft.split_names import seed_and_fold
 from neuropeft.train.sources import (
+    choice_sources,
     differing,
     imported_sources,
     prediction_sources,
     pretraining_scans,
     pretraining_sources,
-    search_sources,
+    trial_sources,
 )
 
 PARTS = {"encoder", "split", "volumes"}  # of what a cell is made from, that may not be there yet
@@ -133,16 +135,19 @@ class _Look:
         return pretraining_sources(spec, *pretraining_scans(spec, scans, splits), sha256)
 
     def searches(self) -> Found:
-        tables: dict[str, grid.Cell] = {}
-        for cell in self.jobs.table if self.config.training.search else ():
-            tables.setdefault(self.jobs.search_table(cell), cell)
-        for table, cell in tables.items():
-            part = fold_part(grid.encoder_fold(self.config, cell))
-            searched = self.jobs.searched_cells(SimpleNamespace(**cell.names | {"fold_part": part}))
-            sources = {one.path: self.of_cells.expected_of_search(one) for one in searched}
+        searches = Searches(self.config, self.jobs.table)
+        for one in searches.all():
+            search = searches.search.model_dump(mode="json")
+            made_from = {cell.path: self.of_cells.expected_of_trial(cell) for cell in searches.cells(one)}
             # A cell of which something is not there yet is trained in this run anyhow.
-            known = all(parts.keys() >= PARTS for parts in sources.values())
-            yield from self._files(Path(table), search_sources(sources) if known else {})
+            known = all(parts.keys() >= PARTS for parts in made_from.values())
+            trials = searches.trials(one)
+            for table in trials:
+                yield from self._files(Path(table), trial_sources(search, made_from) if known else {})
+            found = [self.digests.written(Path(table)) for table in trials]
+            choices = layout.CHOICES.at(self.results, **one.names)
+            sources = choice_sources(search, [sha256 for sha256 in found if sha256])
+            yield from self._files(choices, sources if all(found) else {})
 
     def cells(self) -> Found:
         again = []

@@ -1,7 +1,7 @@
 """The one answer to what has become of a cell: is it finished, running, failed, and why.
 
 A cell is finished if its files hold what was written and were made from what there is now: settings, split,
-volumes, encoder, learning rates and code, each by its content; see `train.sources`. Rules, packs, status,
+volumes, encoder, choice of a search and code, each by its content; see `train.sources`. Rules, packs, status,
 partial tables and the closing summary all ask here. Torch is not imported.
 """
 
@@ -18,11 +18,12 @@ from neuropeft.errors import UserError
 from neuropeft.evaluate.costs import cell_folder, read_cost
 from neuropeft.files import format_tsv
 from neuropeft.grid import Base, Cell, cell_spec, cells, encoder_fold, encoder_of
-from neuropeft.records import Digests, digest, read_record
+from neuropeft.records import Digests, read_record
 from neuropeft.split_names import fold_part, split_name
 from neuropeft.tasks import kind_of
+from neuropeft.train.choices import read_choices
 from neuropeft.train.lock import held
-from neuropeft.train.sources import cell_key, chosen_rates, data_sources, differing, settings_and_code
+from neuropeft.train.sources import cell_key, choice_source, data_sources, differing, settings_and_code
 from neuropeft.train.state import CELL_FILES, FINISHED, why_failed
 
 DONE, RUNNING, FAILED, MISSING = STATES = ("done", "running", "failed", "missing")
@@ -143,15 +144,15 @@ class Cells:
 
     def expected(self, cell: Cell) -> dict[str, str]:
         """Return what a cell would be made from now, without what is not there yet."""
-        return self.expected_of_search(cell) | self._rates(cell)
+        return self.expected_of_trial(cell) | self._choice(cell)
 
-    def expected_of_search(self, cell: Cell) -> dict[str, str]:
-        """Return what a cell would be made from now, before a search has chosen its learning rates."""
+    def expected_of_trial(self, cell: Cell) -> dict[str, str]:
+        """Return what a cell would be made from now, before a search has chosen settings."""
         encoder = encoder_of(self.config, cell)
         at = None if encoder is None else layout.ENCODER.at(self.results, **encoder.names)
         sha256 = "" if at is None else self.digests.written(at)
         found = {"encoder": sha256} if sha256 is not None else {}
-        return found | settings_and_code(cell_spec(self.config, cell)) | self._data(cell) | {"rates": ""}
+        return found | settings_and_code(cell_spec(self.config, cell)) | self._data(cell) | {"choice": ""}
 
     def _data(self, cell: Cell) -> dict[str, str]:
         split = layout.SPLIT.at(self.results, **cell.names)
@@ -165,15 +166,15 @@ class Cells:
         except (UserError, KeyError):  # the job that reads them says so
             return {}
 
-    def _rates(self, cell: Cell) -> dict[str, str]:
+    def _choice(self, cell: Cell) -> dict[str, str]:
         if not self.config.training.search:
             return {}
         part = fold_part(encoder_fold(self.config, cell))
-        table = layout.SEARCH.at(self.results, **cell.names, fold_part=part)
         try:
-            return {"rates": digest(chosen_rates(table)[cell.fold])}
-        except (UserError, KeyError, ValueError):  # it is not there yet
-            return {"rates": "of a search that is to come"}
+            chosen = read_choices(layout.CHOICES.at(self.results, **cell.names, fold_part=part))
+            return {"choice": choice_source(chosen[cell.fold])}
+        except (UserError, KeyError):  # it is not there yet
+            return {"choice": "of a search that is to come"}
 
     @cache  # noqa: B019 (there is one, as long as the process)
     def split_is_current(self, task: str, seed: int, fold: int) -> bool:

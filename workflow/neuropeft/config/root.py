@@ -2,8 +2,9 @@
 
 import itertools
 from collections.abc import Collection
+from typing import Any, get_args
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from neuropeft.config.backbones import Backbone
 from neuropeft.config.base import Model, Name
@@ -11,6 +12,7 @@ from neuropeft.config.cohorts import Cohort, Preprocessing
 from neuropeft.config.grid import Block, Figures
 from neuropeft.config.methods import Combined, Method
 from neuropeft.config.pretraining import ImportedWeights, KeptEncoder, Pretraining, Trained
+from neuropeft.config.search import OF_TRAINING, RELATIVE, extremes
 from neuropeft.config.tasks import Splits, Task
 from neuropeft.config.training import Training
 from neuropeft.errors import suggest
@@ -103,6 +105,23 @@ class Config(Model):
             backbone.check_size(f"backbones.{name}", self.preprocessing.size)
         return self
 
+    @model_validator(mode="after")
+    def _methods_take_what_is_searched(self) -> "Config":
+        if (search := self.training.search) is None:
+            return self
+        kinds = get_args(get_args(Method)[0])
+        known = {*RELATIVE, *OF_TRAINING} | {name for kind in kinds for name in kind.model_fields}
+        _known("training.search.ranges", list(search.ranges), known - {"kind", "shuffle_labels"})
+        parts: dict[str, Model] = {f"methods.{name}": method for name, method in self.methods.items()}
+        for key, tried in search.ranges.items():
+            for name, part in {**parts, "training": self.training}.items():
+                if key in type(part).model_fields and key not in RELATIVE:
+                    for value in extremes(tried):
+                        _takes(
+                            part, key, value, f"`training.search.ranges.{key}` tries {value}, but `{name}`"
+                        )
+        return self
+
     def starts(self, pretraining: str) -> list[str]:
         """Return a pretraining, the one that it goes on from, and so on, up to one that comes again."""
         found = [self.kept[pretraining].of if pretraining in self.kept else pretraining]
@@ -138,6 +157,15 @@ class Config(Model):
     def kept(self) -> dict[str, KeptEncoder]:
         """The pretrainings that are part of another one."""
         return {name: value for name, value in self.pretraining.items() if isinstance(value, KeptEncoder)}
+
+
+def _takes(part: Model, key: str, value: Any, what: str) -> None:
+    """Raise `ValueError`, which begins with `what`, if a part of the configuration does not take a value."""
+    try:
+        given = {name: getattr(part, name) for name in part.model_fields_set}
+        type(part).model_validate({**given, key: value})
+    except ValidationError as error:
+        raise ValueError(f"{what} does not take: {error.errors()[0]['msg']}") from error
 
 
 def _known(key: str, names: list[str], known: Collection[str]) -> None:

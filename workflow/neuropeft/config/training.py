@@ -1,10 +1,11 @@
 """How cells are fine-tuned, whatever their method."""
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
 from neuropeft.config.base import Model
+from neuropeft.config.search import Search
 
 
 class Augment(Model):
@@ -45,18 +46,6 @@ class _Schedule(Model):
                 f"`warmup_epochs` {self.warmup_epochs} must be fewer than `epochs` {self.epochs}"
             )
         return self
-
-
-class Search(Model):
-    """A small search of learning rates, the same for every method; validation chooses."""
-
-    lr: list[Annotated[float, Field(gt=0)]] = Field(
-        default=[0.3, 1.0, 3.0], min_length=1, description="factors on the method's `lr` to try"
-    )
-    head_lr: list[Annotated[float, Field(gt=0)]] = Field(
-        default=[1.0], min_length=1, description="factors on its `head_lr` to try with each of them"
-    )
-    share: float = Field(default=0.25, gt=0, le=1, description="of a cell's steps, for each candidate")
 
 
 class Training(_Schedule):
@@ -101,7 +90,7 @@ class Training(_Schedule):
     drop_path: float = Field(default=0.0, ge=0, lt=1, description="stochastic depth of the last block")
     augment: Augment = Augment()
     search: Search | None = Field(
-        default=None, description="learning rates to try first; none are tried if absent"
+        default=None, description="what to try before cells are trained; nothing if absent"
     )
     mixed_precision: bool = Field(default=True, description="bfloat16 autocast, on a GPU")
     compile: bool = Field(default=False, description="torch.compile the model")

@@ -20,6 +20,7 @@ from neuropeft.publish.records import (
     score_records,
 )
 from neuropeft.publish.score_tables import score_sheet, select
+from neuropeft.publish.search_table import search_columns, search_records, search_sheet
 from neuropeft.publish.sheet import Sheet, write_csv, write_sheet
 
 PARTIAL = "partial"  # the column, and the mark, of tables of some cells
@@ -37,7 +38,7 @@ COUNT_COLUMNS = (
 
 
 def write_tables(config: Config, results: Path, counts: Path, out: Path) -> None:
-    """Write tables 1 to 4 (CSV, Markdown, LaTeX), `scores.csv` and `costs.csv`.
+    """Write tables 1 to 4 (CSV, Markdown, LaTeX), that of a search, `scores.csv` and `costs.csv`.
 
     Args:
         config: the configuration.
@@ -106,6 +107,11 @@ def _write(
     cohorts = cohort_records(config, results)
     write_rows("table2", cohorts, COHORT_COLUMNS)
     write_page(cohort_sheet(cohorts))
+
+    if config.training.search:
+        chosen = search_records(config, results)
+        write_rows("search", chosen, search_columns(chosen))
+        write_page(search_sheet(config, chosen))
 
     record_of = {id(score): record for score, record in zip(scores, records, strict=True)}
     trainable = trainable_parameters(costs)

@@ -23,12 +23,13 @@ from neuropeft.subsets import Subset
 from neuropeft.tasks.base import Objective
 from neuropeft.train import checkpoint
 from neuropeft.train.checkpoint import CHECKPOINT_SECONDS, Progress, StateFolder
+from neuropeft.train.choices import Choice, with_choice
 from neuropeft.train.cost import reset_peak_memory, run_cost, write_cost
 from neuropeft.train.data import Volumes, load_volumes, pick_device
 from neuropeft.train.flops import training_flops
 from neuropeft.train.history import write_history
 from neuropeft.train.labels import Sides, read_sides, shuffled, stored_sessions, subject_weights
-from neuropeft.train.learner import Plan
+from neuropeft.train.learner import Plan, Watch
 from neuropeft.train.loop import fit
 from neuropeft.train.sources import cell_sources, kind_of
 from neuropeft.train.state import FINISHED, finish, forget, is_finished
@@ -101,7 +102,8 @@ def finetune(
     state_dir: str | Path,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
     began: float = 0.0,
-    rates: Mapping[str, float] | None = None,
+    choice: Choice | None = None,
+    watch: Watch | None = None,
 ) -> bool:
     """Train a cell unless that is done; delta.safetensors, history.csv and cost.json are the outcome.
 
@@ -112,7 +114,8 @@ def finetune(
         state_dir: Folder of this cell alone, for its checkpoints and, in `finished`, for the outcome.
         checkpoint_seconds: Least time between checkpoints.
         began: Age of the process, in seconds, from which the time to the first step counts.
-        rates: Learning rates that a search has chosen, in place of the method's own: lr and head_lr.
+        choice: Settings that a search has chosen, in place of the cell's own.
+        watch: Is shown the history after each validation, and may end the training by an exception.
 
     Returns:
         False if the cell had been trained before with the same settings, code and data.
@@ -127,7 +130,7 @@ def finetune(
     if spec["shuffle_labels"]:
         sides = shuffled(sides, int(spec["seed"]))
     scans = shared.store.path / "scans.tsv"
-    made_from = cell_sources(spec, split_of(shared.splits, spec), scans, shared.encoder, rates)
+    made_from = cell_sources(spec, split_of(shared.splits, spec), scans, shared.encoder, choice)
     state = StateFolder(Path(state_dir), checkpoint.fingerprint(made_from), spec, checkpoint_seconds)
     if is_finished(state.path, made_from):
         return False
@@ -135,18 +138,17 @@ def finetune(
     weights = subject_weights(sides.train)
     kind = kind_of(spec)
     goal = kind.objective(kind.array(row["y"] for row in sides.train), weights, spec["cell"])
-    model = make_model(spec, shared.encoder_path).to(shared.device)
-    plan = _plan(spec, sides, began)
-    learner = supervised_learner(spec, model, goal, shared.volumes, shared.places, sides, plan.steps)
-    progress = fit(
-        learner, parameter_groups(model, {**spec["method"], **(rates or {})}), plan, state, shared.device
-    )
-    _write(state, model, goal, sides, progress, shared, rates, made_from)
+    settings = with_choice(spec, choice)
+    model = make_model(settings, shared.encoder_path).to(shared.device)
+    plan = _plan(settings, sides, began, watch)
+    learner = supervised_learner(settings, model, goal, shared.volumes, shared.places, sides, plan.steps)
+    progress = fit(learner, parameter_groups(model, settings["method"]), plan, state, shared.device)
+    _write(state, model, goal, sides, progress, shared, choice, made_from)
     checkpoint.remove(state.path)
     return True
 
 
-def _plan(spec: Mapping[str, Any], sides: Sides, began: float) -> Plan:
+def _plan(spec: Mapping[str, Any], sides: Sides, began: float, watch: Watch | None) -> Plan:
     """Return how long a cell trains: as many steps with every subset as with all of the data."""
     training = spec["training"]
     interval = -(-sides.whole // int(training["batch_size"]))  # steps of a pass over all training scans
@@ -163,6 +165,7 @@ def _plan(spec: Mapping[str, Any], sides: Sides, began: float) -> Plan:
         seed=int(spec["seed"]),
         patience=int(training["patience"]) if chosen else None,
         began=began,
+        watch=watch,
     )
 
 
@@ -198,13 +201,14 @@ def _write(
     sides: Sides,
     progress: Progress,
     shared: Shared,
-    rates: Mapping[str, float] | None,
+    choice: Choice | None,
     made_from: Mapping[str, str],
 ) -> None:
     out = state.path / FINISHED
     forget(out)
     metadata = {
         "spec": json.dumps(state.configuration, sort_keys=True),
+        "choice": json.dumps(choice, sort_keys=True),
         "offset": json.dumps(goal.offset),
         "scale": repr(goal.scale),
         "best_step": str(_kept(progress)["step"]),
@@ -228,7 +232,7 @@ def _write(
         "best_val_loss": _kept(progress)["val_loss"],
         "train_subjects": len({row["subject"] for row in sides.train}),
         "train_scans": len(sides.train),
-        **{f"chosen_{name}": value for name, value in (rates or {}).items()},
+        **{f"chosen_{name}": value for name, value in (choice or {}).items()},
         "flops_per_sample": training_flops(model, volumes.data.shape[-1], shared.device),
     }
     write_cost(out / "cost.json", cost | run_cost(progress, state.fingerprint, shared.device))

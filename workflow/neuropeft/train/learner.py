@@ -1,10 +1,12 @@
 """What the training loop trains, scans by scans, and for how long."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch import Tensor, nn
+
+Watch = Callable[[Sequence[Mapping[str, float]]], None]
 
 
 class Batch(NamedTuple):
@@ -69,6 +71,7 @@ class Plan:
         patience: Stop after so many validations without a better loss, those of the warm-up not counted, and
             keep the best weights; None trains to the end and keeps the last.
         began: Age of the process, in seconds, from which the time to the first step counts.
+        watch: Is shown the history after each validation, and may end the training by an exception.
     """
 
     name: str
@@ -81,3 +84,4 @@ class Plan:
     seed: int
     patience: int | None = None
     began: float = 0.0
+    watch: Watch | None = None

@@ -56,9 +56,8 @@ def fit(
     with their peak `lr` and `weight_decay`.
 
     Raises:
-        UserError: The loss is not finite, a checkpoint cannot be written, or the memory of the GPU does not
-            suffice: for one scan, or, over several processes, for the parts so far; started again, these cut
-            their batches into twice as many.
+        UserError: The loss is not finite, a checkpoint cannot be written, or the GPU's memory does not
+            suffice: for one scan, or for the parts of several processes, which next time are twice as many.
         SystemExit: With `REQUEUE_EXIT_CODE`, after SIGTERM or SIGUSR1; the state is saved and a SLURM job
             that is to go on is requeued, see `slurm.requeue`.
     """
@@ -224,6 +223,8 @@ def _validate(run: _Run) -> None:
     progress.loss_sum = torch.zeros((), device=run.device)
     if run.ranks.first:
         report(plan.name, progress.history, plan.steps)
+    if plan.watch:
+        plan.watch(progress.history)
 
 
 def _mean_loss(run: _Run) -> float:

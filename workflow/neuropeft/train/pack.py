@@ -15,11 +15,11 @@ from neuropeft.errors import UserError
 from neuropeft.files import read_tsv, write_tsv
 from neuropeft.train import slurm
 from neuropeft.train.checkpoint import CHECKPOINT_SECONDS
+from neuropeft.train.choices import Choice, read_choices
 from neuropeft.train.cost import seconds_since_process_start
 from neuropeft.train.finetune import Shared, finetune, open_shared
 from neuropeft.train.lock import lock
 from neuropeft.train.signals import stop_request
-from neuropeft.train.sources import chosen_rates
 from neuropeft.train.state import forget_failure, note_failure, why_failed
 
 COLUMNS = ("cell", "outcome", "seconds")
@@ -33,7 +33,7 @@ def finetune_pack(
     encoder_path: str | Path | None,
     state_root: str | Path,
     table: str | Path,
-    search_table: str | Path | None = None,
+    choices: str | Path | None = None,
     device: str | None = None,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
 ) -> None:
@@ -50,7 +50,7 @@ def finetune_pack(
         encoder_path: Pretrained encoder of all of them; None starts from random weights.
         state_root: Folder of the states of all cells.
         table: The list to write when all are trained: cell, outcome (`trained` or `kept`), seconds.
-        search_table: What `search` wrote, whose rates replace the method's own.
+        choices: What `choose` wrote for each fold, in place of the cells' own settings.
         device: As torch names it; the GPU if there is one.
         checkpoint_seconds: Least time between checkpoints.
 
@@ -59,7 +59,7 @@ def finetune_pack(
         SystemExit: With `signals.REQUEUE_EXIT_CODE`, after SIGTERM or SIGUSR1.
     """
     root, rows, failed = Path(state_root), [], []
-    rates = {} if search_table is None else chosen_rates(search_table)
+    chosen = {} if choices is None else read_choices(choices)
     with stop_request() as stop:
         shared = open_shared(specs.values(), store_dir, splits, encoder_path, device)
         _disown(Path(table), specs)
@@ -77,7 +77,7 @@ def finetune_pack(
                 root / path,
                 checkpoint_seconds,
                 began,
-                rates.get(int(specs[path]["fold"])),
+                chosen.get(int(specs[path]["fold"])),
             )
             seconds = time.monotonic() - started
             print(
@@ -116,12 +116,12 @@ def _train(
     state: Path,
     checkpoint_seconds: float,
     began: float,
-    rates: Mapping[str, float] | None,
+    choice: Choice | None,
 ) -> str | None:
     """Train one cell; return its outcome, None if it failed."""
     try:
         with lock(state):
-            trained = finetune(spec, shared, state, checkpoint_seconds, began, rates)
+            trained = finetune(spec, shared, state, checkpoint_seconds, began, choice)
     except UserError as error:
         print(error, file=sys.stderr, flush=True)
         note_failure(state, str(error))

@@ -19,6 +19,7 @@ from neuropeft.split_names import seed_and_fold, split_name
 from neuropeft.store import open_store
 from neuropeft.subsets import Subset
 from neuropeft.tasks.base import COLUMNS
+from neuropeft.train.choices import with_choice
 from neuropeft.train.data import load_volumes, pick_device
 from neuropeft.train.finetune import make_model
 from neuropeft.train.labels import stored_sessions, with_sessions
@@ -138,12 +139,11 @@ def _models(
     for digest, path in track(in_order, len(in_order), "predicting"):
         state, metadata = read_tensors(path)
         spec = json.loads(metadata["spec"])
-        start = (
-            digest,
-            None if digest else spec["seed"],
-        )  # random weights that stay frozen follow from the seed
+        # Random weights that stay frozen follow from the seed.
+        start = (digest, None if digest else spec["seed"], metadata["choice"])
         if model is None or model_of != start:
-            model, model_of = make_model(spec, digests[digest]).to(device).eval(), start
+            settings = with_choice(spec, json.loads(metadata["choice"]))
+            model, model_of = make_model(settings, digests[digest]).to(device).eval(), start
         load_delta(model, state)
         yield path, spec, metadata, model
 

@@ -1,61 +1,89 @@
-"""The equal search: every method tries the same few learning rates, and validation chooses.
+"""The search: every method gets the same number of trials, and validation chooses.
 
-A comparison of methods at one learning rate compares learning rates. Each candidate trains for a share of the
-steps that a cell gets, on the training subjects of a fold alone. The one with the lowest validation loss
-gives the rates of all cells of that fold.
+A comparison of methods at one learning rate compares learning rates. A trial is a cell with other settings
+and a share of its steps, on the training subjects of a fold alone. Optuna draws what each one tries; that
+depends on the seed, the fold and the trial's number, and for `tpe` on the trials before it.
 """
 
+import csv
 import json
 import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import product
 from pathlib import Path
 from typing import Any
 
-from neuropeft.errors import UserError
+import optuna
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.pruners import MedianPruner, NopPruner
+from optuna.samplers import RandomSampler, TPESampler
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from neuropeft.config.search import RELATIVE, Range, Search, contains
 from neuropeft.files import write_tsv
 from neuropeft.records import write_record
+from neuropeft.train import checkpoint
 from neuropeft.train.checkpoint import CHECKPOINT_SECONDS
+from neuropeft.train.choices import (
+    FINISHED_TRIAL,
+    FIRST,
+    LAST,
+    NOT_FINITE,
+    PRUNED,
+    Row,
+    read_trials,
+    with_choice,
+)
 from neuropeft.train.finetune import Shared, finetune, open_shared, split_of
 from neuropeft.train.lock import lock
 from neuropeft.train.loop import NotFiniteError
+from neuropeft.train.seeds import derive_seed
 from neuropeft.train.signals import stop_request
-from neuropeft.train.sources import RATES, cell_sources, search_sources
+from neuropeft.train.sources import cell_sources, trial_sources
 from neuropeft.train.state import FINISHED
 
-COLUMNS = ("fold", *RATES, "steps", "val_loss", "seconds", "chosen", "at_edge")
 
-
-def search(
+def run_trials(
     specs: Mapping[str, Mapping[str, Any]],
     store_dir: str | Path,
     splits: Iterable[str | Path],
     encoder_path: str | Path | None,
     state_root: str | Path,
     table: str | Path,
+    search: Search,
+    first: int,
+    earlier: Sequence[str | Path] = (),
     device: str | None = None,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
 ) -> None:
-    """Try the candidates of a method on each fold and write what each gave.
+    """Train some trials of a method on each fold, one after another, and write what each gave.
 
     Args:
-        specs: {path: settings} of a cell of each fold, as `grid.cell_specs` writes them; `training.search`
-            holds `lr` and `head_lr`, factors on the method's own, and `share`, of a cell's steps.
+        specs: {path: settings} of a cell of each fold, as `grid.cell_specs` writes them.
         store_dir: Store of the training cohort.
         splits: Splits of the cells.
         encoder_path: Pretrained encoder that they start from; None starts from random weights.
-        state_root: Folder of the states of all candidates.
-        table: The table to write, with `COLUMNS`: `chosen` marks the best candidate of a fold, and `at_edge`
-            says whether a rate of it is the lowest or highest that was tried.
+        state_root: Folder of the states of all trials.
+        table: The table to write: fold, trial, the settings that are tried, and what came of them; `losses`
+            are the validation losses up to the end.
+        search: What is tried, and how.
+        first: Number of the first trial, from 0; `search.trials_per_job` are trained.
+        earlier: Tables of the trials before, which `tpe` learns from.
         device: As torch names it; the GPU if there is one.
         checkpoint_seconds: Least time between checkpoints.
 
     Raises:
-        UserError: An input is missing or wrong, or the loss of no candidate is finite.
-        SystemExit: With `signals.REQUEUE_EXIT_CODE`, after SIGTERM or SIGUSR1.
+        UserError: An input is missing or wrong.
+        SystemExit: With `signals.REQUEUE_EXIT_CODE`, after SIGTERM or SIGUSR1; trials that are finished are
+            kept.
     """
-    rows: list[dict[str, Any]] = []
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    rows: list[Row] = []
     with stop_request():
         shared = open_shared(specs.values(), store_dir, splits, encoder_path, device)
         scans = shared.store.path / "scans.tsv"
@@ -64,68 +92,119 @@ def search(
             for path, spec in specs.items()
         }
         for path, spec in specs.items():
-            tried = []
-            for number, candidate in enumerate(candidates(spec)):
-                row = {"fold": spec["fold"], **{rate: candidate["method"][rate] for rate in RATES}}
-                row |= _tried(candidate, shared, Path(state_root) / path / str(number), checkpoint_seconds)
-                tried.append(row)
-                print(f"{spec['cell']}: {row}", file=sys.stderr, flush=True)
-            rows += _marked(tried, spec["cell"])
-    write_tsv(table, rows, COLUMNS)
-    write_record([Path(table)], search_sources(made_from))
+            tried = [row for one in earlier for row in read_trials(one) if row["fold"] == spec["fold"]]
+            before = len(tried)
+            for number in range(first, min(first + search.trials_per_job, search.count(spec["method"]))):
+                state = Path(state_root) / path / f"trial-{number}"
+                tried.append(_trial(number, spec, search, tried, shared, state, checkpoint_seconds))
+                print(f"{spec['cell']}: {tried[-1]}", file=sys.stderr, flush=True)
+            rows += tried[before:]
+    settings = search.of(next(iter(specs.values()))["method"])
+    write_tsv(table, [_text(row) for row in rows], (*FIRST, *settings, *LAST))
+    write_record([Path(table)], trial_sources(search.model_dump(mode="json"), made_from))
 
 
-def _marked(tried: Sequence[dict[str, Any]], cell: str) -> list[dict[str, Any]]:
-    """Mark the best candidate of a fold."""
-    best = min(tried, key=lambda row: row["val_loss"])
-    if not math.isfinite(best["val_loss"]):
-        raise UserError(f"{cell}: no loss of the search is finite; give a lower lr")
-    return [
-        {**row, "chosen": int(row is best), "at_edge": int(row is best and _at_edge(row, tried))}
-        for row in tried
-    ]
+def _trial(
+    number: int,
+    spec: Mapping[str, Any],
+    search: Search,
+    tried: Sequence[Row],
+    shared: Shared,
+    state: Path,
+    checkpoint_seconds: float,
+) -> Row:
+    """Train one trial; return its settings and what it gave."""
+    trial = _ask(number, spec, search, tried)
+    choice = _absolute(trial.params, spec["method"])
+    losses: list[float] = []
 
+    def watch(history: Sequence[Mapping[str, float]]) -> None:
+        losses[:] = [float(row["val_loss"]) for row in history]
+        trial.report(losses[-1], len(losses))
+        if trial.should_prune():
+            raise optuna.TrialPruned
 
-def _tried(
-    candidate: Mapping[str, Any], shared: Shared, state: Path, checkpoint_seconds: float
-) -> dict[str, Any]:
-    """Train a candidate; return what it gave. Without a finite loss, it is never the best."""
+    row: Row = {"fold": spec["fold"], "trial": number, **choice, "drawn": trial.params, "losses": losses}
+    wanted = shortened(with_choice(spec, choice), search.share)
     try:
         with lock(state):
-            finetune(candidate, shared, state, checkpoint_seconds)
+            finetune(wanted, shared, state, checkpoint_seconds, watch=watch)
     except NotFiniteError as error:
         print(error, file=sys.stderr, flush=True)
-        return {"steps": None, "val_loss": math.inf, "seconds": None}
+        return {**row, "outcome": NOT_FINITE, "val_loss": math.inf}
+    except optuna.TrialPruned:
+        checkpoint.remove(state)
+        return {**row, "outcome": PRUNED, "val_loss": losses[-1]}
     cost = json.loads((state / FINISHED / "cost.json").read_text(encoding="utf-8"))
-    return {"steps": cost["steps"], "val_loss": cost["best_val_loss"], "seconds": cost["train_seconds"]}
+    with (state / FINISHED / "history.csv").open(encoding="utf-8", newline="") as file:
+        losses[:] = [float(one["val_loss"]) for one in csv.DictReader(file)]  # of a trial that was kept, too
+    return {
+        **row,
+        "outcome": FINISHED_TRIAL,
+        "steps": cost["steps"],
+        "val_loss": cost["best_val_loss"],
+        "seconds": cost["train_seconds"],
+    }
 
 
-def candidates(spec: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the settings of the candidates for a cell: its own, with other rates and fewer steps."""
-    training, method = spec["training"], spec["method"]
-    wanted = training["search"]
-    share = float(wanted["share"])
+def _ask(number: int, spec: Mapping[str, Any], search: Search, tried: Sequence[Row]) -> optuna.Trial:
+    """Return what a trial tries, as Optuna draws it after those that it may know of."""
+    method, space = spec["method"], search.of(spec["method"])
+    distributions = {name: _distribution(values) for name, values in space.items()}
+    seed = derive_seed(int(spec["seed"]), "trial", int(spec["fold"]), number) % 2**32
+    study = optuna.create_study(
+        sampler=TPESampler(seed=seed) if search.sampler == "tpe" else RandomSampler(seed=seed),
+        pruner=MedianPruner(n_startup_trials=3) if search.pruner == "median" else NopPruner(),
+    )
+    study.add_trials([_known(row, distributions) for row in tried])
+    if search.sampler == "grid":
+        study.enqueue_trial(search.grid(method)[number])
+    elif number == 0:  # the method as it is, where that is among what is tried
+        given = {**method, **spec["training"], **dict.fromkeys(RELATIVE, 1.0)}
+        study.enqueue_trial({name: given[name] for name in space if contains(space[name], given[name])})
+    return study.ask(distributions)
+
+
+def _distribution(tried: Range | list[int | float]) -> BaseDistribution:
+    if not isinstance(tried, Range):
+        return CategoricalDistribution(tried)
+    if isinstance(tried.low, int) and isinstance(tried.high, int):
+        return IntDistribution(tried.low, tried.high, log=tried.log)
+    return FloatDistribution(tried.low, tried.high, log=tried.log)
+
+
+def _known(row: Row, distributions: Mapping[str, BaseDistribution]) -> FrozenTrial:
+    """Return a trial that was trained, as Optuna takes it."""
+    pruned = row["outcome"] == PRUNED
+    loss = row["val_loss"] if math.isfinite(row["val_loss"]) else sys.float_info.max
+    return create_trial(
+        state=TrialState.PRUNED if pruned else TrialState.COMPLETE,
+        value=None if pruned else loss,
+        params=row["drawn"],
+        distributions=dict(distributions),
+        intermediate_values=dict(enumerate(row["losses"], start=1)),
+    )
+
+
+def _absolute(drawn: Mapping[str, Any], method: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a trial: learning rates are drawn as factors on the method's own."""
+    own = {"lr": method["lr"], "head_lr": method.get("head_lr") or method["lr"]}
+    return {name: own[name] * value if name in RELATIVE else value for name, value in drawn.items()}
+
+
+def shortened(spec: Mapping[str, Any], share: float) -> dict[str, Any]:
+    """Return the settings of a cell that trains for a share of its steps, and beyond its warm-up."""
+    training = spec["training"]
     warmup = min(int(training["warmup_epochs"]), max(1, round(share * training["warmup_epochs"])))
     shorter = {
         **training,
-        "search": None,
         "epochs": max(warmup + 1, round(share * training["epochs"])),
         "warmup_epochs": warmup,
         "min_steps": round(share * training["min_steps"]),
     }
-    head_lr = method.get("head_lr") or method["lr"]
-    return [
-        {
-            **spec,
-            "training": shorter,
-            "method": {**method, "lr": method["lr"] * one, "head_lr": head_lr * other},
-        }
-        for one, other in product(wanted["lr"], wanted["head_lr"])
-    ]
+    return {**spec, "training": shorter}
 
 
-def _at_edge(best: Mapping[str, Any], tried: Sequence[Mapping[str, Any]]) -> bool:
-    values = {rate: {row[rate] for row in tried} for rate in RATES}
-    return any(
-        len(values[rate]) > 1 and best[rate] in (min(values[rate]), max(values[rate])) for rate in RATES
-    )
+def _text(row: Row) -> Row:
+    """Return a row as the table holds it."""
+    return {**row, "drawn": json.dumps(row["drawn"]), "losses": json.dumps(row["losses"])}

@@ -14,15 +14,13 @@ from neuropeft import backbones, methods, numerics, pretraining, tasks
 from neuropeft.cohorts.splits import held_out_subjects, read_split
 from neuropeft.errors import UserError
 from neuropeft.files import read_tsv
-from neuropeft.records import AGAIN, digest
+from neuropeft.records import digest
 from neuropeft.subsets import Subset
 from neuropeft.train.labels import read_sides
 from neuropeft.train.seeds import derive_seed
 
 if TYPE_CHECKING:
     from neuropeft.tasks.base import TaskKind
-
-RATES = ("lr", "head_lr")  # what a search chooses
 
 Row = Mapping[str, str]
 
@@ -32,7 +30,7 @@ def cell_sources(
     split: Path,
     scans: Path,
     encoder: str | None,
-    rates: Mapping[str, float] | None,
+    choice: Mapping[str, float] | None,
 ) -> dict[str, str]:
     """Return what a cell is made from.
 
@@ -41,7 +39,7 @@ def cell_sources(
         split: its split.
         scans: scans.tsv of its training cohort's store.
         encoder: SHA-256 of the encoder that it starts from; None from random weights.
-        rates: learning rates that a search has chosen.
+        choice: settings that a search has chosen; None without a search.
 
     Raises:
         UserError: the split or the store cannot be read, or do not belong together.
@@ -50,7 +48,7 @@ def cell_sources(
         **settings_and_code(spec),
         **data_sources(split, scans, Subset.parse(spec["subset"]), kind_of(spec)),
         "encoder": encoder or "",
-        "rates": "" if rates is None else digest(dict(rates)),
+        "choice": choice_source(choice),
     }
 
 
@@ -103,9 +101,20 @@ def stored_rows(scans: Path, _scans_time: int) -> dict[str, Row]:
     return {row["scan_id"]: row for row in read_tsv(scans)}
 
 
-def search_sources(cells: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
-    """Return what a search is made from: its cells, {path: what each is made from}."""
-    return {"code": numerics.version("train.search"), "cells": digest(cells)}
+def choice_source(choice: Mapping[str, float] | None) -> str:
+    """Return the digest of what a search has chosen; empty without a search."""
+    return "" if choice is None else digest(dict(choice))
+
+
+def trial_sources(search: Mapping[str, Any], cells: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+    """Return what trials are made from: what is tried, and their cells, {path: what each is made from}."""
+    return {"search": digest(dict(search)), "code": numerics.version("train.search"), "cells": digest(cells)}
+
+
+def choice_sources(search: Mapping[str, Any], trials: Sequence[str]) -> dict[str, str]:
+    """Return what a choice is made from: what was tried, and the SHA-256 of each table of trials."""
+    code = numerics.version("train.choices")
+    return {"search": digest(dict(search)), "code": code, "trials": digest(sorted(trials))}
 
 
 def prediction_sources(
@@ -178,19 +187,6 @@ def pretraining_sources(
         "volumes": digest(rows),
         "encoder": start or "",
     }
-
-
-def chosen_rates(table: str | Path) -> dict[int, dict[str, float]]:
-    """Return the chosen `lr` and `head_lr` of each fold from the table that `search` wrote.
-
-    Raises:
-        UserError: The table does not choose one row of each fold.
-    """
-    rows = read_tsv(table)
-    chosen = [row for row in rows if row.get("chosen") == "1"]
-    if sorted(row["fold"] for row in chosen) != sorted({row["fold"] for row in rows}):
-        raise UserError(f"{table} does not choose one row of each fold; {AGAIN}")
-    return {int(row["fold"]): {rate: float(row[rate]) for rate in RATES} for row in chosen}
 
 
 def differing(made_from: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:

@@ -108,6 +108,7 @@ def test_the_settings_of_a_cell_reach_its_training(store: Path, monkeypatch: pyt
         warmup_steps=8,
         clip=0.5,
         seed=6,
+        lr=1e-4,
         patience=3,
     )
     width = tiny_cells.BACKBONE["width"]

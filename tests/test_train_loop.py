@@ -38,7 +38,7 @@ def run(folder: Path, validation: list[float], loss=None, **plan) -> tuple[Progr
     )
     group = {"params": [weight], "lr": 0.01, "weight_decay": 0.0}
     defaults = {"steps": 3 * len(validation), "interval": 3, "warmup_steps": 0, "clip": 1.0, "patience": 2}
-    settings = Plan("a/cell", 10, batch_size=4, seed=0, **(defaults | plan))
+    settings = Plan("a/cell", 10, batch_size=4, seed=0, lr=0.01, **(defaults | plan))
     return fit(learner, [group], settings, StateFolder(folder, "f", {}), CPU), weight, seen
 
 

@@ -239,7 +239,7 @@ def test_batch_norms_inside_a_backbone_are_mentioned(tmp_path: Path, capsys) -> 
         return module[0].weight.sum(), 1
 
     learner = replace(NOTHING, module=module, loss=loss)
-    plan = Plan("a/cell", 4, steps=1, interval=1, batch_size=4, warmup_steps=0, clip=1.0, seed=0)
+    plan = Plan("a/cell", 4, steps=1, interval=1, batch_size=4, warmup_steps=0, clip=1.0, seed=0, lr=0.01)
     groups = [{"params": [module[0].weight], "lr": 0.01, "weight_decay": 0.0}]
     loop.fit(learner, groups, plan, StateFolder(tmp_path, "f", {}), torch.device("cpu"))
     assert "the backbone's batch norms see one part at a time" in capsys.readouterr().err

@@ -57,7 +57,7 @@ def test_the_settings_reach_the_training(store: Path, monkeypatch: pytest.Monkey
     plan = {"steps": 101, "batch_size": 4, "warmup_steps": 2, "clip": 0.5, "seed": 6}
     rates = {"lr": 1e-5, "weight_decay": 0.3, "betas": [0.7, 0.8]}
     given = given_to_fit(store, [], decoder=decoder, mask_ratio=0.5, compile=True, **plan, **rates)
-    assert given["plan"] == Plan(name="pretraining", samples=19, interval=5, **plan)
+    assert given["plan"] == Plan(name="pretraining", samples=19, interval=5, lr=1e-5, **plan)
     assert given["betas"] == (0.7, 0.8)
     for group, decay in zip(given["groups"], (0.3, 0.0), strict=True):
         assert (group["lr"], group["weight_decay"]) == (1e-5, decay)

@@ -163,6 +163,7 @@ def _plan(spec: Mapping[str, Any], sides: Sides, began: float, watch: Watch | No
         warmup_steps=int(training["warmup_epochs"]) * interval,
         clip=float(training["clip"]),
         seed=int(spec["seed"]),
+        lr=float(spec["method"]["lr"]),
         patience=int(training["patience"]) if chosen else None,
         began=began,
         watch=watch,

@@ -68,6 +68,7 @@ class Plan:
         warmup_steps: Steps in which the learning rate rises to its peak.
         clip: Largest norm of the gradient.
         seed: Seed of the run.
+        lr: Peak learning rate as configured; groups may have others.
         patience: Stop after so many validations without a better loss, those of the warm-up not counted, and
             keep the best weights; None trains to the end and keeps the last.
         began: Age of the process, in seconds, from which the time to the first step counts.
@@ -82,6 +83,7 @@ class Plan:
     warmup_steps: int
     clip: float
     seed: int
+    lr: float
     patience: int | None = None
     began: float = 0.0
     watch: Watch | None = None

@@ -211,7 +211,7 @@ def _validate(run: _Run) -> None:
     if not math.isfinite(validation["val_loss"]):
         raise _not_finite(run, "validation")
     seconds = progress.interval_seconds + time.monotonic() - clock
-    lr = _peak_lr(run) * lr_scale(progress.step - 1, plan.warmup_steps, plan.steps)
+    lr = plan.lr * lr_scale(progress.step - 1, plan.warmup_steps, plan.steps)
     row = {"step": progress.step, "lr": lr, "train_loss": train_loss, **validation}
     progress.history.append({**row, "accumulation": progress.parts, "seconds": seconds})
     warm = progress.step > plan.warmup_steps or progress.step >= plan.steps
@@ -236,15 +236,8 @@ def _mean_loss(run: _Run) -> float:
 
 
 def _not_finite(run: _Run, which: str) -> NotFiniteError:
-    lr = _peak_lr(run)
+    lr = run.plan.lr
     return NotFiniteError(
         f"{run.plan.name}: the {which} loss is not finite at step {run.progress.step} "
         f"at peak learning rate {lr:g}; give a lower lr, such as {lr / 3:.1g}"
     )
-
-
-def _peak_lr(run: _Run) -> float:
-    """Return the peak learning rate as configured: not that of lower layers, or of a head beside them."""
-    groups = run.optimizer.param_groups
-    below = [group["peak_lr"] for group in groups if not str(group.get("name", "")).startswith("head")]
-    return max(below or [group["peak_lr"] for group in groups])

@@ -151,6 +151,7 @@ def _pretrain(
         warmup_steps=int(spec["warmup_steps"]),
         clip=float(spec["clip"]),
         seed=int(spec["seed"]),
+        lr=float(spec["lr"]),
     )
     betas = (float(spec["betas"][0]), float(spec["betas"][1]))
     groups = _groups(spec, kind.network)

@@ -257,10 +257,24 @@ def test_our_own_configurations_give_each_key_once_and_lead_editors_to_the_schem
     assert (path.parent / schema).resolve() == ROOT / "workflow/schemas/config.schema.json"
 
 
-@pytest.mark.parametrize("name", ["methods", "ablations"])
-def test_ready_configurations_fit_config_yaml_and_use_all_that_they_add(name):
-    whole, added = (read_yaml(ROOT / path) for path in ("config.yaml", f"workflow/configs/{name}.yaml"))
-    update_config(whole, added)
+@pytest.mark.parametrize(
+    ("first", "names"),
+    [
+        ("config.yaml", ["methods"]),
+        ("config.yaml", ["ablations"]),
+        ("config.yaml", ["methods", "cap5516"]),
+        ("workflow/configs/ixi.yaml", ["methods", "ixi_methods"]),
+    ],
+)
+def test_ready_configurations_fit_what_they_are_merged_into_and_use_all_that_they_add(
+    first, names, monkeypatch
+):
+    for name in ("IXI_ROOT", "DS002748_ROOT"):
+        monkeypatch.setenv(name, "somewhere")
+    whole = read_yaml(ROOT / first)
+    for name in names:
+        added = read_yaml(ROOT / f"workflow/configs/{name}.yaml")
+        update_config(whole, added)
     table = cells(load_config(whole, None))
     for part, column in (("methods", "method"), ("backbones", "backbone"), ("pretraining", "pretraining")):
         assert set(added.get(part, [])) <= {getattr(cell, column) for cell in table}

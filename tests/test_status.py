@@ -16,7 +16,7 @@ from neuropeft import layout
 from neuropeft.cells.status import Cells, CellStatus, state_folder
 from neuropeft.cli import main
 from neuropeft.config import Config, Splits
-from neuropeft.config.read import read_config
+from neuropeft.config.read import read_config, read_yaml
 from neuropeft.files import write_tsv
 from neuropeft.grid import Cell, cell_spec, cells
 from neuropeft.packs import Pack, pack_of, packs
@@ -158,6 +158,15 @@ def test_nothing_has_run_yet(config: Config, tmp_path: Path, capsys: pytest.Capt
     assert "unknown, since none is done yet" in text
     assert f"There is no folder {tmp_path / 'results'}" in text
     assert not (tmp_path / "results").exists(), "it only reads"
+
+
+def test_how_much_of_a_search_is_done(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    raw = read_yaml(TINY)
+    raw["training"]["search"] = {"trials": 3, "trials_per_job": 2, "ranges": {"lr": [0.3, 1]}}
+    (tmp_path / "search/ad/vit_xxs/mae/lora").mkdir(parents=True)
+    (tmp_path / "search/ad/vit_xxs/mae/lora/trials-2.tsv").touch()
+    text = printed(Config.model_validate(raw), tmp_path, capsys)
+    assert "Search  1 of 8 jobs of trials done" in text
 
 
 def make_data(config: Config, results: Path) -> list[dict]:

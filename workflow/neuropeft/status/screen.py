@@ -11,7 +11,7 @@ from neuropeft.config import Config
 from neuropeft.grid import NO_PRETRAINING, Cell, cells
 from neuropeft.status.estimate import Estimate, estimate
 from neuropeft.status.packs import failed_by_log, stopped_packs
-from neuropeft.status.stages import STOPPED, Preprocessed, Pretrained, preprocessed, pretrainings
+from neuropeft.status.stages import STOPPED, Preprocessed, Pretrained, preprocessed, pretrainings, searched
 
 WIDTH = 100
 BAR = 24  # characters of a bar, and the fewest where names are long
@@ -40,6 +40,7 @@ def print_status(config: Config, results: Path) -> None:
     parts = (
         _preprocessing(list(preprocessed(config, results))),
         _pretraining(list(pretrainings(config, results))),
+        _search(*searched(config, results)),
         _cells(found),
         _left(estimate(found)),
         _failed(config, results, found),
@@ -71,6 +72,11 @@ def _pretraining(found: Sequence[Pretrained]) -> Iterator[str]:
         if one.state == STOPPED:
             yield f"  {one.log}"
             yield from _last_line(one.last_line)
+
+
+def _search(done: int, jobs: int) -> Iterator[str]:
+    if jobs:
+        yield f"Search  {done:,} of {jobs:,} jobs of trials done"
 
 
 def _encoder(one: Pretrained) -> str:

@@ -1,4 +1,4 @@
-"""How far preprocessing and pretraining have come."""
+"""How far preprocessing, pretraining and the search have come."""
 
 import re
 from collections.abc import Iterator
@@ -9,8 +9,9 @@ from neuropeft import layout
 from neuropeft.cohorts.chunks import chunk_tables, read_chunks
 from neuropeft.config import Config
 from neuropeft.files import last_lines, read_tsv
-from neuropeft.grid import encoders, used_cohorts
+from neuropeft.grid import cells, encoders, used_cohorts
 from neuropeft.records import Digests
+from neuropeft.searches import Searches
 from neuropeft.train.lock import held
 
 DONE, RUNNING, STOPPED, WAITING, DAMAGED = "done", "running", "stopped", "waiting", "damaged"
@@ -105,6 +106,17 @@ def pretrainings(config: Config, results: Path) -> Iterator[Pretrained]:
             state = STOPPED if log.exists() else WAITING
         last_line = next(reversed(lines), "")
         yield Pretrained(*encoder, state, step, steps, left, log, last_line)
+
+
+def searched(config: Config, results: Path) -> tuple[int, int]:
+    """Return how many jobs of trials are done, and how many there are."""
+    searches = Searches(config, cells(config))
+    places = [
+        layout.TRIALS.at(results, **one.names, first=first)
+        for one in searches.all()
+        for first in searches.firsts(one)
+    ]
+    return sum(place.is_file() for place in places), len(places)
 
 
 def _progress(lines: list[str]) -> tuple[int | None, int | None]:

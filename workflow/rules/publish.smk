@@ -2,6 +2,7 @@
 
 TABLE_NAMES = [
     *(f"table{number}.{kind}" for number in (1, 2, 3, 4) for kind in ("csv", "md", "tex")),
+    *(f"ranks.{kind}" for kind in ("csv", "md", "tex")),
     "scores.csv",
     "costs.csv",
     *(f"search.{kind}" for kind in ("csv", "md", "tex") if CONFIG.training.search),

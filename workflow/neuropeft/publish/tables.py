@@ -13,6 +13,7 @@ from neuropeft.evaluate.scores import Score, read_scores
 from neuropeft.files import read_tsv
 from neuropeft.grid import cells
 from neuropeft.publish.cohort_table import COHORT_COLUMNS, cohort_records, cohort_sheet
+from neuropeft.publish.rank_table import rank_columns, rank_records, rank_sheet
 from neuropeft.publish.records import (
     COST_COLUMNS,
     SCORE_COLUMNS,
@@ -38,7 +39,7 @@ COUNT_COLUMNS = (
 
 
 def write_tables(config: Config, results: Path, counts: Path, out: Path) -> None:
-    """Write tables 1 to 4 (CSV, Markdown, LaTeX), that of a search, `scores.csv` and `costs.csv`.
+    """Write tables 1 to 4, of ranks and of a search (CSV, Markdown, LaTeX), `scores.csv` and `costs.csv`.
 
     Args:
         config: the configuration.
@@ -107,6 +108,10 @@ def _write(
     cohorts = cohort_records(config, results)
     write_rows("table2", cohorts, COHORT_COLUMNS)
     write_page(cohort_sheet(cohorts))
+
+    ranked = rank_records(config, scores)
+    write_rows("ranks", ranked, rank_columns(ranked))
+    write_page(rank_sheet(config, ranked))
 
     if config.training.search:
         chosen = search_records(config, results)

@@ -24,7 +24,7 @@ from optuna.pruners import MedianPruner, NopPruner
 from optuna.samplers import RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from neuropeft.config.search import RELATIVE, Range, Search, contains
+from neuropeft.config.search import RELATIVE, Range, Search, contains, extremes
 from neuropeft.files import write_tsv
 from neuropeft.records import write_record
 from neuropeft.train import checkpoint
@@ -152,9 +152,12 @@ def _ask(number: int, spec: Mapping[str, Any], search: Search, tried: Sequence[R
     method, space = spec["method"], search.of(spec["method"])
     distributions = {name: _distribution(values) for name, values in space.items()}
     seed = derive_seed(int(spec["seed"]), "trial", int(spec["fold"]), number) % 2**32
+    # Nobody is judged while some still warm up.
+    warming = max(extremes(space.get("warmup_epochs", [spec["training"]["warmup_epochs"]])))
+    median = MedianPruner(n_startup_trials=3, n_warmup_steps=round(search.share * warming))
     study = optuna.create_study(
         sampler=TPESampler(seed=seed) if search.sampler == "tpe" else RandomSampler(seed=seed),
-        pruner=MedianPruner(n_startup_trials=3) if search.pruner == "median" else NopPruner(),
+        pruner=median if search.pruner == "median" else NopPruner(),
     )
     study.add_trials([_known(row, distributions) for row in tried])
     if search.sampler == "grid":

@@ -3,6 +3,7 @@
     python benchmarks/methods.py                  # the CPU, one thread
     python benchmarks/methods.py --device cuda
     python benchmarks/methods.py lora vpt_deep    # of these methods of workflow/configs/methods.yaml alone
+    python benchmarks/methods.py lora --batch 32  # in steps of 32 scans, not of 4
 
 Each method trains in a process of its own, by `finetune` with the settings of config.yaml. Memory is what the
 process takes beyond its imports; on a GPU, what it allocates there. `linear, scans as they are` has no
@@ -14,6 +15,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,6 @@ from neuropeft.grid import cell_spec, cells
 from neuropeft.train.cost import peak_memory, reset_peak_memory
 from neuropeft.train.data import pick_device
 
-SCANS = 16  # a step takes a quarter of them
 AS_THEY_ARE = ", scans as they are"
 DEFAULT = (
     "full",
@@ -41,13 +42,16 @@ DEFAULT = (
 )
 
 
+@dataclass(frozen=True)
 class Few(Case):
     """A case of few scans: nothing but a step's time and memory is wanted."""
 
+    step: int = 4
+
     @property
     def scans(self) -> int:
-        """Return the training scans."""
-        return SCANS
+        """Return the training scans, of which a step takes a quarter."""
+        return 4 * self.step
 
 
 def spec_of(name: str, batch: int) -> dict[str, Any]:
@@ -70,10 +74,10 @@ def spec_of(name: str, batch: int) -> dict[str, Any]:
     return spec | {"training": spec["training"] | short}
 
 
-def measure(name: str, device: torch.device) -> dict[str, float]:
+def measure(name: str, device: torch.device, batch: int) -> dict[str, float]:
     """Return the seconds of a step and the peak memory in bytes, in this process."""
     with tempfile.TemporaryDirectory() as folder:
-        case = Few(Path(folder), device, small=False)
+        case = Few(Path(folder), device, small=False, step=batch)
         case.write_volumes()
         reset_peak_memory(device)
         before = peak_memory(device)
@@ -85,16 +89,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("methods", nargs="*", default=DEFAULT)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--batch", type=int, default=4, help="scans of a step")
     parser.add_argument("--here", action="store_true", help="measure the one method in this process")
     options = parser.parse_args()
     if options.here:
         torch.set_num_threads(1)
         (name,) = options.methods
-        print(json.dumps(measure(name, pick_device(options.device))))
+        print(json.dumps(measure(name, pick_device(options.device), options.batch)))
         return
     whole: dict[str, float] = {}
     for name in ("full", *(name for name in options.methods if name != "full")):
-        command = [sys.executable, __file__, "--here", "--device", options.device, name]
+        command = [
+            sys.executable,
+            __file__,
+            "--here",
+            "--device",
+            options.device,
+            "--batch",
+            str(options.batch),
+            name,
+        ]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         found = json.loads(done.stdout.splitlines()[-1])
         whole = whole or found

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -21,6 +22,13 @@ def own_umask() -> Iterator[None]:
     """Take back the umask that the workflow sets when it is read: SLURM's daemons want folders for all."""
     yield
     os.umask(UMASK)
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all processes of this run of the tests have in common."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if WORKERS else own
 
 
 # Files whose tests run Snakemake, SLURM, benchmarks or many trainings: not for `make test-quick`.

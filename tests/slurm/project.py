@@ -11,6 +11,7 @@ from pathlib import Path
 
 import cluster
 import numpy as np
+import slow_steps
 import yaml
 
 import tiny_cells
@@ -80,14 +81,20 @@ class Head:
     """Snakemake's head process, which submits and watches."""
 
     def __init__(
-        self, folder: Path, targets: Sequence[str], *arguments: str, rules: Sequence[str] = RULES
+        self,
+        folder: Path,
+        targets: Sequence[str],
+        steps: slow_steps.SlowSteps,
+        *arguments: str,
+        rules: Sequence[str] = RULES,
     ) -> None:
-        """Start it with the cluster's profile and, beside it, `arguments`."""
+        """Start it with the cluster's profile and, beside it, `arguments`; its jobs' trainings are slow."""
         self.output = folder / "head.log"
         options = ["--profile", str(PROFILE), *FASTER, *arguments]
+        _, *words = command(folder, targets, *options, rules=rules)
         with self.output.open("w") as stream:
             self.process = subprocess.Popen(
-                command(folder, targets, *options, rules=rules),
+                [str(steps.python), *words],
                 cwd=folder,
                 env=os.environ | ONE_THREAD,
                 stdout=stream,

@@ -9,6 +9,7 @@ import torch
 import yaml
 from cluster import Cluster, wait_for
 from safetensors.torch import load_file
+from slow_steps import SlowSteps
 
 FRACTIONS = (25, 50, 75, 100)
 CELLS = [f"ad/vit_xxs/none/scratch/fraction-{fraction}/seed-0" for fraction in FRACTIONS]
@@ -20,7 +21,7 @@ def make(folder: Path) -> None:
     folder.mkdir()
     project.make(folder, ("mae",), 2)
     config = yaml.safe_load((folder / "config.yaml").read_text())
-    config["training"] = {"epochs": 250, "patience": 250, "batch_size": 4, "warmup_epochs": 1}
+    config["training"] = {"epochs": 30, "patience": 30, "batch_size": 4, "warmup_epochs": 1}
     block = {"tasks": ["ad"], "backbones": ["vit_xxs"], "methods": ["scratch"], "seeds": [0]}
     config["grid"] = [block | {"fractions": list(FRACTIONS)}]
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
@@ -39,7 +40,8 @@ def test_a_pack_that_is_requeued_keeps_what_it_has_trained(slurm: Cluster, tmp_p
     make(undisturbed)
     targets = [str(delta(Path(), cell)) for cell in CELLS]
     rules = ("finetune", "cell")
-    head = project.Head(packed, targets, rules=rules)
+    steps = SlowSteps(tmp_path / "slow", 0.2)
+    head = project.Head(packed, targets, steps, rules=rules)
     said = lambda: (packed / LOG).read_text() if (packed / LOG).exists() else ""  # noqa: E731
     try:
         wait_for("a cell is trained", lambda: "trained after" in said() or head.process.poll() is not None)
@@ -47,6 +49,7 @@ def test_a_pack_that_is_requeued_keeps_what_it_has_trained(slurm: Cluster, tmp_p
         (job,) = slurm.jobs()
         slurm.call("scancel", "--signal=USR1", job)
         wait_for("it is requeued", lambda: project.restarts(slurm, job) == 1)
+        steps.let_go()
         head.finish()
     finally:
         head.kill()

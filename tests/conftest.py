@@ -40,9 +40,20 @@ SLOW = {
 }
 
 
+# Files that take longest, the longest first. The shorter ones fill the time beside and after them, and no core
+# waits for a long one at the end. Those on a SLURM wait more than they compute: they begin beside the first,
+# whose Snakemake runs two jobs at a time.
+LONGEST = (
+    *("test_end_to_end.py", "test_interruptions.py", "test_nodes.py", "test_requeued_packs.py"),
+    *("test_benchmarks.py", "test_dry_runs.py", "test_figures.py", "test_methods.py", "test_scores.py"),
+    *("test_tables.py", "test_faults.py", "test_readme.py", "test_submissions.py"),
+)
+
+
 def pytest_collection_modifyitems(items):
-    """Mark slow tests, and start the longest file first: the others fill the time beside it."""
+    """Mark slow tests, and have the longest files begin first."""
     for item in items:
         if item.path.name in SLOW or item.path.parent.name == "slurm":
             item.add_marker(pytest.mark.slow)
-    items.sort(key=lambda item: item.path.name != "test_end_to_end.py")
+    ranks = {name: rank for rank, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: ranks.get(item.path.name, len(LONGEST)))

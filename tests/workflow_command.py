@@ -1,9 +1,13 @@
 """The command that runs the workflow of this checkout, and what a run of it has said."""
 
+import multiprocessing
+import os
 import re
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import yaml
@@ -19,9 +23,36 @@ def command(folder: Path, *arguments: object) -> list[str]:
     return list(map(str, [*words, *arguments]))
 
 
+# Half of a dry run is Python's reading of Snakemake. A process that has read it forks one for each run.
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["snakemake.cli", "snakemake_executor_plugin_slurm", "pydantic"])
+
+
 def snakemake(folder: Path, *arguments: object) -> "subprocess.CompletedProcess[str]":
     """Run it with `folder` as its working directory; return the finished process."""
-    return subprocess.run(command(folder, *arguments), cwd=ROOT, capture_output=True, text=True, check=False)
+    words = command(folder, *arguments)
+    with TemporaryDirectory() as said:
+        files = [Path(said, name) for name in ("output", "errors")]
+        process = FORKS.Process(target=_snakemake, args=(words, dict(os.environ), files))
+        process.start()
+        process.join()
+        output, errors = (file.read_text() for file in files)
+    return subprocess.CompletedProcess(words, process.exitcode or 0, output, errors)
+
+
+def _snakemake(words: Sequence[str], environment: Mapping[str, str], files: Sequence[Path]) -> None:
+    """Be the process that a command starts: as `python -m snakemake` is, but for having read Snakemake."""
+    for number, file in enumerate(files, start=1):
+        opened = os.open(file, os.O_WRONLY | os.O_CREAT)
+        os.dup2(opened, number)
+        os.close(opened)
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(ROOT)
+    _, _, *sys.argv = words  # without the Python and its -m
+    from snakemake.cli import main
+
+    main()
 
 
 def write_config(folder: Path, config: dict[str, Any]) -> Path:

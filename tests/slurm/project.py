@@ -11,7 +11,6 @@ from pathlib import Path
 
 import cluster
 import numpy as np
-import slow_steps
 import yaml
 
 import tiny_cells
@@ -84,17 +83,17 @@ class Head:
         self,
         folder: Path,
         targets: Sequence[str],
-        steps: slow_steps.SlowSteps,
+        python: Path,
         *arguments: str,
         rules: Sequence[str] = RULES,
     ) -> None:
-        """Start it with the cluster's profile and, beside it, `arguments`; its jobs' trainings are slow."""
+        """Start it with the cluster's profile and, beside it, `arguments`; jobs have its Python."""
         self.output = folder / "head.log"
         options = ["--profile", str(PROFILE), *FASTER, *arguments]
         _, *words = command(folder, targets, *options, rules=rules)
         with self.output.open("w") as stream:
             self.process = subprocess.Popen(
-                [str(steps.python), *words],
+                [str(python), *words],
                 cwd=folder,
                 env=os.environ | ONE_THREAD,
                 stdout=stream,

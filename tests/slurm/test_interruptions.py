@@ -7,8 +7,8 @@ from pathlib import Path
 import project
 import torch
 from cluster import NODES, Cluster, wait_for
+from paced import Paced
 from safetensors.torch import load_file
-from slow_steps import SlowSteps
 
 STEPS, SECONDS = 200, 1.0  # of a pretraining and of a step, until it is let go: longer than all that happens
 DISTURBED = ("limited", "requeued", "cancelled", "preempted")
@@ -20,8 +20,8 @@ def training(folder: Path, name: str) -> bool:
 
 def test_however_it_is_stopped_the_weights_are_the_same(slurm: Cluster, tmp_path: Path) -> None:
     project.make(tmp_path, (*DISTURBED, "undisturbed"), STEPS)
-    steps = SlowSteps(tmp_path / "slow", SECONDS)
-    head = project.Head(tmp_path, project.encoders(DISTURBED), steps)
+    paced = Paced(tmp_path / "paced", SECONDS)
+    head = project.Head(tmp_path, project.encoders(DISTURBED), paced.python)
     try:
         for name in DISTURBED:
             wait_for(f"{name} trains", lambda name=name: training(tmp_path, name) or _ended(head))
@@ -55,13 +55,13 @@ def test_however_it_is_stopped_the_weights_are_the_same(slurm: Cluster, tmp_path
         unlock = project.command(tmp_path, project.encoders(DISTURBED), "--unlock")
         subprocess.run(unlock, cwd=tmp_path, check=True, capture_output=True)
         before = {name: project.job_of(slurm, name) for name in DISTURBED}
-        head = project.Head(tmp_path, project.encoders(DISTURBED), steps)
+        head = project.Head(tmp_path, project.encoders(DISTURBED), paced.python)
         for name in DISTURBED:
             wait_for(
                 f"{name} is submitted anew while it trains",
                 lambda name=name: project.job_of(slurm, name) != before[name] or _ended(head),
             )
-        steps.let_go()
+        paced.let_go()
         head.finish()
         assert sum(project.restarts(slurm, jobs[name]) for name in DISTURBED) > 3, "the node failed too late"
     finally:

@@ -8,8 +8,8 @@ import project
 import torch
 import yaml
 from cluster import Cluster, wait_for
+from paced import Paced
 from safetensors.torch import load_file
-from slow_steps import SlowSteps
 
 FRACTIONS = (25, 50, 75, 100)
 CELLS = [f"ad/vit_xxs/none/scratch/fraction-{fraction}/seed-0" for fraction in FRACTIONS]
@@ -40,8 +40,8 @@ def test_a_pack_that_is_requeued_keeps_what_it_has_trained(slurm: Cluster, tmp_p
     make(undisturbed)
     targets = [str(delta(Path(), cell)) for cell in CELLS]
     rules = ("finetune", "cell")
-    steps = SlowSteps(tmp_path / "slow", 0.2)
-    head = project.Head(packed, targets, steps, rules=rules)
+    paced = Paced(tmp_path / "paced", 0.2)
+    head = project.Head(packed, targets, paced.python, rules=rules)
     said = lambda: (packed / LOG).read_text() if (packed / LOG).exists() else ""  # noqa: E731
     try:
         wait_for("a cell is trained", lambda: "trained after" in said() or head.process.poll() is not None)
@@ -49,7 +49,7 @@ def test_a_pack_that_is_requeued_keeps_what_it_has_trained(slurm: Cluster, tmp_p
         (job,) = slurm.jobs()
         slurm.call("scancel", "--signal=USR1", job)
         wait_for("it is requeued", lambda: project.restarts(slurm, job) == 1)
-        steps.let_go()
+        paced.let_go()
         head.finish()
     finally:
         head.kill()

@@ -40,9 +40,9 @@ SLOW = {
 }
 
 
-# Files that take longest, the longest first. The shorter ones fill the time beside and after them, and no core
-# waits for a long one at the end. Those on a SLURM wait more than they compute: they begin beside the first,
-# whose Snakemake runs two jobs at a time.
+# Files that take longest, the longest first: the shorter ones fill the time beside and after them, and no
+# core waits for a long one at the end. Those on a SLURM wait much; they begin beside the first file, whose
+# Snakemake runs two jobs at a time.
 LONGEST = (
     *("test_end_to_end.py", "test_interruptions.py", "test_nodes.py", "test_requeued_packs.py"),
     *("test_benchmarks.py", "test_dry_runs.py", "test_figures.py", "test_methods.py", "test_scores.py"),

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -28,31 +29,38 @@ FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["snakemake.cli", "snakemake_executor_plugin_slurm", "pydantic"])
 
 
-def snakemake(folder: Path, *arguments: object) -> "subprocess.CompletedProcess[str]":
-    """Run it with `folder` as its working directory; return the finished process."""
-    words = command(folder, *arguments)
-    with TemporaryDirectory() as said:
-        files = [Path(said, name) for name in ("output", "errors")]
-        process = FORKS.Process(target=_snakemake, args=(words, dict(os.environ), files))
-        process.start()
-        process.join()
-        output, errors = (file.read_text() for file in files)
-    return subprocess.CompletedProcess(words, process.exitcode or 0, output, errors)
+def start(words: Sequence[str], output: Path, errors: Path, there: Path = ROOT) -> ForkServerProcess:
+    """Start a `command`, in the folder `there`; what it says goes to two files."""
+    process = FORKS.Process(target=_be, args=(words, dict(os.environ), (output, errors), there))
+    process.start()
+    return process
 
 
-def _snakemake(words: Sequence[str], environment: Mapping[str, str], files: Sequence[Path]) -> None:
+def _be(words: Sequence[str], environment: Mapping[str, str], said: Sequence[Path], there: Path) -> None:
     """Be the process that a command starts: as `python -m snakemake` is, but for having read Snakemake."""
-    for number, file in enumerate(files, start=1):
-        opened = os.open(file, os.O_WRONLY | os.O_CREAT)
+    for number, file in enumerate(said, start=1):
+        opened = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(opened, number)
         os.close(opened)
     os.environ.clear()
     os.environ.update(environment)
-    os.chdir(ROOT)
+    os.chdir(there)
     _, _, *sys.argv = words  # without the Python and its -m
     from snakemake.cli import main
 
     main()
+
+
+def snakemake(folder: Path, *arguments: object) -> "subprocess.CompletedProcess[str]":
+    """Run it with `folder` as its working directory; return the finished process."""
+    words = command(folder, *arguments)
+    with TemporaryDirectory() as said:
+        output, errors = Path(said, "output"), Path(said, "errors")
+        process = start(words, output, errors)
+        process.join()
+        return subprocess.CompletedProcess(
+            words, process.exitcode or 0, output.read_text(), errors.read_text()
+        )
 
 
 def write_config(folder: Path, config: dict[str, Any]) -> Path:

@@ -21,7 +21,7 @@ def make(folder: Path) -> None:
     folder.mkdir()
     project.make(folder, ("mae",), 2)
     config = yaml.safe_load((folder / "config.yaml").read_text())
-    config["training"] = {"epochs": 30, "patience": 30, "batch_size": 4, "warmup_epochs": 1}
+    config["training"] = {"epochs": 20, "patience": 20, "batch_size": 4, "warmup_epochs": 1}
     block = {"tasks": ["ad"], "backbones": ["vit_xxs"], "methods": ["scratch"], "seeds": [0]}
     config["grid"] = [block | {"fractions": list(FRACTIONS)}]
     (folder / "config.yaml").write_text(yaml.safe_dump(config))

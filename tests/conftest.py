@@ -25,10 +25,10 @@ def own_umask() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shared(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Path:
     """A folder that all processes of this run of the tests have in common."""
     own = tmp_path_factory.getbasetemp()
-    return own.parent if WORKERS else own
+    return own.parent if hasattr(pytestconfig, "workerinput") else own  # a worker's lies in the run's
 
 
 # Files whose tests run Snakemake, SLURM, benchmarks or many trainings: not for `make test-quick`.

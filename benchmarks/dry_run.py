@@ -2,8 +2,9 @@
 
     python benchmarks/dry_run.py [--scans 38703] [--cells 5000]
 
-In a temporary folder it makes cohorts of empty files (those of the paper, UKB at its full size) and a grid of
-at least so many cells, dry-runs the workflow, and reads its files as a job on a node does.
+In a temporary folder it makes cohorts of empty files (those of the paper, UKB at its full size; with fewer
+scans, of no more subjects than those) and a grid of at least so many cells, dry-runs the workflow, and reads
+its files as a job on a node does.
 """
 
 import argparse
@@ -21,7 +22,7 @@ import yaml
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from workflow_command import snakemake  # noqa: E402
+from workflow_command import command  # noqa: E402
 
 # Reads the files as a job does: not the main process, so nothing is indexed.
 PARSE = """
@@ -56,10 +57,10 @@ def main() -> None:
         config.write_text(
             yaml.safe_dump(_configuration(folder, options.scans, options.cells), sort_keys=False)
         )
-        run = ["--configfile", config, "--cores", "2", "--dry-run", "--quiet", "rules"]
+        run = command(folder, "--configfile", config, "--cores", "2", "--dry-run", "--quiet", "rules")
         for label in ("first dry run", "second dry run"):
             before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
-            done = snakemake(folder, *run)
+            done = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, check=False)
             if done.returncode:
                 sys.exit(done.stdout + done.stderr)
             after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -78,7 +79,7 @@ def _configuration(folder: Path, scans: int, cells: int) -> dict:
     config = yaml.safe_load((ROOT / "config.yaml").read_text())
     sizes = {"UKB": (scans, 1), "ADNI": (1188, 4), "OASIS": (600, 1), "Taiwan": (500, 1), "UPenn": (150, 1)}
     for name, (subjects, sessions) in sizes.items():
-        config["cohorts"][name]["bids"] = str(_cohort(folder / "data" / name, subjects, sessions))
+        config["cohorts"][name]["bids"] = str(_cohort(folder / "data" / name, min(subjects, scans), sessions))
     block = config["grid"][1]
     per_seed = len(block["fractions"]) * (len(block["methods"]) * 2 + 1)
     config["grid"] = [block | {"seeds": list(range(-(-cells // per_seed)))}]

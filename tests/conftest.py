@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -23,6 +24,13 @@ def own_umask() -> Iterator[None]:
     os.umask(UMASK)
 
 
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Path:
+    """A folder that all processes of this run of the tests have in common."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if hasattr(pytestconfig, "workerinput") else own  # a worker's lies in the run's
+
+
 # Files whose tests run Snakemake, SLURM, benchmarks or many trainings: not for `make test-quick`.
 SLOW = {
     *("test_end_to_end.py", "test_dry_runs.py", "test_dry_runs_pretraining.py", "test_two_runs.py"),
@@ -32,9 +40,20 @@ SLOW = {
 }
 
 
+# Files that take longest, the longest first: the shorter ones fill the time beside and after them, and no
+# core waits for a long one at the end. Those on a SLURM wait much; they begin beside the first file, whose
+# Snakemake runs two jobs at a time.
+LONGEST = (
+    *("test_end_to_end.py", "test_interruptions.py", "test_nodes.py", "test_requeued_packs.py"),
+    *("test_benchmarks.py", "test_dry_runs.py", "test_figures.py", "test_methods.py", "test_scores.py"),
+    *("test_tables.py", "test_faults.py", "test_readme.py", "test_submissions.py"),
+)
+
+
 def pytest_collection_modifyitems(items):
-    """Mark slow tests, and start the longest file first: the others fill the time beside it."""
+    """Mark slow tests, and have the longest files begin first."""
     for item in items:
         if item.path.name in SLOW or item.path.parent.name == "slurm":
             item.add_marker(pytest.mark.slow)
-    items.sort(key=lambda item: item.path.name != "test_end_to_end.py")
+    ranks = {name: rank for rank, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: ranks.get(item.path.name, len(LONGEST)))

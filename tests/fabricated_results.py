@@ -5,7 +5,9 @@ published figures appear.
 """
 
 import csv
+import fcntl
 import json
+import shutil
 import zlib
 from pathlib import Path
 
@@ -142,10 +144,23 @@ def scored(config: Config, results: Path, only: str = "") -> list[Score]:
     return read_scores(config, results, with_draws=True)
 
 
-def small_results(folder: Path) -> Path:
-    """Write the results of `small_config`, scored, into a folder; return it."""
-    fabricate(small_config(), folder)
-    scored(small_config(), folder)
+def small_results(folder: Path, shared: Path, config: Config | None = None) -> Path:
+    """Write the results of a configuration, by default `small_config`, scored, into a folder; return it.
+
+    They take half a minute, so they are made once in `shared`, which all processes of a run of the tests
+    know, and copied from there: a test may change its own.
+    """
+    config = config or small_config()
+    made = shared / f"fabricated-{zlib.crc32(config.model_dump_json().encode()):08x}"
+    with made.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not made.exists():
+            unfinished = made.with_suffix(".unfinished")
+            shutil.rmtree(unfinished, ignore_errors=True)  # of a process that failed at it
+            fabricate(config, unfinished)
+            scored(config, unfinished)
+            unfinished.rename(made)
+    shutil.copytree(made, folder, dirs_exist_ok=True)
     return folder
 
 

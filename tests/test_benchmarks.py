@@ -25,7 +25,7 @@ def test_of_start_up():
 
 
 def test_of_a_large_dry_run():
-    assert "a job reads the workflow's files in" in printed("dry_run.py", "--scans", 20, "--cells", 20)
+    assert "a job reads the workflow's files in" in printed("dry_run.py", "--scans", 100, "--cells", 20)
 
 
 def test_of_the_stages_of_a_large_cohort():

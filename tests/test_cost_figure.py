@@ -16,8 +16,8 @@ def test_the_pareto_front_holds_what_nothing_cheaper_beats(higher, front):
     assert list(pareto_front(points, higher)) == front
 
 
-def test_a_panel_for_each_cost_shows_every_method_with_a_score(tmp_path):
-    config, results = small_config(), small_results(tmp_path / "results")
+def test_a_panel_for_each_cost_shows_every_method_with_a_score(tmp_path, shared):
+    config, results = small_config(), small_results(tmp_path / "results", shared)
     figure = draw_costs(config, read_scores(config, results), read_costs(config, results))
     (first,) = (axis for axis in figure.axes if axis.get_title(loc="left").startswith("ViT-B: ad on ADNI"))
     row = [axis for axis in figure.axes if axis.get_subplotspec().rowspan.start == 0]

@@ -14,7 +14,7 @@ from matplotlib import colors, image
 from matplotlib.collections import LineCollection, PathCollection
 from matplotlib.figure import Figure
 
-from fabricated_results import fabricate, scored, small_config, small_results
+from fabricated_results import small_config, small_results
 from neuropeft.errors import UserError
 from neuropeft.evaluate.costs import cell_folder, read_costs, trainable_parameters
 from neuropeft.evaluate.scores import read_scores
@@ -46,8 +46,8 @@ NAMES = (
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory):
-    return small_results(tmp_path_factory.mktemp("fabricated") / "results")
+def results(tmp_path_factory, shared):
+    return small_results(tmp_path_factory.mktemp("fabricated") / "results", shared)
 
 
 @pytest.fixture(scope="module")
@@ -113,17 +113,16 @@ def test_figures_of_results_are_written_with_their_data(results, tmp_path):
     assert rows[:40] == [key | row for row in read_csv(results / "pretraining/mae/vit_b/history.csv")]
 
 
-def test_figures_of_folds(tmp_path):
-    config = small_config(splits={"folds": 2})
-    fabricate(config, tmp_path)
-    scored(config, tmp_path)
+def test_figures_of_folds(tmp_path, shared):
+    config = small_config(splits={"folds": 3})
+    small_results(tmp_path, shared, config)
     write_figures(config, tmp_path, tmp_path / "figures")
-    assert "n = 50 test subjects, 3 seeds, 2-fold" in (tmp_path / "figures/figure3.svg").read_text()
+    assert "n = 50 test subjects, 3 seeds, 3-fold" in (tmp_path / "figures/figure3.svg").read_text()
     assert "fold 1" in (tmp_path / "figures/losses_pretraining.svg").read_text()
     rows = read_csv(tmp_path / "figures/losses_finetuning.csv")
-    assert {(row["seed"], row["fold"]) for row in rows} == {(seed, fold) for seed in "012" for fold in "12"}
+    assert {(row["seed"], row["fold"]) for row in rows} == {(seed, fold) for seed in "012" for fold in "123"}
     assert Counter(row["fold"] for row in read_csv(tmp_path / "figures/losses_pretraining.csv")) == {
-        fold: 2 * 40 for fold in "12"
+        fold: 2 * 40 for fold in "123"
     }
     drawn = (tmp_path / "figures/reconstructions_mae_vit_b.svg").read_text()
     assert "rebuilt from the visible ones" in drawn

@@ -8,12 +8,21 @@ import numpy as np
 import pytest
 from sklearn import metrics as oracle
 
-from fabricated_results import MISSING_CELL, MISSING_GROUP, contender, fabricate, scored, small_config, truth
+from fabricated_results import (
+    MISSING_CELL,
+    MISSING_GROUP,
+    contender,
+    scored,
+    small_config,
+    small_results,
+    truth,
+)
 from neuropeft.contenders import NO_BACKBONE
 from neuropeft.errors import UserError
 from neuropeft.evaluate.bootstrap import bootstrap_draws, percentile_interval
 from neuropeft.evaluate.compare import compare
 from neuropeft.evaluate.predictions import RunKey, read_predictions
+from neuropeft.evaluate.scores import read_scores
 from neuropeft.evaluate.tested import pool, with_rule
 from neuropeft.files import read_tsv, write_tsv
 from neuropeft.subsets import fraction
@@ -32,15 +41,13 @@ BINARY, MULTICLASS, REGRESSION = (
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("fabricated") / "results"
-    fabricate(small_config(), folder)
-    return folder
+def results(tmp_path_factory, shared):
+    return small_results(tmp_path_factory.mktemp("fabricated") / "results", shared)
 
 
 @pytest.fixture(scope="module")
 def scores(results):
-    return scored(small_config(), results)
+    return read_scores(small_config(), results, with_draws=True)
 
 
 def find(scores, metric="auc", cohort="ADNI", **group):
@@ -101,8 +108,8 @@ def test_threshold_comes_from_validation_and_is_frozen(results, scores):
             assert value == pytest.approx(oracle.balanced_accuracy_score(run.y, run.score >= cut))
 
 
-def test_a_threshold_that_is_not_known_yet_is_not_made_up(tmp_path):
-    fabricate(small_config(), tmp_path)
+def test_a_threshold_that_is_not_known_yet_is_not_made_up(tmp_path, shared):
+    small_results(tmp_path, shared)
     (tmp_path / "predictions/ad/vit_b/mae/full/ADNI.tsv").unlink()
     scores = scored(small_config(), tmp_path, "cells/ad/vit_b/mae/full")
     choice = {"cohort": "OASIS", **FULL}
@@ -118,14 +125,12 @@ FOLDED = small_config(splits={"folds": 3})
 
 
 @pytest.fixture(scope="module")
-def folded(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("folded") / "results"
-    fabricate(FOLDED, folder)
-    return folder
+def folded(tmp_path_factory, shared):
+    return small_results(tmp_path_factory.mktemp("folded") / "results", shared, FOLDED)
 
 
 def test_the_folds_of_a_seed_are_scored_as_one_run_over_all_subjects(folded):
-    scores = scored(FOLDED, folded)
+    scores = read_scores(FOLDED, folded, with_draws=True)
     runs = read_predictions(folded / "predictions/ad/vit_b/mae/full/ADNI.tsv", BINARY)
     for method, metric in itertools.product(("full", "scratch"), ("auc", "brier", "balanced_accuracy")):
         score = find(scores, metric, backbone="vit_b", method=method, subset=fraction(50))
@@ -208,9 +213,9 @@ def test_controls_are_scored_like_methods(scores):
     assert partly_known.n == 16  # of 20: subjects without an age have no prediction
 
 
-def test_seeds_tested_on_different_subjects_are_refused(tmp_path):
+def test_seeds_tested_on_different_subjects_are_refused(tmp_path, shared):
     config = small_config()
-    fabricate(config, tmp_path)
+    small_results(tmp_path, shared)
     path = tmp_path / "predictions/ad/vit_b/mae/full/ADNI.tsv"
     rows = [row for row in read_tsv(path) if not (row["seed"] == "1" and row["subject"] == "ADNI000")]
     write_tsv(path, rows, list(rows[0]))

@@ -12,8 +12,8 @@ from neuropeft.subsets import fraction
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory):
-    return small_results(tmp_path_factory.mktemp("fabricated") / "results")
+def results(tmp_path_factory, shared):
+    return small_results(tmp_path_factory.mktemp("fabricated") / "results", shared)
 
 
 def test_summary_shows_scores_controls_and_places(results, capsys):

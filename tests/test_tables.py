@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from fabricated_results import contender, fabricate, scored, small_config, small_results
+from fabricated_results import contender, small_config, small_results
 from neuropeft.config import Config
 from neuropeft.evaluate.compare import compare
 from neuropeft.evaluate.scores import Score, primary_metric, read_scores
@@ -24,8 +24,8 @@ densenet121,scratch,11242625,2049,11244674,11244674,11 million,encoder + 2-class
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory):
-    folder = small_results(tmp_path_factory.mktemp("fabricated") / "results")
+def results(tmp_path_factory, shared):
+    folder = small_results(tmp_path_factory.mktemp("fabricated") / "results", shared)
     (folder / "counts.csv").write_text(COUNTS)
     write_tables(small_config(), folder, folder / "counts.csv", folder / "tables")
     return folder
@@ -127,22 +127,21 @@ def test_table3_shows_mean_sd_interval_and_seeds(results):
     }
 
 
-def test_tables_of_folds_say_so(tmp_path, capsys):
-    config = small_config(splits={"folds": 2})
-    fabricate(config, tmp_path)
-    scored(config, tmp_path)
+def test_tables_of_folds_say_so(tmp_path, capsys, shared):
+    config = small_config(splits={"folds": 3})
+    small_results(tmp_path, shared, config)
     (tmp_path / "counts.csv").write_text(COUNTS)
     write_tables(config, tmp_path, tmp_path / "counts.csv", tmp_path / "tables")
     shown = text(tmp_path, "table3.md")
-    assert "60 of 60 cells have scores. Cross-validation, 2-fold." in shown
-    assert "- 2-fold: every subject is tested on once per seed." in shown
+    assert "90 of 90 cells have scores. Cross-validation, 3-fold." in shown
+    assert "- 3-fold: every subject is tested on once per seed." in shown
     assert (
-        wide(tmp_path, "table3.md", "ad", "AUC", "ADNI", "mean (SD), 3 seeds, 2-fold")["Cohort"]
+        wide(tmp_path, "table3.md", "ad", "AUC", "ADNI", "mean (SD), 3 seeds, 3-fold")["Cohort"]
         == "ADNI, n = 60"
     )
-    assert {row["fold"] for row in rows_of(tmp_path, "costs.csv")} == {"1", "2"}
+    assert {row["fold"] for row in rows_of(tmp_path, "costs.csv")} == {"1", "2", "3"}
     print_summary(config, tmp_path)
-    assert "n = 60 test subjects (2-fold), 100 % of the training subjects" in capsys.readouterr().out
+    assert "n = 60 test subjects (3-fold), 100 % of the training subjects" in capsys.readouterr().out
 
 
 def test_incomplete_and_missing_cells_are_shown_as_such(results, tmp_path):

@@ -1,9 +1,14 @@
 """The command that runs the workflow of this checkout, and what a run of it has said."""
 
+import multiprocessing
+import os
 import re
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import yaml
@@ -19,9 +24,43 @@ def command(folder: Path, *arguments: object) -> list[str]:
     return list(map(str, [*words, *arguments]))
 
 
+# Half of a dry run is Python's reading of Snakemake. A process that has read it forks one for each run.
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["snakemake.cli", "snakemake_executor_plugin_slurm", "pydantic"])
+
+
+def start(words: Sequence[str], output: Path, errors: Path, there: Path = ROOT) -> ForkServerProcess:
+    """Start a `command`, in the folder `there`; what it says goes to two files."""
+    process = FORKS.Process(target=_be, args=(words, dict(os.environ), (output, errors), there))
+    process.start()
+    return process
+
+
+def _be(words: Sequence[str], environment: Mapping[str, str], said: Sequence[Path], there: Path) -> None:
+    """Be the process that a command starts: as `python -m snakemake` is, but for having read Snakemake."""
+    for number, file in enumerate(said, start=1):
+        opened = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(opened, number)
+        os.close(opened)
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(there)
+    _, _, *sys.argv = words  # without the Python and its -m
+    from snakemake.cli import main
+
+    main()
+
+
 def snakemake(folder: Path, *arguments: object) -> "subprocess.CompletedProcess[str]":
     """Run it with `folder` as its working directory; return the finished process."""
-    return subprocess.run(command(folder, *arguments), cwd=ROOT, capture_output=True, text=True, check=False)
+    words = command(folder, *arguments)
+    with TemporaryDirectory() as said:
+        output, errors = Path(said, "output"), Path(said, "errors")
+        process = start(words, output, errors)
+        process.join()
+        return subprocess.CompletedProcess(
+            words, process.exitcode or 0, output.read_text(), errors.read_text()
+        )
 
 
 def write_config(folder: Path, config: dict[str, Any]) -> Path:

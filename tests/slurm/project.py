@@ -80,14 +80,20 @@ class Head:
     """Snakemake's head process, which submits and watches."""
 
     def __init__(
-        self, folder: Path, targets: Sequence[str], *arguments: str, rules: Sequence[str] = RULES
+        self,
+        folder: Path,
+        targets: Sequence[str],
+        python: Path,
+        *arguments: str,
+        rules: Sequence[str] = RULES,
     ) -> None:
-        """Start it with the cluster's profile and, beside it, `arguments`."""
+        """Start it with the cluster's profile and, beside it, `arguments`; jobs have its Python."""
         self.output = folder / "head.log"
         options = ["--profile", str(PROFILE), *FASTER, *arguments]
+        _, *words = command(folder, targets, *options, rules=rules)
         with self.output.open("w") as stream:
             self.process = subprocess.Popen(
-                command(folder, targets, *options, rules=rules),
+                [str(python), *words],
                 cwd=folder,
                 env=os.environ | ONE_THREAD,
                 stdout=stream,

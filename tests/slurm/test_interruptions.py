@@ -1,17 +1,16 @@
 """Pretrainings that a real SLURM stops in every way it can end as those that nobody disturbed."""
 
-import csv
 import subprocess
 from contextlib import suppress
-from itertools import pairwise
 from pathlib import Path
 
 import project
 import torch
 from cluster import NODES, Cluster, wait_for
+from paced import Paced
 from safetensors.torch import load_file
 
-SECONDS = 50  # of a pretraining: SLURM may take half a minute to see that a time limit is near
+STEPS, SECONDS = 200, 1.0  # of a pretraining and of a step, until it is let go: longer than all that happens
 DISTURBED = ("limited", "requeued", "cancelled", "preempted")
 
 
@@ -19,20 +18,10 @@ def training(folder: Path, name: str) -> bool:
     return "step " in project.log(folder, name)
 
 
-def steps_that_last(folder: Path) -> int:
-    """Return how many steps take SECONDS on this machine at its best: it may be busy with other tests now."""
-    folder.mkdir()
-    project.make(folder, ("speed",), 200)
-    project.alone(folder, "speed")
-    with (project.encoder(folder, "speed").parent / "history.csv").open() as stream:
-        rows = [(int(row["step"]), float(row["seconds"])) for row in csv.DictReader(stream)]
-    fastest = min(seconds / (step - before) for (before, _), (step, seconds) in pairwise(rows))
-    return round(SECONDS / fastest)
-
-
 def test_however_it_is_stopped_the_weights_are_the_same(slurm: Cluster, tmp_path: Path) -> None:
-    project.make(tmp_path, (*DISTURBED, "undisturbed"), steps_that_last(tmp_path / "speed"))
-    head = project.Head(tmp_path, project.encoders(DISTURBED))
+    project.make(tmp_path, (*DISTURBED, "undisturbed"), STEPS)
+    paced = Paced(tmp_path / "paced", SECONDS)
+    head = project.Head(tmp_path, project.encoders(DISTURBED), paced.python)
     try:
         for name in DISTURBED:
             wait_for(f"{name} trains", lambda name=name: training(tmp_path, name) or _ended(head))
@@ -65,7 +54,14 @@ def test_however_it_is_stopped_the_weights_are_the_same(slurm: Cluster, tmp_path
         head.kill()
         unlock = project.command(tmp_path, project.encoders(DISTURBED), "--unlock")
         subprocess.run(unlock, cwd=tmp_path, check=True, capture_output=True)
-        head = project.Head(tmp_path, project.encoders(DISTURBED))
+        before = {name: project.job_of(slurm, name) for name in DISTURBED}
+        head = project.Head(tmp_path, project.encoders(DISTURBED), paced.python)
+        for name in DISTURBED:
+            wait_for(
+                f"{name} is submitted anew while it trains",
+                lambda name=name: project.job_of(slurm, name) != before[name] or _ended(head),
+            )
+        paced.let_go()
         head.finish()
         assert sum(project.restarts(slurm, jobs[name]) for name in DISTURBED) > 3, "the node failed too late"
     finally:

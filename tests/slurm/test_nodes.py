@@ -6,6 +6,7 @@ from pathlib import Path
 import project
 import pytest
 from cluster import Cluster, wait_for
+from paced import Paced
 
 NODES = 2
 RESOURCES = ["mpi=srun", f"nodes={NODES}", f"tasks={NODES}", "tasks_per_gpu=0", "gres=gpu:1", "gpu=0"]
@@ -16,7 +17,8 @@ def test_two_nodes_follow_the_curve_of_one_process(slurm: Cluster, tmp_path: Pat
     resources = [f"pretrain:{resource}" for resource in RESOURCES]
     # On the command line the profile's whole set-resources is replaced.
     resources += ["pretrain:slurm_partition=gpu", "pretrain:mem_mb=1000", "pretrain:runtime=60"]
-    head = project.Head(tmp_path, project.encoders(["nodes"]), "--set-resources", *resources)
+    paced = Paced(tmp_path / "paced", 0.2)
+    head = project.Head(tmp_path, project.encoders(["nodes"]), paced.python, "--set-resources", *resources)
     try:
         trains = lambda: "step " in project.log(tmp_path, "nodes")  # noqa: E731
         wait_for("it trains", lambda: trains() or head.process.poll() is not None)
@@ -24,6 +26,7 @@ def test_two_nodes_follow_the_curve_of_one_process(slurm: Cluster, tmp_path: Pat
         assert "NumNodes=2" in slurm.call("scontrol", "show", "job", job), head.said()
         slurm.call("scancel", "--signal=USR1", job)
         wait_for("it is requeued", lambda: project.restarts(slurm, job) == 1)
+        paced.let_go()
         wait_for("it goes on", lambda: "going on from" in project.log(tmp_path, "nodes"))
         head.finish()
     finally:

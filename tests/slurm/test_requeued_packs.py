@@ -8,6 +8,7 @@ import project
 import torch
 import yaml
 from cluster import Cluster, wait_for
+from paced import Paced
 from safetensors.torch import load_file
 
 FRACTIONS = (25, 50, 75, 100)
@@ -20,7 +21,7 @@ def make(folder: Path) -> None:
     folder.mkdir()
     project.make(folder, ("mae",), 2)
     config = yaml.safe_load((folder / "config.yaml").read_text())
-    config["training"] = {"epochs": 250, "patience": 250, "batch_size": 4, "warmup_epochs": 1}
+    config["training"] = {"epochs": 20, "patience": 20, "batch_size": 4, "warmup_epochs": 1}
     block = {"tasks": ["ad"], "backbones": ["vit_xxs"], "methods": ["scratch"], "seeds": [0]}
     config["grid"] = [block | {"fractions": list(FRACTIONS)}]
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
@@ -39,7 +40,8 @@ def test_a_pack_that_is_requeued_keeps_what_it_has_trained(slurm: Cluster, tmp_p
     make(undisturbed)
     targets = [str(delta(Path(), cell)) for cell in CELLS]
     rules = ("finetune", "cell")
-    head = project.Head(packed, targets, rules=rules)
+    paced = Paced(tmp_path / "paced", 0.2)
+    head = project.Head(packed, targets, paced.python, rules=rules)
     said = lambda: (packed / LOG).read_text() if (packed / LOG).exists() else ""  # noqa: E731
     try:
         wait_for("a cell is trained", lambda: "trained after" in said() or head.process.poll() is not None)
@@ -47,6 +49,7 @@ def test_a_pack_that_is_requeued_keeps_what_it_has_trained(slurm: Cluster, tmp_p
         (job,) = slurm.jobs()
         slurm.call("scancel", "--signal=USR1", job)
         wait_for("it is requeued", lambda: project.restarts(slurm, job) == 1)
+        paced.let_go()
         head.finish()
     finally:
         head.kill()

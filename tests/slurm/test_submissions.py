@@ -2,15 +2,15 @@
 
 import csv
 import re
-import subprocess
 from collections.abc import Iterable, Iterator
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import project
 import pytest
 from cluster import Cluster, wait_for
 
-from workflow_command import ROOT, command
+from workflow_command import ROOT, command, start
 
 Asked = tuple[str, int, int, int, int]
 PARTITIONS = ("cpu", "gpu")
@@ -39,9 +39,9 @@ def submitted(slurm: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Itera
     A head process per rule finds the files of all other rules there, empty.
     """
     folder = tmp_path_factory.mktemp("submitted")
-    table = csv.DictReader(_snakemake(folder, "--summary").communicate()[0].splitlines(), delimiter="\t")
+    _start(folder, "--summary").join()
     targets = {}
-    for row in table:
+    for row in csv.DictReader((folder / "output").read_text().splitlines(), delimiter="\t"):
         targets.setdefault(row["rule"], row["output_file"])
         path = folder / row["output_file"]
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -50,7 +50,7 @@ def submitted(slurm: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Itera
         slurm.call("scontrol", "update", f"PartitionName={partition}", "State=DOWN")
     profile = ["--profile", str(project.PROFILE), *project.FASTER, "--nolock"]
     heads = [
-        _snakemake(folder, *profile, "--allowed-rules", rule, "--force", "--", targets[rule])
+        _start(folder, *profile, "--allowed-rules", rule, "--force", "--", targets[rule])
         for rule in (name.removeprefix("preprocess_") for name in EXPECTED)
     ]
     try:
@@ -60,16 +60,16 @@ def submitted(slurm: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Itera
     finally:
         for head in heads:
             head.kill()
-            head.communicate()
+            head.join()
 
 
-def _snakemake(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
+def _start(folder: Path, *arguments: str) -> ForkServerProcess:
     words = command(folder, "--configfile", ROOT / "tests" / "tiny.yaml", *arguments)
-    return subprocess.Popen(words, cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    return start(words, folder / "output", folder / "errors", folder)
 
 
-def _any_ended(heads: Iterable["subprocess.Popen[str]"]) -> bool:
-    return any(head.poll() is not None for head in heads)
+def _any_ended(heads: Iterable[ForkServerProcess]) -> bool:
+    return any(not head.is_alive() for head in heads)
 
 
 @pytest.mark.parametrize("rule", EXPECTED)

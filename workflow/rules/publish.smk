@@ -3,7 +3,7 @@
 TABLE_NAMES = [
     *(f"table{number}.{kind}" for number in (1, 2, 3, 4) for kind in ("csv", "md", "tex")),
     "scores.csv",
-    "costs.csv",
+    *(f"costs.{kind}" for kind in ("csv", "md", "tex")),
 ]
 FIGURE_NAMES = [
     *(

@@ -30,6 +30,7 @@ from neuropeft.train.history import write_history
 from neuropeft.train.labels import Sides, read_sides, shuffled, stored_sessions, subject_weights
 from neuropeft.train.learner import Plan
 from neuropeft.train.loop import fit
+from neuropeft.train.schedule import planned_steps
 from neuropeft.train.sources import cell_sources, kind_of
 from neuropeft.train.state import FINISHED, finish, forget, is_finished
 from neuropeft.train.supervised import held_layers, supervised_learner
@@ -147,15 +148,14 @@ def finetune(
 
 
 def _plan(spec: Mapping[str, Any], sides: Sides, began: float) -> Plan:
-    """Return how long a cell trains: as many steps with every subset as with all of the data."""
+    """Return how long a cell trains."""
     training = spec["training"]
-    interval = -(-sides.whole // int(training["batch_size"]))  # steps of a pass over all training scans
-    epochs = max(int(training["epochs"]), -(-int(training["min_steps"]) // interval))
+    interval, steps = planned_steps(training, sides.whole)
     chosen = len(sides.validation) >= int(training["min_validation"])
     return Plan(
         name=spec["cell"],
         samples=len(sides.train),
-        steps=epochs * interval,
+        steps=steps,
         interval=interval,
         batch_size=int(training["batch_size"]),
         warmup_steps=int(training["warmup_epochs"]) * interval,

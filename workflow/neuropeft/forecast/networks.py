@@ -40,9 +40,8 @@ def of_cell(spec: Mapping[str, Any], edge: int) -> Network:
     where = torch.device("meta")
     with where:
         model = make_model(spec, None)
-    return _counted(
-        model, model, edge, where, held_layers(spec["training"], model), _bytes(delta_state(model))
-    )
+    held, stored = held_layers(spec["training"], model), _bytes(delta_state(model))
+    return _counted(model, model, edge, where, held, stored)
 
 
 def of_pretraining(spec: Mapping[str, Any], edge: int) -> Network:

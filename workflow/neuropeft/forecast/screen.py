@@ -6,7 +6,6 @@ from pathlib import Path
 
 from neuropeft.cells.status import Cells
 from neuropeft.cohorts.prepare import prepare
-from neuropeft.config import Config
 from neuropeft.config.read import read_config
 from neuropeft.forecast.seconds import APART, CONVOLUTIONS, SHARE, STEP_SECONDS
 from neuropeft.forecast.stages import FINE_TUNING, GPU, START_SECONDS, Forecast, Stage, forecast
@@ -15,6 +14,7 @@ from neuropeft.status.estimate import Estimate, estimate
 from neuropeft.status.text import aligned, number, wrapped
 
 CHECKOUT = Path(__file__).parents[3]  # of the Snakefile, from whose folder paths of cohorts are taken
+UNITS = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"))
 SHOWN = 100e3  # bytes: what takes less is not named
 
 
@@ -35,17 +35,15 @@ def print_estimate(configfile: Path, results: Path, gpu: str) -> None:
     peak = peak_of(gpu)
     assert peak is not None, "a name of PEAKS"
     found = forecast(config, prepare(config, results), peak)
-    finished = [one for one in Cells(config, results).statuses.items() if one[1].cost is not None]
-    left = estimate(Cells(config, results).statuses)
-    spent = sum(status.cost["train_seconds"] for _, status in finished if status.cost)
-    print("\n".join(screen(config, found, gpu, left, spent)))
+    statuses = Cells(config, results).statuses
+    spent = sum(status.cost["train_seconds"] for status in statuses.values() if status.cost is not None)
+    print("\n".join(screen(found, gpu, estimate(statuses), spent)))
 
 
-def screen(config: Config, found: Forecast, gpu: str, left: Estimate, spent: float) -> Iterator[str]:
+def screen(found: Forecast, gpu: str, left: Estimate, spent: float) -> Iterator[str]:
     """Yield the lines of an estimate.
 
     Args:
-        config: the configuration.
         found: what the grid is likely to take.
         gpu: on which GPU.
         left: what finished cells tell of the others.
@@ -62,21 +60,20 @@ def screen(config: Config, found: Forecast, gpu: str, left: Estimate, spent: flo
     yield ""
     yield from wrapped(_sum(stages), "")
     if left.finished:
-        on = ", ".join(left.devices)
+        on, cells = ", ".join(left.devices), left.finished + left.left
         guess = next(stage.seconds for stage in found.stages if stage.name == FINE_TUNING)
         yield from wrapped(
-            f"Of the fine-tuning {number(left.finished, 'cell')} is done, on {on}, and {left.left:,} not: its "
-            f"hours are theirs and what they say of the others. The guess was {_hours(guess)} GPU-hours.",
+            f"{left.finished:,} of {number(cells, 'cell')} are done, on {on}: the hours of {FINE_TUNING} are "
+            f"theirs and, by them, those of the others. The guess was {_hours(guess)} GPU-hours.",
             "",
         )
     yield from wrapped(_disk(found), "")
     yield from wrapped(
-        "Hours rest on operations per scan x scans / "
-        f"({SHARE:.0%} of the peak of {PEAKS[gpu]} TFLOP/s), for CNNs {CONVOLUTIONS} times as much, + "
-        f"{1000 * STEP_SECONDS:.0f} ms a step + {START_SECONDS:.0f} s a job; as measured on an H100, with ViTs "
-        "alone. Trainings count to their last step, without validations. Preparation rests on processor "
-        "time per scan. GPU memory is in float32, so mixed precision takes less; scans come to it if "
-        "they fit. Main memory is what jobs ask for.",
+        f"Hours rest on operations per scan x scans / ({SHARE:.0%} of the peak of {PEAKS[gpu]} TFLOP/s), for "
+        f"CNNs {CONVOLUTIONS} times as much, + {1000 * STEP_SECONDS:.0f} ms a step + {START_SECONDS:.0f} s a "
+        "job: so it was on an H100 with ViTs; the rest has not been measured. Trainings count to their last "
+        "step, without validations, preparation by the processor time of a scan. GPU memory is in float32, "
+        "so mixed precision takes less; scans come to it if they fit. Main memory is what jobs ask for.",
         "",
     )
 
@@ -130,7 +127,5 @@ def _hours(seconds: float) -> str:
 
 
 def _size(count: float) -> str:
-    unit, name = next(
-        ((unit, name) for unit, name in ((1e12, "TB"), (1e9, "GB")) if count >= unit), (1e6, "MB")
-    )
+    unit, name = next((pair for pair in UNITS if count >= pair[0]), UNITS[-1])
     return f"{count / unit:,.0f} {name}" if count >= 10 * unit else f"{count / unit:.2g} {name}"

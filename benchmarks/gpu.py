@@ -14,7 +14,6 @@ import gc
 import io
 import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -31,6 +30,7 @@ import torch
 from torch import Tensor, nn
 from trainings import ROOT, Case, Run, finetuned, pretrained
 
+from neuropeft.peaks import peak_of
 from neuropeft.pretraining.mae3d import MAE3D
 from neuropeft.train import data, pretrain
 from neuropeft.train.cost import device_name, peak_memory, reset_peak_memory
@@ -39,11 +39,6 @@ from neuropeft.train.flops import training_flops
 from neuropeft.train.graphs import Recorded
 from neuropeft.train.prefetch import prefetch
 
-# Dense bfloat16 products summed in float32, 1e12 operations a second, from the makers' data sheets.
-PEAKS = {
-    "H200": 989, "H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "A100": 312, "L40S": 362, "RTX A6000": 155,
-    "A40": 150, "RTX 4090": 165, "RTX 3090": 71,
-}  # fmt: skip
 GOAL = 0.4  # of the peak
 # Largest relative differences of a step's loss: between number formats or kernels, and by rounding alone.
 COARSE, FINE = 0.02, 1e-3
@@ -197,11 +192,11 @@ def utilisation(case: Case, train: Callable[[bool], Run]) -> Outcome:
         speed, figure = max(speed, compiled), f"{figure}, {compiled:.0f} compiled,"
     figure += f" of {flops / 1e9:.3g} GFLOP"
     name = device_name(case.device)
-    peak = next((peak for key, peak in PEAKS.items() if re.search(rf"\b{key}\b", name)), None)
+    peak = peak_of(name)
     if peak is None:
         return f"{figure}; the peak of {name} is not known here", "unknown"
-    share = speed * flops / (peak * 1e12)
-    return f"{figure}: {share:.0%} of {peak} TFLOP/s (goal {GOAL:.0%})", share >= GOAL
+    share = speed * flops / peak
+    return f"{figure}: {share:.0%} of {peak / 1e12:.0f} TFLOP/s (goal {GOAL:.0%})", share >= GOAL
 
 
 def check_mae_speed(case: Case) -> Outcome:

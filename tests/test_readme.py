@@ -134,6 +134,13 @@ def test_the_status_is_printed(tmp_path):
     assert "Cells: task" in done.stdout
 
 
+def test_the_estimate_is_printed(tmp_path):
+    (command,) = (command for command in commands() if " estimate " in command)
+    done = run(f"{command} --results {tmp_path}", ROOT)
+    assert done.returncode == 0, done.stderr
+    assert "An estimate for one A100" in done.stdout
+
+
 def test_a_whole_head_becomes_a_model_volume(tmp_path):
     (command,) = (command for command in commands() if " preprocess " in command)
     person = participants(1, seed=3, site="A", groups={"CN": 1.0}, age=(40, 60), scans_per_subject=1)[0]
@@ -176,6 +183,7 @@ def test_other_commands_are_known():
         "make ",
         "snakemake ",
         "python -m neuropeft p",
+        "python -m neuropeft estimate",
         "python -m neuropeft status",
         "source .venv/bin/activate",
     )

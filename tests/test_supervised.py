@@ -6,6 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 import tiny_cells
 from neuropeft.backbones import vit
@@ -13,6 +15,7 @@ from neuropeft.backbones.checkpoints import read_tensors
 from neuropeft.methods import selective
 from neuropeft.methods.base import Method
 from neuropeft.train import supervised
+from neuropeft.train.finetune import make_model
 from neuropeft.train.pretraining_run import Run
 from neuropeft.train.supervised import forward_outputs
 
@@ -70,3 +73,8 @@ def test_what_lies_below_all_that_is_trained_is_passed_once(
             assert sum(passed) == 16 + 6 + 2, "each scan once, and two to count what a step takes"
     for name, value in deltas[0].items():
         torch.testing.assert_close(value, deltas[1][name], rtol=1e-5, atol=1e-6)
+    held, whole = (tiny_cells.read_cost(tmp_path / name)["flops_per_sample"] for name in ("held", "not"))
+    below = make_model(spec, None).backbone.below
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        below(torch.zeros(1, 1, *[tiny_cells.EDGE] * 3), min(block, tiny_cells.BACKBONE["depth"] + 1))
+    assert whole - held == counter.get_total_flops() > 0, "no step passes them through what is held"

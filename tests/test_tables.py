@@ -258,6 +258,7 @@ def test_costs_are_listed_for_every_cell(results):
     assert (row["resumed"], row["accumulation"]) == ("0", "1")
     shown = wide(results, "table3.md", "ad", "trainable parameters", "", "")
     assert shown["ViT-B LoRA"] == "1,181,186"
+    assert "| Task | Contender | Trained parameters |" in text(results, "costs.md")
 
 
 def test_simulated_data_is_called_simulated(results):
@@ -331,8 +332,8 @@ def test_a_task_without_the_full_fraction_says_so(results, tmp_path):
 
 
 def test_latex_is_balanced_and_escaped(results):
-    for number in (1, 2, 3, 4):
-        content = text(results, f"table{number}.tex")
+    for name in ("table1", "table2", "table3", "table4", "costs"):
+        content = text(results, f"{name}.tex")
         body = content.split(r"\midrule", 1)[1].split(r"\bottomrule")[0].replace(r"\midrule", "")
         columns = content.split(r"\begin{tabular}{")[1].split("}")[0]
         for line in filter(None, body.splitlines()):

@@ -27,7 +27,8 @@ from neuropeft.train.schedule import lr_scale
 COST = {
     "trainable", "head", "total", "delta_bytes", "peak_memory_bytes", "train_seconds", "start_seconds",
     "seconds_per_step", "steps", "best_step", "best_val_loss", "train_subjects", "train_scans", "device",
-    "torch", "flops_per_sample", "resumed", "fingerprint", "accumulation", "modules", "tensors",
+    "torch", "flops_per_sample", "resumed", "fingerprint", "accumulation", "modules", "tensors", "stored",
+    "peak_reserved_bytes", "samples_per_second", "mfu", "energy_joule", "most_steps",
 }  # fmt: skip
 SCRATCH = {"kind": "scratch"}
 FULL = {"kind": "full"}
@@ -71,6 +72,10 @@ def test_writes_delta_history_and_cost(store: Path) -> None:
     )
     assert cost["start_seconds"] > 0
     assert cost["flops_per_sample"] > 0
+    assert cost["stored"] == sum(value.numel() for value in state.values())
+    assert cost["samples_per_second"] == pytest.approx(12 * 5 / cost["train_seconds"])
+    assert cost["most_steps"] == 12
+    assert [cost[key] for key in ("mfu", "energy_joule", "peak_reserved_bytes")] == [None] * 3, "of a CPU"
     best = min(history[1:], key=lambda row: float(row["val_loss"]))  # the first one is of the warm-up
     assert (cost["best_step"], cost["best_val_loss"]) == (int(best["step"]), float(best["val_loss"]))
     assert (cost["steps"], cost["seconds_per_step"]) == (12, pytest.approx(cost["train_seconds"] / 12))

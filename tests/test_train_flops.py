@@ -6,6 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import tiny_cells
 from neuropeft.backbones.build import build_predictor
 from neuropeft.methods.adapt import adapt
+from neuropeft.methods.counts import BACKBONES
 from neuropeft.train.flops import training_flops
 
 VIT_S = {"kind": "vit", "width": 384, "depth": 6, "heads": 8}
@@ -35,6 +36,16 @@ def test_vit_s_takes_what_its_shape_implies(kind: str, expected: float) -> None:
     assert training_flops(adapted(VIT_S, {"kind": kind}), 80, torch.device("cpu")) == pytest.approx(
         expected, rel=0.01
     )
+
+
+@pytest.mark.parametrize(
+    ("backbone", "method", "expected"),
+    [("vit_b", "full", 67.00e9), ("vit_b", "attention", 51.62e9), ("densenet121", "scratch", 59.9e9)],
+)
+def test_large_networks_are_counted_without_computing(backbone: str, method: str, expected: float) -> None:
+    with torch.device("meta"):
+        model = adapted(BACKBONES[backbone], {"kind": method})
+    assert training_flops(model, 80, torch.device("meta")) == pytest.approx(expected, rel=0.01)
 
 
 def test_counts_on_the_cpu_what_the_gpu_has_no_memory_for() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from neuropeft import verbs
 from neuropeft.errors import FAULTS, UserError, fault
 from neuropeft.layout import RESULTS
+from neuropeft.peaks import PEAKS
 from neuropeft.subsets import Subset
 
 
@@ -78,6 +79,11 @@ def _add_for_people(verb: Verb) -> None:
     summary = verb("summary", verbs.summary)
     summary.add_argument("--configfile", type=Path, default=Path("config.yaml"))
     summary.add_argument("--results", type=Path, default=Path(RESULTS))
+
+    estimate = verb("estimate", verbs.estimate)
+    estimate.add_argument("--configfile", type=Path, default=Path("config.yaml"))
+    estimate.add_argument("--results", type=Path, default=Path(RESULTS), help="whose finished cells count")
+    estimate.add_argument("--gpu", choices=PEAKS, default="H100", help="on which GPU; H100 if not given")
 
     status = verb("status", verbs.status)
     given = status.add_mutually_exclusive_group()

@@ -384,6 +384,13 @@ def status(options: argparse.Namespace) -> None:
     print_status(config, options.results)
 
 
+def estimate(options: argparse.Namespace) -> None:
+    """Print what a grid will take before it runs: hours, memory and disk; reads only."""
+    from neuropeft.forecast.screen import print_estimate
+
+    print_estimate(options.configfile, options.results, options.gpu)
+
+
 def schema(options: argparse.Namespace) -> None:
     """Print the JSON schema of config.yaml."""
     from neuropeft.config.read import json_schema

@@ -4,7 +4,7 @@ TABLE_NAMES = [
     *(f"table{number}.{kind}" for number in (1, 2, 3, 4) for kind in ("csv", "md", "tex")),
     *(f"ranks.{kind}" for kind in ("csv", "md", "tex")),
     "scores.csv",
-    "costs.csv",
+    *(f"costs.{kind}" for kind in ("csv", "md", "tex")),
     *(f"search.{kind}" for kind in ("csv", "md", "tex") if CONFIG.training.search),
 ]
 FIGURE_NAMES = [

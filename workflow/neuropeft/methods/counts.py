@@ -9,7 +9,7 @@ import torch
 
 from neuropeft.backbones.build import build_predictor
 from neuropeft.backbones.heads import Predictor
-from neuropeft.methods.adapt import adapt
+from neuropeft.methods.adapt import adapt, delta_state
 
 OUTPUTS = 2  # the paper's classification head
 COLUMNS = ("backbone", "method", "encoder", "head", "total", "as_published", "published", "contains")
@@ -43,6 +43,11 @@ def count(model: Predictor) -> Counts:
     encoder = sum(value.numel() for value in model.backbone.parameters() if value.requires_grad)
     head = sum(value.numel() for value in model.head.parameters() if value.requires_grad)
     return Counts(encoder, head, encoder + head)
+
+
+def stored(model: Predictor) -> int:
+    """Return how many numbers the delta of an adapted `Predictor` holds: see `adapt.delta_state`."""
+    return sum(value.numel() for value in delta_state(model).values())
 
 
 def attached(model: Predictor) -> dict[str, int]:

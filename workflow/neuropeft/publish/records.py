@@ -6,6 +6,7 @@ from neuropeft.config import Config
 from neuropeft.evaluate.compare import compare
 from neuropeft.evaluate.costs import COST_KEYS, Costs, trainable_parameters
 from neuropeft.evaluate.scores import Score
+from neuropeft.publish.cost_table import estimated_seconds
 from neuropeft.publish.labels import is_simulated
 from neuropeft.publish.published import published_score
 
@@ -41,7 +42,8 @@ SCORE_COLUMNS = (
 )
 GROUP_COLUMNS = ("task", "backbone", "pretraining", "method", "subset")
 CELL_COLUMNS = (*GROUP_COLUMNS, "seed", "fold")
-COST_COLUMNS = (*CELL_COLUMNS, "status", *COST_KEYS)
+_SECONDS = COST_KEYS.index("train_seconds")
+COST_COLUMNS = (*CELL_COLUMNS, "status", *COST_KEYS[:_SECONDS], "estimated_seconds", *COST_KEYS[_SECONDS:])
 
 
 def score_records(config: Config, scores: Sequence[Score], costs: Costs) -> list[dict[str, object]]:
@@ -87,9 +89,16 @@ def score_records(config: Config, scores: Sequence[Score], costs: Costs) -> list
     return records
 
 
-def cost_records(costs: Costs) -> list[dict[str, object]]:
+def cost_records(config: Config, costs: Costs) -> list[dict[str, object]]:
     """Return one row per cell of the grid, with the columns `COST_COLUMNS`; missing cells included."""
     return [
-        {**cell._asdict(), "status": "missing" if cost is None else "done", **(cost or {})}
+        {**cell._asdict(), "status": "missing"}
+        if cost is None
+        else {
+            **cell._asdict(),
+            "status": "done",
+            "estimated_seconds": estimated_seconds(config, cell, cost),
+            **cost,
+        }
         for cell, cost in costs.items()
     ]

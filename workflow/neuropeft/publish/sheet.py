@@ -47,7 +47,7 @@ def markdown(sheet: Sheet) -> str:
     header = [name.replace("\n", " ") for name in sheet.header]
     lines = [[cell.replace("|", "\\|") for cell in row] for row in (header, *sheet.rows)]
     table = ["| " + " | ".join(row) + " |" for row in (lines[0], marks, *lines[1:])]
-    title = f"**{sheet.name.replace('table', 'Table ')}: {sheet.caption}**"
+    title = f"**{sheet.name.replace('table', 'table ').capitalize()}: {sheet.caption}**"
     return "\n".join([title, "", *table, "", *(f"- {note}" for note in sheet.notes)]) + "\n"
 
 

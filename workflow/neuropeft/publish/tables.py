@@ -1,4 +1,4 @@
-"""The tables: trainable parameters, cohorts, methods by tasks, and all scores and costs as tidy rows."""
+"""The tables: parameters, cohorts, methods by tasks, and costs; and all scores and costs as tidy rows."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -13,6 +13,7 @@ from neuropeft.evaluate.scores import Score, read_scores
 from neuropeft.files import read_tsv
 from neuropeft.grid import cells
 from neuropeft.publish.cohort_table import COHORT_COLUMNS, cohort_records, cohort_sheet
+from neuropeft.publish.cost_table import cost_sheet
 from neuropeft.publish.rank_table import rank_columns, rank_records, rank_sheet
 from neuropeft.publish.records import (
     COST_COLUMNS,
@@ -39,7 +40,7 @@ COUNT_COLUMNS = (
 
 
 def write_tables(config: Config, results: Path, counts: Path, out: Path) -> None:
-    """Write tables 1 to 4, of ranks and of a search (CSV, Markdown, LaTeX), `scores.csv` and `costs.csv`.
+    """Write tables 1 to 4, of ranks, costs and a search (CSV, Markdown, LaTeX), and `scores.csv`.
 
     Args:
         config: the configuration.
@@ -99,7 +100,8 @@ def _write(
 
     records = score_records(config, scores, costs)
     write_rows("scores", records, SCORE_COLUMNS)
-    write_rows("costs", cost_records(costs), COST_COLUMNS)
+    write_rows("costs", cost_records(config, costs), COST_COLUMNS)
+    write_page(cost_sheet(config, costs))
 
     count_rows = [with_difference(row) for row in read_tsv(counts)]
     write_rows("table1", count_rows, COUNT_COLUMNS)

@@ -1,6 +1,5 @@
 """Where a benchmark is, as a screen of text."""
 
-import textwrap
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,15 +11,14 @@ from neuropeft.grid import NO_PRETRAINING, Cell, cells
 from neuropeft.status.estimate import Estimate, estimate
 from neuropeft.status.packs import failed_by_log, stopped_packs
 from neuropeft.status.stages import STOPPED, Preprocessed, Pretrained, preprocessed, pretrainings, searched
+from neuropeft.status.text import WIDTH, aligned, amount, number, wrapped
 
-WIDTH = 100
 BAR = 24  # characters of a bar, and the fewest where names are long
 SHORTEST_BAR = 6
 EXAMPLES = 5  # of cells that are trained again
 MARKS = {DONE: "#", RUNNING: ">", FAILED: "x", MISSING: "."}
 COLUMNS = ("task", "backbone", "pretraining", "method")
 ALWAYS_SHOWN = ("task", "method")  # backbone and pretraining only where there are several
-Table = Sequence[Sequence[str]]
 
 
 def print_status(config: Config, results: Path) -> None:
@@ -59,7 +57,7 @@ def _preprocessing(cohorts: Sequence[Preprocessed | str]) -> Iterator[str]:
             done = f"{cohort.done:,} of {cohort.chunks:,}"
             packed = "yes" if cohort.packed else "no"
             rows.append((cohort.cohort, done, f"{cohort.scans:,}", f"{cohort.excluded:,}", packed))
-    yield from _aligned(rows, text_columns=1)
+    yield from aligned(rows, text_columns=1)
 
 
 def _pretraining(found: Sequence[Pretrained]) -> Iterator[str]:
@@ -67,7 +65,7 @@ def _pretraining(found: Sequence[Pretrained]) -> Iterator[str]:
         return
     rows = [("Pretraining", "backbone", "", "")]
     rows += [(one.pretraining, _encoder(one), one.state, _steps(one)) for one in found]
-    yield from _aligned(rows, text_columns=4)
+    yield from aligned(rows, text_columns=4)
     for one in found:
         if one.state == STOPPED:
             yield f"  {one.log}"
@@ -108,7 +106,7 @@ def _cells(found: Mapping[Cell, CellStatus]) -> Iterator[str]:
         above = names
     every = Counter(status.state for status in found.values())
     rows.append(("all", *("" for _ in shown[1:]), *_counts(every)))
-    head, *lines = _aligned(rows, text_columns=len(shown))
+    head, *lines = aligned(rows, text_columns=len(shown))
     yield head
     bar = max(SHORTEST_BAR, min(BAR, WIDTH - 2 - max(map(len, lines))))
     for line, counts in zip(lines, (*groups.values(), every), strict=True):
@@ -139,42 +137,42 @@ def _left(left: Estimate) -> Iterator[str]:
     if not left.left:
         return
     if left.seconds is None:
-        yield f"Time left for {_number(left.left, 'cell')}: unknown, since none is done yet."
+        yield f"Time left for {number(left.left, 'cell')}: unknown, since none is done yet."
         return
     on = ", ".join(left.devices)
     device = "CPU" if left.devices == ("cpu",) else "device" if "cpu" in left.devices else "GPU"
     text = (
-        f"About {_amount(left.seconds)} {device}-hours ({on}) left for {_number(left.left, 'cell')}, running "
-        f"ones counted whole; judged by {_number(left.finished, 'finished cell')}."
+        f"About {amount(left.seconds)} {device}-hours ({on}) left for {number(left.left, 'cell')}, running "
+        f"ones counted whole; judged by {number(left.finished, 'finished cell')}."
     )
     if left.far:
         text += (
             f" Of {left.far:,} none with the same task, backbone, pretraining and method is done: these are "
             "judged by others, in proportion to their training scans."
         )
-    yield from _wrapped(text, "", "")
+    yield from wrapped(text, "", "")
 
 
 def _failed(config: Config, results: Path, found: Mapping[Cell, CellStatus]) -> Iterator[str]:
     by_log = failed_by_log(config, results, found)
     if not by_log:
         return
-    yield f"Failed: {_number(sum(map(len, by_log.values())), 'cell')}; each is tried again by the next run"
+    yield f"Failed: {number(sum(map(len, by_log.values())), 'cell')}; each is tried again by the next run"
     for log, members in by_log.items():
         yield f"  {log}"
         for cell in members:
             fold = f", fold {cell.fold}" if cell.fold else ""
             text = f"{cell.subset.label}, seed {cell.seed}{fold}: {found[cell].reason}"
-            yield from _wrapped(" ".join(text.split()), "    ")
+            yield from wrapped(" ".join(text.split()), "    ")
 
 
 def _again(found: Mapping[Cell, CellStatus]) -> Iterator[str]:
     reasons = [status.reason for status in found.values() if status.state == MISSING and status.reason]
     if not reasons:
         return
-    yield f"Trained before: {_number(len(reasons), 'cell')}, which the next run trains again; for example"
+    yield f"Trained before: {number(len(reasons), 'cell')}, which the next run trains again; for example"
     for reason in reasons[:EXAMPLES]:
-        yield from _wrapped(" ".join(reason.split()), "  ")
+        yield from wrapped(" ".join(reason.split()), "  ")
 
 
 def _stopped(config: Config, results: Path, found: Mapping[Cell, CellStatus]) -> Iterator[str]:
@@ -182,7 +180,7 @@ def _stopped(config: Config, results: Path, found: Mapping[Cell, CellStatus]) ->
     if not packs:
         return
     missing = sum(pack.missing for pack in packs)
-    jobs = _number(len(packs), "job")
+    jobs = number(len(packs), "job")
     yield f"Stopped: {jobs}, ended or waiting to go on, with {missing:,} cells missing; their last lines:"
     for pack in packs:
         yield f"  {pack.log}"
@@ -190,39 +188,8 @@ def _stopped(config: Config, results: Path, found: Mapping[Cell, CellStatus]) ->
 
 
 def _last_line(text: str) -> list[str]:
-    return _wrapped(text or "(empty: the job is starting, or ended at once)", "    ")
-
-
-def _aligned(rows: Table, text_columns: int) -> Iterator[str]:
-    """Yield the rows in columns, the first `text_columns` of them to the left, numbers to the right."""
-    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
-    for row in rows:
-        cells = [
-            f"{text:<{width}}" if place < text_columns else f"{text:>{width}}"
-            for place, (text, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        yield "  ".join(cells).rstrip()
-
-
-def _wrapped(text: str, indent: str, further: str = "  ") -> list[str]:
-    return textwrap.wrap(
-        text,
-        WIDTH,
-        initial_indent=indent,
-        subsequent_indent=indent + further,
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
-
-
-def _number(count: int, noun: str) -> str:
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
-
-
-def _amount(seconds: float) -> str:
-    hours = seconds / 3600
-    return f"{hours:,.0f}" if hours >= 10 else f"{max(hours, 0.1):.1f}"
+    return wrapped(text or "(empty: the job is starting, or ended at once)", "    ")
 
 
 def _hours(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 360 else f"{_amount(seconds)} h"
+    return f"{seconds:.0f} s" if seconds < 360 else f"{amount(seconds)} h"

@@ -46,7 +46,8 @@ class Progress:
     """How far a run has come; a checkpoint holds it beside weights, optimiser and generators.
 
     `step` counts the steps that are done; `loss_sum` and `interval_seconds` are those since the last
-    validation. `parts` is into how many parts a batch is cut so that it fits into the memory.
+    validation. `parts` is into how many parts a batch is cut so that it fits into the memory. `peak_reserved`
+    is None on the CPU, and `energy_joule` where the device does not tell.
     """
 
     step: int = 0
@@ -59,6 +60,8 @@ class Progress:
     resumed: int = 0
     parts: int = 1
     peak_memory: int = 0
+    peak_reserved: int | None = None
+    energy_joule: float | None = 0.0
     start_seconds: float | None = None
 
     @property

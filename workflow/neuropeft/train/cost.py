@@ -14,7 +14,9 @@ from typing import Any
 import torch
 
 from neuropeft.files import atomic_path
+from neuropeft.peaks import peak_of
 from neuropeft.train.checkpoint import Progress
+from neuropeft.train.learner import Plan
 
 
 def seconds_since_process_start() -> float | None:
@@ -32,6 +34,7 @@ def reset_peak_memory(device: torch.device) -> None:
     """Let `peak_memory` count from now on; on the CPU only where /proc allows it."""
     if device.type == "cuda":
         torch.cuda.init()  # or the statistics of an explicit device are refused
+        torch.cuda.empty_cache()  # what an earlier cell has left reserved is not this one's
         torch.cuda.reset_peak_memory_stats(device)
         return
     with suppress(OSError):
@@ -51,19 +54,48 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def run_cost(progress: Progress, fingerprint: str, device: torch.device) -> dict[str, Any]:
-    """Return what the cost.json of every finished run holds."""
+def peak_reserved(device: torch.device) -> int | None:
+    """Return the most bytes that PyTorch has held of a GPU at once, used or not; None on the CPU."""
+    return torch.cuda.max_memory_reserved(device) if device.type == "cuda" else None
+
+
+def run_cost(progress: Progress, plan: Plan, fingerprint: str, device: torch.device) -> dict[str, Any]:
+    """Return what the cost.json of every finished run holds.
+
+    Returns:
+        Among others `train_seconds`, of all steps and validations, without the start, the scans' one pass
+        through layers that are held, and checkpoints; what was done again after a kill counts once.
+        `seconds_per_step` and `samples_per_second` rest on it: the latter are training scans that passed
+        through, steps times the batch size over all processes, for each of these seconds. `most_steps` are
+        those without an early stop. `energy_joule` is what the GPU of the first process consumed from the
+        first step to the last, whoever else used it, over all parts of an interrupted run; None if the driver
+        did not tell in one of them.
+    """
     seconds = sum(row["seconds"] for row in progress.history)
     return {
         "train_seconds": seconds,
         "start_seconds": progress.start_seconds,
         "seconds_per_step": seconds / progress.step,
+        "samples_per_second": progress.step * plan.batch_size / seconds,
+        "energy_joule": progress.energy_joule,
         "steps": progress.step,
+        "most_steps": plan.steps,
         "device": device_name(device),
         "resumed": progress.resumed,
         "accumulation": progress.parts,
         "fingerprint": fingerprint,
     }
+
+
+def share_of_peak(cost: Mapping[str, Any]) -> float | None:
+    """Return the model FLOPs utilisation (MFU) of a run, from what its cost.json holds.
+
+    That is the operations of its training steps a second over those that its GPU reaches at most, of dense
+    bfloat16 products; validations take seconds and count no operations. None where the peak is not known, as
+    of every CPU.
+    """
+    peak = peak_of(cost["device"])
+    return None if peak is None else cost["samples_per_second"] * cost["flops_per_sample"] / peak
 
 
 def write_cost(path: Path, cost: Mapping[str, Any]) -> None:

@@ -15,7 +15,7 @@ from neuropeft.backbones.checkpoints import load_encoder
 from neuropeft.backbones.heads import Predictor
 from neuropeft.errors import UserError
 from neuropeft.methods.adapt import adapt, parameter_groups, save_delta
-from neuropeft.methods.counts import attached, count
+from neuropeft.methods.counts import attached, count, stored
 from neuropeft.records import check_whole
 from neuropeft.split_names import seed_and_fold, split_name
 from neuropeft.store import Store, open_store
@@ -24,16 +24,17 @@ from neuropeft.tasks.base import Objective
 from neuropeft.train import checkpoint
 from neuropeft.train.checkpoint import CHECKPOINT_SECONDS, Progress, StateFolder
 from neuropeft.train.choices import Choice, with_choice
-from neuropeft.train.cost import reset_peak_memory, run_cost, write_cost
+from neuropeft.train.cost import reset_peak_memory, run_cost, share_of_peak, write_cost
 from neuropeft.train.data import Volumes, load_volumes, pick_device
 from neuropeft.train.flops import training_flops
 from neuropeft.train.history import write_history
 from neuropeft.train.labels import Sides, read_sides, shuffled, stored_sessions, subject_weights
 from neuropeft.train.learner import Plan, Watch
 from neuropeft.train.loop import fit
+from neuropeft.train.schedule import planned_steps
 from neuropeft.train.sources import cell_sources, kind_of
 from neuropeft.train.state import FINISHED, finish, forget, is_finished
-from neuropeft.train.supervised import supervised_learner
+from neuropeft.train.supervised import held_layers, supervised_learner
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,7 @@ def finetune(
     plan = _plan(settings, sides, began, watch)
     learner = supervised_learner(settings, model, goal, shared.volumes, shared.places, sides, plan.steps)
     progress = fit(learner, parameter_groups(model, settings["method"]), plan, state, shared.device)
-    _write(state, model, goal, sides, progress, shared, choice, made_from)
+    _write(state, model, goal, sides, plan, progress, shared, choice, made_from)
     checkpoint.remove(state.path)
     return True
 
@@ -151,13 +152,12 @@ def finetune(
 def _plan(spec: Mapping[str, Any], sides: Sides, began: float, watch: Watch | None) -> Plan:
     """Return how long a cell trains: as many steps with every subset as with all of the data."""
     training = spec["training"]
-    interval = -(-sides.whole // int(training["batch_size"]))  # steps of a pass over all training scans
-    epochs = max(int(training["epochs"]), -(-int(training["min_steps"]) // interval))
+    interval, steps = planned_steps(training, sides.whole)
     chosen = len(sides.validation) >= int(training["min_validation"])
     return Plan(
         name=spec["cell"],
         samples=len(sides.train),
-        steps=epochs * interval,
+        steps=steps,
         interval=interval,
         batch_size=int(training["batch_size"]),
         warmup_steps=int(training["warmup_epochs"]) * interval,
@@ -200,6 +200,7 @@ def _write(
     model: Predictor,
     goal: Objective,
     sides: Sides,
+    plan: Plan,
     progress: Progress,
     shared: Shared,
     choice: Choice | None,
@@ -222,21 +223,27 @@ def _write(
     # The volumes that only other cells of the pack use are not this cell's memory.
     volumes = shared.volumes
     others = len(volumes) - len(sides.train) - len(sides.validation) if volumes.index is None else 0
+    not_its_own = others * volumes.bytes_each
+    reserved = progress.peak_reserved
+    held = held_layers(state.configuration["training"], model)
     cost = {
         "trainable": counts.encoder,
         "head": counts.head,
         "total": counts.total,
+        "stored": stored(model),
         **attached(model),
         "delta_bytes": os.path.getsize(out / "delta.safetensors"),
-        "peak_memory_bytes": progress.peak_memory - others * volumes.bytes_each,
+        "peak_memory_bytes": progress.peak_memory - not_its_own,
+        "peak_reserved_bytes": None if reserved is None else reserved - not_its_own,
         "best_step": _kept(progress)["step"],
         "best_val_loss": _kept(progress)["val_loss"],
         "train_subjects": len({row["subject"] for row in sides.train}),
         "train_scans": len(sides.train),
         **{f"chosen_{name}": value for name, value in (choice or {}).items()},
-        "flops_per_sample": training_flops(model, volumes.data.shape[-1], shared.device),
+        "flops_per_sample": training_flops(model, volumes.data.shape[-1], shared.device, held),
+        **run_cost(progress, plan, state.fingerprint, shared.device),
     }
-    write_cost(out / "cost.json", cost | run_cost(progress, state.fingerprint, shared.device))
+    write_cost(out / "cost.json", cost | {"mfu": share_of_peak(cost)})
     finish(state.path, made_from)
 
 

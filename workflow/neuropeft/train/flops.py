@@ -1,31 +1,59 @@
 """Floating-point operations of a training step, counted while one is made."""
 
+from collections.abc import Callable
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from neuropeft.backbones.heads import Predictor
 
-def training_flops(model: nn.Module, edge: int, device: torch.device) -> int:
-    """Return the operations of a forward and backward pass for one scan of `edge`^3 voxels.
+
+def training_flops(model: nn.Module, edge: int, device: torch.device, held: int = 0) -> int:
+    """Return the operations that a step takes for one scan of `edge`^3 voxels: forward and backward pass.
 
     A multiplication and an addition count as two; only matrix products and convolutions are counted.
     Gradients are dropped afterwards, but batch norms in training have seen a batch. Where the two scans that
-    this takes do not fit into the memory, the model moves to the CPU and stays there.
+    this takes do not fit into the memory, the model moves to the CPU and stays there. On the meta device
+    nothing is computed.
+
+    Args:
+        model: A `Predictor`, or what maps scans [B, 1, S, S, S] to something to be summed.
+        edge: Edge of a scan, in voxels.
+        device: Where the model is.
+        held: Layers of a predictor's backbone, from the first, whose outputs training holds (see
+            `supervised.held_layers`). Each scan passes through them once, before the first step: no step
+            takes their operations, and they are not counted at all.
     """
     try:
-        return _count(model, edge, device)
+        return _count(model, edge, device, held)
     except torch.OutOfMemoryError:
         model.zero_grad()
-    return _count(model.cpu(), edge, torch.device("cpu"))
+    return _count(model.cpu(), edge, torch.device("cpu"), held)
 
 
-def _count(model: nn.Module, edge: int, device: torch.device) -> int:
+def training_pass(model: nn.Module, scans: Tensor, held: int = 0) -> Callable[[], Tensor]:
+    """Return what passes scans [B, 1, S, S, S] through a network as a training step does.
+
+    They are through the first `held` layers by then.
+    """
+    if not isinstance(model, Predictor):
+        return lambda: model(scans)
+    # Not by `model.outputs`: its autocast knows no meta device.
+    if not held:
+        return lambda: model.head(model.backbone.tokens(scans))
+    with torch.no_grad():
+        below = model.backbone.below(scans, held)
+    return lambda: model.head(model.backbone.above(below, held))
+
+
+def _count(model: nn.Module, edge: int, device: torch.device, held: int) -> int:
     model.train()
     # Two scans, as batch norms cannot train on a single value.
-    scans = torch.zeros(2, 1, edge, edge, edge, device=device)
+    step = training_pass(model, torch.zeros(2, 1, edge, edge, edge, device=device), held)
     # As plain products: torch has no formula for the attention kernel of the CPU.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        model(scans).sum().backward()
+        step().sum().backward()
     model.zero_grad()
     return counter.get_total_flops() // 2

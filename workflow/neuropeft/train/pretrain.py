@@ -163,7 +163,7 @@ def _pretrain(
 
     progress = fit(replace(learner_of(kind, run), after_step=keep), groups, plan, state, device, betas, team)
     if team.first:
-        _write(state, kind, run, progress)
+        _write(state, kind, run, plan, progress)
         finish(state_dir, made_from, files(kind_of(spec)))
         checkpoint.remove(state_dir)
 
@@ -194,7 +194,7 @@ def _groups(spec: Mapping[str, Any], model: nn.Module) -> list[dict[str, Any]]:
     return groups
 
 
-def _write(state: StateFolder, kind: Pretraining, run: Run, progress: Progress) -> None:
+def _write(state: StateFolder, kind: Pretraining, run: Run, plan: Plan, progress: Progress) -> None:
     out, history = state.path / FINISHED, progress.history
     forget(out, files(type(kind)))
     train, validation = run.rows[: run.train], run.rows[run.train :]
@@ -214,6 +214,7 @@ def _write(state: StateFolder, kind: Pretraining, run: Run, progress: Progress) 
         "encoder": sum(value.numel() for value in encoder.parameters()),
         "total": sum(value.numel() for value in kind.network.parameters()),
         "peak_memory_bytes": progress.peak_memory,
+        "peak_reserved_bytes": progress.peak_reserved,
         "train_subjects": len({row["subject"] for row in train}),
         "train_scans": len(train),
         "validation_scans": len(validation),
@@ -221,4 +222,4 @@ def _write(state: StateFolder, kind: Pretraining, run: Run, progress: Progress) 
         **learnt,
         **kind.verdict(learnt),
     }
-    write_cost(out / COST, cost | run_cost(progress, state.fingerprint, run.device))
+    write_cost(out / COST, cost | run_cost(progress, plan, state.fingerprint, run.device))

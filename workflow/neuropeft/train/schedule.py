@@ -1,8 +1,24 @@
-"""The learning rate: linear warm-up, then half a cosine to zero, per step."""
+"""The steps of a cell, and its learning rate: linear warm-up, then half a cosine to zero, per step."""
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 from neuropeft.errors import UserError
+
+
+def planned_steps(training: Mapping[str, Any], whole: int) -> tuple[int, int]:
+    """Return the steps between two validations of a cell, and its steps if nothing stops it early.
+
+    They are as many with every subset as with all of the data.
+
+    Args:
+        training: epochs, min_steps and batch_size.
+        whole: scans that there are to train on with all of the training subjects.
+    """
+    interval = -(-whole // int(training["batch_size"]))  # steps of a pass over all training scans
+    epochs = max(int(training["epochs"]), -(-int(training["min_steps"]) // interval))
+    return interval, epochs * interval
 
 
 def check_warmup(name: str, warmup_steps: int, steps: int) -> None:

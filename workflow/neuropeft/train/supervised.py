@@ -89,6 +89,14 @@ def _has_batch_norms(backbone: Backbone) -> bool:
     return any(isinstance(module, nn.BatchNorm3d) for module in backbone.modules())
 
 
+def held_layers(training: Mapping[str, Any], model: Predictor) -> int:
+    """Return how many layers of an adapted network, from the first, each scan passes through only once.
+
+    Where scans are not changed at random, these are all layers below what is trained.
+    """
+    return 0 if read_augmentation(training["augment"]).any else trunk_layers(model)
+
+
 def supervised_learner(
     spec: Mapping[str, Any],
     model: Predictor,
@@ -126,7 +134,7 @@ def supervised_learner(
 
     network: Predictor | _Above = model
     tokens_of: Network = model.backbone.tokens
-    if layers := 0 if changes.any else trunk_layers(model):
+    if layers := held_layers(training, model):
         network, volumes = _held(model, layers, volumes, rows, mixed_precision, at_once)
         rows, tokens_of = torch.arange(len(rows), device=device), network.tokens
     forward = _training_pass(network, model.backbone, training)

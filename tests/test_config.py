@@ -288,6 +288,13 @@ def test_ready_configurations_fit_what_they_are_merged_into_and_use_all_that_the
     assert wanted == {(cell.task, cell.backbone, cell.method) for cell in table}, "nothing is skipped"
 
 
+def test_several_files_are_merged_as_snakemake_does(tmp_path):
+    first, added = ROOT / "config.yaml", ROOT / "workflow/configs/methods.yaml"
+    whole = read_yaml(first)
+    update_config(whole, read_yaml(added))
+    assert read_config(first, None, added) == load_config(whole, None)
+
+
 def test_config_yaml_is_the_papers_benchmark():
     config = read_config(ROOT / "config.yaml", None)
     tasks = {

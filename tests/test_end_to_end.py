@@ -12,13 +12,15 @@ import pytest
 from workflow_command import STEPS, TINY, dry_run, jobs_in, snakemake, write_config
 
 LORA = "ad/vit_xxs/mae/lora"
+SEARCH = {"trials": 2, "share": 0.5, "sampler": "tpe", "ranges": {"lr": [0.3, 1.0], "r": [2, 4]}}
+RUN = TINY | {"training": TINY["training"] | {"search": SEARCH}}
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """The folder of a finished run of tiny.yaml."""
     folder = tmp_path_factory.mktemp("finished")
-    path = write_config(folder, TINY)
+    path = write_config(folder, RUN)
     done = snakemake(folder, "--configfile", path, "--cores", "2", "--show-failed-logs")
     assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
     return folder
@@ -31,7 +33,7 @@ def test_a_run_ends_with_tables_figures_and_qc(finished):
     methods = {row["method"] for row in scores}
     assert tasks == {"ad", "age"}
     assert {"scratch", "lora"} <= methods
-    for name in ("table1", "table2", "table3", "table4"):
+    for name in ("table1", "table2", "table3", "table4", "ranks", "costs", "search"):
         for kind in ("csv", "md", "tex"):
             assert (finished / f"results/tables/{name}.{kind}").stat().st_size > 0
     for name in ("figure1", "figure2", "figure3", "figure4", "losses_pretraining", "losses_finetuning"):
@@ -42,7 +44,13 @@ def test_a_run_ends_with_tables_figures_and_qc(finished):
     cost = json.loads(
         (finished / "results/cells/ad/vit_xxs/mae/lora/fraction-50/seed-1/cost.json").read_text()
     )
-    assert cost["trainable"] > 0
+    (chosen,) = rows_of(finished / f"results/search/{LORA}/chosen.tsv", delimiter="\t")
+    assert (cost["chosen_lr"], cost["chosen_r"]) == (float(chosen["lr"]), int(chosen["r"]))
+    assert cost["trainable"] == 2 * 2 * 2 * 48 * int(chosen["r"]), "A and B of q and v in two blocks"
+    shown = rows_of(finished / "results/tables/search.csv")
+    assert [(row["task"], row["method"], row["trials"]) for row in shown] == [
+        (task, method, "2") for task in ("ad", "age") for method in ("lora", "scratch")
+    ]
 
 
 def test_test_subjects_are_kept_from_training_and_pretraining(finished):
@@ -62,11 +70,11 @@ def test_test_subjects_are_kept_from_training_and_pretraining(finished):
 
 
 def test_a_second_run_does_nothing(finished):
-    assert dry_run(finished, TINY) == {}
+    assert dry_run(finished, RUN) == {}
 
 
 def test_a_longer_seed_list_runs_its_new_cells_only(finished):
-    config = copy.deepcopy(TINY)
+    config = copy.deepcopy(RUN)
     config["grid"][1]["seeds"] = [0, 1, 2]
     jobs = dry_run(finished, config)
     # fractions 50 and 100 of seed 2 join the pack of ad by lora, which is predicted anew
@@ -77,7 +85,7 @@ def test_a_longer_seed_list_runs_its_new_cells_only(finished):
 
 
 def test_other_seeds_pretrain_nothing_anew(finished):
-    config = copy.deepcopy(TINY)
+    config = copy.deepcopy(RUN)
     for block in config["grid"]:
         block["seeds"] = [1, 2]
     jobs = dry_run(finished, config)
@@ -86,7 +94,7 @@ def test_other_seeds_pretrain_nothing_anew(finished):
 
 
 def test_folds_preprocess_nothing_anew(finished):
-    config = copy.deepcopy(TINY) | {"splits": {"folds": 2, "validation": 0.15}}
+    config = copy.deepcopy(RUN) | {"splits": {"folds": 2, "validation": 0.15}}
     jobs = dry_run(finished, config)
     # Scratch needs no pack per fold: its folds start from the same weights.
     assert (jobs["split"], jobs["pretrain"], jobs["finetune"], jobs["cell"]) == (8, 2, 6, 20)
@@ -94,7 +102,7 @@ def test_folds_preprocess_nothing_anew(finished):
 
 
 def test_a_changed_method_runs_its_own_cells_only(finished):
-    config = copy.deepcopy(TINY)
+    config = copy.deepcopy(RUN)
     config["methods"]["lora"]["r"] = 2
     jobs = dry_run(finished, config)
     assert (jobs["finetune"], jobs["cell"]) == (2, 6)
@@ -102,13 +110,13 @@ def test_a_changed_method_runs_its_own_cells_only(finished):
 
 
 def test_another_figure_fraction_trains_nothing(finished):
-    config = copy.deepcopy(TINY)
+    config = copy.deepcopy(RUN)
     config["figures"]["tradeoff_fraction"] = 50
     assert set(dry_run(finished, config)) == {"all", "tables", "figures"}
 
 
 def test_another_task_preprocesses_and_retrains_nothing(finished):
-    config = copy.deepcopy(TINY)
+    config = copy.deepcopy(RUN)
     config["tasks"]["other"] = {"kind": "regression", "target": "age", "train": "SimB"}
     config["grid"].append(
         {"tasks": ["other"], "backbones": ["vit_xxs"], "methods": ["scratch"], "seeds": [0]}
@@ -119,7 +127,7 @@ def test_another_task_preprocesses_and_retrains_nothing(finished):
 
 
 def test_a_new_subject_reruns_one_chunk_of_its_cohort(finished):
-    config = copy.deepcopy(TINY)
+    config = copy.deepcopy(RUN)
     config["cohorts"]["SimB"]["simulated"]["subjects"] = 5
     jobs = dry_run(finished, config)
     assert jobs["n4_bias_correction"] == 1
@@ -172,12 +180,13 @@ def planned(folder, config, *arguments):
             {"finetune"},
         ),
         (f"predictions/{LORA}/SimB.tsv", "cut", {"predict": 1}, {"finetune", "cell"}),
+        (f"search/{LORA}/trials-0.tsv", "flip", {"trial": 1, "choose": 1, "finetune": 1}, {"pretrain"}),
     ],
 )
 def test_a_damaged_result_is_named_and_made_again(alone, name, how, makers, spared):
     path = alone / "results" / name
     content = damage(path, how)
-    jobs, said = planned(alone, TINY)
+    jobs, said = planned(alone, RUN)
     assert makers.items() <= jobs.items()
     assert not spared & jobs.keys()
     assert any(f"results/{name} is damaged" in line for line in said)
@@ -185,29 +194,29 @@ def test_a_damaged_result_is_named_and_made_again(alone, name, how, makers, spar
 
 
 def test_the_plain_command_makes_a_damaged_delta_again(alone):
-    assert planned(alone, TINY) == ({}, []), "copied alone, and nothing has changed"
+    assert planned(alone, RUN) == ({}, []), "copied alone, and nothing has changed"
     delta = alone / f"results/cells/{LORA}/fraction-50/seed-1/delta.safetensors"
     whole = delta.read_bytes()
     damage(delta, "flip")
     damage(alone / f"results/_state/cells/{LORA}/fraction-50/seed-1/finished/delta.safetensors", "flip")
-    path = write_config(alone, TINY)
+    path = write_config(alone, RUN)
     done = snakemake(alone, "--configfile", path, "--cores", "2", "--show-failed-logs")
     assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
     assert delta.read_bytes() == whole
-    assert planned(alone, TINY) == ({}, [])
+    assert planned(alone, RUN) == ({}, [])
 
 
 def test_without_snakemakes_records_changes_are_noticed(alone):
-    config = copy.deepcopy(TINY)
+    config = copy.deepcopy(RUN)
     config["splits"]["test"] = 0.4
     assert planned(alone, config)[0]["split"] == 4
-    config = copy.deepcopy(TINY)
+    config = copy.deepcopy(RUN)
     config["methods"]["lora"]["r"] = 2
     jobs, said = planned(alone, config)
     assert (jobs["finetune"], jobs["cell"]) == (2, 6)
-    assert "trained with other settings" in said[0]
+    assert any("trained with other settings" in line for line in said)
     assert not {"pretrain", "split", "pack_cohort"} & jobs.keys()
-    config = copy.deepcopy(TINY)
+    config = copy.deepcopy(RUN)
     config["cohorts"]["SimB"]["skull_strip"] = "deepbet"
     config["cohorts"]["SimB"].pop("brain_masks", None)
     jobs, _ = planned(alone, config)
@@ -220,16 +229,16 @@ def test_without_snakemakes_records_changes_are_noticed(alone):
 
 def partial_tables(folder, *arguments):
     """Ask for the tables of what is finished, as one does beside a running workflow."""
-    path = write_config(folder, TINY)
+    path = write_config(folder, RUN)
     done = snakemake(folder, "--configfile", path, "--cores", "2", "--nolock", *arguments, "tables_partial")
     assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
     return done.stdout + done.stderr
 
 
-def rows_of(path, **wanted):
+def rows_of(path, delimiter=",", **wanted):
     """Return the rows of a CSV file that have the wanted values."""
     with path.open() as stream:
-        return [row for row in csv.DictReader(stream) if wanted.items() <= row.items()]
+        return [row for row in csv.DictReader(stream, delimiter=delimiter) if wanted.items() <= row.items()]
 
 
 @pytest.fixture(scope="module")
@@ -303,7 +312,7 @@ def test_partial_tables_of_a_run_that_has_not_begun(tmp_path):
 
 
 def test_status_is_a_rule_too(finished):
-    path = write_config(finished, TINY)
+    path = write_config(finished, RUN)
     done = snakemake(finished, "--configfile", path, "--cores", "1", "--nolock", "status")
     assert done.returncode == 0, done.stderr
     assert re.search(r"^all +10 +0 +0 +0 +10 ", done.stdout, flags=re.MULTILINE)

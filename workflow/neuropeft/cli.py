@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from neuropeft import verbs
+from neuropeft import verbs, verbs_for_people
 from neuropeft.errors import FAULTS, UserError, fault
 from neuropeft.layout import RESULTS
 from neuropeft.peaks import PEAKS
@@ -72,22 +72,22 @@ def _add_for_people(verb: Verb) -> None:
     params = verb("params", verbs.params)
     params.add_argument("--format", choices=("csv", "markdown"), default="markdown")
 
-    verb("methods", verbs.methods)
+    verb("methods", verbs_for_people.methods)
 
-    verb("schema", verbs.schema)
+    verb("schema", verbs_for_people.schema)
 
-    summary = verb("summary", verbs.summary)
-    summary.add_argument("--configfile", type=Path, default=Path("config.yaml"))
+    summary = verb("summary", verbs_for_people.summary)
+    summary.add_argument("--configfile", type=Path, nargs="+", default=[Path("config.yaml")])
     summary.add_argument("--results", type=Path, default=Path(RESULTS))
 
-    estimate = verb("estimate", verbs.estimate)
-    estimate.add_argument("--configfile", type=Path, default=Path("config.yaml"))
+    estimate = verb("estimate", verbs_for_people.estimate)
+    estimate.add_argument("--configfile", type=Path, nargs="+", default=[Path("config.yaml")])
     estimate.add_argument("--results", type=Path, default=Path(RESULTS), help="whose finished cells count")
     estimate.add_argument("--gpu", choices=PEAKS, default="H100", help="on which GPU; H100 if not given")
 
     status = verb("status", verbs.status)
     given = status.add_mutually_exclusive_group()
-    given.add_argument("--configfile", type=Path, default=Path("config.yaml"))
+    given.add_argument("--configfile", type=Path, nargs="+", default=[Path("config.yaml")])
     given.add_argument("--config-json")
     status.add_argument("--results", type=Path, default=Path(RESULTS))
 

@@ -193,17 +193,6 @@ def params(options: argparse.Namespace) -> None:
         print(markdown(count_sheet([with_difference(row) for row in texts])), end="")
 
 
-def methods(options: argparse.Namespace) -> None:
-    """Print every kind of method and how many parameters it trains."""
-    from neuropeft.methods.overview import COLUMNS, overview
-
-    rows = [dict(zip(COLUMNS, COLUMNS, strict=True)), *overview()]
-    widths = [max(len(row[column]) for row in rows) for column in COLUMNS[:-1]]
-    for row in rows:
-        texts = [row[column].ljust(width) for column, width in zip(COLUMNS, widths, strict=False)]
-        print("  ".join([*texts, row[COLUMNS[-1]]]))
-
-
 def _lease_gpu() -> None:
     from neuropeft.train.lease import lease
 
@@ -363,36 +352,14 @@ def figures(options: argparse.Namespace) -> None:
     write_figures(Config.model_validate_json(options.config_json), RESULTS, options.out)
 
 
-def summary(options: argparse.Namespace) -> None:
-    """Print the main scores of a finished run and where its results are."""
-    from neuropeft.config.read import read_config
-    from neuropeft.publish.summary import print_summary
-
-    print_summary(read_config(options.configfile, None), options.results)
-
-
 def status(options: argparse.Namespace) -> None:
     """Print what is done, running, failed and left; reads only."""
     from neuropeft.config import Config
-    from neuropeft.config.read import read_config
     from neuropeft.status.screen import print_status
+    from neuropeft.verbs_for_people import config_of
 
     if options.config_json is None:
-        config = read_config(options.configfile, None)
+        config = config_of(options)
     else:
         config = Config.model_validate_json(options.config_json)
     print_status(config, options.results)
-
-
-def estimate(options: argparse.Namespace) -> None:
-    """Print what a grid will take before it runs: hours, memory and disk; reads only."""
-    from neuropeft.forecast.screen import print_estimate
-
-    print_estimate(options.configfile, options.results, options.gpu)
-
-
-def schema(options: argparse.Namespace) -> None:
-    """Print the JSON schema of config.yaml."""
-    from neuropeft.config.read import json_schema
-
-    print(json_schema(), end="")

@@ -170,11 +170,17 @@ class Cells:
         if not self.config.training.search:
             return {}
         part = fold_part(encoder_fold(self.config, cell))
-        try:
-            chosen = read_choices(layout.CHOICES.at(self.results, **cell.names, fold_part=part))
-            return {"choice": choice_source(chosen[cell.fold])}
-        except (UserError, KeyError):  # it is not there yet
+        chosen = self._choices(layout.CHOICES.at(self.results, **cell.names, fold_part=part))
+        if cell.fold not in chosen:  # not yet
             return {"choice": "of a search that is to come"}
+        return {"choice": choice_source(chosen[cell.fold])}
+
+    @cache  # noqa: B019 (there is one, as long as the process)
+    def _choices(self, table: Path) -> dict[int, dict[str, int | float]]:
+        try:
+            return read_choices(table)
+        except UserError:
+            return {}
 
     @cache  # noqa: B019 (there is one, as long as the process)
     def split_is_current(self, task: str, seed: int, fold: int) -> bool:

@@ -64,9 +64,22 @@ class _UniqueKeys(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def read_config(path: Path, base: Path | None) -> Config:
-    """Read and check a YAML file; see `load_config`."""
-    return load_config(read_yaml(path), base, path.name)
+def read_config(path: Path, base: Path | None, *others: Path) -> Config:
+    """Read and check a YAML file, into which others are merged as Snakemake does; see `load_config`."""
+    raw = read_yaml(path)
+    for other in others:
+        raw = _merged(raw, read_yaml(other))
+    return load_config(raw, base, (others[-1] if others else path).name)
+
+
+def _merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the first with the keys of the second, mappings key by key; lists and values are replaced."""
+    both = {
+        key: _merged(first[key], value)
+        for key, value in second.items()
+        if isinstance(value, Mapping) and isinstance(first.get(key), Mapping)
+    }
+    return {**first, **second, **both}
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -6,32 +6,30 @@ from pathlib import Path
 
 from neuropeft.cells.status import Cells
 from neuropeft.cohorts.prepare import prepare
-from neuropeft.config.read import read_config
+from neuropeft.config import Config
 from neuropeft.forecast.seconds import APART, CONVOLUTIONS, SHARE, STEP_SECONDS
 from neuropeft.forecast.stages import FINE_TUNING, GPU, START_SECONDS, Forecast, Stage, forecast
 from neuropeft.peaks import PEAKS, peak_of
 from neuropeft.status.estimate import Estimate, estimate
 from neuropeft.status.text import aligned, number, wrapped
 
-CHECKOUT = Path(__file__).parents[3]  # of the Snakefile, from whose folder paths of cohorts are taken
 UNITS = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"))
 SHOWN = 100e3  # bytes: what takes less is not named
 
 
-def print_estimate(configfile: Path, results: Path, gpu: str) -> None:
+def print_estimate(config: Config, results: Path, gpu: str) -> None:
     """Print what a grid will take: jobs, hours, memory and disk, by stage; nothing is written.
 
     The scans of its cohorts are listed and its labels read, as when the workflow starts.
 
     Args:
-        configfile: the configuration.
+        config: the configuration, with the paths of its cohorts.
         results: the results folder, whose finished cells replace the guess; it need not be there.
         gpu: a name of `PEAKS`.
 
     Raises:
-        UserError: the configuration, a cohort or a file of results is not right.
+        UserError: a cohort or a file of results is not right.
     """
-    config = read_config(configfile, CHECKOUT)
     peak = peak_of(gpu)
     assert peak is not None, "a name of PEAKS"
     found = forecast(config, prepare(config, results), peak)

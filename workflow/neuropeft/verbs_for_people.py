@@ -1,0 +1,49 @@
+"""The verbs of the command line that no job of the workflow calls; each imports what it needs."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from neuropeft.config import Config
+
+
+def config_of(options: argparse.Namespace, base: Path | None = None) -> "Config":
+    """Return the configuration of the files named, merged in their order."""
+    from neuropeft.config.read import read_config
+
+    first, *others = options.configfile
+    return read_config(first, base, *others)
+
+
+def methods(options: argparse.Namespace) -> None:
+    """Print every kind of method and how many parameters it trains."""
+    from neuropeft.methods.overview import COLUMNS, overview
+
+    rows = [dict(zip(COLUMNS, COLUMNS, strict=True)), *overview()]
+    widths = [max(len(row[column]) for row in rows) for column in COLUMNS[:-1]]
+    for row in rows:
+        texts = [row[column].ljust(width) for column, width in zip(COLUMNS, widths, strict=False)]
+        print("  ".join([*texts, row[COLUMNS[-1]]]))
+
+
+def summary(options: argparse.Namespace) -> None:
+    """Print the main scores of a finished run and where its results are."""
+    from neuropeft.publish.summary import print_summary
+
+    print_summary(config_of(options), options.results)
+
+
+def estimate(options: argparse.Namespace) -> None:
+    """Print what a grid will take before it runs: hours, memory and disk; reads only."""
+    from neuropeft.forecast.screen import print_estimate
+
+    # Paths of cohorts are taken from the folder of the Snakefile.
+    print_estimate(config_of(options, Path(__file__).parents[2]), options.results, options.gpu)
+
+
+def schema(options: argparse.Namespace) -> None:
+    """Print the JSON schema of config.yaml."""
+    from neuropeft.config.read import json_schema
+
+    print(json_schema(), end="")

@@ -32,7 +32,9 @@ class Standardise(nn.Module):
         for name, given, usual in (("mean", mean, IMAGENET_MEAN), ("sd", sd, IMAGENET_SD)):
             numbers = given or (usual if channels == len(usual) else [sum(usual) / len(usual)] * channels)
             if len(numbers) != channels:
-                raise UserError(f"{name} has {len(numbers)} numbers for {channels} channels; give one for each")
+                raise UserError(
+                    f"{name} has {len(numbers)} numbers for {channels} channels; give one for each"
+                )
             self.values[name] = [*numbers]
             self.register_buffer(name, torch.tensor(numbers).view(-1, 1, 1), persistent=False)
 

@@ -24,7 +24,7 @@ class ResNet50In2D(ResNet50):
         mean: Sequence[float] | None = None,
         sd: Sequence[float] | None = None,
     ) -> None:
-        """Make a randomly initialised network for images of this edge; `mean` and `sd` as in `Standardise`."""
+        """Make a randomly initialised network for images of this edge; see `Standardise`."""
         super().__init__(size, channels)
         self.standardise = Standardise(channels, mean, sd)
 

@@ -1,8 +1,8 @@
 """Vision transformers in plain torch, and the one in 3D: fixed positions, no class token, mean pooling.
 
-The architecture in 3D is the one that the parameter counts of Dhinagar et al. 2024, Table 1, imply: timm's block
-with qkv biases, non-overlapping patches by a strided convolution, sin-cos positions that are not learnt, a
-final LayerNorm, and the mean over tokens as the feature of a scan.
+The architecture in 3D is the one that the parameter counts of Dhinagar et al. 2024, Table 1, imply: timm's
+block with qkv biases, non-overlapping patches by a strided convolution, sin-cos positions that are not
+learnt, a final LayerNorm, and the mean over tokens as the feature of a scan.
 """
 
 import re
@@ -300,7 +300,7 @@ class ViT(Backbone):
         return tokens if layers < self.layer_count else self.norm(tokens)
 
     def above(self, x: Tensor, layers: int) -> Tensor:
-        """Return the tokens [B, N, width] that blocks above the first ones, and the final norm, make of `x`."""
+        """Return the tokens [B, N, width] that the blocks above, and the final norm, make of `x`."""
         return self.given(self.encode(x, layers))
 
     def check(self, x: Tensor) -> None:

@@ -95,9 +95,9 @@ class ViT2D(ViT):
 
 
 def resized_positions(positions: Tensor, grid: int) -> Tensor:
-    """Return positions [g^2, width] of a square grid for another one, [grid^2, width], by cubic interpolation.
+    """Return positions [g^2, width] of a square grid for another one, [grid^2, width].
 
-    As Hugging Face's DINOv2 does it: bicubic, corners not aligned, without antialiasing.
+    They are interpolated as by Hugging Face's DINOv2: bicubic, corners not aligned, without antialiasing.
     """
     edge = round(len(positions) ** 0.5)
     if edge == grid:

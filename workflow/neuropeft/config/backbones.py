@@ -120,7 +120,9 @@ class _OfImages(_Backbone):
         for name in ("mean", "sd"):
             given = getattr(self, name)
             if given is not None and len(given) != self.channels:
-                raise ValueError(f"`{name}` has {len(given)} numbers: give one for each of {self.channels} channels")
+                raise ValueError(
+                    f"`{name}` has {len(given)} numbers: give one for each of {self.channels} channels"
+                )
         return self
 
     @property

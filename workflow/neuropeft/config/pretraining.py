@@ -136,9 +136,9 @@ class ImportedWeights(Model):
     needs: ClassVar[frozenset[str]] = frozenset({"an importer"})
     kind: ClassVar[str] = "imported"
     weights: str = Field(
-        description="an encoder.safetensors of this workflow, or a checkpoint (PyTorch's or safetensors): for a "
-        "`vit` of MONAI's ViT or MaskedAutoEncoderViT, for a `vit_2d` of timm, MAE, MRM, DINOv2 or Hugging "
-        "Face's ViT, for a `resnet50_2d` of torchvision"
+        description="an encoder.safetensors of this workflow, or a checkpoint, PyTorch's or safetensors: of "
+        "MONAI's ViT or MaskedAutoEncoderViT for a `vit`; of timm, MAE, MRM, DINOv2 or Hugging Face's ViT "
+        "for a `vit_2d`; of torchvision for a `resnet50_2d`"
     )
 
     @model_validator(mode="before")

@@ -134,7 +134,8 @@ class New:
     ) -> nn.Conv2d | nn.Conv3d:
         """Return a convolution that keeps the grid; the edges of `kernel`, one for each axis, are odd."""
         sides = {"padding": tuple(edge // 2 for edge in kernel), "groups": groups, "bias": bias}
-        return self._filled(self._bare(CONVOLUTIONS[len(kernel)], inputs, outputs, tuple(kernel), **sides), init)
+        made = self._bare(CONVOLUTIONS[len(kernel)], inputs, outputs, tuple(kernel), **sides)
+        return self._filled(made, init)
 
     def down(self, init: Init = kaiming, bias: bool = True) -> nn.Linear:
         """Return the layer into the bottleneck."""

@@ -162,7 +162,7 @@ class MedTuned(Inserted):
 
 
 def check_volume(backbone: Backbone) -> None:
-    """Raise `UserError` unless the tokens of a backbone lie in three axes, as those of a volume or a video."""
+    """Raise `UserError` unless the tokens of a backbone lie in three axes."""
     if len(backbone.gives.grid) != 3:
         raise backbone.lacks("tokens in 3D")
 

@@ -49,7 +49,8 @@ class MAEOutput(NamedTuple):
         error: Scalar, squared error of the masked, non-empty patches, a mean over voxels and summed over
             patches.
         scored: Scalar, how many patches these are.
-        prediction: [B, M, C * patch^dims] predicted voxels of the masked patches (normalised if the targets are).
+        prediction: [B, M, C * patch^dims] predicted voxels of the masked patches, normalised if the targets
+            are.
         masked: [B, M] grid places of those patches.
         mask: [B, N] bool, true where a patch was masked.
     """

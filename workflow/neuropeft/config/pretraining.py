@@ -50,6 +50,7 @@ class Trained(Model):
     seed: Seed = 0
     mixed_precision: bool = Field(default=True, description="bfloat16 autocast, on a GPU")
     compile: bool = Field(default=False, description="torch.compile the model")
+    augment: Augment = Augment()
 
     @model_validator(mode="after")
     def _warm_up_ends(self) -> "Trained":
@@ -119,7 +120,6 @@ class Factors(Trained):
     needs: ClassVar[frozenset[str]] = frozenset({"tokens in 3D"})
     loss_label: ClassVar[str] = "loss of maps and factors (MSE)"
     kind: Literal["factors"]
-    augment: Augment = Augment()
 
     def check_cohort(self, key: str, name: str, cohort: Cohort) -> None:
         """Its anatomy must be known."""

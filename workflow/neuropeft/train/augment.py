@@ -1,8 +1,8 @@
 """Random changes to a batch of volumes or images, drawn and applied on the device.
 
-The first axis of a volume runs from left to right, and the last one of an image. All numbers of a batch are drawn at once and then cut to
-the rows that this process holds, so that a volume is changed in the same way however many processes share
-the batch.
+The first axis of a volume runs from left to right, and the last one of an image. All numbers of a batch are
+drawn at once and then cut to the rows that this process holds, so that a volume is changed in the same way
+however many processes share the batch.
 """
 
 import math
@@ -25,7 +25,8 @@ IMAGE_DRAWS = 6  # and per image: area, ratio and 2 places of a crop, saturation
 STRETCH = 4 / 3  # largest ratio of the edges of a crop (Szegedy 2015)
 HUE_DEG = 90  # turn of the hue at `colour` 1: 36 degrees at the usual 0.4 (Chen 2020, SimCLR)
 # RGB -> luminance and two axes of colour, of NTSC.
-YIQ = ((0.299, 0.587, 0.114), (0.596, -0.274, -0.322), (0.211, -0.523, 0.312))
+TO_YIQ = torch.tensor([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
+FROM_YIQ = torch.linalg.inv(TO_YIQ)
 
 
 @dataclass(frozen=True)
@@ -155,13 +156,12 @@ def _each(numbers: Tensor, volumes: Tensor) -> Tensor:
 
 def _colour(images: Tensor, draws: Tensor) -> Tensor:
     """Return images [B, 3, H, W] of other saturation and hue, for `draws` [B, 2]; luminance stays."""
-    to_yiq = torch.tensor(YIQ, device=images.device)
     saturation, angle = 1 + draws[:, 0], draws[:, 1] * math.radians(HUE_DEG)
     cosine, sine = saturation * angle.cos(), saturation * angle.sin()
     zero, one = torch.zeros_like(angle), torch.ones_like(angle)
     rows = [one, zero, zero, zero, cosine, -sine, zero, sine, cosine]
     turned = torch.stack(rows, dim=1).view(-1, 3, 3)
-    matrix = torch.linalg.inv(to_yiq) @ turned @ to_yiq  # [B, 3, 3]
+    matrix = FROM_YIQ.to(images.device) @ turned @ TO_YIQ.to(images.device)  # [B, 3, 3]
     return (matrix @ images.flatten(2)).view_as(images)
 
 

@@ -1,13 +1,14 @@
 """Floating-point operations of a training step, counted while one is made."""
 
 import torch
-from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from neuropeft.backbones.heads import Predictor
 
-def training_flops(model: nn.Module, edge: int, device: torch.device) -> int:
-    """Return the operations of a forward and backward pass for one scan of `edge`^3 voxels.
+
+def training_flops(model: Predictor, edge: int, device: torch.device) -> int:
+    """Return the operations of a forward and backward pass for one scan of this edge, in voxels.
 
     A multiplication and an addition count as two; only matrix products and convolutions are counted.
     Gradients are dropped afterwards, but batch norms in training have seen a batch. Where the two scans that
@@ -20,10 +21,11 @@ def training_flops(model: nn.Module, edge: int, device: torch.device) -> int:
     return _count(model.cpu(), edge, torch.device("cpu"))
 
 
-def _count(model: nn.Module, edge: int, device: torch.device) -> int:
+def _count(model: Predictor, edge: int, device: torch.device) -> int:
     model.train()
     # Two scans, as batch norms cannot train on a single value.
-    scans = torch.zeros(2, 1, edge, edge, edge, device=device)
+    takes = model.backbone.takes
+    scans = torch.zeros(2, takes.channels, *[edge] * takes.dims, device=device)
     # As plain products: torch has no formula for the attention kernel of the CPU.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(scans).sum().backward()

@@ -9,12 +9,13 @@ import pytest
 import torch
 
 import tiny_cells
-from neuropeft.backbones.build import build_backbone
+from neuropeft.backbones.build import build_backbone, build_predictor
 from neuropeft.backbones.checkpoints import load_encoder
 from neuropeft.backbones.vit import patchify, unpatchify
 from neuropeft.backbones.vit_2d import ViT2D
 from neuropeft.errors import UserError
 from neuropeft.files import write_tsv
+from neuropeft.methods.selective import Full
 from neuropeft.pretraining.mae3d import MAE3D, build_mae
 from neuropeft.train.pretrain import pretrain
 
@@ -144,6 +145,16 @@ def test_pixels_are_standardised_by_imagenet_or_as_set(images: torch.Tensor) -> 
         build_backbone(VIT | {"mean": [0.5]})
     with pytest.raises(UserError, match=r"give \[batch, 3, 36, 36\]"):
         model(images[:, :1])
+
+
+def test_learned_positions_and_the_class_token_have_no_weight_decay_and_learn_slowest() -> None:
+    model = build_predictor(VIT, 1)
+    names = {id(value): name for name, value in model.named_parameters()}
+    settings = {"lr": 1.0, "head_lr": 1.0, "weight_decay": 0.1, "layer_decay": 0.5}
+    found = {names[id(value)]: one for one in Full().groups(model, settings) for value in one["params"]}
+    for name in ("class_token", "positions"):
+        group = found[f"backbone.{name}"]
+        assert (group["weight_decay"], group["lr"]) == (0.0, 0.25)
 
 
 def test_features_of_no_class_token_are_refused() -> None:

@@ -7,7 +7,7 @@ learnt, a final LayerNorm, and the mean over tokens as the feature of a scan.
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar
 
 import torch
@@ -367,11 +367,9 @@ def read_shape(shape: Any, settings: Mapping[str, Any], label: str) -> Any:
     """Return the `shape`, a dataclass, that `settings` describe; raise `UserError` if they do not."""
     # A configured backbone names its kind, and the decoder that pretrains it, beside its own shape.
     values = {key: value for key, value in settings.items() if key not in ("kind", "decoder")}
-    unknown = sorted(set(values) - set(shape.__dataclass_fields__))
+    known = {field.name for field in fields(shape)}
+    unknown = sorted(set(values) - known)
     missing = sorted({"width", "depth", "heads"} - set(values))
     if unknown or missing:
-        raise UserError(
-            f"{label} has unknown keys {unknown} and lacks {missing}; "
-            f"known are {sorted(shape.__dataclass_fields__)}"
-        )
+        raise UserError(f"{label} has unknown keys {unknown} and lacks {missing}; known are {sorted(known)}")
     return shape(**values)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from pydantic import TypeAdapter
 
+from neuropeft.backbones.base import InputSpec
 from neuropeft.backbones.build import build_predictor
 from neuropeft.backbones.heads import Predictor
 from neuropeft.config.backbones import Backbone
@@ -52,11 +53,18 @@ BAD_VOLUMES = {
     "series": (_changed(lambda data: np.stack([data, data], -1)), "4D"),
 }
 SIZE = 32
+VOLUMES = InputSpec(3, 1, SIZE)
 DECODER = {"width": 48, "depth": 1, "heads": 4}
 BACKBONES = [
     {"kind": "vit", "width": 48, "depth": 2, "heads": 4, "decoder": DECODER},
     {"kind": "densenet121"},
     {"kind": "resnet50"},
+    {"kind": "vit_2d", "width": 48, "depth": 2, "heads": 4, "layer_scale": True, "decoder": DECODER},
+    {
+        **{"kind": "vit_2d", "width": 48, "depth": 2, "heads": 4, "patch_size": 8, "decoder": DECODER},
+        **{"channels": 1, "features": "mean", "positions": "sincos", "mean": [0.5], "sd": [0.3]},
+    },
+    {"kind": "resnet50_2d"},
 ]
 INPUTS = {
     "t1w": Files(
@@ -172,8 +180,8 @@ def spec(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def label(settings: Mapping[str, Any]) -> str:
     """Return what tells a test's backbone or method from the others."""
-    told = "".join(map(str, [settings.get("tuner", ""), *settings.get("combine", ())]))
-    return settings["kind"] + told + str(len(settings.get("targets", "")) or "")
+    told = [settings.get("tuner", ""), settings.get("features", ""), *settings.get("combine", ())]
+    return settings["kind"] + "".join(told) + str(len(settings.get("targets", "")) or "")
 
 
 def fits(backbone: Mapping[str, Any], method: Mapping[str, Any]) -> bool:
@@ -192,9 +200,10 @@ def predictor(
     return model
 
 
-def scans(number: int = 2) -> torch.Tensor:
+def scans(number: int = 2, takes: InputSpec = VOLUMES) -> torch.Tensor:
     """Return a batch of noise."""
-    return torch.randn(number, 1, SIZE, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+    shape = takes.channels, *[takes.size] * takes.dims
+    return torch.randn(number, *shape, generator=torch.Generator().manual_seed(0))
 
 
 def train(model: Predictor, method: Mapping[str, Any], steps: int) -> list[set[str]]:
@@ -202,7 +211,7 @@ def train(model: Predictor, method: Mapping[str, Any], steps: int) -> list[set[s
     settings = method_settings(method).model_dump()
     hooks, optimiser = method_of(settings), torch.optim.AdamW(parameter_groups(model, settings))
     model.train()
-    x, seen = scans(), []
+    x, seen = scans(takes=model.backbone.takes), []
     for step in range(steps):
         hooks.before_step(model.backbone, settings, step, 0)
         optimiser.zero_grad()

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -154,3 +155,90 @@ def test_options_are_read_and_unknown_ones_refused() -> None:
     assert read_augmentation({"flip": True, "scale": 0.05}) == Augmentation(flip=True, scale=0.05)
     with pytest.raises(UserError, match="rotate_degrees"):
         read_augmentation({"rotate_degrees": 5})
+
+
+def images(number: int = 8, channels: int = 3, edge: int = 24) -> torch.Tensor:
+    return torch.rand(number, channels, edge, edge, generator=torch.Generator().manual_seed(1))
+
+
+def spot(edge: int = 41) -> torch.Tensor:
+    """Return one image with a smooth spot below the centre."""
+    axis = torch.arange(edge) - (edge - 1) / 2
+    y, x = torch.meshgrid(axis, axis, indexing="ij")
+    return torch.exp(-((y - 10) ** 2 + x**2) / 8)[None, None]
+
+
+def centre_of(image: torch.Tensor) -> torch.Tensor:
+    axis = torch.arange(image.shape[-1]) - (image.shape[-1] - 1) / 2
+    y, x = torch.meshgrid(axis, axis, indexing="ij")
+    return torch.stack([(image[0, 0] * place).sum() / image.sum() for place in (y, x)])
+
+
+OF_IMAGES = replace(ALL, crop=0.4, colour=0.4)
+
+
+def test_an_image_is_changed_in_the_same_way_on_any_number_of_processes() -> None:
+    batch = images()
+    whole = augment(batch, OF_IMAGES, 0, 3)
+    assert whole.shape == batch.shape
+    assert torch.isfinite(whole).all()
+    assert all(not torch.equal(one, other) for one, other in zip(whole, batch, strict=True))
+    parts = [augment(batch[i : i + 2], OF_IMAGES, 0, 3, first=i, total=8) for i in range(0, 8, 2)]
+    torch.testing.assert_close(torch.cat(parts), whole)
+    assert not torch.equal(augment(batch, OF_IMAGES, 0, 4), whole)
+
+
+def test_left_and_right_of_an_image_are_its_last_axis() -> None:
+    batch = images(40)
+    mirrored = augment(batch, Augmentation(flip=True), 0, 0)
+    flipped = [torch.equal(one, other.flip(2)) for one, other in zip(mirrored, batch, strict=True)]
+    kept = [torch.equal(one, other) for one, other in zip(mirrored, batch, strict=True)]
+    assert all(one != other for one, other in zip(flipped, kept, strict=True))
+    assert 10 < sum(flipped) < 30
+
+
+def test_images_turn_and_move_in_their_plane() -> None:
+    angles, places = [], []
+    for seed in range(20):
+        y, x = centre_of(augment(spot(), Augmentation(rotate_deg=30), seed, 0))
+        assert math.hypot(y, x) == pytest.approx(10, abs=0.2)
+        angles.append(math.degrees(math.atan2(x, y)))
+        places.append(centre_of(augment(spot(), Augmentation(translate_voxels=3), seed, 0)))
+    assert -30.5 < min(angles) < -15 < 15 < max(angles) < 30.5
+    moved = torch.stack(places) - torch.tensor([10.0, 0.0])
+    assert 1.5 < moved.abs().amax() < 3.05
+
+
+def test_a_crop_is_a_part_of_the_image_that_is_stretched_to_its_size() -> None:
+    # Pixels that hold their own place show where a crop lies.
+    axis = torch.linspace(-1, 1, 65)
+    rows, columns = torch.meshgrid(axis, axis, indexing="ij")
+    batch = torch.stack([rows, columns])[None].repeat(60, 1, 1, 1)
+    found = augment(batch, Augmentation(crop=0.5), 0, 0)
+    sides = (found.amax(dim=(2, 3)) - found.amin(dim=(2, 3))) / 2  # [60, 2], of height and width
+    area, ratio = sides.prod(dim=1), sides[:, 1] / sides[:, 0]
+    assert 0.45 < float(area.min()) < 0.6
+    assert 0.85 < float(area.max()) < 1.02
+    assert 0.74 < float(ratio.min()) < 0.85 < 1.18 < float(ratio.max()) < 1.36
+    middle = found[:, :, 32, 32]
+    assert middle.abs().amax() > 0.1
+    assert ((middle.abs() + sides) < 1.02).all(), "inside the image"
+
+
+def test_colour_changes_keep_luminance_and_grey() -> None:
+    batch = images(40)
+    changed = augment(batch, Augmentation(colour=0.4), 0, 0)
+    weights = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)
+    torch.testing.assert_close((changed * weights).sum(1), (batch * weights).sum(1), atol=1e-4, rtol=1e-4)
+    grey = images(4, 1).expand(-1, 3, -1, -1)
+    torch.testing.assert_close(augment(grey, Augmentation(colour=0.4), 0, 0), grey, atol=2e-3, rtol=2e-3)
+    chroma = [(one - (one * weights).sum(1, keepdim=True)).flatten(1).norm(dim=1) for one in (changed, batch)]
+    ratio = chroma[0] / chroma[1]
+    assert float(ratio.min()) < 0.8 < 1.2 < float(ratio.max())
+
+
+def test_what_is_for_images_is_refused_for_others() -> None:
+    with pytest.raises(UserError, match=r"augment\.crop is for images"):
+        augment(volumes(), Augmentation(crop=0.1), 0, 0)
+    with pytest.raises(UserError, match=r"augment\.colour is for images of three channels"):
+        augment(images(2, 1), Augmentation(colour=0.1), 0, 0)

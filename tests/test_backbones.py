@@ -14,7 +14,7 @@ from neuropeft.backbones.vit import ViT3D, ViTConfig, patchify, sincos_positions
 from neuropeft.config.backbones import Backbone as Settings
 from neuropeft.errors import UserError
 
-WITHOUT_SITES = {"tokens", "stages", "bias"}
+WITHOUT_SITES = {"tokens", "tokens in 3D", "stages", "bias", "an importer"}
 
 
 def test_the_table_and_the_settings_know_the_same_kinds_and_all_are_tested():
@@ -47,21 +47,33 @@ def test_a_backbone_has_the_sites_that_its_settings_say_it_provides(network, set
 
 
 def test_tokens_are_what_the_backbone_says_it_gives_and_features_their_mean(network):
-    shape = (network.takes.channels, *[network.takes.size] * network.takes.dims)
-    assert shape == scans().shape[1:]
+    x = scans(takes=network.takes)
     with torch.no_grad():
-        tokens = network.tokens(scans())  # [B, N, width]
+        tokens = network.tokens(x)  # [B, N, width]
         assert tokens.shape == (2, network.gives.tokens, network.gives.width)
-        assert torch.equal(network(scans()), tokens.mean(dim=1))
-        assert torch.equal(network.tokens(scans()), tokens), "evaluated twice"
+        assert torch.equal(network(x), tokens.mean(dim=1))
+        assert torch.equal(network.tokens(x), tokens), "evaluated twice"
+
+
+def test_a_backbone_takes_the_input_that_its_settings_say_it_needs(network, settings):
+    channels = "one channel" if network.takes.channels == 1 else f"{network.takes.channels} channels"
+    assert backbone_settings(settings).needs == {f"{network.takes.dims}D", channels}
+
+
+def test_a_backbone_can_be_cut_between_its_layers(network):
+    x = scans(takes=network.takes)
+    with torch.no_grad():
+        for layers in range(1, network.layer_count + 1):
+            assert torch.equal(network.above(network.below(x, layers), layers), network.tokens(x))
 
 
 def test_an_encoder_file_restores_features_and_fits_no_other_kind(network, settings, tmp_path):
     save_encoder(tmp_path / "encoder.safetensors", network, {})
     fresh = build_backbone(spec(settings)).eval()
     load_encoder(tmp_path / "encoder.safetensors", fresh)
+    x = scans(takes=network.takes)
     with torch.no_grad():
-        assert torch.equal(fresh(scans()), network(scans()))
+        assert torch.equal(fresh(x), network(x))
     other = next(one for one in BACKBONES if one["kind"] != settings["kind"])
     with pytest.raises(UserError, match=rf"kind {settings['kind']} for {other['kind']}"):
         load_encoder(tmp_path / "encoder.safetensors", build_backbone(spec(other)))

@@ -187,8 +187,9 @@ def pretrained(config: Config) -> list[tuple[str, str]]:
 
 
 def autoencoded(config: Config) -> list[tuple[str, str]]:
-    """Return those pairs of `pretrained` that leave reconstructions of scans."""
-    return [pair for pair in pretrained(config) if config.trained[pair[0]].reconstructs]
+    """Return those pairs of `pretrained` that leave reconstructions of volumes, which figures show."""
+    in_3d = [pair for pair in pretrained(config) if "3D" in config.backbones[pair[1]].needs]
+    return [pair for pair in in_3d if config.trained[pair[0]].reconstructs]
 
 
 def encoder_folds(config: Config, pretraining: str) -> list[int]:

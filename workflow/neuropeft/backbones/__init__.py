@@ -5,8 +5,10 @@ from neuropeft.errors import known
 # Named as `numerics` names modules. Each has `build`, which makes a network from its settings.
 MODULES = {
     "vit": "backbones.vit",
+    "vit_2d": "backbones.vit_2d",
     "densenet121": "backbones.densenet121",
     "resnet50": "backbones.resnet50",
+    "resnet50_2d": "backbones.resnet50_2d",
 }
 
 

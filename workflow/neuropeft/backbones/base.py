@@ -10,10 +10,13 @@ from torch import Tensor, nn
 from neuropeft.errors import UserError
 
 SIZE = 80  # edge of a scan in voxels, where the settings give none
+# By the axes of scans.
+CONVOLUTIONS: Mapping[int, type[nn.Conv2d | nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}
+BATCH_NORMS: Mapping[int, type[nn.BatchNorm2d | nn.BatchNorm3d]] = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 
 
 class InputSpec(NamedTuple):
-    """Batches that a backbone takes: [B, channels, size, size, size] for three `dims`."""
+    """Batches that a backbone takes: [B, channels, *S], where S is `size` for each of `dims` axes."""
 
     dims: int
     channels: int
@@ -21,15 +24,29 @@ class InputSpec(NamedTuple):
 
 
 class FeatureSpec(NamedTuple):
-    """Tokens that a backbone gives: [B, N, width], one for each place of `grid`."""
+    """Tokens that a backbone gives: [B, N, width].
+
+    Attributes:
+        width: Channels of a token.
+        grid: The places in a scan that its layers have a token for.
+        extra: How many tokens of no place, such as a class token, its layers have before those.
+        gives_extra: Whether it gives the extra tokens alone, and not those of the places.
+    """
 
     width: int
     grid: tuple[int, ...]
+    extra: int = 0
+    gives_extra: bool = False
+
+    @property
+    def places(self) -> int:
+        """Places of the grid."""
+        return math.prod(self.grid)
 
     @property
     def tokens(self) -> int:
-        """Tokens of a scan, N."""
-        return math.prod(self.grid)
+        """Tokens that are given of a scan, N."""
+        return self.extra if self.gives_extra else self.places
 
 
 class Site(NamedTuple):
@@ -64,14 +81,14 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def tokens(self, x: Tensor) -> Tensor:
-        """Return the tokens [B, N, width] of scans [B, 1, S, S, S]."""
+        """Return the tokens [B, N, width] of scans [B, C, *S]."""
 
     @abstractmethod
     def architecture(self) -> dict[str, Any]:
         """Return what weights must share with this network to fit, stored beside them."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the features [B, width] of scans [B, 1, S, S, S]: the mean over tokens."""
+        """Return the features [B, width] of scans [B, C, *S]: the mean over tokens."""
         return self.tokens(x).mean(dim=1)
 
     def sites(self, kind: str) -> list[Site]:
@@ -81,7 +98,7 @@ class Backbone(nn.Module, ABC):
             UserError: The backbone does not provide this kind.
         """
         if kind not in self.SITES:
-            raise UserError(_lacks(self, kind))
+            raise self.lacks(kind)
         return [site for site in _children(self) if isinstance(site.module, self.SITES[kind])]
 
     def layer_of(self, name: str) -> int:
@@ -89,7 +106,7 @@ class Backbone(nn.Module, ABC):
         return 0
 
     def below(self, x: Tensor, layers: int) -> Tensor:
-        """Return what the first `layers` layers, 1 or more, make of scans [B, 1, S, S, S]."""
+        """Return what the first `layers` layers, 1 or more, make of scans [B, C, *S]."""
         return self.tokens(x)
 
     def above(self, x: Tensor, layers: int) -> Tensor:
@@ -103,19 +120,19 @@ class Backbone(nn.Module, ABC):
             UserError: The backbone has no stages.
         """
         if not self.LAST_STAGE:
-            raise UserError(_lacks(self, "stages"))
+            raise self.lacks("stages")
         return [self.get_submodule(name) for name in self.LAST_STAGE]
 
     def layers_above(self, name: str) -> int:
         """Return how many layers lie above that of the parameter `name`; 0 where they are not told apart."""
         return 0
 
-
-def _lacks(backbone: Backbone, kind: str) -> str:
-    return (
-        f"{type(backbone).__name__} does not provide {kind}, to which the method attaches; "
-        "choose another backbone or method"
-    )
+    def lacks(self, kind: str) -> UserError:
+        """Return the error of a method that needs what this backbone does not provide."""
+        return UserError(
+            f"{type(self).__name__} does not provide {kind}, to which the method attaches; "
+            "choose another backbone or method"
+        )
 
 
 def _children(owner: nn.Module) -> Iterator[Site]:

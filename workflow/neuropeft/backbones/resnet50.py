@@ -1,4 +1,4 @@
-"""ResNet-50 in 3D (He et al. 2016), from MONAI, without its classification layer."""
+"""ResNet-50 (He et al. 2016) in 3D, from MONAI, without its classification layer."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -17,31 +17,33 @@ class ResNet50(Backbone):
 
     SITES: ClassVar[Mapping[str, type[nn.Module]]] = {"conv": nn.Conv3d, "batchnorm": nn.BatchNorm3d}
     LAST_STAGE: ClassVar[tuple[str, ...]] = ("network.layer4",)
+    KIND: ClassVar[str] = "resnet50"
+    DIMS: ClassVar[int] = 3
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, channels: int = 1) -> None:
         """Make a randomly initialised network for scans of this edge; imports MONAI, which takes seconds."""
         super().__init__()
         from monai.networks.nets.resnet import resnet50
 
-        self.takes = InputSpec(3, 1, size)
-        self.gives = FeatureSpec(WIDTH, (-(-size // STEP),) * 3)
+        self.takes = InputSpec(self.DIMS, channels, size)
+        self.gives = FeatureSpec(WIDTH, (-(-size // STEP),) * self.DIMS)
         self.network = resnet50(
-            spatial_dims=3,
-            n_input_channels=1,
+            spatial_dims=self.DIMS,
+            n_input_channels=channels,
             conv1_t_stride=2,
             feed_forward=False,
             bias_downsample=False,  # a batch norm follows, which would undo it
         )
 
     def tokens(self, x: Tensor) -> Tensor:
-        """Return the last feature map of scans [B, 1, S, S, S], place by place: [B, N, 2048]."""
+        """Return the last feature map of scans [B, C, *S], place by place: [B, N, 2048]."""
         for stage in STAGES:
             x = getattr(self.network, stage)(x)
         return x.flatten(2).transpose(1, 2)
 
     def architecture(self) -> dict[str, Any]:
         """Return what weights must share to fit: the kind alone, at any size of scans."""
-        return {"kind": "resnet50"}
+        return {"kind": self.KIND}
 
 
 def build(settings: Mapping[str, Any]) -> ResNet50:

@@ -1,23 +1,24 @@
-"""A 3D vision transformer in plain torch: fixed positions, no class token, mean pooling.
+"""Vision transformers in plain torch, and the one in 3D: fixed positions, no class token, mean pooling.
 
-The architecture is the one that the parameter counts of Dhinagar et al. 2024, Table 1, imply: timm's block
-with qkv biases, non-overlapping patches by a strided convolution, sin-cos positions that are not learnt, a
-final LayerNorm, and the mean over tokens as the feature of a scan.
+The architecture in 3D is the one that the parameter counts of Dhinagar et al. 2024, Table 1, imply: timm's
+block with qkv biases, non-overlapping patches by a strided convolution, sin-cos positions that are not
+learnt, a final LayerNorm, and the mean over tokens as the feature of a scan.
 """
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from neuropeft.backbones.base import SIZE, Backbone, FeatureSpec, InputSpec
+from neuropeft.backbones.base import CONVOLUTIONS, SIZE, Backbone, FeatureSpec, InputSpec
 from neuropeft.errors import UserError
 
 POSITION_TEMPERATURE = 10000.0
+EPS = 1e-5  # that LayerNorms add to variances
 
 
 @dataclass(frozen=True)
@@ -25,15 +26,17 @@ class ViTConfig:
     """Shape of a `ViT3D`; ViT-B is (768, 12, 12), the paper's ViT-S is (384, 6, 8).
 
     Attributes:
+        DIMS: Axes of a scan.
         width: Channels of a token.
         depth: Number of blocks.
         heads: Attention heads of a block.
         mlp_ratio: Hidden width of the MLP, in units of `width`.
-        patch_size: Edge of a cubic patch in voxels.
-        image_size: Edge of a cubic scan in voxels.
+        patch_size: Edge of a patch in voxels.
+        image_size: Edge of a scan in voxels.
         drop_path: Rate of stochastic depth in the last block; it grows linearly from 0 in the first.
     """
 
+    DIMS: ClassVar[int] = 3
     width: int
     depth: int
     heads: int
@@ -61,11 +64,11 @@ class ViTConfig:
     @property
     def tokens(self) -> int:
         """Patches of a scan, N = 125 for 80^3 voxels and patches of 16^3."""
-        return self.grid**3
+        return self.grid**self.DIMS
 
 
 def check_width(key: str, width: int, heads: int) -> None:
-    """Raise `UserError` unless `heads` attention heads and sin-cos positions of 3 axes fit into `width`."""
+    """Raise `UserError` unless `heads` attention heads and sin-cos positions fit into `width`."""
     if width < 6 or width % heads:
         raise UserError(
             f"{key} {width} with {heads} heads cannot be built; give 6 or more (sine and cosine of three "
@@ -73,40 +76,43 @@ def check_width(key: str, width: int, heads: int) -> None:
         )
 
 
-def sincos_positions(grid: int, width: int) -> Tensor:
-    """Return fixed sin-cos position embeddings [grid^3, width] (SelfMedMAE's layout, MAE section A.1 in 3D).
+def sincos_positions(grid: int, width: int, dims: int = 3) -> Tensor:
+    """Return fixed sin-cos position embeddings [grid^dims, width] (MAE, section A.1; SelfMedMAE's in 3D).
 
     A token's embedding holds sine and cosine of its second, first and third grid index, in that order, at
-    width/6 wavelengths from 2 pi to 10000 * 2 pi. The order is SelfMedMAE's and MONAI's, so that their
-    weights fit. What width/6 leaves over, such as 4 of ViT-L's 1,024 channels, stays zero.
+    width/6 wavelengths from 2 pi to 10000 * 2 pi; in 2D, of the second and the first at width/4. The order is
+    that of MAE, SelfMedMAE and MONAI, so that their weights fit. What width/6 leaves over, such as 4 of
+    ViT-L's 1,024 channels, stays zero.
     """
-    index = torch.arange(grid, dtype=torch.float64)
-    first, second, third = torch.meshgrid(index, index, index, indexing="ij")
-    wavelengths = torch.arange(width // 6, dtype=torch.float64) / (width // 6)
+    index, bands = torch.arange(grid, dtype=torch.float64), width // (2 * dims)
+    first, second, *rest = torch.meshgrid(*[index] * dims, indexing="ij")
+    wavelengths = torch.arange(bands, dtype=torch.float64) / bands
     frequency = POSITION_TEMPERATURE**-wavelengths
-    angles = [axis.flatten()[:, None] * frequency for axis in (second, first, third)]  # 3 x [N, width/6]
+    angles = [axis.flatten()[:, None] * frequency for axis in (second, first, *rest)]  # each [N, bands]
     positions = torch.cat([part for angle in angles for part in (angle.sin(), angle.cos())], dim=1).float()
-    return F.pad(positions, (0, width % 6))
+    return F.pad(positions, (0, width % (2 * dims)))
 
 
 def patch_view(x: Tensor, patch: int) -> Tensor:
-    """Return scans [B, 1, S, S, S] seen as patches [B, g, g, g, p, p, p], without copying a voxel."""
-    batch, grid = x.shape[0], x.shape[-1] // patch
-    view = x.view(batch, grid, patch, grid, patch, grid, patch)
-    return view.permute(0, 1, 3, 5, 2, 4, 6)
+    """Return scans [B, C, *S] seen as patches [B, *grid, C, *p], without copying a voxel."""
+    dims, grid = x.ndim - 2, x.shape[-1] // patch
+    view = x.view(*x.shape[:2], *[grid, patch] * dims)  # [B, C, g, p, g, p, ...]
+    axes = range(2, view.ndim)
+    return view.permute(0, *axes[::2], 1, *axes[1::2])
 
 
 def patchify(x: Tensor, patch: int) -> Tensor:
-    """Return the patches [B, N, patch^3] of scans [B, 1, S, S, S]; the last axis varies fastest."""
-    return patch_view(x, patch).reshape(x.shape[0], -1, patch**3)
+    """Return the patches [B, N, C * patch^dims] of scans [B, C, *S]; the last axis varies fastest."""
+    return patch_view(x, patch).reshape(x.shape[0], -1, x.shape[1] * patch ** (x.ndim - 2))
 
 
-def unpatchify(patches: Tensor, patch: int) -> Tensor:
-    """Return the scans [B, 1, S, S, S] that `patchify` takes apart into `patches` [B, N, patch^3]."""
-    batch, tokens = patches.shape[:2]
-    grid = round(tokens ** (1 / 3))
-    volume = patches.view(batch, grid, grid, grid, patch, patch, patch).permute(0, 1, 4, 2, 5, 3, 6)
-    return volume.reshape(batch, 1, grid * patch, grid * patch, grid * patch)
+def unpatchify(patches: Tensor, patch: int, dims: int = 3) -> Tensor:
+    """Return the scans [B, C, *S] that `patchify` takes apart into `patches` [B, N, C * patch^dims]."""
+    batch, tokens, values = patches.shape
+    grid, channels = round(tokens ** (1 / dims)), values // patch**dims
+    view = patches.view(batch, *[grid] * dims, channels, *[patch] * dims)  # [B, g, ..., C, p, ...]
+    pairs = [axis for place in range(1, dims + 1) for axis in (place, place + 1 + dims)]
+    return view.permute(0, dims + 1, *pairs).reshape(batch, channels, *[grid * patch] * dims)
 
 
 class Attention(nn.Module):
@@ -144,22 +150,54 @@ class MLP(nn.Module):
         return self.fc2(F.gelu(self.fc1(x)))
 
 
+class LayerScale(nn.Module):
+    """Multiply each channel by a learned number, 1 at the start (Touvron 2021, CaiT)."""
+
+    def __init__(self, width: int) -> None:
+        """Make the numbers of `width` channels."""
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map tokens [B, n, d] to tokens [B, n, d]."""
+        return x * self.gamma
+
+
 class Block(nn.Module):
     """A pre-norm transformer block with stochastic depth."""
 
-    def __init__(self, width: int, heads: int, hidden: int, drop_path: float = 0.0) -> None:
-        """Make a block whose residual branches are dropped, per scan, at rate `drop_path` in training."""
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        hidden: int,
+        drop_path: float = 0.0,
+        eps: float = EPS,
+        layer_scale: bool = False,
+    ) -> None:
+        """Make a block whose residual branches are dropped, per scan, at rate `drop_path` in training.
+
+        Args:
+            width: Channels of a token.
+            heads: Attention heads.
+            hidden: Hidden width of the MLP.
+            drop_path: That rate.
+            eps: What norms add to variances.
+            layer_scale: Whether the branches end in a `LayerScale`.
+        """
         super().__init__()
-        self.norm1 = nn.LayerNorm(width)
+        self.norm1 = nn.LayerNorm(width, eps)
         self.attn = Attention(width, heads)
-        self.norm2 = nn.LayerNorm(width)
+        self.ls1 = LayerScale(width) if layer_scale else nn.Identity()
+        self.norm2 = nn.LayerNorm(width, eps)
         self.mlp = MLP(width, hidden)
+        self.ls2 = LayerScale(width) if layer_scale else nn.Identity()
         self.drop_path = drop_path
 
     def forward(self, x: Tensor) -> Tensor:
         """Map tokens [B, n, d] to tokens [B, n, d]."""
-        x = x + self._drop(self.attn(self.norm1(x)))
-        return x + self._drop(self.mlp(self.norm2(x)))
+        x = x + self._drop(self.ls1(self.attn(self.norm1(x))))
+        return x + self._drop(self.ls2(self.mlp(self.norm2(x))))
 
     def _drop(self, branch: Tensor) -> Tensor:
         # Kept branches are scaled up so that the expected output is the same with and without dropping.
@@ -169,80 +207,116 @@ class Block(nn.Module):
         return branch * (keep / (1 - self.drop_path))
 
 
-class ViT3D(Backbone):
-    """The encoder: patches to tokens, blocks, final norm, mean over tokens."""
+class ViT(Backbone):
+    """What encoders in 2D and 3D share: patches to tokens, blocks, final norm."""
 
     SITES: ClassVar[Mapping[str, type[nn.Module]]] = {
-        "embedding": nn.Conv3d,
         "block": Block,
         "attention": Attention,
         "mlp": MLP,
         "linear": nn.Linear,
         "layernorm": nn.LayerNorm,
     }
+    KIND: ClassVar[str]
+    config: ViTConfig
     positions: Tensor
 
-    def __init__(self, config: ViTConfig) -> None:
-        """Make a randomly initialised encoder (MAE's initialisation) of the shape `config`."""
+    def __init__(
+        self, config: ViTConfig, channels: int = 1, eps: float = EPS, layer_scale: bool = False
+    ) -> None:
+        """Make a randomly initialised encoder (MAE's initialisation) of the shape `config`.
+
+        Args:
+            config: The shape.
+            channels: Of scans.
+            eps: What norms add to variances.
+            layer_scale: Whether the branches of blocks end in a `LayerScale`.
+        """
         super().__init__()
         self.config = config
-        self.takes = InputSpec(3, 1, config.image_size)
-        self.gives = FeatureSpec(config.width, (config.grid,) * 3)
+        self.takes = InputSpec(config.DIMS, channels, config.image_size)
+        self.gives = FeatureSpec(config.width, (config.grid,) * config.DIMS)
         self.layer_count = config.depth + 1  # the blocks, and the final norm
         width, patch = config.width, config.patch_size
         hidden = int(width * config.mlp_ratio)
         rates = torch.linspace(0, config.drop_path, config.depth, device="cpu").tolist()
         # A convolution by its weights only, so that state dicts fit other ViTs; see `_project`.
-        self.patch_embed = nn.Conv3d(1, width, kernel_size=patch, stride=patch)
+        self.patch_embed = CONVOLUTIONS[config.DIMS](channels, width, kernel_size=patch, stride=patch)
         # A buffer and no parameter: never trained or counted, but stored, as imported positions may differ.
-        self.register_buffer("positions", sincos_positions(config.grid, width))
-        self.blocks = nn.ModuleList(Block(width, config.heads, hidden, rate) for rate in rates)
-        self.norm = nn.LayerNorm(width)
+        self.register_buffer("positions", sincos_positions(config.grid, width, config.DIMS))
+        self.blocks = nn.ModuleList(
+            Block(width, config.heads, hidden, rate, eps, layer_scale) for rate in rates
+        )
+        self.norm = nn.LayerNorm(width, eps)
         initialise(self)
 
     def tokens(self, x: Tensor) -> Tensor:
-        """Return the tokens [B, N, width] of scans [B, 1, S, S, S], after the final norm."""
-        return self.encode(self.embed(x))
+        """Return the tokens [B, N, width] of scans [B, C, *S], after the final norm."""
+        return self.above(self.embed(x), 0)
 
     def embed(self, x: Tensor) -> Tensor:
-        """Return the tokens [B, N, width] of scans [B, 1, S, S, S], positions added."""
-        self.check(x)
-        return self._project(patchify(x, self.config.patch_size)) + self.positions
+        """Return the tokens [B, extra + places, width] of scans [B, C, *S], positions added."""
+        return self.with_extra(
+            self._project(patchify(self.prepared(x), self.config.patch_size)) + self.positions
+        )
 
     def embed_patches(self, patches: Tensor, ids: Tensor) -> Tensor:
-        """Return the tokens [B, n, width] of `patches` [B, n, patch^3] at the grid places `ids` [B, n]."""
-        return self._project(patches) + self.positions[ids]
+        """Return the tokens [B, extra + n, width] of some patches of `prepared` scans.
 
-    def encode(self, tokens: Tensor) -> Tensor:
-        """Run the blocks and the final norm over any number of tokens [B, n, width]."""
-        return self.above(tokens, 0)
+        Args:
+            patches: [B, n, C * patch^dims].
+            ids: Their places in the grid, [B, n].
+        """
+        return self.with_extra(self._project(patches) + self.positions[ids])
+
+    def with_extra(self, tokens: Tensor) -> Tensor:
+        """Return tokens [B, n, width] with those of no place before them."""
+        return tokens
+
+    def given(self, tokens: Tensor) -> Tensor:
+        """Return those of the last tokens [B, extra + places, width] that are given, [B, N, width]."""
+        return tokens
+
+    def prepared(self, x: Tensor) -> Tensor:
+        """Return scans [B, C, *S] as patches are cut from them; `UserError` if they are of another size."""
+        self.check(x)
+        return x
+
+    def restored(self, x: Tensor) -> Tensor:
+        """Return the scans [B, C, *S] of which `prepared` makes `x`."""
+        return x
+
+    def encode(self, tokens: Tensor, layers: int = 0) -> Tensor:
+        """Run blocks, but the first `layers`, and the final norm over any number of tokens [B, n, width]."""
+        for block in self.blocks[layers:]:
+            tokens = block(tokens)
+        return tokens if layers == self.layer_count else self.norm(tokens)
 
     def below(self, x: Tensor, layers: int) -> Tensor:
-        """Return the tokens [B, N, width] of scans [B, 1, S, S, S] after the first blocks."""
+        """Return the tokens [B, extra + places, width] of scans [B, C, *S] after the first blocks."""
         tokens = self.embed(x)
         for block in self.blocks[:layers]:
             tokens = block(tokens)
         return tokens if layers < self.layer_count else self.norm(tokens)
 
     def above(self, x: Tensor, layers: int) -> Tensor:
-        """Run the blocks above the first ones, and the final norm, over tokens [B, n, width]."""
-        for block in self.blocks[layers:]:
-            x = block(x)
-        return x if layers == self.layer_count else self.norm(x)
+        """Return the tokens [B, N, width] that the blocks above, and the final norm, make of `x`."""
+        return self.given(self.encode(x, layers))
 
     def check(self, x: Tensor) -> None:
         """Raise `UserError` unless `x` is a batch of scans of the size that this encoder takes."""
-        size = self.config.image_size
-        if x.ndim != 5 or x.shape[1:] != (1, size, size, size):
+        dims, channels, size = self.takes
+        if x.shape[1:] != (channels, *[size] * dims):
             raise UserError(
                 f"a batch of shape {list(x.shape)} does not fit the backbone; "
-                f"give [batch, 1, {size}, {size}, {size}] or set the backbone's image_size"
+                f"give [batch, {', '.join(map(str, (channels, *[size] * dims)))}] or set the backbone's "
+                "image_size"
             )
 
     def architecture(self) -> dict[str, Any]:
         """Return the shape of the network; stochastic depth is a matter of training: weights fit with any."""
         shape = {key: value for key, value in asdict(self.config).items() if key != "drop_path"}
-        return {"kind": "vit", **shape}
+        return {"kind": self.KIND, **shape}
 
     def layer_of(self, name: str) -> int:
         """Return the block of a parameter, or the layer of the final norm; 0 for what is below or new."""
@@ -254,12 +328,19 @@ class ViT3D(Backbone):
         """Return how many layers lie above that of the parameter `name`; above the last block's, none."""
         if (block := _block_of(name)) is not None:
             return self.config.depth - 1 - block
-        return self.config.depth if name.startswith("patch_embed.") else 0
+        return self.config.depth if name.startswith(("patch_embed.", "class_token", "positions")) else 0
 
     def _project(self, patches: Tensor) -> Tensor:
         # Patches do not overlap, so the convolution is one matrix product; that avoids the slow conv3d
         # kernels.
         return F.linear(patches, self.patch_embed.weight.flatten(1), self.patch_embed.bias)
+
+
+class ViT3D(ViT):
+    """The encoder in 3D; the mean over its tokens is the feature of a scan."""
+
+    SITES: ClassVar[Mapping[str, type[nn.Module]]] = {"embedding": nn.Conv3d, **ViT.SITES}
+    KIND: ClassVar[str] = "vit"
 
 
 def _block_of(name: str) -> int | None:
@@ -271,7 +352,7 @@ def _block_of(name: str) -> int | None:
 def initialise(module: nn.Module) -> None:
     """Initialise as MAE does: Xavier-uniform matrices, patch projection included, and zero biases."""
     for part in module.modules():
-        if isinstance(part, nn.Linear | nn.Conv3d):
+        if isinstance(part, nn.Linear | nn.Conv2d | nn.Conv3d):
             nn.init.xavier_uniform_(part.weight.flatten(1))
             if part.bias is not None:
                 nn.init.zeros_(part.bias)
@@ -286,11 +367,9 @@ def read_shape(shape: Any, settings: Mapping[str, Any], label: str) -> Any:
     """Return the `shape`, a dataclass, that `settings` describe; raise `UserError` if they do not."""
     # A configured backbone names its kind, and the decoder that pretrains it, beside its own shape.
     values = {key: value for key, value in settings.items() if key not in ("kind", "decoder")}
-    unknown = sorted(set(values) - set(shape.__dataclass_fields__))
+    known = {field.name for field in fields(shape)}
+    unknown = sorted(set(values) - known)
     missing = sorted({"width", "depth", "heads"} - set(values))
     if unknown or missing:
-        raise UserError(
-            f"{label} has unknown keys {unknown} and lacks {missing}; "
-            f"known are {sorted(shape.__dataclass_fields__)}"
-        )
+        raise UserError(f"{label} has unknown keys {unknown} and lacks {missing}; known are {sorted(known)}")
     return shape(**values)

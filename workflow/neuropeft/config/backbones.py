@@ -1,6 +1,6 @@
 """Backbones, and the decoder of the autoencoder that pretrains one."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -20,8 +20,8 @@ class _Backbone(Kind):
 
     Attributes:
         provides: What methods and pretrainings may need of it: the kinds of sites that methods attach to,
-            `tokens`, of which there may be any number, `stages` of layers, of which the last one is known,
-            and `bias`, parameters of that name.
+            `tokens`, of which there may be any number, `tokens in 3D`, `stages` of layers, of which the last
+            one is known, `bias`, parameters of that name, and `an importer` of weights from elsewhere.
         needs: What a cohort's kind of input must provide.
     """
 
@@ -35,21 +35,21 @@ class _Backbone(Kind):
         return f"{cls.label}-{size.upper()}" if is_sized and size else super().label_of(name)
 
     def check_size(self, key: str, size: int) -> None:
-        """Raise `ValueError`, which names the backbone by `key`, unless it takes cubes of edge `size`."""
+        """Raise `ValueError`, which names the backbone by `key`, unless it takes scans of edge `size`."""
 
     def forward_flop(self, size: int) -> float:
         """Return about how many operations one scan of edge `size` takes through the network."""
         raise NotImplementedError
 
 
-class ViT(_Backbone):
-    """A 3D vision transformer."""
+class Transformer(_Backbone):
+    """What vision transformers share.
 
-    label: ClassVar[str] = "ViT"
-    provides: ClassVar[frozenset[str]] = frozenset(
-        {"tokens", "embedding", "block", "attention", "mlp", "linear", "layernorm", "bias"}
-    )
-    kind: Literal["vit"]
+    Attributes:
+        dims: Axes of a scan.
+    """
+
+    dims: ClassVar[int]
     width: int = Field(ge=6, description="embedding width")
     depth: int = Field(ge=1, description="number of blocks")
     heads: int = Field(ge=1, description="attention heads")
@@ -60,7 +60,7 @@ class ViT(_Backbone):
     decoder: Decoder = Field(description="decoder of the masked autoencoder that pretrains this backbone")
 
     @model_validator(mode="after")
-    def _heads_divide_width(self) -> "ViT":
+    def _heads_divide_width(self) -> Self:
         for part, width, heads in (
             ("", self.width, self.heads),
             ("decoder.", self.decoder.width, self.decoder.heads),
@@ -69,8 +69,12 @@ class ViT(_Backbone):
                 raise ValueError(f"`{part}width` {width} is not divisible by `{part}heads` {heads}")
         return self
 
+    def patches(self, size: int) -> int:
+        """Return the patches of a scan of edge `size`."""
+        return (size // self.patch_size) ** self.dims
+
     def check_size(self, key: str, size: int) -> None:
-        """Patches must fill the cube."""
+        """Patches must fill the scan."""
         if size % self.patch_size:
             raise ValueError(
                 f"`{key}.patch_size` {self.patch_size} does not divide `preprocessing.size` {size}: change "
@@ -79,10 +83,77 @@ class ViT(_Backbone):
 
     def forward_flop(self, size: int) -> float:
         """Two operations per weight and token, and attention."""
-        tokens = (size // self.patch_size) ** 3
+        tokens = self.patches(size)
         block = (4 + 2 * self.mlp_ratio) * self.width**2
-        weights = self.depth * block + self.width * self.patch_size**3
+        weights = self.depth * block + self.width * self.patch_size**self.dims
         return 2 * tokens * weights + 4 * self.depth * self.width * tokens**2
+
+
+TRANSFORMER = frozenset(
+    {"tokens", "embedding", "block", "attention", "mlp", "linear", "layernorm", "bias", "an importer"}
+)
+
+
+class ViT(Transformer):
+    """A 3D vision transformer."""
+
+    label: ClassVar[str] = "ViT"
+    provides: ClassVar[frozenset[str]] = TRANSFORMER | {"tokens in 3D"}
+    dims: ClassVar[int] = 3
+    kind: Literal["vit"]
+
+
+class _OfImages(_Backbone):
+    """What backbones of 2D images share."""
+
+    channels: Literal[1, 3] = Field(default=3, description="channels of an image")
+    mean: list[float] | None = Field(
+        default=None,
+        description="what is subtracted from pixels, which run from 0 to 1, by channel; ImageNet's if absent",
+    )
+    sd: list[Annotated[float, Field(gt=0)]] | None = Field(
+        default=None, description="what the rest is divided by, by channel; ImageNet's if absent"
+    )
+
+    @model_validator(mode="after")
+    def _a_number_for_each_channel(self) -> Self:
+        for name in ("mean", "sd"):
+            given = getattr(self, name)
+            if given is not None and len(given) != self.channels:
+                raise ValueError(
+                    f"`{name}` has {len(given)} numbers: give one for each of {self.channels} channels"
+                )
+        return self
+
+    @property
+    def needs(self) -> frozenset[str]:  # type: ignore[override]
+        """Images of as many channels."""
+        return frozenset({"2D", "one channel" if self.channels == 1 else f"{self.channels} channels"})
+
+
+class ViT2D(_OfImages, Transformer):
+    """A 2D vision transformer, as weights of ImageNet, MAE, MRM and DINOv2 want it."""
+
+    label: ClassVar[str] = "2D ViT"
+    provides: ClassVar[frozenset[str]] = TRANSFORMER
+    dims: ClassVar[int] = 2
+    kind: Literal["vit_2d"]
+    class_token: bool = Field(default=True, description="whether a class token goes before those of patches")
+    features: Literal["class", "mean"] = Field(
+        default="class",
+        description="what stands for an image: the class token, as of DINOv2, or the tokens of all patches, "
+        "which `training.pool` pools, as of fine-tuned MAE",
+    )
+    positions: Literal["learned", "sincos"] = Field(
+        default="learned", description="positions: learned, or fixed as MAE's"
+    )
+    layer_scale: bool = Field(default=False, description="a learned scale of each branch, as DINOv2 has")
+
+    @model_validator(mode="after")
+    def _the_class_token_is_there(self) -> Self:
+        if self.features == "class" and not self.class_token:
+            raise ValueError("`features` is class, but there is no `class_token`: give `features: mean`")
+        return self
 
 
 class DenseNet121(_Backbone):
@@ -122,4 +193,21 @@ class ResNet50(_Backbone):
         return 200e9 * (size / 80) ** 3
 
 
-Backbone = Annotated[ViT | DenseNet121 | ResNet50, Field(discriminator="kind")]
+class ResNet50In2D(_OfImages):
+    """MONAI's 2D ResNet-50, for weights of torchvision's layout (He 2016)."""
+
+    label: ClassVar[str] = "2D ResNet-50"
+    provides: ClassVar[frozenset[str]] = ResNet50.provides | {"an importer"}
+    kind: Literal["resnet50_2d"]
+
+    def check_size(self, key: str, size: int) -> None:
+        """At 32 or less, its last maps are single values, and those of a lone scan have no variance."""
+        if size <= 32:
+            raise ValueError(f"`{key}` needs a `preprocessing.size` of more than 32, not {size}")
+
+    def forward_flop(self, size: int) -> float:
+        """Twice its 4.1e9 multiplications and additions of 224^2 pixels."""
+        return 8.2e9 * (size / 224) ** 2
+
+
+Backbone = Annotated[ViT | ViT2D | DenseNet121 | ResNet50 | ResNet50In2D, Field(discriminator="kind")]

@@ -51,5 +51,5 @@ def label_of_kind(kinds: Any, name: str) -> str:
         name: such as `vit_b` or `lora`; it is its own label if it begins with no kind.
     """
     classes = {one.kind_name(): one for one in get_args(get_args(kinds)[0])}
-    kind = classes.get(name) or classes.get(name.partition("_")[0])
-    return kind.label_of(name) if kind else name
+    fitting = [kind for kind in classes if f"{name}_".startswith(f"{kind}_")]
+    return classes[max(fitting, key=len)].label_of(name) if fitting else name

@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from neuropeft.config.backbones import Backbone, ViT
+from neuropeft.config.backbones import Backbone, Transformer
 from neuropeft.config.base import Beta, Model, Name, Seed, Share
 from neuropeft.config.cohorts import Cohort
 from neuropeft.config.training import Augment
@@ -50,6 +50,7 @@ class Trained(Model):
     seed: Seed = 0
     mixed_precision: bool = Field(default=True, description="bfloat16 autocast, on a GPU")
     compile: bool = Field(default=False, description="torch.compile the model")
+    augment: Augment = Augment()
 
     @model_validator(mode="after")
     def _warm_up_ends(self) -> "Trained":
@@ -98,14 +99,14 @@ class MaskedAutoencoder(Trained):
 
     def spec(self, backbone: Backbone) -> dict[str, Any]:
         """The decoder belongs to the backbone's settings."""
-        assert isinstance(backbone, ViT), "no other backbone gives tokens"
+        assert isinstance(backbone, Transformer), "no other backbone gives tokens"
         return {**super().spec(backbone), "decoder": backbone.decoder.model_dump(mode="json")}
 
     def check_backbone(self, key: str, named: str, backbone: Backbone, size: int) -> None:
         """Some patches must stay visible."""
-        if not isinstance(backbone, ViT):
+        if not isinstance(backbone, Transformer):
             return
-        patches = (size // backbone.patch_size) ** 3
+        patches = backbone.patches(size)
         if patches * (1 - self.mask_ratio) < 1:
             raise ValueError(
                 f"`{key}.mask_ratio` {self.mask_ratio} hides all of the {patches} patches of `{named}`: "
@@ -116,9 +117,9 @@ class MaskedAutoencoder(Trained):
 class Factors(Trained):
     """Pretraining on a synthetic cohort: reading the known anatomy of its brains."""
 
+    needs: ClassVar[frozenset[str]] = frozenset({"tokens in 3D"})
     loss_label: ClassVar[str] = "loss of maps and factors (MSE)"
     kind: Literal["factors"]
-    augment: Augment = Augment()
 
     def check_cohort(self, key: str, name: str, cohort: Cohort) -> None:
         """Its anatomy must be known."""
@@ -130,13 +131,14 @@ class Factors(Trained):
 
 
 class ImportedWeights(Model):
-    """Weights of a ViT that was pretrained elsewhere."""
+    """Weights that were pretrained elsewhere."""
 
-    needs: ClassVar[frozenset[str]] = frozenset({"tokens"})
+    needs: ClassVar[frozenset[str]] = frozenset({"an importer"})
     kind: ClassVar[str] = "imported"
     weights: str = Field(
-        description="a PyTorch checkpoint of MONAI's ViT or MaskedAutoEncoderViT, or an encoder.safetensors "
-        "of this workflow"
+        description="an encoder.safetensors of this workflow, or a checkpoint, PyTorch's or safetensors: of "
+        "MONAI's ViT or MaskedAutoEncoderViT for a `vit`; of timm, MAE, MRM, DINOv2 or Hugging Face's ViT "
+        "for a `vit_2d`; of torchvision for a `resnet50_2d`"
     )
 
     @model_validator(mode="before")

@@ -143,6 +143,23 @@ class Config(Model):
                         )
         return self
 
+    @model_validator(mode="after")
+    def _augmentation_fits_the_scans(self) -> "Config":
+        used = [("training", task.train, self.training.augment) for task in self.tasks.values()]
+        used += [(f"pretraining.{name}", one.cohort, one.augment) for name, one in self.trained.items()]
+        for key, cohort, augment in used:
+            given = self.cohorts[cohort].input
+            for change, fits, what in (
+                ("crop", given.dims == 2, "images"),
+                ("colour", (given.dims, given.channels) == (2, 3), "images of three channels"),
+            ):
+                if getattr(augment, change) and not fits:
+                    raise ValueError(
+                        f"`{key}.augment.{change}` is for {what}, but {cohort!r} is of input {given.kind}: "
+                        "leave it out"
+                    )
+        return self
+
     @property
     def trained(self) -> dict[str, Trained]:
         """The pretrainings that the workflow does itself."""

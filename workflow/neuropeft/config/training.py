@@ -9,7 +9,10 @@ from neuropeft.config.search import Search
 
 
 class Augment(Model):
-    """Random changes to training volumes, drawn anew for each batch on the device."""
+    """Random changes to training scans, drawn anew for each batch on the device.
+
+    Images are turned in their plane; the brightness of pixels runs from 0 to 1.
+    """
 
     flip: bool = Field(default=False, description="swap left and right in half of the volumes")
     rotate_deg: float = Field(default=0.0, ge=0, description="largest rotation about each axis, degrees")
@@ -32,6 +35,15 @@ class Augment(Model):
         default=0.0,
         ge=0,
         description="largest logarithm of a smooth field that intensities are multiplied with",
+    )
+    crop: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="of images: largest share of the area that is cut away before the rest is stretched",
+    )
+    colour: float = Field(
+        default=0.0, ge=0, le=1, description="of images in colour: largest change of saturation, and of hue"
     )
 
 

@@ -11,7 +11,7 @@ from neuropeft.backbones.build import build_backbone
 from neuropeft.methods.adapt import delta_state
 from neuropeft.pretraining.mae3d import build_mae
 from neuropeft.train.finetune import make_model
-from neuropeft.train.flops import training_flops, training_pass
+from neuropeft.train.flops import blank_scans, training_flops, training_pass
 from neuropeft.train.supervised import held_layers
 
 FLOAT, MOMENTS = 4, 2  # bytes of a number in training, and what AdamW keeps of each that is trained
@@ -100,7 +100,7 @@ def _saved(network: nn.Module, edge: int, where: torch.device, held: int, scans:
         return tensor
 
     network.train()
-    step = training_pass(network, torch.zeros(scans, 1, edge, edge, edge, device=where), held)
+    step = training_pass(network, blank_scans(network, scans, edge, where), held)
     with saved_tensors_hooks(keep, lambda tensor: tensor):
         step()
     return sum(tensor.nbytes for tensor in kept.values())

@@ -14,12 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
-from neuropeft.backbones.base import Backbone, Site
+from neuropeft.backbones.base import CONVOLUTIONS, Backbone, Site
 from neuropeft.errors import UserError
 from neuropeft.methods.base import Inserted, Method
 
 Init = Callable[..., object]  # fills a weight in place, with a generator
-Layer = TypeVar("Layer", nn.Linear, nn.Conv3d)
+Layer = TypeVar("Layer", bound=nn.Linear | nn.Conv2d | nn.Conv3d)
 
 
 def zero(weight: Tensor, generator: torch.Generator) -> None:
@@ -89,6 +89,7 @@ class New:
         settings: Of the method.
         width: Channels of a token.
         grid: Places of the tokens.
+        extra: How many tokens of no place come before those.
         inside: Channels of the bottleneck, as `bottleneck` or `reduction` says.
     """
 
@@ -99,7 +100,7 @@ class New:
             UserError: The reduction leaves no channel.
         """
         self.settings = settings
-        self.width, self.grid = backbone.gives
+        self.width, self.grid, self.extra, _ = backbone.gives
         self.inside: int = settings.get("bottleneck") or self.width // settings.get("reduction", 1)
         if not self.inside:
             raise UserError(
@@ -130,10 +131,11 @@ class New:
         init: Init = kaiming,
         groups: int = 1,
         bias: bool = True,
-    ) -> nn.Conv3d:
-        """Return a convolution that keeps the grid; the edges of `kernel` are odd."""
+    ) -> nn.Conv2d | nn.Conv3d:
+        """Return a convolution that keeps the grid; the edges of `kernel`, one for each axis, are odd."""
         sides = {"padding": tuple(edge // 2 for edge in kernel), "groups": groups, "bias": bias}
-        return self._filled(self._bare(nn.Conv3d, inputs, outputs, tuple(kernel), **sides), init)
+        made = self._bare(CONVOLUTIONS[len(kernel)], inputs, outputs, tuple(kernel), **sides)
+        return self._filled(made, init)
 
     def down(self, init: Init = kaiming, bias: bool = True) -> nn.Linear:
         """Return the layer into the bottleneck."""

@@ -1,4 +1,4 @@
-"""Adapters that see the tokens as a volume: between down and up they convolve over the grid."""
+"""Adapters that see the tokens as an image or a volume: between down and up they convolve over the grid."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -18,7 +18,7 @@ def identity(weight: Tensor, generator: torch.Generator) -> None:
 
 
 def to_volume(tokens: Tensor, grid: tuple[int, ...]) -> Tensor:
-    """Return tokens [B, N, m] as a volume [B, m, *grid]."""
+    """Return tokens [B, N, m] as a volume, or in 2D an image, [B, m, *grid]."""
     return tokens.transpose(1, 2).unflatten(2, grid)
 
 
@@ -28,16 +28,22 @@ def to_tokens(volume: Tensor) -> Tensor:
 
 
 class OnGrid(nn.Module):
-    """A convolution of tokens."""
+    """A convolution of tokens; those of no place are grids of one place, as in Convpass."""
 
-    def __init__(self, convolution: nn.Module, grid: tuple[int, ...]) -> None:
-        """Apply `convolution` over the places `grid`."""
+    def __init__(self, convolution: nn.Module, new: New) -> None:
+        """Apply `convolution` over the places of a backbone's tokens."""
         super().__init__()
-        self.convolution, self.grid = convolution, grid
+        self.convolution, self.grid, self.extra = convolution, new.grid, new.extra
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map tokens [B, N, m] to tokens [B, N, m]."""
-        return to_tokens(self.convolution(to_volume(x, self.grid)))
+        """Map tokens [B, extra + N, m] to tokens of the same shape."""
+        extra, placed = x[:, : self.extra], x[:, self.extra :]
+        y = to_tokens(self.convolution(to_volume(placed, self.grid)))
+        if not self.extra:
+            return y
+        alone = extra.flatten(0, 1)[:, None]  # [B * extra, 1, m]
+        alone = to_tokens(self.convolution(to_volume(alone, (1,) * len(self.grid))))
+        return torch.cat([alone.view(extra.shape), y], dim=1)
 
 
 class QuickGELU(nn.Module):
@@ -48,26 +54,26 @@ class QuickGELU(nn.Module):
         return x * torch.sigmoid(1.702 * x)
 
 
-def depthwise(new: New, kernel: list[int], init: Init = kaiming, bias: bool = True) -> nn.Conv3d:
+def depthwise(new: New, kernel: list[int], init: Init = kaiming, bias: bool = True) -> nn.Module:
     """Return a convolution of every channel of the bottleneck by itself."""
     return new.conv(new.inside, new.inside, kernel, init, groups=new.inside, bias=bias)
 
 
 def pro_tuning(new: New) -> nn.Module:
     """Return Pro-tuning's: three convolutions, of which the last alone has a bias, and starts at zero."""
-    middle = OnGrid(depthwise(new, [new.settings["kernel"]] * 3, bias=False), new.grid)
+    middle = OnGrid(depthwise(new, [new.settings["kernel"]] * len(new.grid), bias=False), new)
     return chain(down=new.down(bias=False), middle=middle, up=new.up())
 
 
 def st_adapter(new: New) -> nn.Module:
     """Return ST-Adapter's: no activation, and the convolution starts at zero."""
-    middle = OnGrid(depthwise(new, new.settings["kernel"], zero), new.grid)
+    middle = OnGrid(depthwise(new, new.settings["kernel"], zero), new)
     return chain(down=new.down(), middle=middle, up=new.up(kaiming))
 
 
 def convpass(new: New) -> nn.Module:
     """Return Convpass's: a full convolution, the identity at the start, between two activations."""
-    middle = OnGrid(new.conv(new.inside, new.inside, [3, 3, 3], identity), new.grid)
+    middle = OnGrid(new.conv(new.inside, new.inside, [3] * len(new.grid), identity), new)
     return chain(
         down=new.down(xavier),
         activation=QuickGELU(),
@@ -155,6 +161,21 @@ class MedTuned(Inserted):
         return tokens
 
 
+def check_volume(backbone: Backbone) -> None:
+    """Raise `UserError` unless the tokens of a backbone lie in three axes."""
+    if len(backbone.gives.grid) != 3:
+        raise backbone.lacks("tokens in 3D")
+
+
+class InVolume(Adapters):
+    """Adapters of what has three axes."""
+
+    def adapt(self, backbone: Backbone, settings: Mapping[str, Any], generator: torch.Generator) -> None:
+        """Put the adapters in."""
+        check_volume(backbone)
+        super().adapt(backbone, settings, generator)
+
+
 class MedTuning(Method):
     """Put a volumetric adapter after every block (Shen 2024): L (2dm + m^2 + 52m + d + 2T) + 4 (3m^2 + 2m).
 
@@ -163,6 +184,7 @@ class MedTuning(Method):
 
     def adapt(self, backbone: Backbone, settings: Mapping[str, Any], generator: torch.Generator) -> None:
         """Put the adapters in; stages end where each quarter of the depth does."""
+        check_volume(backbone)
         new, sites = New(backbone, settings, generator), backbone.sites("block")
         blocks: Any = sites[0].owner
         ends = {-(-len(sites) * quarter // 4) - 1 for quarter in (1, 2, 3, 4)}
@@ -175,7 +197,7 @@ METHODS = {
     # After the block, which counts as a stage (Nie 2023).
     "pro_tuning": Adapters(("block",), "after", pro_tuning),
     # Before the block, so before its attention (Pan 2022, section 3.3).
-    "st_adapter": Adapters(("block",), "before", st_adapter),
+    "st_adapter": InVolume(("block",), "before", st_adapter),
     # Beside attention and MLP, after their norms (Jie & Deng 2022).
     "convpass": Adapters(EVERY, "beside", convpass),
     "med_tuning": MedTuning(),

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from neuropeft.backbones.base import Backbone
 from neuropeft.backbones.heads import Predictor
 
+UNDECAYED = ("positions",)  # matrices of the backbone without weight decay, as in timm and MAE
 REFERENCE_WIDTH = 768  # of ViT-B: the inputs of a head for which `head_lr` is given
 
 
@@ -128,9 +129,9 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Return the optimiser groups of an adapted `model`.
 
-    Biases, norms and other 1-D parameters get no weight decay. The matrices of the head learn at the method's
-    `head_lr` times `REFERENCE_WIDTH` over their inputs: a step of Adam moves every weight alike, so outputs
-    of more inputs move further at the same rate.
+    Biases, norms, other 1-D parameters and learned positions get no weight decay. The matrices of the head
+    learn at the method's `head_lr` times `REFERENCE_WIDTH` over their inputs: a step of Adam moves every
+    weight alike, so outputs of more inputs move further at the same rate.
 
     Args:
         model: The network, after `adapt`.
@@ -145,7 +146,7 @@ def parameter_groups(
         if not parameter.requires_grad:
             continue
         part, _, inner = name.partition(".")
-        decayed = parameter.ndim > 1
+        decayed = parameter.ndim > 1 and inner not in UNDECAYED
         if part == "head":
             rate = settings.get("head_lr") or settings["lr"]
             rate *= REFERENCE_WIDTH / parameter.shape[1] if decayed else 1

@@ -1,4 +1,4 @@
-"""Methods for convolutional networks, whose convolutions map [B, C, D, H, W] to [B, C', D', H', W']."""
+"""Methods for convolutional networks, whose convolutions map [B, C, *S] to [B, C', *S'], in 2D or 3D."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -9,27 +9,38 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from neuropeft.backbones.base import Backbone
+from neuropeft.backbones.base import BATCH_NORMS, CONVOLUTIONS, Backbone
 from neuropeft.backbones.heads import STILL
 from neuropeft.methods.base import Inserted, Mergeable, Method
 
 Settings = Mapping[str, Any]
-CUBE = (3, 3, 3)  # kernels that mix places; those of one voxel mix channels alone
+Conv = nn.Conv2d | nn.Conv3d
+MIXING = 3  # edge of the kernels that mix places; those of one voxel mix channels alone
 SSF_STD = 0.02  # of scales and shifts at the start (Lian 2022)
 TSA_START = 1e-4  # of the identity (Li 2022)
 
 
-def empty_conv(like: nn.Conv3d, inputs: int, outputs: int, kernel: Any, **options: Any) -> nn.Conv3d:
+def empty_conv(like: Conv, inputs: int, outputs: int, kernel: Any, **options: Any) -> Conv:
     """Return a convolution where `like` is, without values: torch would draw them from its own generator."""
     weight = like.weight
     made = nn.utils.skip_init(
-        nn.Conv3d, inputs, outputs, kernel, **options, device=weight.device, dtype=weight.dtype
+        CONVOLUTIONS[axes(like)], inputs, outputs, kernel, **options, device=weight.device, dtype=weight.dtype
     )
-    assert isinstance(made, nn.Conv3d)
+    assert isinstance(made, Conv)
     return made
 
 
-def as_default(conv: nn.Conv3d, generator: torch.Generator) -> nn.Conv3d:
+def axes(conv: Conv) -> int:
+    """Return the axes of the scans that a convolution is for, 2 or 3."""
+    return len(conv.kernel_size)
+
+
+def by_channel(conv: Conv) -> Tensor:
+    """Return memory of a number for each output channel, [C', 1, ...], where the convolution is."""
+    return conv.weight.new_empty(conv.out_channels, *[1] * axes(conv))
+
+
+def as_default(conv: Conv, generator: torch.Generator) -> Conv:
     """Draw the weight of a convolution as torch does by default; its bias, if it has one, is 0."""
     nn.init.kaiming_uniform_(conv.weight, a=math.sqrt(5), generator=generator)
     if conv.bias is not None:
@@ -37,7 +48,7 @@ def as_default(conv: nn.Conv3d, generator: torch.Generator) -> nn.Conv3d:
     return conv
 
 
-def plain(conv: nn.Conv3d, weight: Tensor, bias: Tensor | None) -> nn.Conv3d:
+def plain(conv: Conv, weight: Tensor, bias: Tensor | None) -> Conv:
     """Return a frozen convolution like `conv`, of another weight and bias."""
     made = deepcopy(conv)
     made.weight = nn.Parameter(weight.detach(), requires_grad=False)
@@ -51,14 +62,13 @@ class ScaledConv(Inserted, Mergeable):
     Scales are drawn from N(1, 0.02), shifts from N(0, 0.02).
     """
 
-    inner: nn.Conv3d
+    inner: Conv
 
-    def __init__(self, conv: nn.Conv3d, settings: Settings, generator: torch.Generator) -> None:
+    def __init__(self, conv: Conv, settings: Settings, generator: torch.Generator) -> None:
         """Wrap `conv`."""
         super().__init__()
         self.inner = conv
-        self.scale = nn.Parameter(conv.weight.new_empty(conv.out_channels, 1, 1, 1))
-        self.shift = nn.Parameter(conv.weight.new_empty(conv.out_channels, 1, 1, 1))
+        self.scale, self.shift = nn.Parameter(by_channel(conv)), nn.Parameter(by_channel(conv))
         nn.init.normal_(self.scale, 1.0, SSF_STD, generator=generator)
         nn.init.normal_(self.shift, 0.0, SSF_STD, generator=generator)
 
@@ -66,7 +76,7 @@ class ScaledConv(Inserted, Mergeable):
         """Return the outputs, scaled and shifted."""
         return self.inner(x) * self.scale + self.shift
 
-    def merged(self) -> nn.Conv3d:
+    def merged(self) -> Conv:
         """Return one convolution that computes the same."""
         scale, bias = self.scale, self.shift.flatten()
         if self.inner.bias is not None:
@@ -80,9 +90,9 @@ class LoRAConv(Inserted, Mergeable):
     A is Kaiming-uniform and B is zero, so that the layer starts as W.
     """
 
-    inner: nn.Conv3d
+    inner: Conv
 
-    def __init__(self, conv: nn.Conv3d, settings: Settings, generator: torch.Generator) -> None:
+    def __init__(self, conv: Conv, settings: Settings, generator: torch.Generator) -> None:
         """Wrap `conv`: `r` x C x kernel + C' x `r` parameters."""
         super().__init__()
         self.inner, r = conv, settings["r"]
@@ -98,9 +108,9 @@ class LoRAConv(Inserted, Mergeable):
         """Return the outputs, updated."""
         return self.inner(x) + self.scale * self.b(self.a(x))
 
-    def merged(self) -> nn.Conv3d:
+    def merged(self) -> Conv:
         """Return one convolution that computes the same."""
-        update = torch.einsum("or,ridhw->oidhw", self.b.weight.flatten(1), self.a.weight)
+        update = torch.einsum("or,ri...->oi...", self.b.weight.flatten(1), self.a.weight)
         return plain(self.inner, self.inner.weight + self.scale * update, self.inner.bias)
 
 
@@ -111,9 +121,9 @@ class ParallelMatrix(Inserted, Mergeable):
     learn as well; this one is what the published results are from.
     """
 
-    inner: nn.Conv3d
+    inner: Conv
 
-    def __init__(self, conv: nn.Conv3d, settings: Settings, generator: torch.Generator) -> None:
+    def __init__(self, conv: Conv, settings: Settings, generator: torch.Generator) -> None:
         """Wrap `conv`, of an odd kernel that is padded to keep the size: C' x C parameters."""
         super().__init__()
         self.inner = conv
@@ -126,7 +136,7 @@ class ParallelMatrix(Inserted, Mergeable):
         """Return the sum of both."""
         return self.inner(x) + self.alpha(x)
 
-    def merged(self) -> nn.Conv3d:
+    def merged(self) -> Conv:
         """Return one convolution that computes the same: the matrix is added at the kernel's centre."""
         edges = [size // 2 for size in self.inner.kernel_size for _ in range(2)]
         return plain(self.inner, self.inner.weight + F.pad(self.alpha.weight, edges), self.inner.bias)
@@ -140,13 +150,14 @@ class SeriesMatrix(Inserted, Mergeable):
     statistics later. W is zero, so that the layer starts as the convolution.
     """
 
-    inner: nn.Conv3d
+    inner: Conv
 
-    def __init__(self, conv: nn.Conv3d, settings: Settings, generator: torch.Generator) -> None:
+    def __init__(self, conv: Conv, settings: Settings, generator: torch.Generator) -> None:
         """Wrap `conv`: C' x C' parameters."""
         super().__init__()
         self.inner, width = conv, conv.out_channels
-        self.norm = nn.BatchNorm3d(width, affine=False, device=conv.weight.device, dtype=conv.weight.dtype)
+        norm = BATCH_NORMS[axes(conv)]
+        self.norm = norm(width, affine=False, device=conv.weight.device, dtype=conv.weight.dtype)
         self.mix = empty_conv(conv, width, width, 1, bias=False)
         nn.init.zeros_(self.mix.weight)
 
@@ -155,7 +166,7 @@ class SeriesMatrix(Inserted, Mergeable):
         y = self.inner(x)
         return y + self.mix(self.norm(y))
 
-    def merged(self) -> nn.Conv3d:
+    def merged(self) -> Conv:
         """Return one convolution that computes the same as this one in evaluation mode."""
         mean, variance = self.norm.running_mean, self.norm.running_var
         assert mean is not None
@@ -165,7 +176,7 @@ class SeriesMatrix(Inserted, Mergeable):
         bias = -scaled @ mean
         if self.inner.bias is not None:
             bias = bias + matrix @ self.inner.bias
-        return plain(self.inner, torch.einsum("op,pidhw->oidhw", matrix, self.inner.weight), bias)
+        return plain(self.inner, torch.einsum("op,pi...->oi...", matrix, self.inner.weight), bias)
 
 
 class ConvAdapter(Inserted):
@@ -176,9 +187,9 @@ class ConvAdapter(Inserted):
     convolution.
     """
 
-    inner: nn.Conv3d
+    inner: Conv
 
-    def __init__(self, conv: nn.Conv3d, settings: Settings, generator: torch.Generator) -> None:
+    def __init__(self, conv: Conv, settings: Settings, generator: torch.Generator) -> None:
         """Wrap `conv`; with m = C / reduction it adds C x kernel + m + C' x m + 2 C' parameters."""
         super().__init__()
         self.inner, width = conv, max(1, conv.in_channels // settings["reduction"])
@@ -186,7 +197,7 @@ class ConvAdapter(Inserted):
         down = empty_conv(conv, conv.in_channels, width, conv.kernel_size, groups=width, **shape)
         self.down = as_default(down, generator)
         self.up = empty_conv(conv, width, conv.out_channels, 1)
-        self.scale = nn.Parameter(conv.weight.new_ones(conv.out_channels, 1, 1, 1))
+        self.scale = nn.Parameter(nn.init.ones_(by_channel(conv)))
         for value in self.up.parameters():
             nn.init.zeros_(value)
 
@@ -200,18 +211,18 @@ class Convolutions(Method):
 
     def __init__(
         self,
-        wrapper: Callable[[nn.Conv3d, Settings, torch.Generator], nn.Module],
-        kernel: tuple[int, ...] | None = None,
+        wrapper: Callable[[Conv, Settings, torch.Generator], nn.Module],
+        edge: int | None = None,
     ) -> None:
-        """Make the method that wraps convolutions of `kernel`, of all sizes if it is None, by `wrapper`."""
+        """Make the method that wraps convolutions whose kernels have this edge, or any, by `wrapper`."""
         self.wrapper = wrapper
-        self.kernel = kernel
+        self.edge = edge
 
     def adapt(self, backbone: Backbone, settings: Settings, generator: torch.Generator) -> None:
         """Put the wrappers in."""
         for site in backbone.sites("conv"):
-            assert isinstance(site.module, nn.Conv3d)
-            if self.kernel in (None, site.module.kernel_size):
+            assert isinstance(site.module, Conv)
+            if self.edge is None or set(site.module.kernel_size) == {self.edge}:
                 setattr(site.owner, site.name, self.wrapper(site.module, settings, generator))
 
 
@@ -239,7 +250,7 @@ METHODS = {
     "last_block": LastStage(),
     "ssf_conv": Convolutions(ScaledConv),
     "lora_conv": Convolutions(LoRAConv),
-    "tsa": Convolutions(ParallelMatrix, CUBE),
-    "series": Convolutions(SeriesMatrix, CUBE),
-    "conv_adapter": Convolutions(ConvAdapter, CUBE),
+    "tsa": Convolutions(ParallelMatrix, MIXING),
+    "series": Convolutions(SeriesMatrix, MIXING),
+    "conv_adapter": Convolutions(ConvAdapter, MIXING),
 }

@@ -58,7 +58,7 @@ class VPT(Method):
     def adapt(self, backbone: Backbone, settings: Mapping[str, Any], generator: torch.Generator) -> None:
         """Put prompts before blocks, and take them out after the last block that sees them."""
         takes, gives = backbone.takes, backbone.gives
-        voxels = takes.channels * takes.size**takes.dims / gives.tokens  # of a patch
+        voxels = takes.channels * takes.size**takes.dims / gives.places  # of a patch
         bound = math.sqrt(6 / (voxels + gives.width))
         places = backbone.sites("block")
         for site in places if self.deep else places[-1:]:

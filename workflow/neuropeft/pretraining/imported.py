@@ -1,15 +1,17 @@
-"""Weights that were pretrained elsewhere: checkpoints of MONAI's transformers, and encoder files of ours."""
+"""Weights that were pretrained elsewhere: checkpoints of other libraries, and encoder files of ours."""
 
+import argparse
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from neuropeft.backbones.base import Backbone
-from neuropeft.backbones.checkpoints import load_encoder, load_strictly, save_encoder
+from neuropeft.backbones.checkpoints import load_encoder, load_strictly, read_tensors, save_encoder
 from neuropeft.errors import UserError
+from neuropeft.pretraining.images import import_resnet50_2d, import_vit_2d
 
 # MONAI's names (ViT and MaskedAutoEncoderViT) and ours, below `blocks.<i>.` and above it.
 _IN_BLOCK = {
@@ -28,31 +30,49 @@ _FINAL = re.compile(r"(?:norm|blocks\.\d+)\.(weight|bias)")  # the autoencoder's
 def import_encoder(
     source: str | Path, path: str | Path, encoder: Backbone, metadata: Mapping[str, str]
 ) -> list[str]:
-    """Turn a PyTorch checkpoint of a MONAI transformer into an encoder file; return the report.
+    """Turn a checkpoint of another library into an encoder file; return the report.
 
     Args:
-        source: Checkpoint of a MONAI `ViT` or `MaskedAutoEncoderViT`, bare or under `state_dict` or `model`;
-            or, by its suffix .safetensors, a file of `save_encoder`, which is taken over as it is.
+        source: Checkpoint, PyTorch's, bare or under `state_dict` or `model`, or by its suffix .safetensors:
+            of MONAI's `ViT` or `MaskedAutoEncoderViT` for a `vit`, of timm's, MAE's, MRM's, DINOv2's or
+            Hugging Face's ViT for a `vit_2d`, of torchvision's for a `resnet50_2d`; or a file of
+            `save_encoder`, which is taken over as it is.
         path: The encoder file to write.
         encoder: A network of the same architecture; it receives the weights.
         metadata: Provenance, as in `save_encoder`.
 
     Returns:
-        The report of `import_monai`, which is also stored as metadata `import`.
+        The report, as of `import_monai`, which is also stored as metadata `import`.
+
+    Raises:
+        UserError: The file cannot be read, is of no such network, or does not fit the encoder.
     """
     if Path(source).suffix == ".safetensors":
-        save_encoder(path, encoder, {**load_encoder(source, encoder), **metadata})
-        return []
+        content, stored = read_tensors(source)
+        if "architecture" in stored:
+            save_encoder(path, encoder, {**load_encoder(source, encoder), **metadata})
+            return []
+    else:
+        content = _read(source)
+    kind = encoder.architecture()["kind"]
+    if kind not in IMPORTERS:
+        raise UserError(f"weights from elsewhere cannot be taken over for a {kind}; choose another backbone")
+    state, report = IMPORTERS[kind](content, encoder)
+    load_strictly(encoder, state, str(source))
+    save_encoder(path, encoder, {**metadata, "import": "; ".join(report)})
+    return report
+
+
+def _read(source: str | Path) -> dict[str, Tensor]:
+    """Return the state dict in a PyTorch checkpoint."""
     try:
-        content = torch.load(source, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([argparse.Namespace]):  # MAE's checkpoints hold their options
+            content = torch.load(source, map_location="cpu", weights_only=True)
         for key in ("state_dict", "model"):
             content = content.get(key, content)
     except Exception as error:  # what unpickling a foreign file raises has no common class
         raise UserError(f"cannot read the checkpoint {source}: {error}; give a PyTorch state dict") from error
-    state, report = import_monai(content)
-    load_strictly(encoder, state, str(source))
-    save_encoder(path, encoder, {**metadata, "import": "; ".join(report)})
-    return report
+    return {name: value for name, value in content.items() if isinstance(value, Tensor)}
 
 
 def import_monai(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
@@ -122,3 +142,12 @@ def _reshape_patch_embedding(state: dict[str, Tensor]) -> None:
                 f"a patch of the checkpoint has {weight.shape[1]} values, no cube; give a one-channel ViT"
             )
         state["patch_embed.weight"] = weight.view(-1, 1, edge, edge, edge)
+
+
+Importer = Callable[[Mapping[str, Tensor], Backbone], tuple[dict[str, Tensor], list[str]]]
+# By the kind of backbone.
+IMPORTERS: Mapping[str, Importer] = {
+    "vit": lambda state, encoder: import_monai(state),
+    "vit_2d": import_vit_2d,
+    "resnet50_2d": import_resnet50_2d,
+}

@@ -55,11 +55,11 @@ class MaskedAutoencoding(Pretraining):
         run, mae = self.run, self.network
 
         def added(rows: Tensor) -> tuple[Tensor, Tensor]:
-            target, weight = mae.targets(run.volumes.batch(rows))  # [B, N, patch^3], [B, N]
+            target, weight = mae.targets(run.volumes.batch(rows))  # [B, N, C * patch^dims], [B, N]
             return (target * weight[..., None]).sum(dim=0), weight.sum(dim=0)
 
         sums, weights = zip(*run.in_batches(added, run.some_to_train_on(TEMPLATE_SCANS)), strict=True)
-        template = sum(sums) / sum(weights).clamp_min(1)[:, None]  # [N, patch^3]
+        template = sum(sums) / sum(weights).clamp_min(1)[:, None]  # [N, C * patch^dims]
 
         def summed(volumes: Tensor, rows: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
             target, weight = mae.targets(volumes)

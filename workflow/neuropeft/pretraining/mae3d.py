@@ -1,16 +1,17 @@
-"""A 3D masked autoencoder around `ViT3D` (He et al. 2022; in 3D, SelfMedMAE, Zhou et al. 2023)."""
+"""A masked autoencoder around a `ViT` in 2D or 3D (He et al. 2022; in 3D, SelfMedMAE, Zhou et al. 2023)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from neuropeft.backbones import vit
+from neuropeft.backbones.build import build_backbone
 from neuropeft.backbones.vit import (
     Block,
-    ViT3D,
+    ViT,
     check_width,
     initialise,
     patch_view,
@@ -48,7 +49,8 @@ class MAEOutput(NamedTuple):
         error: Scalar, squared error of the masked, non-empty patches, a mean over voxels and summed over
             patches.
         scored: Scalar, how many patches these are.
-        prediction: [B, M, patch^3] predicted voxels of the masked patches (normalised if the targets are).
+        prediction: [B, M, C * patch^dims] predicted voxels of the masked patches, normalised if the targets
+            are.
         masked: [B, M] grid places of those patches.
         mask: [B, N] bool, true where a patch was masked.
     """
@@ -73,7 +75,7 @@ class MAE3D(nn.Module):
 
     def __init__(
         self,
-        encoder: ViT3D,
+        encoder: ViT,
         decoder: DecoderConfig,
         mask_ratio: float = 0.75,
         normalize_targets: bool = True,
@@ -105,12 +107,15 @@ class MAE3D(nn.Module):
         width, patch = decoder.width, encoder.config.patch_size
         self.decoder_embed = nn.Linear(encoder.config.width, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.register_buffer("positions", sincos_positions(encoder.config.grid, width), persistent=False)
+        # A class token has a position of zeros, as in MAE.
+        positions = sincos_positions(encoder.config.grid, width, encoder.config.DIMS)
+        extra = torch.zeros(encoder.gives.extra, width)
+        self.register_buffer("positions", torch.cat([extra, positions]), persistent=False)
         self.decoder_blocks = nn.ModuleList(
             Block(width, decoder.heads, int(width * encoder.config.mlp_ratio)) for _ in range(decoder.depth)
         )
         self.decoder_norm = nn.LayerNorm(width)
-        self.decoder_pred = nn.Linear(width, patch**3)
+        self.decoder_pred = nn.Linear(width, encoder.takes.channels * patch**encoder.config.DIMS)
         for part in (self.decoder_embed, self.decoder_blocks, self.decoder_pred):
             initialise(part)
         nn.init.normal_(self.mask_token, std=0.02)
@@ -119,14 +124,14 @@ class MAE3D(nn.Module):
         """Mask, encode, decode and score a batch.
 
         Args:
-            x: Z-scored scans [B, 1, S, S, S].
+            x: Scans [B, C, *S].
             noise: [B, N] random numbers whose smallest per scan, 1 - ratio of them, say what stays visible;
                 drawn here on the device of `x` when not given.
 
         Returns:
             The error, the prediction and what was masked.
         """
-        self.encoder.check(x)
+        x = self.encoder.prepared(x)
         if noise is None:
             noise = torch.rand(x.shape[0], self.encoder.config.tokens, device=x.device)
         order = self._order(noise)  # [B, used]: visible places first
@@ -146,8 +151,15 @@ class MAE3D(nn.Module):
         return torch.where(self.foreground, noise, 2.0).argsort(dim=1)[:, : self.used]
 
     def targets(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what to predict at every place of scans, [B, N, patch^3], and which of it counts, [B, N]."""
-        return self._target(patchify(x, self.encoder.config.patch_size).float())
+        """Return what to predict at every place of scans, and which of it counts.
+
+        Args:
+            x: Scans [B, C, *S].
+
+        Returns:
+            [B, N, C * patch^dims] and [B, N].
+        """
+        return self._target(patchify(self.encoder.prepared(x), self.encoder.config.patch_size).float())
 
     def _target(self, patches: Tensor) -> tuple[Tensor, Tensor]:
         # Background patches have no pattern to normalise: they count nothing, rather than divide by nearly
@@ -166,42 +178,46 @@ class MAE3D(nn.Module):
         are taken from the true patch, so the picture flatters the network by exactly two numbers a patch.
 
         Args:
-            x: Z-scored scans [B, 1, S, S, S].
+            x: Scans [B, C, *S].
             noise: As in `forward`.
 
         Returns:
-            The scans with their masked patches replaced by predictions, [B, 1, S, S, S], and the mask in the
+            The scans with their masked patches replaced by predictions, [B, C, *S], and the mask in the
             same shape, bool, true where voxels were predicted.
         """
-        patch = self.encoder.config.patch_size
-        output = self(x, noise)
+        patch, dims = self.encoder.config.patch_size, self.encoder.config.DIMS
+        output, prepared = self(x, noise), self.encoder.prepared(x)
         masked, prediction = output.masked, output.prediction.to(x.dtype)
         if self.normalize_targets:
-            target = self._patches(x, masked)
+            target = self._patches(prepared, masked)
             variance, mean = torch.var_mean(target, dim=-1, keepdim=True)
             prediction = prediction * variance.sqrt() + mean
         places = masked[..., None].expand_as(prediction)
-        image = patchify(x, patch).scatter(1, places, prediction)
-        return unpatchify(image, patch), unpatchify(output.mask[..., None].expand_as(image), patch)
+        image = patchify(prepared, patch).scatter(1, places, prediction)
+        mask = unpatchify(output.mask[..., None].expand_as(image), patch, dims)
+        # What is visible stays as it is, to the bit.
+        return torch.where(mask, self.encoder.restored(unpatchify(image, patch, dims)), x), mask
 
     def _patches(self, x: Tensor, ids: Tensor) -> Tensor:
         # Taking the wanted patches straight from the scan copies each voxel once and the hidden ones never.
-        grid, patch = self.encoder.config.grid, self.encoder.config.patch_size
+        config = self.encoder.config
         rows = torch.arange(x.shape[0], device=x.device)[:, None]
-        taken = patch_view(x, patch)[rows, ids // grid**2, ids // grid % grid, ids % grid]  # [B, n, p, p, p]
+        places = [ids // config.grid**axis % config.grid for axis in reversed(range(config.DIMS))]
+        taken = patch_view(x, config.patch_size)[rows, *places]  # [B, n, C, p, ...]
         return taken.flatten(2)
 
     def _decode(self, latent: Tensor, order: Tensor) -> Tensor:
         # Attention does not care for the order of tokens, only their positions count: they stay sorted into
         # visible and masked, which saves restoring the order, and the last layer runs on the masked ones
         # alone.
-        batch, tokens = order.shape
+        (batch, tokens), extra = order.shape, self.encoder.gives.extra
         hidden = self.mask_token.expand(batch, tokens - self.visible, -1)
         embedded = self.decoder_embed(latent)
-        x = torch.cat([embedded, hidden.to(embedded.dtype)], dim=1) + self.positions[order]  # [B, N, width]
+        positions = self.positions[F.pad(order + extra, (extra, 0))]  # the class token is the first
+        x = torch.cat([embedded, hidden.to(embedded.dtype)], dim=1) + positions  # [B, extra + N, width]
         for block in self.decoder_blocks:
             x = block(x)
-        return self.decoder_pred(self.decoder_norm(x[:, self.visible :]))  # [B, M, patch^3]
+        return self.decoder_pred(self.decoder_norm(x[:, extra + self.visible :]))  # [B, M, C * patch^dims]
 
     def _error(self, prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         target, weight = self._target(target.float())
@@ -215,10 +231,12 @@ def build_mae(
     """Return a randomly initialised masked autoencoder whose `encoder` is the backbone to pretrain.
 
     Args:
-        backbone: Settings of a backbone of kind `vit`.
+        backbone: Settings of a backbone of kind `vit` or `vit_2d`.
         decoder: Keys of `DecoderConfig`.
         mask_ratio: Share of patches hidden.
         normalize_targets: As in `MAE3D`.
     """
     shape = read_shape(DecoderConfig, decoder, "decoder")
-    return MAE3D(vit.build(backbone), shape, mask_ratio, normalize_targets)
+    encoder = build_backbone(backbone)
+    assert isinstance(encoder, ViT), "no other backbone gives tokens"
+    return MAE3D(encoder, shape, mask_ratio, normalize_targets)

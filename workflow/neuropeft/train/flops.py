@@ -7,11 +7,12 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from neuropeft.backbones.base import Backbone
 from neuropeft.backbones.heads import Predictor
 
 
 def training_flops(model: nn.Module, edge: int, device: torch.device, held: int = 0) -> int:
-    """Return the operations that a step takes for one scan of `edge`^3 voxels: forward and backward pass.
+    """Return the operations that a step takes for one scan: forward and backward pass.
 
     A multiplication and an addition count as two; only matrix products and convolutions are counted.
     Gradients are dropped afterwards, but batch norms in training have seen a batch. Where the two scans that
@@ -19,7 +20,7 @@ def training_flops(model: nn.Module, edge: int, device: torch.device, held: int 
     nothing is computed.
 
     Args:
-        model: A `Predictor`, or what maps scans [B, 1, S, S, S] to something to be summed.
+        model: A `Predictor`, or what maps scans [B, C, *S] to something to be summed; it holds a backbone.
         edge: Edge of a scan, in voxels.
         device: Where the model is.
         held: Layers of a predictor's backbone, from the first, whose outputs training holds (see
@@ -34,7 +35,7 @@ def training_flops(model: nn.Module, edge: int, device: torch.device, held: int 
 
 
 def training_pass(model: nn.Module, scans: Tensor, held: int = 0) -> Callable[[], Tensor]:
-    """Return what passes scans [B, 1, S, S, S] through a network as a training step does.
+    """Return what passes scans [B, C, *S] through a network as a training step does.
 
     They are through the first `held` layers by then.
     """
@@ -48,10 +49,16 @@ def training_pass(model: nn.Module, scans: Tensor, held: int = 0) -> Callable[[]
     return lambda: model.head(model.backbone.above(below, held))
 
 
+def blank_scans(model: nn.Module, number: int, edge: int, device: torch.device) -> Tensor:
+    """Return zeros [number, C, *S], as the backbone in a network takes them, at this edge in voxels."""
+    takes = next(part.takes for part in model.modules() if isinstance(part, Backbone))
+    return torch.zeros(number, takes.channels, *[edge] * takes.dims, device=device)
+
+
 def _count(model: nn.Module, edge: int, device: torch.device, held: int) -> int:
     model.train()
     # Two scans, as batch norms cannot train on a single value.
-    step = training_pass(model, torch.zeros(2, 1, edge, edge, edge, device=device), held)
+    step = training_pass(model, blank_scans(model, 2, edge, device), held)
     # As plain products: torch has no formula for the attention kernel of the CPU.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         step().sum().backward()

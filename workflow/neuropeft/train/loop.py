@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from neuropeft.backbones.base import BATCH_NORMS
 from neuropeft.errors import UserError
 from neuropeft.progress import track
 from neuropeft.train import checkpoint, slurm
@@ -183,7 +184,8 @@ def _cut_further(run: _Run) -> None:
         raise UserError(
             f"{what}; start again, then each process goes through its share of a batch in {2 * parts} parts"
         )
-    inside = any(isinstance(module, nn.BatchNorm3d) for module in run.learner.module.modules())
+    norms = tuple(BATCH_NORMS.values())
+    inside = any(isinstance(module, norms) for module in run.learner.module.modules())
     note = "; the backbone's batch norms see one part at a time" if inside else ""
     print(
         f"{what}; from here on the gradients of {2 * parts} parts of a batch are added up: batches stay "

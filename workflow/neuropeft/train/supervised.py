@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from neuropeft.backbones.base import Backbone
+from neuropeft.backbones.base import BATCH_NORMS, Backbone
 from neuropeft.backbones.heads import Predictor
 from neuropeft.methods.adapt import delta_state, load_delta, method_of, trunk_layers
 from neuropeft.tasks.base import Array, Objective, TaskKind
@@ -86,7 +86,8 @@ def _training_pass(network: nn.Module, backbone: Backbone, training: Mapping[str
 
 
 def _has_batch_norms(backbone: Backbone) -> bool:
-    return any(isinstance(module, nn.BatchNorm3d) for module in backbone.modules())
+    norms = tuple(BATCH_NORMS.values())
+    return any(isinstance(module, norms) for module in backbone.modules())
 
 
 def held_layers(training: Mapping[str, Any], model: Predictor) -> int:

@@ -116,7 +116,7 @@ class STAdapter(_Adapter):
     """Pan 2022: an adapter that convolves over the grid of tokens, before every block."""
 
     label: ClassVar[str] = "ST-Adapter"
-    needs: ClassVar[frozenset[str]] = frozenset({"block"})
+    needs: ClassVar[frozenset[str]] = frozenset({"block", "tokens in 3D"})
     kind: Literal["st_adapter"]
     bottleneck: Bottleneck = 384
     kernel: list[Literal[1, 3, 5]] = Field(
@@ -139,7 +139,7 @@ class MedTuning(_Adapter):
     """Shen 2024: a volumetric adapter of two scales and the spectrum after every block."""
 
     label: ClassVar[str] = "Med-Tuning"
-    needs: ClassVar[frozenset[str]] = frozenset({"block"})
+    needs: ClassVar[frozenset[str]] = frozenset({"block", "tokens in 3D"})
     changes_at_start: ClassVar[str] = "its adapters end in an activation of drawn weights, as published"
     kind: Literal["med_tuning"]
     reduction: Reduction = 6

@@ -90,7 +90,7 @@ class Image(_Input):
     sources: ClassVar[tuple[str, ...]] = ("table",)
     mask_column: ClassVar[str | None] = "mask"
     # Measured at 224²: an image that is stored anew stays above 0.9 (JPEG of quality 50 or more, half or
-    # twice the size, grey, other brightness and contrast). Those of different people stay below 0.84
+    # twice the size, grey, another gamma or contrast; not where black is raised). Those of different people stay below 0.84
     # (radiographs, ultrasound, dermoscopy, slices of brains; the most alike are fundus photographs by one
     # camera). One that is cut to other borders, and frames of a sequence, lie anywhere between: they are not
     # all found.

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from neuropeft.errors import UserError
+from neuropeft.errors import UserError, fault
 from neuropeft.files import MISSING, atomic_path
 from neuropeft.inputs.base import Folders, InputKind, Number, Row, Step, standard
 from neuropeft.inputs.io import ScanError, check_there
@@ -172,8 +172,6 @@ def _save(path: Path, square: np.ndarray) -> None:
 def _read_own(path: str) -> np.ndarray:
     """Read an image that `_save` wrote, as float32 within 0..1; raise `UserError` if it cannot be read."""
     from PIL import Image
-
-    from neuropeft.errors import fault
 
     try:
         with Image.open(path, formats=("PNG",)) as image:

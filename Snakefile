@@ -27,7 +27,7 @@ if DeploymentMethod.APPTAINER in workflow.deployment_settings.deployment_method:
 include: "workflow/rules/resources.smk"
 include: "workflow/rules/cohorts.smk"
 include: "workflow/rules/t1w.smk"
-include: "workflow/rules/volumes.smk"
+include: "workflow/rules/prepare.smk"
 include: "workflow/rules/stores.smk"
 include: "workflow/rules/splits.smk"
 include: "workflow/rules/pretrain.smk"

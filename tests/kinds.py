@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import nibabel as nib
 import numpy as np
 import torch
+from PIL import Image
 from pydantic import TypeAdapter
 
 from neuropeft.backbones.base import InputSpec
@@ -46,6 +47,19 @@ def _changed(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Path], obj
     return rewrite
 
 
+def picture(number: int) -> np.ndarray:
+    """Return an image in colours, uint8 [60, 80, 3]; each number gives another."""
+    random = np.random.default_rng(number)
+    return np.kron(random.integers(20, 256, (12, 16, 3), np.uint8), np.ones((5, 5, 1), np.uint8))
+
+
+def _drawn(first: np.ndarray, *others: np.ndarray) -> Callable[[Path], object]:
+    """Return what writes other images to a file."""
+    return lambda path: Image.fromarray(first).save(
+        path, save_all=bool(others), append_images=[Image.fromarray(other) for other in others]
+    )
+
+
 BAD_VOLUMES = {
     "zero": (_changed(np.zeros_like), "all zero"),
     "nan": (_changed(lambda data: np.where(data == data.max(), np.nan, data)), "NaN"),
@@ -78,6 +92,19 @@ INPUTS = {
         lambda path, number: save(path, brain_scan((STILL, MOVED)[number], (5.0, 4.0, 4.0), "PSR")),
         {"size": SIZE},
         BAD_VOLUMES,
+    ),
+    "image": Files(
+        ".png",
+        lambda path, number: Image.fromarray(picture(number)).save(path),
+        {"size": SIZE, "channels": 3, "fit": "pad"},
+        {
+            "zero": (_drawn(np.zeros((40, 60), np.uint8)), "all black"),
+            "pixel": (_drawn(np.ones((1, 1), np.uint8)), "1 x 1 pixels"),
+            "wide": (_drawn(np.zeros((10, 30_000), np.uint8)), "30000 x 10 pixels"),
+            "many": (_drawn(np.zeros((9000, 9000), bool)), "more than the 80 million"),
+            "bomb": (_drawn(np.zeros((14_000, 14_000), bool)), "more than the 80 million"),
+            "animated": (_drawn(picture(2), picture(3)), "2 images"),
+        },
     ),
 }
 PRETRAININGS = [

@@ -9,8 +9,9 @@ import pytest
 from scipy.ndimage import zoom
 
 from neuropeft.cli import main
-from neuropeft.cohorts.leaks import SAME, check_leaks, check_pretraining
+from neuropeft.cohorts.leaks import check_leaks, check_pretraining
 from neuropeft.cohorts.splits import make_split, read_split, write_split
+from neuropeft.config.inputs import T1w
 from neuropeft.errors import UserError
 from neuropeft.files import read_tsv, write_tsv
 from neuropeft.inputs.t1w.kind import KIND
@@ -20,6 +21,7 @@ from neuropeft.store import SIGNATURES, pool
 from neuropeft.tasks import task_kind
 
 COLUMNS = ("scan_id", "subject", "raw_sha1")
+SAME = T1w.same
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
@@ -71,12 +73,12 @@ class Case:
 
     def check(self, zero_shot: bool = False) -> None:
         other = (self.labels, self.stored["zero"]) if zero_shot else (None, None)
-        check_leaks(self.split, self.stored["one"], *other, self.out)
+        check_leaks(self.split, self.stored["one"], *other, self.out, SAME)
 
     def check_pretraining(self, cohort: str, pretrained: str) -> None:
         tested = self.split if cohort == "one" else self.labels
         held_out = [self.split] if pretrained == "one" else []
-        check_pretraining(tested, self.stored[cohort], self.stored[pretrained], held_out, self.out)
+        check_pretraining(tested, self.stored[cohort], self.stored[pretrained], held_out, self.out, SAME)
 
 
 def verb(name: str, **options: object) -> int:
@@ -101,7 +103,7 @@ def test_a_scan_that_was_left_out_of_the_store_is_on_no_side(tmp_path: Path) -> 
     kept = [{"session": None, "sex": None} | person for person in people[1:]]
     assert read_split(files["out"]) == make_split(kept, 1, 0.3, 0.1, task_kind("binary", 2), "t")
     assert read_split(files["out"]) != make_split(kept, 0, 0.3, 0.1, task_kind("binary", 2), "t")
-    check_leaks(files["out"], files["store-scans"], None, None, tmp_path / "leaks.tsv")
+    check_leaks(files["out"], files["store-scans"], None, None, tmp_path / "leaks.tsv", SAME)
 
 
 def test_clean_task_is_reported(case: Case) -> None:
@@ -163,7 +165,7 @@ def test_image_of_a_zero_shot_cohort(case: Case) -> None:
         UserError, match=rf"{scan} of .* \(train\) and sub-zero3 of zero \(zero-shot\).*one of the"
     ):
         case.check(zero_shot=True)
-    files = {"split": case.split, "stored": case.stored["one"], "out": case.out}
+    files = {"split": case.split, "stored": case.stored["one"], "out": case.out, "same": SAME}
     assert verb("check-leaks", **files) == 0
     assert verb("check-leaks", **files, labels=case.labels, zero_shot=case.stored["zero"]) == 1
 

@@ -73,6 +73,7 @@ CHANGED: dict[str, set[str]] = {
     "inputs/t1w/register.py": {"register_to_template"},
     "inputs/t1w/resample.py": {"resample_to_template", "pack_cohort", "qc"},
     "inputs/t1w/kind.py": {"pack_cohort", "qc"},
+    "inputs/image.py": set(),
     "inputs/volume.py": set(),  # of a kind that no cohort of this configuration has
     "inputs/store.py": {"list_excluded", "pack_cohort"},
     "inputs/qc.py": {"qc"},

@@ -126,6 +126,8 @@ def _add_cohorts(verb: Verb) -> None:
     pretrained = verb("check-pretraining", verbs.check_pretraining)
     _paths(pretrained, "--tested", "--stored", "--pretrained", "--out")
     _path_lists(pretrained, "--hold-out")
+    for check in (leaks, pretrained):
+        check.add_argument("--same", type=float, required=True, help="likeness above which scans are one")
 
 
 def _add_preprocessing(verb: Verb) -> None:

@@ -236,6 +236,10 @@ class Jobs:
         """Return the kind of input of a cohort."""
         return self.config.cohorts[wildcards.cohort].input.kind
 
+    def same_scan(self, cohort: str) -> float:
+        """Return the likeness above which two scans of a cohort's kind of input are one."""
+        return self.config.cohorts[cohort].input.same
+
     def simulated_chunk(self, wildcards: Any) -> str | list[str]:
         """Return what says that a chunk's scans have been simulated, for a simulated cohort."""
         return layout.SIMULATED_CHUNK if wildcards.cohort in self.simulated else []

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from neuropeft.errors import UserError
 from neuropeft.files import read_tsv
 
-# Beside the volumes: what `leaks` compares, float32 [scans, channels * POOLED_SIZE^dims].
+# Beside the volumes: what `leaks` compares, float32 [scans, length], see `InputKind.signature`.
 SIGNATURES = "signatures.npy"
 POOLED_SIZE = 10  # voxels along each edge after mean pooling
 
@@ -78,11 +78,11 @@ def open_store(path: str | Path) -> Store:
     return Store(path, volumes, rows)
 
 
-def pool(array: NDArray[Any]) -> NDArray[np.float64]:
-    """Mean-pool an array [channels, *size] to [channels * POOLED_SIZE^dims]."""
+def pool(array: NDArray[Any], cells: int = POOLED_SIZE) -> NDArray[np.float64]:
+    """Mean-pool an array [channels, *size] to [channels * cells^dims]."""
     pooled = array.astype(np.float64)
     for axis, size in list(enumerate(array.shape))[1:]:
-        edges = np.linspace(0, size, POOLED_SIZE + 1).astype(int)
+        edges = np.linspace(0, size, cells + 1).astype(int)
         widths = np.diff(edges).reshape([-1 if other == axis else 1 for other in range(array.ndim)])
         pooled = np.add.reduceat(pooled, edges[:-1], axis=axis) / widths
     return pooled.ravel()

@@ -85,14 +85,16 @@ def check_leaks(options: argparse.Namespace) -> None:
     """Check that no subject and no image is on two sides."""
     from neuropeft.cohorts.leaks import check_leaks
 
-    check_leaks(options.split, options.stored, options.labels, options.zero_shot, options.out)
+    check_leaks(options.split, options.stored, options.labels, options.zero_shot, options.out, options.same)
 
 
 def check_pretraining(options: argparse.Namespace) -> None:
     """Check that no tested image was pretrained on."""
     from neuropeft.cohorts.leaks import check_pretraining
 
-    check_pretraining(options.tested, options.stored, options.pretrained, options.hold_out, options.out)
+    check_pretraining(
+        options.tested, options.stored, options.pretrained, options.hold_out, options.out, options.same
+    )
 
 
 # -- preprocessing ---------------------------------------------------------------------------------

@@ -43,6 +43,7 @@ rule check_leaks:
         "../../envs/torch.yaml"
     params:
         code=lambda wildcards: numerics.version("cohorts.leaks"),
+        same=lambda wildcards: JOBS.same_scan(wildcards.cohort),
         zero_shot=lambda wildcards, input: (
             "--labels {} --zero-shot {}".format(*input.zero_shot) if input.zero_shot else ""
         ),
@@ -51,7 +52,7 @@ rule check_leaks:
         " on two sides"
     shell:
         "python -m neuropeft check-leaks --split {input.split} --stored {input.stored} {params.zero_shot}"
-        " --out {output} > {log} 2>&1"
+        " --same {params.same} --out {output} > {log} 2>&1"
 
 
 # Apart from the check above, so that nothing but predictions waits for the cohort that is pretrained on. The test side,
@@ -76,9 +77,10 @@ rule check_pretraining:
         "../../envs/torch.yaml"
     params:
         code=lambda wildcards: numerics.version("cohorts.leaks"),
+        same=lambda wildcards: JOBS.same_scan(wildcards.cohort),
     message:
         "Checking that pretraining {wildcards.pretraining} has seen no image that task {wildcards.task} tests on"
         " in {wildcards.cohort}"
     shell:
         "python -m neuropeft check-pretraining --tested {input.tested} --stored {input.stored}"
-        " --pretrained {input.pretrained} --hold-out {input.held_out} --out {output} > {log} 2>&1"
+        " --pretrained {input.pretrained} --hold-out {input.held_out} --same {params.same} --out {output} > {log} 2>&1"

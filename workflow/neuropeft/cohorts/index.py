@@ -11,6 +11,7 @@ from neuropeft.cohorts.readers import BIDS_PATTERN, Labels, Record, read_cohort,
 from neuropeft.config import Cohort
 from neuropeft.errors import FAULTS, UserError, fault
 from neuropeft.files import MISSING, atomic_path, expanded, format_tsv
+from neuropeft.tasks.values import is_missing
 
 INDEX_COLUMNS = (
     *("scan_id", "subject", "session", "path", "size", "mtime_ns"),
@@ -68,12 +69,11 @@ def index_cohort(name: str, cohort: Cohort, scans_per_job: int) -> list[Scan]:
             )
     chunks = assign_chunks([(record.scan_id, record.subject) for record in records], scans_per_job)
     base = cohort.bids or (os.path.dirname(cohort.table) if cohort.table else simulated_root(name))
-    masks = cohort.brain_masks and expanded(cohort.brain_masks)
     state = _state_to_be if cohort.simulated else _file_state
     scans: list[Scan] = []
     for record in records:
         size, mtime_ns, file = state(record.path)
-        mask = _mask(name, masks, base, record)
+        mask = _mask(name, cohort, base, record)
         mask_size, mask_mtime_ns, _ = state(mask) if mask else (None, None, None)
         of_mask, chunk = (mask, mask_size, mask_mtime_ns), chunks[record.scan_id]
         scans.append(Scan(*record[:4], size, mtime_ns, *of_mask, chunk, record.labels, file))
@@ -125,9 +125,13 @@ def _state_to_be(_path: str) -> tuple[int, int, None]:
     return 0, 0, None
 
 
-def _mask(name: str, template: str | None, base: str, record: Record) -> str | None:
-    if template is None:
+def _mask(name: str, cohort: Cohort, base: str, record: Record) -> str | None:
+    if (column := cohort.input.mask_column) is not None:
+        value = record.labels.get(column, MISSING)
+        return None if is_missing(value) else os.path.normpath(os.path.join(base, expanded(value)))
+    if cohort.brain_masks is None:
         return None
+    template = expanded(cohort.brain_masks)
     try:
         path = template.format(subject=record.subject, session=record.session or "", scan_id=record.scan_id)
     except (KeyError, IndexError, ValueError, AttributeError) as error:

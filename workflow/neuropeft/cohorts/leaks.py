@@ -19,11 +19,6 @@ from neuropeft.store import SIGNATURES
 
 PRETRAINING = "pretraining"
 REPORT_COLUMNS = ("split", "sha256", "cohort", "side", "scans")
-# Correlation of two signatures (`inputs.t1w.kind`) from which on they are of one scan. Measured at 80³:
-# two people never reached 0.83 (92 of IXI, 29 of ds002748; 7,260 pairs) and two simulated ones never 0.92;
-# scans of IXI prepared on one core and on two stay above 0.9999, and above 0.996 with other axes and coarsely
-# rounded intensities. One that was resampled to another grid, 0.93 to 0.98, is not found.
-SAME = 0.985
 BLOCK = 1024  # scans whose correlations with another side are held at a time
 
 
@@ -37,7 +32,9 @@ class Image(NamedTuple):
     signature: np.ndarray
 
 
-def check_leaks(split: Path, stored: Path, labels: Path | None, zero_shot: Path | None, out: Path) -> None:
+def check_leaks(
+    split: Path, stored: Path, labels: Path | None, zero_shot: Path | None, out: Path, same: float
+) -> None:
     """Check that no subject and no image is on two sides of a split, or in a zero-shot cohort besides.
 
     Args:
@@ -46,6 +43,7 @@ def check_leaks(split: Path, stored: Path, labels: Path | None, zero_shot: Path 
         labels: the task's labels in a zero-shot cohort; None checks the split alone.
         zero_shot: scans.tsv of that cohort's store.
         out: table to write: how many scans of which side were compared.
+        same: correlation of two signatures above which they are of one scan.
 
     Raises:
         UserError: a subject or an image is on two sides.
@@ -53,12 +51,12 @@ def check_leaks(split: Path, stored: Path, labels: Path | None, zero_shot: Path 
     images = _split_images(split, stored)
     if labels is not None and zero_shot is not None:
         images += _labelled_images(labels, zero_shot)
-    _refuse_pairs(split, images)
+    _refuse_pairs(split, images, same)
     _report(split, images, out)
 
 
 def check_pretraining(
-    tested: Path, stored: Path, pretrained: Path, held_out: Sequence[Path], out: Path
+    tested: Path, stored: Path, pretrained: Path, held_out: Sequence[Path], out: Path, same: float
 ) -> None:
     """Check that no image that a task tests on was pretrained on.
 
@@ -68,6 +66,7 @@ def check_pretraining(
         pretrained: scans.tsv of the store that is pretrained on.
         held_out: splits whose test subjects that pretraining leaves out.
         out: table to write: how many scans of which side were compared.
+        same: correlation of two signatures above which they are of one scan.
 
     Raises:
         UserError: an image is on both sides.
@@ -78,11 +77,11 @@ def check_pretraining(
     left_out = held_out_subjects(map(read_split, held_out))
     rows = [row for row in read_tsv(pretrained) if row["subject"] not in left_out]
     images += _images(pretrained, {row["scan_id"]: PRETRAINING for row in rows})
-    _refuse_pairs(tested, images)
+    _refuse_pairs(tested, images, same)
     _report(tested, images, out)
 
 
-def find_pairs(images: Iterable[Image]) -> list[tuple[Image, Image]]:
+def find_pairs(images: Iterable[Image], same: float) -> list[tuple[Image, Image]]:
     """Return the pairs of images that are one and lie on two sides, under whatever name."""
     sides: dict[str, list[Image]] = {}
     for image in images:
@@ -90,7 +89,7 @@ def find_pairs(images: Iterable[Image]) -> list[tuple[Image, Image]]:
     return [
         (one[i], other[j])
         for one, other in itertools.combinations(sides.values(), 2)
-        for i, j in sorted({*_same_voxels(one, other), *_same_looks(one, other)})
+        for i, j in sorted({*_same_voxels(one, other), *_same_looks(one, other, same)})
     ]
 
 
@@ -99,11 +98,11 @@ def _same_voxels(one: Sequence[Image], other: Sequence[Image]) -> Iterator[tuple
     yield from ((places[image.raw_sha1], j) for j, image in enumerate(other) if image.raw_sha1 in places)
 
 
-def _same_looks(one: Sequence[Image], other: Sequence[Image]) -> Iterator[tuple[int, int]]:
+def _same_looks(one: Sequence[Image], other: Sequence[Image], same: float) -> Iterator[tuple[int, int]]:
     signatures = np.stack([image.signature for image in other]).T
     for start in range(0, len(one), BLOCK):
         block = np.stack([image.signature for image in one[start : start + BLOCK]])
-        yield from ((start + int(i), int(j)) for i, j in np.argwhere(block @ signatures > SAME))
+        yield from ((start + int(i), int(j)) for i, j in np.argwhere(block @ signatures > same))
 
 
 def _split_images(split: Path, stored: Path) -> list[Image]:
@@ -124,8 +123,8 @@ def _images(stored: Path, side_of: Mapping[str, str]) -> list[Image]:
     ]
 
 
-def _refuse_pairs(checked: Path, images: Sequence[Image]) -> None:
-    pairs = find_pairs(images)
+def _refuse_pairs(checked: Path, images: Sequence[Image], same: float) -> None:
+    pairs = find_pairs(images, same)
     if not pairs:
         return
     one, other = pairs[0]

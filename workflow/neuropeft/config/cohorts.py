@@ -89,7 +89,7 @@ class Cohort(Model):
 
 
 class Preprocessing(Model):
-    """How scans become volumes."""
+    """How scans become arrays."""
 
     scans_per_job: int = Field(
         default=32, ge=1, description="scans that one preprocessing job handles at most"
@@ -97,4 +97,4 @@ class Preprocessing(Model):
     max_excluded_share: float = Field(
         default=0.05, ge=0, le=1, description="share of a cohort's scans that may fail before the run stops"
     )
-    size: int = Field(default=80, ge=16, description="edge of what models see, in voxels")
+    size: int = Field(default=80, ge=16, description="edge of what models see, in voxels or pixels")

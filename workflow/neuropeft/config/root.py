@@ -151,7 +151,7 @@ class Config(Model):
             given = self.cohorts[cohort].input
             for change, fits, what in (
                 ("crop", given.dims == 2, "images"),
-                ("colour", (given.dims, given.channels) == (2, 3), "images of three channels"),
+                ("colour", (given.dims, given.depth) == (2, 3), "images of three channels"),
             ):
                 if getattr(augment, change) and not fits:
                     raise ValueError(

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 MODULES = {
     "t1w": "inputs.t1w.kind",
     "volume": "inputs.volume",
+    "image": "inputs.image",
 }
 
 

@@ -82,12 +82,14 @@ class InputKind(ABC):
         fit: the column of `numbers` by which the worst of equally conspicuous scans is found: the lowest.
         fit_label: what captions call it.
         legend: what QC pictures show, a sentence or two.
+        shown: scans in each of two QC pictures.
     """
 
     numbers: ClassVar[Mapping[str, Number]]
     fit: ClassVar[str]
     fit_label: ClassVar[str]
     legend: ClassVar[str]
+    shown: ClassVar[int] = 6
 
     @abstractmethod
     def array(self, row: Row, size: int) -> np.ndarray:

@@ -21,7 +21,6 @@ Row = dict[str, str]
 
 OUTLIER = 3.5  # modified z-score, the limit of Iglewicz and Hoaglin 1993, How to detect and handle outliers
 SMALLEST_COHORT = 8  # scans: a median of fewer says nothing about outliers
-SHOWN = 6  # scans in each montage
 
 
 def write_qc(
@@ -162,8 +161,8 @@ def _choose(
     badness = np.max([scores[name] for name in kind.numbers], axis=0)
     fit = np.array([float(row[kind.fit]) for row in rows])
     order = np.lexsort((fit, -badness))  # the worst fit first among equals
-    worst, rest = order[:SHOWN], sorted(order[SHOWN:])
-    random_ones = sorted(random.Random(0).sample(rest, min(SHOWN, len(rest))))
+    worst, rest = order[: kind.shown], sorted(order[kind.shown :])
+    random_ones = sorted(random.Random(0).sample(rest, min(kind.shown, len(rest))))
     return [rows[index] for index in worst], [rows[index] for index in random_ones]
 
 

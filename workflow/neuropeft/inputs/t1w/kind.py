@@ -42,7 +42,7 @@ class T1w(InputKind):
         """Return the pooled brain without what it shares with the template.
 
         All brains look like the template: pooled volumes of two people correlate by up to 0.998. Without it
-        they do not, see `leaks.SAME`.
+        they do not, see `config.inputs`.
         """
         pooled, template = standard(pool(array)), _template_on(array.shape[1])
         return standard(pooled - (pooled @ template) * template).astype(np.float32)

@@ -19,7 +19,7 @@ from neuropeft.cohorts.simulate import mask_path, participants, write_scan
 from neuropeft.config.read import load_config, read_yaml
 from neuropeft.inputs.t1w.ninedof import decompose, load_itk
 from neuropeft.inputs.t1w.scan import load_mask, load_scan
-from workflow_command import ROOT
+from workflow_command import ROOT, TINY, write_config
 
 README = (ROOT / "README.md").read_text()
 BY_CI = ("make demo", "make test", "make lint")
@@ -77,7 +77,8 @@ def test_snakemake_commands_are_understood(command, tmp_path):
 
 
 def test_targets_and_result_files_are_the_workflows(tmp_path, monkeypatch):
-    workflow = planned.read(tmp_path, "--configfile", ROOT / "tests/tiny.yaml", plan=True)
+    searching = TINY | {"training": TINY["training"] | {"search": {"ranges": {"lr": [0.3, 1.0]}}}}
+    workflow = planned.read(tmp_path, "--configfile", write_config(tmp_path, searching), plan=True)
     rules = {rule.name for rule in workflow.rules}
     monkeypatch.chdir(ROOT)
     shown = [*(c for c in SNAKEMAKE if c.startswith("snakemake ")), *re.findall("`(snakemake .*?)`", README)]

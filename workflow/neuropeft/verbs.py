@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from neuropeft import layout
 
 if TYPE_CHECKING:
+    from neuropeft.config import Config
     from neuropeft.tasks.base import TaskKind
 
 # What the same scan becomes must not depend on how many cores a machine has: sums in another order differ.
@@ -188,8 +189,8 @@ def params(options: argparse.Namespace) -> None:
         writer.writeheader()
         writer.writerows(rows)
     else:
+        from neuropeft.publish.count_table import count_sheet, with_difference
         from neuropeft.publish.sheet import markdown
-        from neuropeft.publish.tables import count_sheet, with_difference
 
         texts = [{column: str(value) for column, value in row.items()} for row in rows]
         print(markdown(count_sheet([with_difference(row) for row in texts])), end="")
@@ -354,11 +355,18 @@ def figures(options: argparse.Namespace) -> None:
     write_figures(Config.model_validate_json(options.config_json), RESULTS, options.out)
 
 
+def config_of(options: argparse.Namespace, base: Path | None = None) -> "Config":
+    """Return the configuration of the files named, merged in their order."""
+    from neuropeft.config.read import read_config
+
+    first, *others = options.configfile
+    return read_config(first, base, *others)
+
+
 def status(options: argparse.Namespace) -> None:
     """Print what is done, running, failed and left; reads only."""
     from neuropeft.config import Config
     from neuropeft.status.screen import print_status
-    from neuropeft.verbs_for_people import config_of
 
     if options.config_json is None:
         config = config_of(options)

@@ -2,18 +2,8 @@
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from neuropeft.config import Config
-
-
-def config_of(options: argparse.Namespace, base: Path | None = None) -> "Config":
-    """Return the configuration of the files named, merged in their order."""
-    from neuropeft.config.read import read_config
-
-    first, *others = options.configfile
-    return read_config(first, base, *others)
+from neuropeft.verbs import config_of
 
 
 def methods(options: argparse.Namespace) -> None:

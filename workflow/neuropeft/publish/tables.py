@@ -6,7 +6,7 @@ from pathlib import Path
 
 from neuropeft import layout
 from neuropeft.cells.status import Cells
-from neuropeft.config import Backbone, Config, Method, label_of_kind
+from neuropeft.config import Config
 from neuropeft.evaluate.costs import Costs, read_cost, read_costs, trainable_parameters
 from neuropeft.evaluate.partial import find_partial, score_all
 from neuropeft.evaluate.scores import Score, read_scores
@@ -14,6 +14,7 @@ from neuropeft.files import read_tsv
 from neuropeft.grid import cells
 from neuropeft.publish.cohort_table import COHORT_COLUMNS, cohort_records, cohort_sheet
 from neuropeft.publish.cost_table import cost_sheet
+from neuropeft.publish.count_table import COUNT_COLUMNS, count_sheet, with_difference
 from neuropeft.publish.rank_table import rank_columns, rank_records, rank_sheet
 from neuropeft.publish.records import (
     COST_COLUMNS,
@@ -26,17 +27,6 @@ from neuropeft.publish.search_table import search_columns, search_records, searc
 from neuropeft.publish.sheet import Sheet, write_csv, write_sheet
 
 PARTIAL = "partial"  # the column, and the mark, of tables of some cells
-COUNT_COLUMNS = (
-    "backbone",
-    "method",
-    "encoder",
-    "head",
-    "total",
-    "as_published",
-    "published",
-    "difference",
-    "contains",
-)
 
 
 def write_tables(config: Config, results: Path, counts: Path, out: Path) -> None:
@@ -126,50 +116,3 @@ def _write(
         shown = [record_of[id(score)] for score in select(config, scores, table)]
         write_rows(f"table{table}", shown, SCORE_COLUMNS)
         write_page(score_sheet(config, scores, trainable, table))
-
-
-def count_sheet(rows: Sequence[Mapping[str, object]]) -> Sheet:
-    """Lay out table 1: trainable parameters, ours beside published (Dhinagar et al. 2024, Table 1)."""
-    header = (
-        "Backbone",
-        "Method",
-        "Encoder",
-        "Head",
-        "Total",
-        "Counted as published",
-        "Published",
-        "Difference",
-        "The published count contains",
-    )
-    body = [
-        [
-            label_of_kind(Backbone, str(row["backbone"])),
-            label_of_kind(Method, str(row["method"])),
-            *(_thousands(row[column]) for column in COUNT_COLUMNS[2:8]),
-            str(row["contains"]),
-        ]
-        for row in rows
-    ]
-    backbones = [row[0] for row in body]
-    breaks = frozenset(index for index in range(1, len(body)) if backbones[index] != backbones[index - 1])
-    return Sheet(
-        "table1",
-        "Trainable parameters of each method for a task with two classes, ours beside published.",
-        header,
-        body,
-        ("The paper counts the head in some rows and not in others; the last column tells which.",),
-        breaks,
-        text_columns=2,
-    )
-
-
-def with_difference(row: Mapping[str, str]) -> dict[str, object]:
-    """Return a row of parameter counts with what ours differs from the published one by, None if unknown."""
-    ours, published = row["as_published"], row["published"]
-    both = ours.isdigit() and published.isdigit()
-    return {**row, "difference": int(ours) - int(published) if both else None}
-
-
-def _thousands(value: object) -> str:
-    text = "n/a" if value is None or value == "" else str(value)
-    return f"{int(text):,}" if text.lstrip("-").isdigit() else text

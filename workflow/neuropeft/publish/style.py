@@ -179,4 +179,4 @@ def save(figure: Figure, out: Path, name: str) -> None:
     dates: dict[str, dict[str, Any]] = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}, ".png": {}}
     for suffix, metadata in dates.items():
         with atomic_path(out / f"{name}{suffix}") as partial:
-            figure.savefig(partial, dpi=300, metadata=metadata)
+            figure.savefig(partial, dpi=300, metadata=metadata, bbox_inches="tight", pad_inches=0.05)

@@ -4,7 +4,6 @@ No model made these scores and no person stands behind them; the names ADNI and 
 published figures appear.
 """
 
-import csv
 import fcntl
 import json
 import shutil
@@ -25,6 +24,7 @@ from neuropeft.probe_grid import Probed, probe_folder, probed
 from neuropeft.probe_names import PERMUTATIONS, PERMUTED, PROBES, null_file, null_method
 from neuropeft.split_names import split_name
 from neuropeft.subsets import WHOLE, Subset, fraction
+from neuropeft.train.history import write_history
 
 TRAINABLE = {
     ("vit_b", "scratch"): 88204034,
@@ -252,7 +252,7 @@ def _write_cell(config: Config, results: Path, cell: Cell) -> None:
     (folder / "cost.json").write_text(json.dumps(cost))
     rng = np.random.default_rng(hash_of(cell, ""))
     losses = [0.35 + 0.35 * np.exp(-step / 6) for step in range(20)]
-    _write_history(
+    write_history(
         folder / "history.csv",
         [
             {
@@ -346,7 +346,7 @@ def _probe_rows(
 
 def _write_pretraining(config: Config, folder: Path) -> None:
     folder.mkdir(parents=True)
-    _write_history(
+    write_history(
         folder / "history.csv",
         [
             {
@@ -375,13 +375,6 @@ def _write_pretraining(config: Config, folder: Path) -> None:
         mask=hidden,
         reconstruction=np.repeat(ball[None], 3, axis=0).astype(np.float16),
     )
-
-
-def _write_history(path: Path, rows: list[dict]) -> None:
-    with path.open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def _write_cohort(folder: Path, subjects: int) -> None:

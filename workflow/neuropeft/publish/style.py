@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 
 from neuropeft.config import Config
 from neuropeft.contenders import Contender, main_backbones
@@ -175,8 +176,13 @@ def words_only(text: str) -> Figure:
 
 
 def save(figure: Figure, out: Path, name: str) -> None:
-    """Write `{name}.png` (300 dpi), `.svg` and `.pdf`; equal figures give equal files."""
+    """Write `{name}.png` (300 dpi), `.svg` and `.pdf`; equal figures give equal files.
+
+    They have the figure's size, and more where a legend or label reaches beyond it.
+    """
+    figure.draw_without_rendering()
+    whole = Bbox.union([figure.bbox_inches, figure.get_tightbbox().padded(0.03)])
     dates: dict[str, dict[str, Any]] = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}, ".png": {}}
     for suffix, metadata in dates.items():
         with atomic_path(out / f"{name}{suffix}") as partial:
-            figure.savefig(partial, dpi=300, metadata=metadata, bbox_inches="tight", pad_inches=0.05)
+            figure.savefig(partial, dpi=300, metadata=metadata, bbox_inches=whole)

@@ -19,6 +19,7 @@ from neuropeft.cohorts.index import index_cohort, write_index
 from neuropeft.cohorts.leaks import check_leaks, check_pretraining
 from neuropeft.cohorts.splits import make_split, write_split
 from neuropeft.config import Cohort
+from neuropeft.config.inputs import T1w
 from neuropeft.files import read_tsv, write_tsv
 from neuropeft.inputs.store import write_volumes
 from neuropeft.inputs.t1w.kind import KIND
@@ -79,9 +80,9 @@ def main() -> None:
         with timed("split"):
             write_split(split, make_split(labelled, 0, 0.2, 0.1, task_kind("binary", 2), "t"))
         with timed("leaks, zero-shot"):
-            check_leaks(split, stored, labels, pretrained, folder / "leaks.tsv")
+            check_leaks(split, stored, labels, pretrained, folder / "leaks.tsv", T1w.same)
         with timed("leaks, pretraining"):
-            check_pretraining(labels, stored, pretrained, [], folder / "pretraining.tsv")
+            check_pretraining(labels, stored, pretrained, [], folder / "pretraining.tsv", T1w.same)
 
 
 if __name__ == "__main__":

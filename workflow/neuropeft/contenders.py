@@ -187,16 +187,16 @@ def _start_place(config: Config, start: str) -> int:
 
 
 def _starts(config: Config) -> dict[str, set[str]]:
-    """Return the pretrained starts of each backbone."""
+    """Return the starts of each backbone, none among them where a method has an untrained twin."""
     found: dict[str, set[str]] = defaultdict(set)
-    for _, backbone, start, _ in bases(config):
-        if start != NO_PRETRAINING:
+    for _, backbone, start, method in bases(config):
+        if start != NO_PRETRAINING or config.methods[method].start != "none":
             found[backbone].add(start)
     return found
 
 
 def _from_start(starts: Mapping[str, set[str]], backbone: str, start: str) -> str:
-    """Return which start it is, where the backbone has several pretrained ones."""
+    """Return which weights it starts from, where the backbone has several starts."""
     return f" from {start}" if start != NO_PRETRAINING and len(starts[backbone]) > 1 else ""
 
 
@@ -212,7 +212,7 @@ def main_backbones(config: Config) -> list[str]:
     """
     used, starts = used_backbones(config), _starts(config)
     named = [name for name in config.figures.backbones if name in used]
-    return named or [name for name in used if name in starts] or used
+    return named or [name for name in used if starts[name] - {NO_PRETRAINING}] or used
 
 
 def scored_together(config: Config) -> dict[str, list[Contender]]:

@@ -30,6 +30,7 @@ import torch
 from torch import Tensor, nn
 from trainings import ROOT, Case, Run, finetuned, pretrained
 
+from neuropeft.forecast.networks import AutoencoderLoss
 from neuropeft.peaks import peak_of
 from neuropeft.pretraining.mae3d import MAE3D
 from neuropeft.train import data, pretrain
@@ -170,21 +171,10 @@ def check_graphs(case: Case) -> Outcome:
     return f"{figure}; {speeds(replayed, 'recorded', plain, 'not')}", good
 
 
-class _Loss(nn.Module):
-    """An autoencoder as a network with one output."""
-
-    def __init__(self, mae: nn.Module) -> None:
-        super().__init__()
-        self.mae = mae
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.mae(x).loss
-
-
 def utilisation(case: Case, train: Callable[[bool], Run]) -> Outcome:
     """Return which part of the device's peak the products of a training reach, compiled or not."""
     run = train(False)
-    module = _Loss(run.module) if isinstance(run.module, MAE3D) else run.module
+    module = AutoencoderLoss(run.module) if isinstance(run.module, MAE3D) else run.module
     flops = training_flops(module, case.edge, case.device)
     speed, figure = run.speed, f"{run.speed:.0f} scans/s"
     if not case.small:  # three more compilations tell nothing new there

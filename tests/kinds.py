@@ -216,6 +216,21 @@ def fits(backbone: Mapping[str, Any], method: Mapping[str, Any]) -> bool:
     return bool(method_settings(method).needs <= backbone_settings(backbone).provides)
 
 
+# Of the transformers in 2D, the one without a class token differs to methods that touch the tokens alone.
+PLACES = next(backbone for backbone in BACKBONES if backbone.get("features") == "mean")
+TOUCH_TOKENS = {"full", "convpass", "pro_tuning", "vpt_shallow", "vpt_deep", "prefix"}
+PAIRS = [
+    (backbone, method)
+    for backbone in BACKBONES
+    for method in METHODS
+    if fits(backbone, method)
+    and (PEFT or method["kind"] != "hf")
+    # No layers of a CNN are told apart: `full` trains it as `scratch` does.
+    and (backbone["kind"].startswith("vit") or method["kind"] != "full")
+    and (backbone is not PLACES or method["kind"] in TOUCH_TOKENS)
+]
+
+
 def predictor(
     backbone: Mapping[str, Any], method: Mapping[str, Any] | None = None, seed: int = 0, drawn: int = 0
 ) -> Predictor:

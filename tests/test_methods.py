@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, get_args
 import pytest
 import torch
 
-from kinds import BACKBONES, METHODS, PEFT, fits, label, method_settings, predictor, scans, spec, train
+from kinds import BACKBONES, METHODS, PAIRS, fits, label, method_settings, predictor, scans, spec, train
 from neuropeft import methods
 from neuropeft.backbones.build import build_predictor
 from neuropeft.backbones.checkpoints import read_tensors
@@ -26,20 +26,7 @@ from neuropeft.methods.adapt import (
 from neuropeft.methods.base import Method
 
 VIT, DENSENET = BACKBONES[:2]
-# Of the transformers in 2D, the one without a class token differs to methods that touch the tokens alone.
-PLACES = next(backbone for backbone in BACKBONES if backbone.get("features") == "mean")
-TOUCH_TOKENS = {"full", "convpass", "pro_tuning", "vpt_shallow", "vpt_deep", "prefix"}
 LORA = METHODS[4]
-PAIRS = [
-    (backbone, method)
-    for backbone in BACKBONES
-    for method in METHODS
-    if fits(backbone, method)
-    and (PEFT or method["kind"] != "hf")
-    # No layers of a CNN are told apart: `full` trains it as `scratch` does.
-    and (backbone["kind"].startswith("vit") or method["kind"] != "full")
-    and (backbone is not PLACES or method["kind"] in TOUCH_TOKENS)
-]
 IDS = [f"{label(backbone)}-{label(method)}" for backbone, method in PAIRS]
 
 

@@ -58,6 +58,11 @@ class Cell(NamedTuple):
         return layout.CELL_PATH.format(**self.names)
 
 
+def base_of(wildcards: Any) -> Base:
+    """Return what wildcards say that cells share which are predicted together."""
+    return wildcards.task, wildcards.backbone, wildcards.pretraining, wildcards.method
+
+
 class Encoder(NamedTuple):
     """A pretrained encoder; `fold` 0 serves all folds."""
 

@@ -29,16 +29,11 @@ from neuropeft.cohorts.simulate import participants, scan_name
 from neuropeft.cohorts.sources import chunk_sources
 from neuropeft.config import Config
 from neuropeft.contenders import Contender
-from neuropeft.grid import Base, Cell
+from neuropeft.grid import Cell, base_of
 from neuropeft.packs import Pack, pack_of, packs
 from neuropeft.probe_grid import Probed
 from neuropeft.split_names import fold_in, fold_part, seed_and_fold, split_name
 from neuropeft.subsets import Subset
-
-
-def base_of(wildcards: Any) -> Base:
-    """Return what wildcards say that cells share which are predicted together."""
-    return wildcards.task, wildcards.backbone, wildcards.pretraining, wildcards.method
 
 
 class Jobs:

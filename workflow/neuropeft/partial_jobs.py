@@ -6,8 +6,8 @@ from typing import Any
 
 from neuropeft import grid, layout, probe_grid
 from neuropeft.cells.status import Cells
-from neuropeft.grid import Cell
-from neuropeft.jobs import Jobs, base_of
+from neuropeft.grid import Cell, base_of
+from neuropeft.jobs import Jobs
 
 
 def there(*paths: str | Path) -> list[str]:

@@ -1,12 +1,13 @@
 """What a search consists of: the trials of each method, a few in each job, and the choice among them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from neuropeft import grid, layout
 from neuropeft.config import Config
 from neuropeft.config.search import Search
-from neuropeft.grid import Cell
+from neuropeft.grid import Cell, base_of
 from neuropeft.split_names import fold_in, fold_part
 
 
@@ -38,25 +39,25 @@ class Searches:
         assert self.config.training.search is not None, "a rule of a search asks"
         return self.config.training.search
 
+    @cached_property
+    def of_choice(self) -> dict[Searched, list[Cell]]:
+        """The cells that each choice is made for; nothing without a search."""
+        found: dict[Searched, list[Cell]] = {}
+        for cell in self.table if self.config.training.search else ():
+            found.setdefault(Searched(*cell.base, grid.encoder_fold(self.config, cell)), []).append(cell)
+        return found
+
     def all(self) -> list[Searched]:
         """Return what is searched; nothing without a search."""
-        some = self.table if self.config.training.search else []
-        return list(
-            dict.fromkeys(Searched(*cell.base, grid.encoder_fold(self.config, cell)) for cell in some)
-        )
+        return list(self.of_choice)
 
     def named(self, wildcards: Any) -> Searched:
         """Return what the wildcards of a rule name."""
-        names = (wildcards.task, wildcards.backbone, wildcards.pretraining, wildcards.method)
-        return Searched(*names, fold_in(wildcards.fold_part))
+        return Searched(*base_of(wildcards), fold_in(wildcards.fold_part))
 
     def cells(self, one: Searched) -> list[Cell]:
         """Return the cells that its trials are made of: one of each fold."""
-        return grid.searched(
-            cell
-            for cell in self.table
-            if cell.base == one[:4] and grid.encoder_fold(self.config, cell) == one.fold
-        )
+        return grid.searched(self.of_choice[one])
 
     def cells_of(self, wildcards: Any) -> list[Cell]:
         """Return the cells that the trials of a job are made of."""
@@ -70,20 +71,17 @@ class Searches:
         """Return the number of the first trial of each of its jobs."""
         return self.search.firsts(self.config.methods[one.method].model_dump())
 
-    def trials(self, one: Searched) -> list[str]:
-        """Return its tables of trials."""
-        return [layout.TRIALS.of(**one.names, first=first) for first in self.firsts(one)]
+    def trials(self, one: Searched, firsts: Iterable[int] | None = None) -> list[str]:
+        """Return its tables of trials, all of them or those that begin with some numbers."""
+        numbers = self.firsts(one) if firsts is None else firsts
+        return [layout.TRIALS.of(**one.names, first=first) for first in numbers]
 
     def earlier(self, wildcards: Any) -> list[str]:
         """Return the tables that must be there before some trials: none where chance alone draws them."""
         if self.search.sampler != "tpe":
             return []
         one = self.named(wildcards)
-        return [
-            layout.TRIALS.of(**one.names, first=first)
-            for first in self.firsts(one)
-            if first < int(wildcards.first)
-        ]
+        return self.trials(one, (first for first in self.firsts(one) if first < int(wildcards.first)))
 
     def trained(self, wildcards: Any) -> float:
         """Return how many whole cells the trials of a job are worth."""

@@ -49,7 +49,7 @@ rule tables:
     input:
         results=JOBS.result_files,
         counts=layout.PARAMETER_COUNTS,
-        search=SEARCHES.files(),
+        search=lambda wildcards: SEARCHES.files(),
     output:
         [report(table, category="Tables") if table.endswith(".csv") else table for table in TABLES],
     log:

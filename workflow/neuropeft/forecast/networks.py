@@ -54,7 +54,7 @@ def of_pretraining(spec: Mapping[str, Any], edge: int) -> Network:
         encoder = build_backbone(spec["backbone"])
         return _counted(encoder, encoder, edge, where, 0, _bytes(encoder.state_dict()))
     mae = build_mae(spec["backbone"], spec["decoder"], spec["mask_ratio"], spec["normalize_targets"])
-    return _counted(_Loss(mae), mae, edge, where, 0, _bytes(mae.encoder.state_dict()))
+    return _counted(AutoencoderLoss(mae), mae, edge, where, 0, _bytes(mae.encoder.state_dict()))
 
 
 def token_bytes(backbone: Mapping[str, Any]) -> int:
@@ -64,14 +64,16 @@ def token_bytes(backbone: Mapping[str, Any]) -> int:
     return 2 * gives.tokens * gives.width
 
 
-class _Loss(nn.Module):
+class AutoencoderLoss(nn.Module):
     """An autoencoder as a network with one output."""
 
     def __init__(self, mae: nn.Module) -> None:
+        """Take an autoencoder that returns its loss as `loss`."""
         super().__init__()
         self.mae = mae
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the loss of scans [B, C, *S], a scalar."""
         return self.mae(x).loss
 
 

@@ -7,7 +7,6 @@ import numpy as np
 from scipy.stats import rankdata
 
 from neuropeft.config import Backbone, Config, Method, label_of_kind
-from neuropeft.contenders import Contender
 from neuropeft.evaluate.bootstrap import percentile_interval
 from neuropeft.evaluate.scores import Score, primary_metric
 from neuropeft.files import MISSING
@@ -46,11 +45,16 @@ def rank_records(config: Config, scores: Sequence[Score]) -> list[Record]:
     A row holds `COLUMNS`, and the rank in each block by the block's name. Lists of fewer than `FEWEST`
     methods are left out, and so are methods that lack a block which others of their list have in common.
     """
+    starts: dict[str, dict[str, None]] = {}  # of each backbone, in their order
+    for score in scores:
+        starts.setdefault(score.contender.backbone, {})[score.contender.pretraining] = None
     lists: dict[tuple[str, str], dict[str, dict[Block, Score]]] = {}
     for score in scores:
         one = score.contender
         if one.is_method and score.metric == primary_metric(config.tasks[one.task]).name:
-            for start in _starts(config, scores, one):
+            # What takes no weights is in all lists of its backbone.
+            anywhere = config.methods[one.method].start == "none"
+            for start in starts[one.backbone] if anywhere else [one.pretraining]:
                 methods = lists.setdefault((one.backbone, start), {})
                 methods.setdefault(one.method, {})[one.task, score.cohort, one.subset] = score
     found: list[Record] = []
@@ -61,14 +65,6 @@ def rank_records(config: Config, scores: Sequence[Score]) -> list[Record]:
             rows = _ranked(methods, blocks)
             found += [{"backbone": backbone, "pretraining": start, **row} for row in rows]
     return found
-
-
-def _starts(config: Config, scores: Sequence[Score], one: Contender) -> list[str]:
-    """Return the starts whose list a method is in: its own, or all where it takes no weights."""
-    if config.methods[one.method].start != "none":
-        return [one.pretraining]
-    others = (other.contender for other in scores)
-    return list(dict.fromkeys(other.pretraining for other in others if other.backbone == one.backbone))
 
 
 def _ranks(score: Score | None) -> bool:

@@ -16,6 +16,7 @@ import torch
 from neuropeft.files import atomic_path
 from neuropeft.peaks import peak_of
 from neuropeft.train.checkpoint import Progress
+from neuropeft.train.energy import Meter
 from neuropeft.train.learner import Plan
 
 
@@ -57,6 +58,15 @@ def peak_memory(device: torch.device) -> int:
 def peak_reserved(device: torch.device) -> int | None:
     """Return the most bytes that PyTorch has held of a GPU at once, used or not; None on the CPU."""
     return torch.cuda.max_memory_reserved(device) if device.type == "cuda" else None
+
+
+def measure(progress: Progress, meter: Meter, device: torch.device) -> None:
+    """Write down the memory and the energy that a run has taken, those of its earlier parts included."""
+    progress.peak_memory = max(progress.peak_memory, peak_memory(device))
+    if (reserved := peak_reserved(device)) is not None:
+        progress.peak_reserved = max(progress.peak_reserved or 0, reserved)
+    used, before = meter.since_last(), progress.energy_joule
+    progress.energy_joule = None if used is None or before is None else before + used
 
 
 def run_cost(progress: Progress, plan: Plan, fingerprint: str, device: torch.device) -> dict[str, Any]:

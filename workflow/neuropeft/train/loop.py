@@ -18,7 +18,7 @@ from neuropeft.errors import UserError
 from neuropeft.progress import track
 from neuropeft.train import checkpoint, slurm
 from neuropeft.train.checkpoint import Progress, StateFolder
-from neuropeft.train.cost import device_name, peak_memory, peak_reserved, seconds_since_process_start
+from neuropeft.train.cost import device_name, measure, seconds_since_process_start
 from neuropeft.train.data import batch_rows
 from neuropeft.train.energy import Meter
 from neuropeft.train.history import report
@@ -95,7 +95,7 @@ def fit(
                 )
                 if any(came) or due:
                     _mean_loss(run)  # a broken run must not replace its last good checkpoint
-                    _measure(run)
+                    measure(progress, run.meter, device)
                     checkpoint.save_run(state, learner, optimizer, progress, ranks)
                     saved_at = time.monotonic()
                 if any(came):
@@ -107,7 +107,7 @@ def fit(
             _validate(run)
     if progress.best_state:
         learner.load(progress.best_state)
-    _measure(run)
+    measure(progress, run.meter, device)
     return progress
 
 
@@ -202,16 +202,6 @@ def _note_start(run: _Run) -> None:
         torch.cuda.synchronize(run.device)
     age = seconds_since_process_start()
     run.progress.start_seconds = None if age is None else age - run.plan.began
-
-
-def _measure(run: _Run) -> None:
-    """Write down the memory and the energy that the run has taken, those of its earlier parts included."""
-    progress, device = run.progress, run.device
-    progress.peak_memory = max(progress.peak_memory, peak_memory(device))
-    if (reserved := peak_reserved(device)) is not None:
-        progress.peak_reserved = max(progress.peak_reserved or 0, reserved)
-    used, before = run.meter.since_last(), progress.energy_joule
-    progress.energy_joule = None if used is None or before is None else before + used
 
 
 def _validate(run: _Run) -> None:

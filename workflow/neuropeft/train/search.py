@@ -5,7 +5,6 @@ and a share of its steps, on the training subjects of a fold alone. Optuna draws
 depends on the seed, the fold and the trial's number, and for `tpe` on the trials before it.
 """
 
-import csv
 import json
 import math
 import sys
@@ -25,7 +24,7 @@ from optuna.samplers import RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from neuropeft.config.search import RELATIVE, Range, Search, contains, extremes
-from neuropeft.files import write_tsv
+from neuropeft.files import read_tsv, write_tsv
 from neuropeft.records import write_record
 from neuropeft.train import checkpoint
 from neuropeft.train.checkpoint import CHECKPOINT_SECONDS
@@ -136,8 +135,8 @@ def _trial(
         checkpoint.remove(state)
         return {**row, "outcome": PRUNED, "val_loss": losses[-1]}
     cost = json.loads((state / FINISHED / "cost.json").read_text(encoding="utf-8"))
-    with (state / FINISHED / "history.csv").open(encoding="utf-8", newline="") as file:
-        losses[:] = [float(one["val_loss"]) for one in csv.DictReader(file)]  # of a trial that was kept, too
+    # Those of a trial that was kept, too.
+    losses[:] = [float(one["val_loss"]) for one in read_tsv(state / FINISHED / "history.csv")]
     return {
         **row,
         "outcome": FINISHED_TRIAL,

@@ -3,7 +3,9 @@
 import os
 import signal
 import subprocess
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from snakemake.shell import shell
@@ -184,3 +186,17 @@ def test_the_warning_before_the_time_limit_ends_no_snakemake(
 def time_to_stop(line: str) -> int:
     words = line.split()
     return int(words[words.index("--shutdown-timeout") + 1])
+
+
+def test_snakemake_looks_for_jobs_once_a_second_however_often_it_is_asked_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workflow = planned.read(tmp_path, "--configfile", ROOT / "tests/tiny.yaml")
+    timers: list[int] = []
+    clock = [100.0]
+    scheduler = SimpleNamespace(_schedule_reevalutation=timers.append)
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    workflow.globals["look_once_a_second"](scheduler)
+    for clock[0] in (100.0, 100.1, 100.9, 101.0, 101.5):
+        scheduler._schedule_reevalutation(1)
+    assert timers == [1, 1]

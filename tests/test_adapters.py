@@ -187,11 +187,15 @@ def test_med_tunings_stages_hand_their_features_on():
 
 @pytest.mark.parametrize("method", ADAPTERS, ids=[method["kind"] for method in ADAPTERS])
 def test_adapters_train_under_autocast(method):
+    # Stands for a GPU: training on CPUs is in float32. Without oneDNN, whose bfloat16 gradient of a
+    # depthwise kernel is NaN in about one of 1,000 runs (torch 2.13, AVX512 without AMX).
     model = predictor(VIT, method).train()
-    with torch.autocast("cpu", torch.bfloat16):
-        output = model(scans())
-    output.float().sum().backward()
-    assert all(p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
+    with torch.backends.mkldnn.flags(enabled=False):
+        with torch.autocast("cpu", torch.bfloat16):
+            output = model(scans())
+        output.float().sum().backward()
+    trained = [(name, p.grad) for name, p in model.named_parameters() if p.requires_grad]
+    assert [name for name, gradient in trained if not gradient.isfinite().all()] == []
 
 
 @pytest.mark.parametrize("kind", ["adaptformer", "compacter", "st_adapter", "med_tuning"])

@@ -157,6 +157,12 @@ MISTAKES = [
     ("training.pool", "max", "`training.pool`: input should be 'mean', 'attentive' or 'concat'"),
     ("training.feature_norm", "batch", "`training.feature_norm`: input should be 'fixed', 'refreshed' or 'l"),
     ("training.search", {"lr": []}, "`training.search.lr`: "),
+    ("training.search", {"ranges": {"lr": ["x"]}}, "`ranges.lr` has text: give factors, which are numbers"),
+    (
+        "training.search",
+        {"ranges": {"r": ["4"]}},
+        "`training.search.ranges.r` tries '4', but `methods.lora` reads it as 4: give that",
+    ),
     ("training.search", {"share": 0}, "`training.search.share`: input should be greater than 0"),
     ("training.min_steps", -1, "`training.min_steps`: input should be greater than or equal to 0"),
     ("backbones.vit_xs.drop_path", 0.1, "unknown key `backbones.vit_xs.drop_path`"),

@@ -81,6 +81,24 @@ def test_a_grid_tries_all_combinations_and_the_lowest_loss_is_chosen(store: Path
     assert row["at_edge"] == ("r" if float(best["lr"]) == 2e-3 else "lr, r")
 
 
+def test_of_a_setting_that_is_a_list_each_entry_is_searched(store: Path) -> None:
+    fairtune = {"kind": "fairtune", "mask": ["attn", "attn"]} | {
+        "lr": 2e-3,
+        "head_lr": None,
+        "weight_decay": 0.0,
+    }
+    search = Search(share=0.25, trials=4, ranges={"mask": ["attn", "mlp", ""]})
+    table = run(spec(fairtune), store, search)
+    tried = [json.loads(row["mask"]) for row in read_tsv(table)]
+    assert tried[0] == fairtune["mask"], "the first is the method as given"
+    assert any(first != second for first, second in tried)
+    row = chosen(store, search, table)
+    assert read_choices(store.parent / "chosen.tsv") == {0: {"mask": tried[int(row["trial"])]}}
+    assert row["at_edge"] == "n/a", "parts have no order"
+    assert with_choice(spec(fairtune), {"mask": ["", "mlp"]})["method"]["mask"] == ["", "mlp"]
+    assert search.model_copy(update={"sampler": "grid"}).count(fairtune) == 9
+
+
 def test_a_trial_is_the_cell_with_other_settings_and_fewer_steps(store: Path) -> None:
     choice = {"lr": 1e-2, "r": 4, "batch_size": 2}
     cell = spec(min_steps=40)

@@ -118,7 +118,7 @@ class Config(Model):
                 if key in type(part).model_fields and key not in RELATIVE:
                     for value in extremes(tried):
                         _takes(
-                            part, key, value, f"`training.search.ranges.{key}` tries {value}, but `{name}`"
+                            part, key, value, f"`training.search.ranges.{key}` tries {value!r}, but `{name}`"
                         )
         return self
 
@@ -177,12 +177,19 @@ class Config(Model):
 
 
 def _takes(part: Model, key: str, value: Any, what: str) -> None:
-    """Raise `ValueError`, which begins with `what`, if a part of the configuration does not take a value."""
+    """Raise `ValueError`, which begins with `what`, if a part of the configuration does not take a value.
+
+    A setting that is a list takes it for each of its entries.
+    """
+    own = getattr(part, key)
+    wanted = [value] * len(own) if isinstance(own, list) else value
     try:
         given = {name: getattr(part, name) for name in part.model_fields_set}
-        type(part).model_validate({**given, key: value})
+        taken = getattr(type(part).model_validate({**given, key: wanted}), key)
     except ValidationError as error:
         raise ValueError(f"{what} does not take: {error.errors()[0]['msg']}") from error
+    if taken != wanted:
+        raise ValueError(f"{what} reads it as {taken!r}: give that")
 
 
 def _known(key: str, names: list[str], known: Collection[str]) -> None:

@@ -40,11 +40,11 @@ class Range(Model):
         return not 0.1 < share < 0.9
 
 
-Choices = Annotated[list[int | float], Field(min_length=1)]
+Choices = Annotated[list[int | float], Field(min_length=1)] | Annotated[list[str], Field(min_length=1)]
 
 # Method book, section 4 (recipes C2 and C3); the paper searched batch size, learning rate, warm-up, weight
 # decay and dropout.
-RANGES: dict[str, Range | list[int | float]] = {
+RANGES: dict[str, Any] = {
     "lr": Range(low=0.3, high=3.0, log=True),
     "head_lr": Range(low=0.3, high=3.0, log=True),
     "weight_decay": [0.0, 1e-4, 0.05],
@@ -55,6 +55,7 @@ RANGES: dict[str, Range | list[int | float]] = {
     "r": [4, 8, 16, 32],
     "bottleneck": [16, 32, 64],
     "prompts": [5, 10, 50],
+    "mask": ["", "norm1+norm2", "attn", "mlp", "norm1+attn+norm2+mlp"],  # of each block, as FairTune's search
 }
 
 
@@ -81,8 +82,9 @@ class Search(Model):
     ranges: dict[str, Range | Choices] = Field(
         default=RANGES,
         min_length=1,
-        description="what is tried: numbers to choose from, or a range. lr and head_lr are factors on the "
-        "method's own; a method that has no such setting leaves it out",
+        description="what is tried: values to choose from, or a range. lr and head_lr are factors on the "
+        "method's own; a method that has no such setting leaves it out; of one that is a list, such as "
+        "FairTune's `mask`, each entry is chosen by itself",
     )
 
     @model_validator(mode="after")
@@ -92,13 +94,21 @@ class Search(Model):
             raise ValueError(f"`sampler: grid` needs lists: give `ranges.{ranges[0]}` as one")
         return self
 
+    @model_validator(mode="after")
+    def _factors_are_numbers(self) -> "Search":
+        for name in RELATIVE:
+            tried = self.ranges.get(name, [])
+            if isinstance(tried, list) and any(isinstance(value, str) for value in tried):
+                raise ValueError(f"`ranges.{name}` has text: give factors, which are numbers")
+        return self
+
     def count(self, method: Mapping[str, Any]) -> int:
         """Return the number of trials of a method with these settings: the same for all but in a grid."""
         return len(self.grid(method)) if self.sampler == "grid" else self.trials
 
     def grid(self, method: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Return all combinations of lists that a method with these settings tries."""
-        tried = self.of(method)
+        tried = self.drawn(method)
         lists = [values if isinstance(values, list) else [] for values in tried.values()]
         return [dict(zip(tried, values, strict=True)) for values in product(*lists)]
 
@@ -106,7 +116,15 @@ class Search(Model):
         """Return the number of the first trial of each job."""
         return range(0, self.count(method), self.trials_per_job)
 
-    def of(self, method: Mapping[str, Any]) -> dict[str, Range | list[int | float]]:
+    def drawn(self, method: Mapping[str, Any]) -> dict[str, Range | Choices]:
+        """Return what is drawn for a method: what is tried, an entry of a list, `mask.0` say, by itself."""
+        return {
+            name if entry is None else f"{name}.{entry}": tried
+            for name, tried in self.of(method).items()
+            for entry in (range(len(method[name])) if isinstance(method.get(name), list) else [None])
+        }
+
+    def of(self, method: Mapping[str, Any]) -> dict[str, Range | Choices]:
         """Return what is tried of a method with these settings: what it has, shared settings first."""
         known = {*RELATIVE, *OF_TRAINING, *method}
         order = [*RELATIVE, *OF_TRAINING, "weight_decay", *self.ranges]
@@ -115,20 +133,20 @@ class Search(Model):
         }
 
 
-def extremes(tried: Range | list[int | float]) -> list[Any]:
+def extremes(tried: Range | Choices) -> list[Any]:
     """Return the values that a method must take if it takes all that are tried."""
     return tried.ends if isinstance(tried, Range) else tried
 
 
-def contains(tried: Range | list[int | float], value: Any) -> bool:
+def contains(tried: Range | Choices, value: Any) -> bool:
     """Whether a value is among those that are tried."""
     if isinstance(tried, Range):
         return isinstance(value, int | float) and tried.low <= value <= tried.high
     return value in tried
 
 
-def at_edge(tried: Range | list[int | float], value: float) -> bool:
+def at_edge(tried: Range | Choices, value: Any) -> bool:
     """Whether a value is at the edge of what was tried, so that a better one may lie beyond it."""
     if isinstance(tried, Range):
         return tried.at_edge(value)
-    return len(tried) > 1 and value in (min(tried), max(tried))
+    return not isinstance(value, str) and len(tried) > 1 and value in (min(tried), max(tried))

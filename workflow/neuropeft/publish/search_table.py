@@ -6,7 +6,7 @@ from typing import Any
 
 from neuropeft import layout
 from neuropeft.config import Backbone, Config, Method, label_of_kind
-from neuropeft.config.search import Range, Search
+from neuropeft.config.search import Choices, Range, Search
 from neuropeft.grid import cells
 from neuropeft.publish.sheet import Sheet
 from neuropeft.searches import Searches
@@ -82,7 +82,10 @@ def search_sheet(config: Config, records: Sequence[Record]) -> Sheet:
 def _value(record: Record, name: str) -> str:
     if name not in record:
         return "n/a"
-    return f"{record[name]:.3g}" + EDGE * (name in (record.get("at_edge", "")).split(", "))
+    value = record[name]
+    if isinstance(value, list):
+        return "/".join(str(entry) or "none" for entry in value)
+    return f"{value:.3g}" + EDGE * (name in (record.get("at_edge", "")).split(", "))
 
 
 def _notes(search: Search, folds: bool) -> list[str]:
@@ -96,7 +99,7 @@ def _notes(search: Search, folds: bool) -> list[str]:
     ]
 
 
-def _tried(values: Range | Sequence[float]) -> str:
+def _tried(values: Range | Choices) -> str:
     if isinstance(values, Range):
         return f"{values.low:g} to {values.high:g}" + " (logarithmic)" * values.log
-    return ", ".join(f"{value:g}" for value in values)
+    return ", ".join((value or "none") if isinstance(value, str) else f"{value:g}" for value in values)

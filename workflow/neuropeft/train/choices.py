@@ -13,7 +13,7 @@ from neuropeft.train.sources import choice_sources
 if TYPE_CHECKING:  # pydantic, which no fine-tune shall import
     from neuropeft.config.search import Search
 
-Choice = Mapping[str, int | float]  # by the names of settings; learning rates themselves, not factors
+Choice = Mapping[str, Any]  # by the names of settings; learning rates themselves, not factors
 Row = dict[str, Any]
 
 # Tables of trials hold a column per setting that is tried between these; `drawn` are the settings as Optuna
@@ -56,7 +56,8 @@ def choose(tables: Sequence[str | Path], search: "Search", out: str | Path) -> N
                 "lower ranges.lr"
             )
         best = min(finished, key=lambda row: (row["val_loss"], row["trial"]))
-        edges = [name for name, value in best["drawn"].items() if at_edge(search.ranges[name], value)]
+        ranges = {name: search.ranges[name.partition(".")[0]] for name in best["drawn"]}
+        edges = [name for name, value in best["drawn"].items() if at_edge(ranges[name], value)]
         settings = {name: best[name] for name in search.ranges if name in best}
         named = {"fold": fold, "trial": best["trial"], "val_loss": best["val_loss"]}
         chosen.append({**named, **settings, "at_edge": ", ".join(edges) or None})
@@ -85,7 +86,7 @@ def read_trials(table: str | Path) -> list[Row]:
 
 
 def read_choice_rows(table: str | Path) -> list[Row]:
-    """Return the rows of a table of choices: settings as numbers, those that a method does not have left out.
+    """Return the rows of a table of choices: settings as values, those that a method does not have left out.
 
     Raises:
         UserError: The table is none, or does not hold one row of each fold.
@@ -107,7 +108,7 @@ def read_choice_rows(table: str | Path) -> list[Row]:
     return rows
 
 
-def read_choices(table: str | Path) -> dict[int, dict[str, int | float]]:
+def read_choices(table: str | Path) -> dict[int, dict[str, Any]]:
     """Return the settings chosen for each fold; see `read_choice_rows` for what it raises."""
     others = {*FIRST, "val_loss", "at_edge"}
     rows = read_choice_rows(table)

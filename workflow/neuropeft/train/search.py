@@ -23,7 +23,7 @@ from optuna.pruners import MedianPruner, NopPruner
 from optuna.samplers import RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from neuropeft.config.search import RELATIVE, Range, Search, contains, extremes
+from neuropeft.config.search import RELATIVE, Choices, Range, Search, contains, extremes
 from neuropeft.files import read_tsv, write_tsv
 from neuropeft.records import write_record
 from neuropeft.train import checkpoint
@@ -149,7 +149,7 @@ def _trial(
 def _ask(number: int, spec: Mapping[str, Any], search: Search, tried: Sequence[Row]) -> optuna.Trial:
     """Return what a trial tries, as Optuna draws it after those that it may know of."""
     method, space = spec["method"], search.of(spec["method"])
-    distributions = {name: _distribution(values) for name, values in space.items()}
+    distributions = {name: _distribution(values) for name, values in search.drawn(method).items()}
     seed = derive_seed(int(spec["seed"]), "trial", int(spec["fold"]), number) % 2**32
     # Nobody is judged while some still warm up.
     warming = max(extremes(space.get("warmup_epochs", [spec["training"]["warmup_epochs"]])))
@@ -163,11 +163,20 @@ def _ask(number: int, spec: Mapping[str, Any], search: Search, tried: Sequence[R
         study.enqueue_trial(search.grid(method)[number])
     elif number == 0:  # the method as it is, where that is among what is tried
         given = {**method, **spec["training"], **dict.fromkeys(RELATIVE, 1.0)}
-        study.enqueue_trial({name: given[name] for name in space if contains(space[name], given[name])})
+        own = {name: _given(name, given) for name in distributions}
+        study.enqueue_trial(
+            {name: value for name, value in own.items() if contains(search.drawn(method)[name], value)}
+        )
     return study.ask(distributions)
 
 
-def _distribution(tried: Range | list[int | float]) -> BaseDistribution:
+def _given(name: str, settings: Mapping[str, Any]) -> Any:
+    """Return the setting that is drawn by this name, or the entry of a list that is."""
+    key, _, entry = name.partition(".")
+    return settings[key][int(entry)] if entry else settings[key]
+
+
+def _distribution(tried: Range | Choices) -> BaseDistribution:
     if not isinstance(tried, Range):
         return CategoricalDistribution(tried)
     if isinstance(tried.low, int) and isinstance(tried.high, int):
@@ -191,7 +200,14 @@ def _known(row: Row, distributions: Mapping[str, BaseDistribution]) -> FrozenTri
 def _absolute(drawn: Mapping[str, Any], method: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of a trial: learning rates are drawn as factors on the method's own."""
     own = {"lr": method["lr"], "head_lr": method.get("head_lr") or method["lr"]}
-    return {name: own[name] * value if name in RELATIVE else value for name, value in drawn.items()}
+    choice: dict[str, Any] = {}
+    for name, value in drawn.items():
+        key, _, entry = name.partition(".")
+        if entry:  # of a list, in order
+            choice[key] = [*choice.get(key, []), value]
+        else:
+            choice[key] = own[key] * value if key in RELATIVE else value
+    return choice
 
 
 def shortened(spec: Mapping[str, Any], share: float) -> dict[str, Any]:
@@ -209,4 +225,6 @@ def shortened(spec: Mapping[str, Any], share: float) -> dict[str, Any]:
 
 def _text(row: Row) -> Row:
     """Return a row as the table holds it."""
-    return {**row, "drawn": json.dumps(row["drawn"]), "losses": json.dumps(row["losses"])}
+    return {
+        name: json.dumps(value) if isinstance(value, dict | list) else value for name, value in row.items()
+    }

@@ -4,6 +4,7 @@ import copy
 import os
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 import yaml
@@ -11,7 +12,7 @@ import yaml
 from neuropeft.cohorts.chunks import chunk_tables
 from neuropeft.cohorts.prepare import prepare
 from neuropeft.cohorts.sources import record_chunk
-from neuropeft.config.read import load_config
+from neuropeft.config.read import load_config, read_yaml
 from neuropeft.files import write_tsv
 from neuropeft.jobs import Jobs
 from workflow_command import ROOT, STEPS, TINY, dry_run, jobs_in, shown, snakemake, write_config
@@ -108,6 +109,47 @@ def test_the_ixi_run_dry_runs(tmp_path, monkeypatch):
     said = shown(tmp_path, yaml.safe_load((ROOT / "workflow/configs/ixi.yaml").read_text()))
     assert jobs_in(said)["pretrain"] == 2 + 2 * 5, "two on synthetic brains, and two on IXI in each fold"
     assert skull_stripping(said) == {"IXI": "deepbet", "ds002748": "stripped"}
+
+
+def images_table(path, **columns):
+    """Make a table of empty images; the values of each column alternate."""
+    path.parent.mkdir(parents=True)
+    lines = [",".join(["path", "subject", *columns])]
+    for number in range(300):
+        (path.parent / f"{number}.png").touch()
+        values = (str(values[number % len(values)]) for values in columns.values())
+        lines.append(",".join([f"{number}.png", f"s{number}", *values]))
+    path.write_text("\n".join(lines) + "\n")
+
+
+PAPERS = {"lian2024": ["lian2024"], "dutt2023": ["methods", "dutt2023"], "open2d": ["open2d"]}
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_the_configurations_of_images_dry_run(tmp_path, monkeypatch, name):
+    """One seed and two methods of each block: every task, cohort, backbone and start."""
+    *first, last = (read_yaml(ROOT / f"workflow/configs/{part}.yaml") for part in PAPERS[name])
+    config = {**last, "methods": {**(first[0]["methods"] if first else {}), **last["methods"]}}
+    for block in config["grid"]:
+        block |= {"seeds": [0], "methods": block["methods"][:2]}
+    for variable in re.findall(r"\$(\w+)", yaml.safe_dump(config)):
+        file = "images.csv" if variable.endswith("TABLE") else ""
+        monkeypatch.setenv(variable, str(tmp_path / "data" / variable / file))
+    for start in config["pretraining"].values():
+        weights = Path(os.path.expandvars(start["weights"]))
+        weights.parent.mkdir(parents=True, exist_ok=True)
+        weights.touch()
+    for task in load_config(config, None).tasks.values():
+        classes = [value for values in getattr(task, "classes", {}).values() for value in as_list(values)]
+        columns = dict.fromkeys(task.target_columns.values(), classes or [1, 0]) | task.filters()
+        images_table(Path(os.path.expandvars(config["cohorts"][task.train]["table"])), **columns)
+    jobs = dry_run(tmp_path, config)
+    assert jobs["import_encoder"] == len(config["pretraining"])
+    assert jobs["split"] == len(config["tasks"])
+
+
+def as_list(value):
+    return value if isinstance(value, list) else [value]
 
 
 def test_a_configfile_replaces_config_yaml_whole(tmp_path):

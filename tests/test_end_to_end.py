@@ -33,7 +33,7 @@ def test_a_run_ends_with_tables_figures_and_qc(finished):
     methods = {row["method"] for row in scores}
     assert tasks == {"ad", "age"}
     assert {"scratch", "lora"} <= methods
-    for name in ("table1", "table2", "table3", "table4", "ranks", "costs", "search"):
+    for name in ("table1", "table2", "table3", "table4", "subsets", "ranks", "costs", "search"):
         for kind in ("csv", "md", "tex"):
             assert (finished / f"results/tables/{name}.{kind}").stat().st_size > 0
     for name in ("figure1", "figure2", "figure3", "figure4", "losses_pretraining", "losses_finetuning"):
@@ -272,7 +272,7 @@ def test_partial_tables_are_of_what_is_finished(unfinished):
         for table in (1, 2, 3, 4):
             assert "PARTIAL: 6 of 10 cells" in (tables / f"table{table}.{kind}").read_text()
     assert {row["partial"] for path in tables.glob("*.csv") for row in rows_of(path)} == {"6 of 10 cells"}
-    assert len(list(tables.glob("*.csv"))) == 8
+    assert len(list(tables.glob("*.csv"))) == 9
     wanted = {"task": "ad", "cohort": "SimA", "metric": "auc"}
     (half,) = rows_of(tables / "scores.csv", **wanted, method="lora", subset="fraction-50")
     assert (half["seeds"], half["seeds_expected"], half["reason"]) == ("1", "2", "no predictions of seed 1")

@@ -13,6 +13,7 @@ from neuropeft.cohorts.index import index_cohort, index_row
 from neuropeft.config import Cohort
 from neuropeft.config.inputs import Image as Settings
 from neuropeft.files import read_tsv, write_tsv
+from neuropeft.inputs.duplicates import group_duplicates
 from neuropeft.inputs.image import KIND, LUMINANCE, into_square
 from neuropeft.inputs.io import ScanError
 from neuropeft.inputs.picture import read_picture
@@ -271,3 +272,30 @@ def test_an_image_that_is_stored_anew_is_known_again_and_others_of_its_camera_ar
     assert np.corrcoef(one.ravel(), other.ravel())[0, 1] > 0.8
     assert signature(one) @ signature(again) > Settings.same + 0.05
     assert signature(one) @ signature(other) < 0.5
+
+
+def test_images_that_look_the_same_become_those_of_one_subject(tmp_path):
+    marked = photograph(0)
+    marked[140:143, 140:160] = 255  # calipers
+    images = {"a": photograph(0), "b": photograph(1), "c": marked, "d": photograph(2), "e": photograph(1)}
+    rows = [
+        {
+            "path": f"{name}.png",
+            "subject": "d" if name == "e" else name,
+            "mask": "m.png" if name == "a" else "",
+        }
+        for name in (*images, "broken")
+    ]
+    for name, pixels in images.items():
+        saved(tmp_path / f"{name}.png", pixels)
+    (tmp_path / "broken.png").touch()
+    write_tsv(tmp_path / "table.tsv", rows, ("path", "subject", "mask"))
+    assert group_duplicates(tmp_path / "table.tsv", tmp_path / "out/grouped.tsv", 96) == (5, 3)
+    found = read_tsv(tmp_path / "out/grouped.tsv")
+    assert [row["subject"] for row in found] == ["a", "b", "a", "b", "b", "broken"], (
+        "d is in e's group, e in b's"
+    )
+    assert found[0]["path"] == str(tmp_path / "a.png")
+    assert [row["mask"] for row in found[:2]] == [str(tmp_path / "m.png"), ""]
+    cohort = Cohort(table=str(tmp_path / "out/grouped.tsv"), input="image")
+    assert [scan.mask for scan in index_cohort("C", cohort, 1)][:2] == [str(tmp_path / "m.png"), None]

@@ -240,5 +240,20 @@ def test_labels_are_present_absent_or_unknown() -> None:
         UserError, match=r"tasks\.t\.labels\.mass`: 'b' of scan .* is '2', which is neither 1 nor 0"
     ):
         rows(task, cohort(a="1 0 0 0 1 0", b="0 1 2 1 0 0"))
+    unsure = cohort(a="1 0 -1 n/a -1.0 n/a", b="0 1 -1 1 0 n/a")
+    for policy, expected in (
+        ("ignore", ["1|0", "0|1", "n/a|1", "n/a|0"]),
+        ("ones", ["1|0", "0|1", "1?|1?", "n/a|1", "1?|0"]),
+        ({"oedema": "zeros"}, ["1|0", "0|1", "0?|n/a", "n/a|1", "0?|0"]),
+    ):
+        assert [row["y"] for row in rows(task.model_copy(update={"uncertain": policy}), unsure)] == expected
+    absent = task.model_copy(update={"blank": "zeros"})
+    assert [row["y"] for row in rows(absent, unsure)] == ["1|0", "0|1", "0|1", "n/a|0", "0|0"]
+    with pytest.raises(UserError, match=r"tasks\.t\.labels\.oedema`: 'a' is not both 1 and 0"):
+        rows(task.model_copy(update={"uncertain": "zeros"}), cohort(a="1 1 1 1 -1 n/a", b="0 1 0 0 1 0"))
+    with pytest.raises(ValueError, match="`uncertain` names 'masss'"):
+        MultilabelTask(
+            kind="multilabel", labels={"a": "a", "b": "b"}, train="one", uncertain={"masss": "ones"}
+        )
     with pytest.raises(UserError, match=r"tasks\.t\.labels\.oedema`: 'a' is not both 1 and 0"):
         rows(task, cohort(a="1 1 1 1 1 1", b="0 1 0 1 0 0"))

@@ -11,6 +11,7 @@ from neuropeft.evaluate.bootstrap import bootstrap_draws, percentile_interval, r
 from neuropeft.tasks import task_kind
 from neuropeft.tasks.metrics import (
     auc,
+    average_precision,
     balanced_accuracy,
     brier,
     macro_auc,
@@ -41,9 +42,22 @@ def test_without_a_threshold_there_is_no_balanced_accuracy(labelled):
     assert np.isfinite(found["auc"]).all()
 
 
-def test_auc_equals_scikit_learn_with_ties(labelled):
+AS_SCIKIT_LEARN = pytest.mark.parametrize(
+    ("metric", "expected"),
+    [(auc, oracle.roc_auc_score), (average_precision, oracle.average_precision_score)],
+)
+
+
+@AS_SCIKIT_LEARN
+def test_it_equals_scikit_learn_with_ties(labelled, metric, expected):
     y, score = labelled
-    assert auc(y, score) == pytest.approx(oracle.roc_auc_score(y, score))
+    assert metric(y, score) == pytest.approx(expected(y, score))
+
+
+def test_average_precision_needs_a_positive():
+    scores = np.array([0.1, 0.2])
+    assert np.isnan(average_precision(np.zeros(2), scores))
+    assert average_precision(np.ones(2), scores) == 1
 
 
 def test_auc_by_hand():
@@ -52,12 +66,13 @@ def test_auc_by_hand():
     assert auc(np.array([1.0, 0]), np.array([0.5, 0.5])) == pytest.approx(0.5)
 
 
-def test_weights_mean_repeated_subjects(labelled):
+@AS_SCIKIT_LEARN
+def test_weights_mean_repeated_subjects(labelled, metric, expected):
     y, score = labelled
     (weights,) = resamples(len(y), draws=5, seed=1)
-    for weight, value in zip(weights, auc(y, score, weights), strict=True):
+    for weight, value in zip(weights, metric(y, score, weights), strict=True):
         repeated = np.repeat(np.arange(len(y)), weight.astype(int))
-        assert value == pytest.approx(oracle.roc_auc_score(y[repeated], score[repeated]))
+        assert value == pytest.approx(expected(y[repeated], score[repeated]))
 
 
 def test_one_class_is_nan_with_a_reason():

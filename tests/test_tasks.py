@@ -17,6 +17,7 @@ from neuropeft.subsets import fraction
 from neuropeft.tasks import KINDS, task_kind
 from neuropeft.tasks.base import COLUMNS, Run
 from neuropeft.tasks.linear import fit_linear
+from neuropeft.tasks.metrics import auc
 from neuropeft.train.predict import predict
 
 NUMBER = 60
@@ -57,7 +58,7 @@ def tensor(targets):
 
 
 def test_the_first_metric_is_shown_and_each_has_a_name_and_a_label(kind):
-    names = [metric.name for metric in kind.metrics]
+    names = [metric.name for metric in (*kind.metrics, *kind.parts)]
     assert len(set(names)) == len(names) > 0
     assert all(metric.label for metric in kind.metrics)
     assert kind.loss_label
@@ -81,7 +82,7 @@ def test_targets_survive_a_split_and_a_prediction_file(kind, example, tmp_path):
     ]
     write_tsv(tmp_path / "p.tsv", table, [*COLUMNS, *columns])
     run = read_predictions(tmp_path / "p.tsv", kind)[RunKey("", fraction(100), 0, "test")]
-    np.testing.assert_array_equal(run.y, y)
+    np.testing.assert_array_equal(run.y, kind.truth(targets))
     assert run.score.shape == (
         (NUMBER,) if len(kind.score_columns) == 1 else (NUMBER, len(kind.score_columns))
     )
@@ -185,7 +186,7 @@ def test_draws_are_of_every_metric_and_why_one_is_not_defined_is_told(kind, exam
     assert kind.why_undefined(run.y, run.score) == ""
     drawn = bootstrap_draws(kind, [(run.y, run.score, rule)], draws=50)
     point = kind.measure(run.y, run.score, rule)
-    for metric in kind.metrics:
+    for metric in (*kind.metrics, *kind.parts):
         assert drawn[metric.name].shape == (50,)
         assert np.nanmin(drawn[metric.name]) <= point[metric.name] <= np.nanmax(drawn[metric.name])
     assert kind.why_undefined(run.y, np.full_like(run.score, np.nan)) == "predictions are not finite"
@@ -249,6 +250,31 @@ def test_unknown_labels_teach_nothing_and_unlearnable_ones_are_left_out() -> Non
     assert outputs.grad is not None
     assert outputs.grad[:, 1].abs().max() == 0
     assert outputs.grad[:, 0].sum() == pytest.approx(0, abs=1e-6)
+
+
+def test_an_uncertain_label_is_learnt_and_not_scored() -> None:
+    targets = ["1?|1", "1|0", "0|0?", "0|1", "0?|n/a"]
+    np.testing.assert_array_equal(LABELS.array(targets), [[1, 1], [1, 0], [0, 0], [0, 1], [0, np.nan]])
+    nan = np.nan
+    np.testing.assert_array_equal(LABELS.truth(targets), [[nan, 1], [1, 0], [0, nan], [0, 1], [nan, nan]])
+
+
+def test_metrics_over_labels_are_the_means_of_each_labels_own() -> None:
+    rng = np.random.default_rng(0)
+    y, score = rng.integers(0, 2, (40, 2)).astype(float), rng.uniform(size=(40, 2))
+    y[:5, 0] = np.nan
+    weights = rng.integers(0, 3, (7, 40)).astype(float)
+    measured = LABELS.measure(y, score, np.full(40, np.nan), weights)
+    for metric in LABELS.metrics:
+        np.testing.assert_allclose(measured[metric.name], metric.value(y, score, np.array([]), weights))
+    for label in (0, 1):
+        known = np.isfinite(y[:, label])
+        expected = auc(y[known, label], score[known, label], weights[:, known])
+        np.testing.assert_allclose(measured[f"auc_{label}"], expected)
+    y[:, 1] = np.nan
+    unknown = LABELS.measure(y, score, np.full(40, np.nan), weights)
+    assert np.isnan(unknown["ap_1"]).all()
+    assert np.isfinite(unknown["ap_0"]).all()
 
 
 def test_an_unknown_kind_is_refused() -> None:

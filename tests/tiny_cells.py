@@ -33,7 +33,10 @@ TASKS: dict[str, tuple[int, Callable[[float, float], Any]]] = {
     "binary": (2, lambda a, b: int(a > 0)),
     "multiclass": (3, lambda a, b: int(a > 0) + int(a > 0.7)),
     "regression": (0, lambda a, b: 60 + 10 * a),
-    "multilabel": (2, lambda a, b: f"{int(a > 0)}|{'n/a' if abs(b) > 1 else int(b > 0.5)}"),
+    "multilabel": (
+        2,
+        lambda a, b: f"{int(a > 0)}|{'n/a' if abs(b) > 1 else '1?' if b > 0.9 else int(b > 0.5)}",
+    ),
 }
 LORA = {"kind": "lora", "r": 2, "alpha": 2.0, "targets": ["q", "v"], "dropout": 0.0}
 WORKFLOW = Path(__file__).parents[1] / "workflow"

@@ -76,6 +76,11 @@ def _add_for_people(verb: Verb) -> None:
 
     verb("schema", verbs_for_people.schema)
 
+    grouped = verb("group-duplicates", verbs_for_people.group_duplicates)
+    grouped.add_argument("table", type=Path, metavar="TABLE")
+    grouped.add_argument("out", type=Path, metavar="OUT.tsv")
+    grouped.add_argument("--size", type=int, default=224, help="`preprocessing.size` of the configuration")
+
     summary = verb("summary", verbs_for_people.summary)
     summary.add_argument("--configfile", type=Path, nargs="+", default=[Path("config.yaml")])
     summary.add_argument("--results", type=Path, default=Path(RESULTS))

@@ -2,10 +2,16 @@
 
 TABLE_NAMES = [
     *(f"table{number}.{kind}" for number in (1, 2, 3, 4) for kind in ("csv", "md", "tex")),
+    *(f"subsets.{kind}" for kind in ("csv", "md", "tex")),
     *(f"ranks.{kind}" for kind in ("csv", "md", "tex")),
     "scores.csv",
     *(f"costs.{kind}" for kind in ("csv", "md", "tex")),
     *(f"search.{kind}" for kind in ("csv", "md", "tex") if CONFIG.training.search),
+    *(
+        f"labels.{kind}"
+        for kind in ("csv", "md", "tex")
+        if any(task.part_names for task in CONFIG.tasks.values())
+    ),
 ]
 FIGURE_NAMES = [
     *(

@@ -44,6 +44,11 @@ class _Task(Model):
         check_no_repeats("zero_shot", self.zero_shot)
         return self
 
+    @property
+    def part_names(self) -> list[str]:
+        """The names of the parts that are scored besides, by their number (see `tasks.base.Metric.part`)."""
+        return []
+
     def filters(self) -> dict[str, list[LabelValue]]:
         """Return the values that each filter column may have."""
         return {column: _as_list(values) for column, values in self.where.items()}
@@ -109,19 +114,50 @@ class RegressionTask(_OneTarget):
     size: ClassVar[int] = 0  # no classes
 
 
+Policy = Literal["ignore", "zeros", "ones"]
+
+
 class MultilabelTask(_Task):
-    """Telling which of several labels a scan has; each is present (1), absent (0) or unknown."""
+    """Telling which of several labels a scan has; each is present (1), absent (0), uncertain or unknown."""
 
     kind: Literal["multilabel"]
     labels: dict[Name, str] = Field(
-        min_length=2, description="{label: column}, whose values are 1, 0, or n/a where it is unknown"
+        min_length=2,
+        description="{label: column}, whose values are 1, 0, -1 where it is uncertain, or n/a or empty",
+    )
+    uncertain: Policy | dict[Name, Policy] = Field(
+        default="ignore",
+        description="what is learnt of an uncertain label (-1): nothing, that it is absent, or that it is "
+        "present (CheXpert's U-Ignore, U-Zeros and U-Ones), the same for all or {label: policy}; it never "
+        "counts in scores",
+    )
+    blank: Literal["ignore", "zeros"] = Field(
+        default="ignore",
+        description="what n/a and empty cells say: that the label is unknown, or absent, as where a report "
+        "does not mention it",
     )
     unit: ClassVar[str] = ""
+
+    @model_validator(mode="after")
+    def _policies_are_of_labels(self) -> "MultilabelTask":
+        for name in self.uncertain if isinstance(self.uncertain, dict) else ():
+            if name not in self.labels:
+                raise ValueError(f"`uncertain` names {name!r}, which is no label: name one of `labels`")
+        return self
+
+    def learnt(self, label: str) -> Policy:
+        """Return what is learnt where a label is uncertain."""
+        return self.uncertain.get(label, "ignore") if isinstance(self.uncertain, dict) else self.uncertain
 
     @property
     def size(self) -> int:
         """How many labels there are."""
         return len(self.labels)
+
+    @property
+    def part_names(self) -> list[str]:
+        """The labels."""
+        return list(self.labels)
 
     @property
     def target_columns(self) -> dict[str, str]:

@@ -53,7 +53,7 @@ def bootstrap_draws(
     Returns:
         Metric name to [draws]; give it to `percentile_interval`.
     """
-    pieces: dict[str, list[Array]] = {metric.name: [] for metric in kind.metrics}
+    pieces: dict[str, list[Array]] = {metric.name: [] for metric in (*kind.metrics, *kind.parts)}
     for weights in resamples(len(runs[0][0]), draws, seed):
         measured = [kind.measure(y, score, rule, weights) for y, score, rule in runs]
         for name, drawn in pieces.items():

@@ -62,7 +62,7 @@ def _run(rows: list[dict[str, str]], kind: TaskKind) -> Run:
     score = np.array([[float(row[name]) for name in names] for row in kept]).reshape(len(kept), len(names))
     return Run(
         subjects=tuple(row["subject"] for row in kept),
-        y=kind.array(row["y"] for row in kept),
+        y=kind.truth(row["y"] for row in kept),
         score=score if len(names) > 1 else score[:, 0],
         prior=np.array([float(rows[0][name]) for name in kind.prior_columns]),
     )

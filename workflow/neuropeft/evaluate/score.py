@@ -175,7 +175,7 @@ def _rows(source: Source, entry: Entry, cohort: str) -> Iterable[tuple[Row, Arra
     # All seeds have as many runs, so the mean over runs is that over seeds.
     drawn = bootstrap_draws(source.kind, [(one.y, one.score, one.rule) for one in every]) if every else {}
     null = _null(source, entry, cohort, present)
-    for metric in source.kind.metrics:
+    for metric in (*source.kind.metrics, *source.kind.parts):
         values = {seed: float(of_seed[metric.name]) for seed, of_seed in points.items()}
         finite = {seed: value for seed, value in values.items() if np.isfinite(value)}
         of_metric = drawn.get(metric.name) if len(finite) == len(values) else None

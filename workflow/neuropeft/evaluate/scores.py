@@ -97,8 +97,9 @@ def read_scores(config: Config, results: Path, with_draws: bool = False) -> list
         task, scored = config.tasks[contender.task], contender.scored
         if scored not in stored:
             stored[scored] = _read(results, contender.task, scored, with_draws)
+        kind = kind_of(task)
         for cohort in (task.train, *task.zero_shot):
-            for metric in kind_of(task).metrics:
+            for metric in (*kind.metrics, *kind.parts):
                 row, draws = stored[scored].get((contender.group, cohort, metric.name), ({}, None))
                 found.append(_score(contender, cohort, cohort != task.train, metric, row, draws))
     return found

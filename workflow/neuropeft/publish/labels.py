@@ -1,6 +1,7 @@
-"""How cohorts and seeds are called in tables, figures and the summary."""
+"""How cohorts, seeds and metrics are called in tables, figures and the summary."""
 
-from neuropeft.config import Config
+from neuropeft.config import Config, Task
+from neuropeft.tasks import kind_of
 
 
 def cohort_label(config: Config, cohort: str) -> str:
@@ -18,6 +19,12 @@ def is_synthetic(config: Config, cohort: str) -> bool:
 def is_simulated(config: Config, cohort: str) -> bool:
     """Whether a cohort is simulated; a synthetic one, which no score is about, is not."""
     return config.cohorts[cohort].simulated is not None
+
+
+def metric_name(task: Task, name: str) -> str:
+    """Return the name of a metric in tidy tables: of that of a label, `auc_oedema` in place of `auc_0`."""
+    label = next((one.part for one in kind_of(task).parts if one.name == name), None)
+    return name if label is None else name.removesuffix(str(label)) + task.part_names[label]
 
 
 def seeds_text(config: Config, seeds: int) -> str:

@@ -1,6 +1,8 @@
-"""Figures published by Dhinagar et al. 2024, as data, and which of ours they stand beside."""
+"""Figures of Dhinagar et al. 2024 and Lian et al. 2024, as data, and which of ours they stand beside."""
 
 import csv
+import math
+from collections.abc import Iterable
 from functools import cache
 from importlib.resources import files
 
@@ -9,6 +11,14 @@ from neuropeft.evaluate.scores import Score
 from neuropeft.subsets import WHOLE
 
 METRIC_NAMES = {"auc": "auc", "mae_years": "mae"}
+DHINAGAR, LIAN = "dhinagar2024_tables3_4.csv", "lian2024_tables.csv"
+NOTES = {
+    DHINAGAR: "published: Dhinagar et al. 2024, Tables 3 and 4, mean (SD) over three seeds; what is not from "
+    "scratch there was pretrained as a masked autoencoder on UK Biobank.",
+    LIAN: "published: Lian et al. 2024, Tables 1 to 5, one run each; LoRA has the ranks that its authors "
+    "recommend for each amount of labels. They tested on other subjects: those of their own splits of NIH "
+    "and RSNA, and CheXpert's official test set.",
+}
 
 
 @cache
@@ -18,17 +28,45 @@ def _read(name: str) -> list[dict[str, str]]:
 
 
 def published_score(config: Config, score: Score) -> tuple[float, float] | None:
-    """Return mean and SD over three seeds from Tables 3 and 4, or None where the paper has no such figure.
+    """Return mean and SD over seeds that a paper gives, or None where none has such a figure.
 
-    The task, backbone, method and cohort must bear the paper's names, the cohort must play the same role and
-    be real, and all training data must have been used.
+    The SD is NaN where there was one seed. The task, backbone, start, method and cohort must bear the names
+    of `publish/reference`, the cohort must play the same role and be real, and as large a share of the
+    training data must have been used.
     """
+    found = _published(config, score)
+    return found and found[1:]
+
+
+def published_notes(config: Config, scores: Iterable[Score]) -> list[str]:
+    """Return what must be known of the published figures that stand beside some scores."""
+    found = [_published(config, score) for score in scores]
+    return [NOTES[name] for name in dict.fromkeys(one[0] for one in found if one)]
+
+
+def _published(config: Config, score: Score) -> tuple[str, float, float] | None:
+    if config.cohorts[score.cohort].simulated is not None:
+        return None
+    return _of_dhinagar(config, score) or _of_lian(score)
+
+
+def _of_lian(score: Score) -> tuple[str, float, float] | None:
+    contender, names = score.contender, ("backbone", "pretraining", "method", "cohort", "fraction")
+    ours = *contender.line, score.cohort, str(contender.subset.size)
+    if score.metric == "auc" and contender.subset.of_all and not score.zero_shot:
+        for row in _read(LIAN):
+            if tuple(row[name] for name in names) == ours:
+                return LIAN, float(row["auroc_percent"]) / 100, math.nan
+    return None
+
+
+def _of_dhinagar(config: Config, score: Score) -> tuple[str, float, float] | None:
     contender = score.contender
-    if contender.subset != WHOLE or config.cohorts[score.cohort].simulated is not None:
+    if contender.subset != WHOLE:
         return None
     if score.metric == "mae" and config.tasks[contender.task].unit != "years":
         return None
-    for row in _read("dhinagar2024_tables3_4.csv"):
+    for row in _read(DHINAGAR):
         if (
             (row["task"], row["backbone"], row["method"])
             == (contender.task, contender.backbone, contender.method)
@@ -36,7 +74,7 @@ def published_score(config: Config, score: Score) -> tuple[float, float] | None:
             and row["cohort"] == score.cohort
             and row["zero_shot"] == str(int(score.zero_shot))
         ):
-            return float(row["mean"]), float(row["sd"])
+            return DHINAGAR, float(row["mean"]), float(row["sd"])
     return None
 
 

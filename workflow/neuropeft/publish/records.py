@@ -7,7 +7,7 @@ from neuropeft.evaluate.compare import compare
 from neuropeft.evaluate.costs import COST_KEYS, Costs, trainable_parameters
 from neuropeft.evaluate.scores import Score
 from neuropeft.publish.cost_table import estimated_seconds
-from neuropeft.publish.labels import is_simulated
+from neuropeft.publish.labels import is_simulated, metric_name
 from neuropeft.publish.published import published_score
 
 SCORE_COLUMNS = (
@@ -60,7 +60,7 @@ def score_records(config: Config, scores: Sequence[Score], costs: Costs) -> list
             **dict(zip(GROUP_COLUMNS, score.contender.group, strict=True)),
             "cohort": score.cohort,
             "zero_shot": score.zero_shot,
-            "metric": score.metric,
+            "metric": metric_name(config.tasks[score.contender.task], score.metric),
             "mean": score.mean,
             "sd": score.sd,
             "seeds": len(score.values),

@@ -12,7 +12,7 @@ from neuropeft.files import MISSING
 from neuropeft.grid import Group, used_backbones, used_tasks
 from neuropeft.probe_names import PERMUTATIONS
 from neuropeft.publish.labels import cohort_label, folds_text, is_simulated, seeds_text
-from neuropeft.publish.published import published_score
+from neuropeft.publish.published import published_notes, published_score
 from neuropeft.publish.sheet import Sheet
 from neuropeft.subsets import WHOLE
 from neuropeft.tasks import kind_of
@@ -41,10 +41,6 @@ FOLDS_NOTE = (
     "folds are pooled, each row with its own fold's threshold, and scored once; a zero-shot cohort is tested "
     "on by the model of each fold, and the seed's value is the mean over them. A seed that lacks a fold has "
     "no value."
-)
-PUBLISHED_NOTE = (
-    "published: Dhinagar et al. 2024, Tables 3 and 4, mean (SD) over three seeds; what is not from scratch "
-    "there was pretrained as a masked autoencoder on UK Biobank."
 )
 
 
@@ -86,23 +82,22 @@ def score_sheet(config: Config, scores: Sequence[Score], trainable: Mapping[Grou
             config, [score for score in shown if score.contender.task == task], list(columns), trainable
         )
     labels = [f"{one.owner}\n{one.name}" for one in columns.values()]
-    published = any(row[3] == "published" for row in rows)
     return Sheet(
         f"table{table}",
         _caption(config, shown, table),
         (*HEADER, *labels),
         _without_repeats(rows),
-        [*_notes(config, published), *_seed_notes(config, shown)],
+        [*_notes(config), *published_notes(config, shown), *_seed_notes(config, shown)],
         frozenset(breaks),
         text_columns=4,
     )
 
 
-def _notes(config: Config, published: bool) -> list[str]:
+def _notes(config: Config) -> list[str]:
     notes = list(NOTES)
     if config.splits.folds:
         notes.insert(1, FOLDS_NOTE.format(config.splits.folds))
-    return [*notes, PUBLISHED_NOTE] if published else notes
+    return notes
 
 
 def _seed_notes(config: Config, shown: Sequence[Score]) -> list[str]:

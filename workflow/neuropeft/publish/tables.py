@@ -15,6 +15,7 @@ from neuropeft.grid import cells
 from neuropeft.publish.cohort_table import COHORT_COLUMNS, cohort_records, cohort_sheet
 from neuropeft.publish.cost_table import cost_sheet
 from neuropeft.publish.count_table import COUNT_COLUMNS, count_sheet, with_difference
+from neuropeft.publish.label_table import label_scores, label_sheet
 from neuropeft.publish.rank_table import rank_columns, rank_records, rank_sheet
 from neuropeft.publish.records import (
     COST_COLUMNS,
@@ -25,12 +26,15 @@ from neuropeft.publish.records import (
 from neuropeft.publish.score_tables import score_sheet, select
 from neuropeft.publish.search_table import search_columns, search_records, search_sheet
 from neuropeft.publish.sheet import Sheet, write_csv, write_sheet
+from neuropeft.publish.subset_table import subset_scores, subset_sheet
 
 PARTIAL = "partial"  # the column, and the mark, of tables of some cells
 
 
 def write_tables(config: Config, results: Path, counts: Path, out: Path) -> None:
-    """Write tables 1 to 4, of ranks, costs and a search (CSV, Markdown, LaTeX), and `scores.csv`.
+    """Write tables 1 to 4, of subsets, labels, ranks, costs and a search, and `scores.csv`.
+
+    Each is CSV, Markdown and LaTeX; that of labels and of a search only where there are such.
 
     Args:
         config: the configuration.
@@ -112,7 +116,13 @@ def _write(
 
     record_of = {id(score): record for score, record in zip(scores, records, strict=True)}
     trainable = trainable_parameters(costs)
-    for table in (3, 4):
-        shown = [record_of[id(score)] for score in select(config, scores, table)]
-        write_rows(f"table{table}", shown, SCORE_COLUMNS)
-        write_page(score_sheet(config, scores, trainable, table))
+    pages = {
+        f"table{table}": (select(config, scores, table), score_sheet(config, scores, trainable, table))
+        for table in (3, 4)
+    }
+    pages["subsets"] = subset_scores(config, scores), subset_sheet(config, scores)
+    if any(task.part_names for task in config.tasks.values()):
+        pages["labels"] = label_scores(config, scores), label_sheet(config, scores)
+    for name, (shown, sheet) in pages.items():
+        write_rows(name, [record_of[id(score)] for score in shown], SCORE_COLUMNS)
+        write_page(sheet)

@@ -34,6 +34,7 @@ class Metric:
         value: (y [n, ...], score [n] or [n, columns], rule, weights [..., n] or None) -> [...]; see
             `TaskKind.measure`.
         in_unit: whether it is in the unit of the target.
+        part: the number of the label that it is of; None if it is of all that is predicted.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Metric:
     higher_is_better: bool
     value: Callable[[Array, Array, Array, Array | None], Array]
     in_unit: bool = False
+    part: int | None = None
 
     def title(self, unit: str) -> str:
         """Return its label, with the unit of the target if it is in that."""
@@ -86,6 +88,7 @@ class TaskKind(ABC):
 
     Attributes:
         metrics: what predictions are scored by; the first one is the primary metric.
+        parts: what parts of predictions are scored by besides, such as single labels.
         loss_label: what the loss is, for axes.
         chance: the primary metric of guessing; None where that of the training mean stands for it.
         stratum: what subjects are divided into, of which splits keep the proportions and shots are counted.
@@ -100,6 +103,7 @@ class TaskKind(ABC):
     stratum: ClassVar[str] = "class"
     every_stratum: ClassVar[bool] = False
     regresses: ClassVar[bool] = False
+    parts: tuple[Metric, ...] = ()
 
     def __init__(self, size: int) -> None:
         """Make the kind for a number of classes or labels."""
@@ -135,6 +139,10 @@ class TaskKind(ABC):
     def array(self, targets: Iterable[Any]) -> Array:
         """Return targets, as text or value, as numbers: [n], or [n, labels] with NaN where unknown."""
         return np.array([float(target) for target in targets])
+
+    def truth(self, targets: Iterable[Any]) -> Array:
+        """Return targets as `array` does, but unknown where they are only supposed: what scores compare."""
+        return self.array(targets)
 
     def nothing_to_learn(self, y: Array) -> bool:
         """Whether these targets [n, ...] of training scans leave nothing to tell apart."""
@@ -184,7 +192,7 @@ class TaskKind(ABC):
         return []
 
     def measure(self, y: Array, score: Array, rule: Array, weights: Array | None = None) -> dict[str, Array]:
-        """Return all metrics, {name: [...]}.
+        """Return all metrics, those of parts among them, {name: [...]}.
 
         Args:
             y: targets, one row per subject, [n, ...].
@@ -194,8 +202,8 @@ class TaskKind(ABC):
         """
         if not np.isfinite(score).all():
             shape = () if weights is None else weights.shape[:-1]
-            return {metric.name: np.full(shape, np.nan) for metric in self.metrics}
-        return {metric.name: metric.value(y, score, rule, weights) for metric in self.metrics}
+            return {metric.name: np.full(shape, np.nan) for metric in (*self.metrics, *self.parts)}
+        return {metric.name: metric.value(y, score, rule, weights) for metric in (*self.metrics, *self.parts)}
 
     def rule(self, validation: Run | None, tested: Run) -> Array:
         """Return by what classes are predicted, for each test subject, [n, ...]; validation may choose it.

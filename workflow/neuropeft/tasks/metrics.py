@@ -35,6 +35,22 @@ def auc(y: Array, score: Array, weights: Array | None = None) -> Array:
     return _divide(wins, positive.sum(-1) * negative.sum(-1))
 
 
+def average_precision(y: Array, score: Array, weights: Array | None = None) -> Array:
+    """Average precision: the mean, over subjects of class 1, of the precision among those scored as high.
+
+    Arguments and result are as in `auc`; equal scores are taken together, and nothing is interpolated. NaN
+    where no subject of class 1 has weight.
+    """
+    order = np.argsort(-score, kind="stable")
+    ranked, truth = score[order], y[order]
+    weight = _weights(weights, len(y))[..., order]
+    starts = np.flatnonzero(np.r_[True, np.diff(ranked) != 0])
+    positive = np.add.reduceat(weight * truth, starts, axis=-1)  # [..., distinct scores]
+    everyone = np.cumsum(np.add.reduceat(weight, starts, axis=-1), axis=-1)
+    precision = np.nan_to_num(_divide(np.cumsum(positive, axis=-1), everyone))
+    return _divide((positive * precision).sum(-1), positive.sum(-1))
+
+
 def macro_auc(y: Array, scores: Array, weights: Array | None = None) -> Array:
     """Mean over classes of the AUC of that class against all others; `scores` is [n, classes]."""
     of_class = [auc((y == k).astype(float), scores[:, k], weights) for k in range(scores.shape[1])]

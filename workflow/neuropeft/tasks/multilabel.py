@@ -1,7 +1,8 @@
 """Several labels that may hold at the same time, each present, absent or unknown, such as findings."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 from neuropeft.errors import UserError
 from neuropeft.files import MISSING
 from neuropeft.tasks.base import GUESS, Array, Metric, Objective, Row, TaskKind
-from neuropeft.tasks.metrics import auc, brier
+from neuropeft.tasks.metrics import auc, average_precision, brier
 from neuropeft.tasks.values import SEVERAL, Place, common_values, finite, is_missing
 
 if TYPE_CHECKING:
@@ -20,30 +21,40 @@ if TYPE_CHECKING:
     from neuropeft.config import MultilabelTask
 
 
-def over_labels(metric: Any, y: Array, score: Array, weights: Array | None) -> Array:
-    """Return the mean over labels of a metric, each over the subjects of whom the label is known."""
-    values = []
-    for label in range(y.shape[1]):
-        known = np.isfinite(y[:, label])
-        weight = None if weights is None else weights[..., known]
-        values.append(metric(y[known, label], score[known, label], weight))
-    return np.mean(values, axis=0)
+SUPPOSED = "?"  # ends a label that is uncertain, and is learnt as what stands before
+NUMBERS = {"1": 1.0, "0": 0.0, MISSING: math.nan}
+UNCERTAIN = {"ignore": MISSING, "zeros": f"0{SUPPOSED}", "ones": f"1{SUPPOSED}"}  # by policy
+Weighted = Callable[[Array, Array, Array | None], Array]
+OF_LABELS = (("auc", "AUC", auc), ("ap", "average precision", average_precision))
+
+
+def _of_label(
+    metric: Weighted, label: int, y: Array, score: Array, rule: Array, weights: Array | None
+) -> Array:
+    """Return a metric of a label over the subjects of whom it is known; NaN without any."""
+    known = np.isfinite(y[:, label])
+    weight = None if weights is None else weights[..., known]
+    if not known.any():
+        return np.full(() if weight is None else weight.shape[:-1], np.nan)
+    return metric(y[known, label], score[known, label], weight)
+
+
+def _mean(metric: Weighted, y: Array, score: Array, rule: Array, weights: Array | None) -> Array:
+    """Return the mean of a metric over labels."""
+    labels = range(y.shape[1])
+    return np.mean([_of_label(metric, label, y, score, rule, weights) for label in labels], axis=0)
 
 
 class Multilabel(TaskKind):
     """Independent labels. A target is text such as `1|0|n/a`, [n, labels] with NaN where it is unknown.
 
-    As for two classes, presence and absence of a label count equally in its loss.
+    As for two classes, presence and absence of a label count equally in its loss. An uncertain label that is
+    learnt as present or absent is `1?` or `0?`, and unknown to scores.
     """
 
     metrics = (
-        Metric("auc", "macro AUC", True, lambda y, score, rule, weights: over_labels(auc, y, score, weights)),
-        Metric(
-            "brier",
-            "Brier score",
-            False,
-            lambda y, score, rule, weights: over_labels(brier, y, score, weights),
-        ),
+        *(Metric(name, f"macro {title}", True, partial(_mean, value)) for name, title, value in OF_LABELS),
+        Metric("brier", "Brier score", False, partial(_mean, brier)),
     )
     loss_label = "loss (cross-entropy)"
     stratum = "rarest label"
@@ -57,17 +68,23 @@ class Multilabel(TaskKind):
         for name, column in task.labels.items():
             text = scan.labels.get(column, "")
             value = finite(text)
-            if value not in (0, 1) and not is_missing(text):
+            if value in (0, 1):
+                labels.append(str(int(value)))
+            elif value == -1:
+                labels.append(UNCERTAIN[task.learnt(name)])
+            elif is_missing(text):
+                labels.append("0" if task.blank == "zeros" else MISSING)
+            else:
                 problem = f"{column!r} of scan {scan.scan_id} is {text!r}, which is neither 1 nor 0,"
-                raise place.error(f"labels.{name}", problem, "write 1, 0, or n/a where it is unknown")
-            labels.append(MISSING if value is None else str(int(value)))
+                fix = "write 1, 0, -1 where it is uncertain, or n/a where it is unknown"
+                raise place.error(f"labels.{name}", problem, fix)
         return SEVERAL.join(labels) if set(labels) != {MISSING} else None
 
     def check(
         self, place: Place, task: "MultilabelTask", rows: Sequence[Row], scans: "Sequence[Scan]"
     ) -> None:
-        """Check that every label is present in some scan and absent from another."""
-        y = self.array(row["y"] for row in rows).reshape(-1, self.size)
+        """Check that every label is present in some scan and absent from another, for certain."""
+        y = self.truth(row["y"] for row in rows).reshape(-1, self.size)
         for (name, column), values in zip(task.labels.items(), y.T, strict=True):
             if not {0.0, 1.0} <= set(values):
                 problem = f"{column!r} is not both 1 and 0 ({common_values(scans, column)})"
@@ -75,8 +92,13 @@ class Multilabel(TaskKind):
 
     def array(self, targets: Iterable[Any]) -> Array:
         """Return labels as numbers, [n, labels]; NaN where unknown."""
-        numbers = {"1": 1.0, "0": 0.0, MISSING: math.nan}
-        return np.array([[numbers[label] for label in target.split(SEVERAL)] for target in targets])
+        rows = [target.replace(SUPPOSED, "").split(SEVERAL) for target in targets]
+        return np.array([[NUMBERS[label] for label in row] for row in rows])
+
+    def truth(self, targets: Iterable[Any]) -> Array:
+        """Return labels as `array` does; NaN where they are uncertain, too."""
+        rows = [target.split(SEVERAL) for target in targets]
+        return np.array([[NUMBERS.get(label, math.nan) for label in row] for row in rows])
 
     def strata(self, targets: Mapping[str, Any]) -> dict[str, int]:
         """Return the rarest label that each subject has; the number of labels if it has none."""
@@ -128,6 +150,26 @@ class Multilabel(TaskKind):
     def score_columns(self) -> list[str]:
         """A probability per label."""
         return [f"score_{label}" for label in range(self.size)]
+
+    @property
+    def parts(self) -> tuple[Metric, ...]:  # type: ignore[override]
+        """AUC and average precision of each label, by its number."""
+        return tuple(
+            Metric(f"{name}_{label}", title, True, partial(_of_label, value, label), part=label)
+            for label in range(self.size)
+            for name, title, value in OF_LABELS
+        )
+
+    def measure(self, y: Array, score: Array, rule: Array, weights: Array | None = None) -> dict[str, Array]:
+        """Return all metrics; the means over labels are those of the labels' own, which are slow to draw."""
+        if not np.isfinite(score).all():
+            return super().measure(y, score, rule, weights)
+        *of_labels, rest = self.metrics
+        found = {one.name: one.value(y, score, rule, weights) for one in (*self.parts, rest)}
+        for metric in of_labels:
+            values = [found[f"{metric.name}_{label}"] for label in range(self.size)]
+            found[metric.name] = np.mean(values, axis=0)
+        return found
 
     def why_undefined(self, y: Array, score: Array) -> str:
         """Return why some metric is NaN: a label is not both present and absent."""

@@ -1,0 +1,66 @@
+"""The table of labels: how well each label of a task with several is told, beside the means of table 3."""
+
+import math
+from collections.abc import Sequence
+
+from neuropeft.config import Config
+from neuropeft.contenders import Contender
+from neuropeft.evaluate.scores import Score
+from neuropeft.files import MISSING
+from neuropeft.publish.labels import cohort_label
+from neuropeft.publish.score_tables import NOT_IN_GRID, select
+from neuropeft.publish.sheet import Sheet
+from neuropeft.tasks import kind_of
+
+HEADER = ("Task", "Cohort", "Label", "Metric")
+NOTES = (
+    "Mean over seeds (95 % interval) over the test subjects of whom the label is known for certain. - is not "
+    "part of the grid; n/a has no value, since the label is not both present and absent among them.",
+    "Guessing has an AUC of 0.5, and the frequency of the label as its average precision.",
+)
+
+
+def label_scores(config: Config, scores: Sequence[Score]) -> list[Score]:
+    """Return the scores of single labels, with each task's largest subset."""
+    chosen = {id(score): score for table in (3, 4) for score in select(config, scores, table)}
+    return [score for score in chosen.values() if score.metric in _parts(config, score)]
+
+
+def _parts(config: Config, score: Score) -> dict[str, tuple[str, str]]:
+    """Return label and title of the metrics of single labels, by their names."""
+    task = config.tasks[score.contender.task]
+    parts = kind_of(task).parts
+    return {one.name: (task.part_names[one.part], one.label) for one in parts if one.part is not None}
+
+
+def label_sheet(config: Config, scores: Sequence[Score]) -> Sheet:
+    """Lay out two lines for each label, of AUC and average precision, and a column for each contender."""
+    shown = label_scores(config, scores)
+    contenders = sorted((score.contender for score in shown), key=lambda one: one.place)
+    columns: dict[tuple[str, ...], Contender] = {one.line: one for one in contenders}
+    lines: dict[tuple[str, str, str], dict[tuple[str, ...], Score]] = {}
+    for score in shown:
+        place = score.contender.task, score.cohort, score.metric
+        lines.setdefault(place, {})[score.contender.line] = score
+    rows = []
+    for (task, cohort, metric), found in lines.items():
+        label, title = _parts(config, next(iter(found.values())))[metric]
+        cells = [_cell(found.get(line)) for line in columns]
+        rows.append([task, cohort_label(config, cohort), label, title, *cells])
+    return Sheet(
+        "labels",
+        "Single labels of tasks with several.",
+        (*HEADER, *(f"{one.owner}\n{one.name}" for one in columns.values())),
+        rows,
+        NOTES,
+        frozenset(i for i in range(1, len(rows)) if rows[i][:2] != rows[i - 1][:2]),
+        text_columns=len(HEADER),
+    )
+
+
+def _cell(score: Score | None) -> str:
+    if score is None:
+        return NOT_IN_GRID
+    if math.isnan(score.mean):
+        return MISSING
+    return f"{score.mean:.3f} ({score.ci_low:.3f} to {score.ci_high:.3f})"

@@ -130,7 +130,7 @@ def _refuse_pairs(checked: Path, images: Sequence[Image], same: float) -> None:
     one, other = pairs[0]
     more = f" ({len(pairs) - 1} more such pairs)" if len(pairs) > 1 else ""
     fix = (
-        "give both the same subject or remove one of them"
+        "give both the same subject or remove one of them; `neuropeft group-duplicates` does so for 2D images"
         if one.cohort == other.cohort
         else "remove it from one of the two"
     )

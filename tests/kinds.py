@@ -79,6 +79,7 @@ BACKBONES = [
         **{"channels": 1, "features": "mean", "positions": "sincos", "mean": [0.5], "sd": [0.3]},
     },
     {"kind": "resnet50_2d"},
+    {"kind": "vit_slices", "width": 48, "depth": 2, "heads": 4, "channels": 2, "decoder": DECODER},
 ]
 INPUTS = {
     "t1w": Files(
@@ -216,9 +217,18 @@ def fits(backbone: Mapping[str, Any], method: Mapping[str, Any]) -> bool:
     return bool(method_settings(method).needs <= backbone_settings(backbone).provides)
 
 
-# Of the transformers in 2D, the one without a class token differs to methods that touch the tokens alone.
-PLACES = next(backbone for backbone in BACKBONES if backbone.get("features") == "mean")
-TOUCH_TOKENS = {"full", "convpass", "pro_tuning", "vpt_shallow", "vpt_deep", "prefix"}
+# Of the transformers in 2D, one that averages places differs to methods that touch the tokens alone.
+PLACES = [one for one in BACKBONES if one.get("features") == "mean" or one["kind"] == "vit_slices"]
+TOUCH_TOKENS = {
+    "full",
+    "convpass",
+    "pro_tuning",
+    "st_adapter",
+    "med_tuning",
+    "vpt_shallow",
+    "vpt_deep",
+    "prefix",
+}
 PAIRS = [
     (backbone, method)
     for backbone in BACKBONES
@@ -227,7 +237,7 @@ PAIRS = [
     and (PEFT or method["kind"] != "hf")
     # No layers of a CNN are told apart: `full` trains it as `scratch` does.
     and (backbone["kind"].startswith("vit") or method["kind"] != "full")
-    and (backbone is not PLACES or method["kind"] in TOUCH_TOKENS)
+    and (backbone not in PLACES or method["kind"] in TOUCH_TOKENS)
 ]
 
 

@@ -5,7 +5,7 @@ from typing import get_args
 import pytest
 import torch
 
-from kinds import BACKBONES, backbone_settings, label, scans, spec
+from kinds import BACKBONES, backbone_settings, label, predictor, scans, spec
 from neuropeft import backbones
 from neuropeft.backbones import vit
 from neuropeft.backbones.build import build_backbone, build_predictor
@@ -14,7 +14,7 @@ from neuropeft.backbones.vit import ViT3D, ViTConfig, patchify, sincos_positions
 from neuropeft.config.backbones import Backbone as Settings
 from neuropeft.errors import UserError
 
-WITHOUT_SITES = {"tokens", "tokens in 3D", "stages", "bias", "an importer"}
+WITHOUT_SITES = {"tokens", "tokens of whole scans", "tokens in 3D", "stages", "bias", "an importer"}
 
 
 def test_the_table_and_the_settings_know_the_same_kinds_and_all_are_tested():
@@ -191,6 +191,36 @@ def test_autocast_keeps_features_close():
     with torch.autocast("cpu", torch.bfloat16):
         low = model(scans())
     torch.testing.assert_close(low.float(), model(scans()), atol=0.05, rtol=0.05)
+
+
+SLICES = next(one for one in BACKBONES if one["kind"] == "vit_slices")
+
+
+def test_a_slice_is_an_image_of_the_last_axis_that_meets_no_other_slice():
+    model = build_backbone(spec(SLICES)).eval()
+    flat = {"kind": "vit_2d", "class_token": False, "features": "mean", "mean": [0.0] * 2, "sd": [1.0] * 2}
+    image = build_backbone({**spec(SLICES), **flat}).eval()
+    image.load_state_dict(model.state_dict())
+    x = scans(takes=model.takes)
+    with torch.no_grad():
+        tokens = model.tokens(x).unflatten(1, (32, 4))  # [B, slices, places, width]
+        torch.testing.assert_close(tokens[:, 7], image.tokens(x[..., 7]))
+
+
+@pytest.mark.parametrize(("kind", "joins"), [("st_adapter", True), ("med_tuning", True), ("convpass", False)])
+def test_methods_in_3d_join_slices_and_those_in_2d_do_not(kind, joins):
+    model = predictor(SLICES, {"kind": kind}).eval()
+    for value in model.backbone.parameters():
+        if value.requires_grad:  # of what is zero at the start, nothing is seen
+            torch.nn.init.normal_(value, std=0.3)
+    x = scans(1, model.backbone.takes)
+    other = x.clone()
+    other[..., 7] += 1
+    with torch.no_grad():
+        changed = model.backbone.tokens(x) != model.backbone.tokens(other)
+    slices = changed.unflatten(1, (32, 4)).any(dim=(0, 2, 3)).nonzero().flatten().tolist()
+    assert 7 in slices
+    assert (len(slices) > 1) == joins
 
 
 def test_densenet_is_monais_with_the_head_apart():

@@ -1,5 +1,6 @@
 """Heads: the outputs of a scan depend on that scan alone, however its tokens are pooled and standardised."""
 
+import copy
 import itertools
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 from neuropeft.backbones.build import build_predictor
+from neuropeft.backbones.decoders_2d import UPerNet
 from neuropeft.backbones.heads import NORMS, POOLS, QUERIES, REDUCED, AttentivePool, FeatureNorm, Head
 from neuropeft.errors import UserError
 from neuropeft.tasks import task_kind
@@ -160,3 +162,41 @@ def test_a_head_that_starts_as_a_probe_predicts_what_the_probe_predicts(kind: st
     features = head.features(tokens).detach().double().numpy()
     expected = task.model_scores(fit_linear(task, features, targets, np.array(subjects)), features)
     torch.testing.assert_close(found.double(), torch.from_numpy(expected), atol=1e-4, rtol=1e-4)
+
+
+def levels(scans: int, *slices: int) -> list[torch.Tensor]:
+    """Return maps of four layers, [scans, WIDTH, *slices, 2, 2]."""
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(scans, WIDTH, *slices, 2, 2, generator=generator) for _ in range(4)]
+
+
+@pytest.fixture(scope="module")
+def upernet() -> UPerNet:
+    torch.manual_seed(0)
+    return UPerNet(WIDTH, OUTPUTS).eval()
+
+
+@pytest.mark.parametrize("level", range(4))
+def test_an_upernet_sees_every_level(upernet: UPerNet, level: int) -> None:
+    images, maps = torch.zeros(1, 3, 32, 32), levels(1)
+    with torch.no_grad():
+        before = upernet(images, maps)
+        maps[level] = maps[level] + 1
+        assert before.shape == (1, OUTPUTS, 32, 32)
+        assert not torch.allclose(upernet(images, maps), before, atol=1e-4)
+
+
+def test_an_upernets_logits_of_a_slice_are_those_of_an_image_alone(upernet: UPerNet) -> None:
+    volumes, maps = torch.zeros(2, 1, 32, 32, 5), levels(2, 5)
+    with torch.no_grad():
+        logits = upernet(volumes, maps)
+        alone = upernet(volumes[:1, ..., 0], [level[1:, :, 3] for level in maps])
+    assert logits.shape == (2, OUTPUTS, 32, 32, 5)
+    torch.testing.assert_close(logits[1:, ..., 3], alone, atol=1e-5, rtol=1e-4)
+
+
+def test_an_upernet_learns_from_a_lone_image(upernet: UPerNet) -> None:
+    decoder = copy.deepcopy(upernet).train()
+    decoder(torch.zeros(1, 3, 32, 32), levels(1)).square().sum().backward()
+    without = [name for name, value in decoder.named_parameters() if not value.grad.abs().max() > 0]
+    assert not without

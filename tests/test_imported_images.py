@@ -204,6 +204,15 @@ def test_a_class_token_without_use_is_dropped_and_said(tmp_path):
     assert report == ["the class token was dropped: features differ from those of the network it was in"]
 
 
+def test_an_image_networks_weights_fit_slices_of_volumes_of_more_channels(tmp_path):
+    state = timm_vit()
+    network, report = imported(VIT | {"kind": "vit_slices", "channels": 4}, state, tmp_path)
+    theirs, ours = state["patch_embed.proj.weight"], network.patch_embed.weight
+    assert report[-1] == "patch_embed.weight of 3 channels was repeated for 4"
+    torch.testing.assert_close(ours, 0.75 * torch.cat([theirs, theirs[:, :1]], dim=1))
+    torch.testing.assert_close(network.positions, state["pos_embed"][0, 1:])
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_published_shapes_fit(shape):
     width, depth, patch, size, layer_scale = SHAPES[shape]

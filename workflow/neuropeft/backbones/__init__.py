@@ -6,6 +6,7 @@ from neuropeft.errors import known
 MODULES = {
     "vit": "backbones.vit",
     "vit_2d": "backbones.vit_2d",
+    "vit_slices": "backbones.vit_slices",
     "densenet121": "backbones.densenet121",
     "resnet50": "backbones.resnet50",
     "resnet50_2d": "backbones.resnet50_2d",

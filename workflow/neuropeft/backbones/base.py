@@ -31,17 +31,24 @@ class FeatureSpec(NamedTuple):
         grid: The places in a scan that its layers have a token for.
         extra: How many tokens of no place, such as a class token, its layers have before those.
         gives_extra: Whether it gives the extra tokens alone, and not those of the places.
+        by_slice: Whether its layers see each slice, a step along the first axis of the grid, by itself.
     """
 
     width: int
     grid: tuple[int, ...]
     extra: int = 0
     gives_extra: bool = False
+    by_slice: bool = False
 
     @property
     def places(self) -> int:
         """Places of the grid."""
         return math.prod(self.grid)
+
+    @property
+    def seen(self) -> tuple[int, ...]:
+        """The places that a layer sees together."""
+        return self.grid[1:] if self.by_slice else self.grid
 
     @property
     def tokens(self) -> int:
@@ -133,6 +140,11 @@ class Backbone(nn.Module, ABC):
             f"{type(self).__name__} does not provide {kind}, to which the method attaches; "
             "choose another backbone or method"
         )
+
+
+def quarters(depth: int) -> list[int]:
+    """Return the blocks, from 0, that end the quarters of a depth: 2, 5, 8 and 11 of 12."""
+    return [-(-depth * quarter // 4) - 1 for quarter in (1, 2, 3, 4)]
 
 
 def _children(owner: nn.Module) -> Iterator[Site]:

@@ -20,8 +20,9 @@ class _Backbone(Kind):
 
     Attributes:
         provides: What methods and pretrainings may need of it: the kinds of sites that methods attach to,
-            `tokens`, of which there may be any number, `tokens in 3D`, `stages` of layers, of which the last
-            one is known, `bias`, parameters of that name, and `an importer` of weights from elsewhere.
+            `tokens`, of which there may be any number, `tokens of whole scans`, which attend to each other,
+            `tokens in 3D`, `stages` of layers, of which the last one is known, `bias`, parameters of that
+            name, and `an importer` of weights from elsewhere.
         needs: What a cohort's kind of input must provide.
     """
 
@@ -92,13 +93,14 @@ class Transformer(_Backbone):
 TRANSFORMER = frozenset(
     {"tokens", "embedding", "block", "attention", "mlp", "linear", "layernorm", "bias", "an importer"}
 )
+OF_WHOLE_SCANS = TRANSFORMER | {"tokens of whole scans"}
 
 
 class ViT(Transformer):
     """A 3D vision transformer."""
 
     label: ClassVar[str] = "ViT"
-    provides: ClassVar[frozenset[str]] = TRANSFORMER | {"tokens in 3D"}
+    provides: ClassVar[frozenset[str]] = OF_WHOLE_SCANS | {"tokens in 3D"}
     dims: ClassVar[int] = 3
     kind: Literal["vit"]
 
@@ -135,7 +137,7 @@ class ViT2D(_OfImages, Transformer):
     """A 2D vision transformer, as weights of ImageNet, MAE, MRM and DINOv2 want it."""
 
     label: ClassVar[str] = "2D ViT"
-    provides: ClassVar[frozenset[str]] = TRANSFORMER
+    provides: ClassVar[frozenset[str]] = OF_WHOLE_SCANS
     dims: ClassVar[int] = 2
     kind: Literal["vit_2d"]
     class_token: bool = Field(default=True, description="whether a class token goes before those of patches")
@@ -154,6 +156,28 @@ class ViT2D(_OfImages, Transformer):
         if self.features == "class" and not self.class_token:
             raise ValueError("`features` is class, but there is no `class_token`: give `features: mean`")
         return self
+
+
+class ViTSlices(Transformer):
+    """A 2D vision transformer over the slices of volumes, for weights of images (Shen 2024)."""
+
+    label: ClassVar[str] = "2D ViT of slices"
+    provides: ClassVar[frozenset[str]] = TRANSFORMER | {"tokens in 3D"}
+    dims: ClassVar[int] = 2
+    kind: Literal["vit_slices"]
+    channels: int = Field(default=1, ge=1, description="channels of a volume")
+    positions: Literal["learned", "sincos"] = Field(
+        default="learned", description="positions in a slice: learned, or fixed as MAE's"
+    )
+
+    @property
+    def needs(self) -> frozenset[str]:  # type: ignore[override]
+        """Volumes of as many channels."""
+        return frozenset({"3D", "one channel" if self.channels == 1 else f"{self.channels} channels"})
+
+    def forward_flop(self, size: int) -> float:
+        """As many times what a slice takes."""
+        return size * super().forward_flop(size)
 
 
 class DenseNet121(_Backbone):
@@ -210,4 +234,6 @@ class ResNet50In2D(_OfImages):
         return 8.2e9 * (size / 224) ** 2
 
 
-Backbone = Annotated[ViT | ViT2D | DenseNet121 | ResNet50 | ResNet50In2D, Field(discriminator="kind")]
+Backbone = Annotated[
+    ViT | ViT2D | ViTSlices | DenseNet121 | ResNet50 | ResNet50In2D, Field(discriminator="kind")
+]

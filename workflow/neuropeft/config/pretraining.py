@@ -20,7 +20,7 @@ class Trained(Model):
         reconstructs: Whether it leaves reconstructions of scans, to be drawn.
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset({"tokens"})
+    needs: ClassVar[frozenset[str]] = frozenset({"tokens of whole scans"})
     loss_label: ClassVar[str]
     reconstructs: ClassVar[bool] = False
     kind: str
@@ -117,7 +117,7 @@ class MaskedAutoencoder(Trained):
 class Factors(Trained):
     """Pretraining on a synthetic cohort: reading the known anatomy of its brains."""
 
-    needs: ClassVar[frozenset[str]] = frozenset({"tokens in 3D"})
+    needs: ClassVar[frozenset[str]] = frozenset({"tokens of whole scans", "tokens in 3D"})
     loss_label: ClassVar[str] = "loss of maps and factors (MSE)"
     kind: Literal["factors"]
 
@@ -138,7 +138,7 @@ class ImportedWeights(Model):
     weights: str = Field(
         description="an encoder.safetensors of this workflow, or a checkpoint, PyTorch's or safetensors: of "
         "MONAI's ViT or MaskedAutoEncoderViT for a `vit`; of timm, MAE, MRM, DINOv2 or Hugging Face's ViT "
-        "for a `vit_2d`; of torchvision for a `resnet50_2d`"
+        "for a `vit_2d` or a `vit_slices`; of torchvision for a `resnet50_2d`"
     )
 
     @model_validator(mode="before")
@@ -153,7 +153,7 @@ class ImportedWeights(Model):
 class KeptEncoder(Model):
     """The encoder that another pretraining had part of the way: how much pretraining is enough?"""
 
-    needs: ClassVar[frozenset[str]] = frozenset({"tokens"})
+    needs: ClassVar[frozenset[str]] = frozenset({"tokens of whole scans"})
     kind: ClassVar[str] = "kept"
     of: Name = Field(description="the pretraining")
     percent: Literal[10, 25, 50] = Field(description="percent of its steps; its learning rate is not decayed")

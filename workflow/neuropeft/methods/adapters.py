@@ -89,6 +89,7 @@ class New:
         settings: Of the method.
         width: Channels of a token.
         grid: Places of the tokens.
+        seen: Those that a layer sees together.
         extra: How many tokens of no place come before those.
         inside: Channels of the bottleneck, as `bottleneck` or `reduction` says.
     """
@@ -100,7 +101,8 @@ class New:
             UserError: The reduction leaves no channel.
         """
         self.settings = settings
-        self.width, self.grid, self.extra, _ = backbone.gives
+        gives = backbone.gives
+        self.width, self.grid, self.seen, self.extra = gives.width, gives.grid, gives.seen, gives.extra
         self.inside: int = settings.get("bottleneck") or self.width // settings.get("reduction", 1)
         if not self.inside:
             raise UserError(

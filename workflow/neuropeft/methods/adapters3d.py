@@ -1,5 +1,6 @@
 """Adapters that see the tokens as an image or a volume: between down and up they convolve over the grid."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from neuropeft.backbones.base import Backbone
+from neuropeft.backbones.base import Backbone, quarters
 from neuropeft.methods.adapters import EVERY, Adapters, Init, New, Scaled, chain, kaiming, xavier, zero
 from neuropeft.methods.base import Inserted, Method
 
@@ -18,32 +19,35 @@ def identity(weight: Tensor, generator: torch.Generator) -> None:
 
 
 def to_volume(tokens: Tensor, grid: tuple[int, ...]) -> Tensor:
-    """Return tokens [B, N, m] as a volume, or in 2D an image, [B, m, *grid]."""
-    return tokens.transpose(1, 2).unflatten(2, grid)
+    """Return tokens as a volume, or in 2D an image, [B, m, *grid].
+
+    The tokens are [B, N, m], or [B * slices, N / slices, m] where layers see each slice by itself.
+    """
+    whole = tokens.reshape(-1, math.prod(grid), tokens.shape[-1])
+    return whole.transpose(1, 2).unflatten(2, grid)
 
 
-def to_tokens(volume: Tensor) -> Tensor:
-    """Return a volume [B, m, *grid] as tokens [B, N, m]."""
-    return volume.flatten(2).transpose(1, 2)
+def to_tokens(volume: Tensor, shape: torch.Size) -> Tensor:
+    """Return a volume [B, m, *grid] as tokens, of the shape of those that it was made of."""
+    return volume.flatten(2).transpose(1, 2).reshape(shape)
 
 
 class OnGrid(nn.Module):
     """A convolution of tokens; those of no place are grids of one place, as in Convpass."""
 
-    def __init__(self, convolution: nn.Module, new: New) -> None:
-        """Apply `convolution` over the places of a backbone's tokens."""
+    def __init__(self, convolution: nn.Module, grid: tuple[int, ...], extra: int) -> None:
+        """Apply `convolution` over the places `grid` of tokens, before which are `extra` of no place."""
         super().__init__()
-        self.convolution, self.grid, self.extra = convolution, new.grid, new.extra
+        self.convolution, self.grid, self.extra = convolution, grid, extra
 
     def forward(self, x: Tensor) -> Tensor:
         """Map tokens [B, extra + N, m] to tokens of the same shape."""
         extra, placed = x[:, : self.extra], x[:, self.extra :]
-        y = to_tokens(self.convolution(to_volume(placed, self.grid)))
+        y = to_tokens(self.convolution(to_volume(placed, self.grid)), placed.shape)
         if not self.extra:
             return y
-        alone = extra.flatten(0, 1)[:, None]  # [B * extra, 1, m]
-        alone = to_tokens(self.convolution(to_volume(alone, (1,) * len(self.grid))))
-        return torch.cat([alone.view(extra.shape), y], dim=1)
+        alone = to_volume(extra, (1,) * len(self.grid))  # [B * extra, m, 1, ...]
+        return torch.cat([to_tokens(self.convolution(alone), extra.shape), y], dim=1)
 
 
 class QuickGELU(nn.Module):
@@ -61,19 +65,21 @@ def depthwise(new: New, kernel: list[int], init: Init = kaiming, bias: bool = Tr
 
 def pro_tuning(new: New) -> nn.Module:
     """Return Pro-tuning's: three convolutions, of which the last alone has a bias, and starts at zero."""
-    middle = OnGrid(depthwise(new, [new.settings["kernel"]] * len(new.grid), bias=False), new)
+    edges = [new.settings["kernel"]] * len(new.seen)
+    middle = OnGrid(depthwise(new, edges, bias=False), new.seen, new.extra)
     return chain(down=new.down(bias=False), middle=middle, up=new.up())
 
 
 def st_adapter(new: New) -> nn.Module:
     """Return ST-Adapter's: no activation, and the convolution starts at zero."""
-    middle = OnGrid(depthwise(new, new.settings["kernel"], zero), new)
+    middle = OnGrid(depthwise(new, new.settings["kernel"], zero), new.grid, new.extra)
     return chain(down=new.down(), middle=middle, up=new.up(kaiming))
 
 
 def convpass(new: New) -> nn.Module:
     """Return Convpass's: a full convolution, the identity at the start, between two activations."""
-    middle = OnGrid(new.conv(new.inside, new.inside, [3] * len(new.grid), identity), new)
+    full = new.conv(new.inside, new.inside, [3] * len(new.seen), identity)
+    middle = OnGrid(full, new.seen, new.extra)
     return chain(
         down=new.down(xavier),
         activation=QuickGELU(),
@@ -128,19 +134,20 @@ class MedAdapter(nn.Module):
         """Adapt tokens.
 
         Args:
-            tokens: [B, N, d].
+            tokens: As for `to_volume`.
             stage: Features of the last stage [B, m, *grid], if this is not the network's first adapter.
 
         Returns:
-            Adapted tokens [B, N, d], and the features of the last stage for the next adapter.
+            Adapted tokens of the same shape, and the features of the last stage for the next adapter.
         """
-        low = to_volume(F.gelu(self.down(tokens)), self.grid)
+        bottleneck = F.gelu(self.down(tokens))
+        low = to_volume(bottleneck, self.grid)
         features = self.features(low)
         # The authors' code has zeros before the first stage: weights that see nothing else would never train.
         stage = features if stage is None else stage
         if self.is_end:
             stage = features = self.fuse(torch.cat([features, self.stage(stage)], dim=1))
-        return tokens + F.gelu(self.up(to_tokens(low + features))), stage
+        return tokens + F.gelu(self.up(to_tokens(low + features, bottleneck.shape))), stage
 
 
 class MedTuned(Inserted):
@@ -187,7 +194,7 @@ class MedTuning(Method):
         check_volume(backbone)
         new, sites = New(backbone, settings, generator), backbone.sites("block")
         blocks: Any = sites[0].owner
-        ends = {-(-len(sites) * quarter // 4) - 1 for quarter in (1, 2, 3, 4)}
+        ends = quarters(len(sites))
         adapters = [MedAdapter(new, place in ends) for place in range(len(sites))]
         del blocks[1:]  # one module in the place of all, as adapters pass on more than tokens
         blocks[0] = MedTuned([site.module for site in sites], adapters)

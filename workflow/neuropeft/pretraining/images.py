@@ -154,12 +154,19 @@ def _fit_positions(state: State, grid: int) -> list[str]:
 
 
 def _fit_channels(state: State, name: str, channels: int) -> list[str]:
-    """Sum a first convolution over its channels where images have one alone; return the report."""
+    """Fit a first convolution to other numbers of channels, as timm does; return the report.
+
+    It is summed over its channels where scans have one alone. Where they have more, its channels are repeated
+    and weakened, so that what it sums up stays as large.
+    """
     weight = state.get(name)
-    if weight is None or channels != 1 or weight.shape[1] == 1:
+    if weight is None or channels == (own := weight.shape[1]) or own == 1:
         return []
-    state[name] = weight.sum(dim=1, keepdim=True)
-    return [f"{name} was summed over its {weight.shape[1]} channels, as if each saw the same image"]
+    if channels == 1:
+        state[name] = weight.sum(dim=1, keepdim=True)
+        return [f"{name} was summed over its {own} channels, as if each saw the same image"]
+    state[name] = weight[:, [place % own for place in range(channels)]] * (own / channels)
+    return [f"{name} of {own} channels was repeated for {channels}"]
 
 
 def _ignored(names: set[str]) -> list[str]:

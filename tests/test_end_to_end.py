@@ -33,13 +33,17 @@ def test_a_run_ends_with_tables_figures_and_qc(finished):
     methods = {row["method"] for row in scores}
     assert tasks == {"ad", "age"}
     assert {"scratch", "lora"} <= methods
-    for name in ("table1", "table2", "table3", "table4", "subsets", "ranks", "costs", "search"):
-        for kind in ("csv", "md", "tex"):
+    for name in ("table1", "table2", "table3", "table4", "subsets", "flow", "ranks", "costs", "search"):
+        for kind in ("csv", "md", "tex", "html"):
             assert (finished / f"results/tables/{name}.{kind}").stat().st_size > 0
     for name in ("figure1", "figure2", "figure3", "figure4", "losses_pretraining", "losses_finetuning"):
         for kind in ("png", "svg", "pdf"):
             assert (finished / f"results/figures/{name}.{kind}").stat().st_size > 0
     assert (finished / "results/qc/SimA/index.html").exists()
+    page = (finished / "results/report.html").read_text()
+    assert page.count("data:image/png") == len(list((finished / "results/figures").glob("*.png"))) - 1, (
+        "all but that of further backbones, which there are none of"
+    )
     assert "simulated" in (finished / "results/tables/table3.md").read_text()
     cost = json.loads(
         (finished / "results/cells/ad/vit_xxs/mae/lora/fraction-50/seed-1/cost.json").read_text()
@@ -112,7 +116,7 @@ def test_a_changed_method_runs_its_own_cells_only(finished):
 def test_another_figure_fraction_trains_nothing(finished):
     config = copy.deepcopy(RUN)
     config["figures"]["tradeoff_fraction"] = 50
-    assert set(dry_run(finished, config)) == {"all", "tables", "figures"}
+    assert set(dry_run(finished, config)) == {"all", "tables", "figures", "report"}
 
 
 def test_another_task_preprocesses_and_retrains_nothing(finished):

@@ -98,11 +98,12 @@ CHANGED: dict[str, set[str]] = {
     "evaluate/probes.py": {"probes"},
     "tasks/multilabel.py": set(),  # of a kind that no task of this configuration has
     "tasks/linear.py": {"controls", "probes", "finetune", "predict"},
-    "evaluate/bootstrap.py": {"score", "tables"},
-    "evaluate/compare.py": {"tables"},
+    "evaluate/bootstrap.py": {"score", "tables", "report"},
+    "evaluate/compare.py": {"tables", "report"},
     "publish/curves.py": {"figures"},
     "publish/score_tables.py": {"tables"},
-    "publish/labels.py": {"tables", "figures"},
+    "publish/labels.py": {"tables", "figures", "report"},
+    "publish/report/page.py": {"report"},
 }
 
 

@@ -31,7 +31,7 @@ def test_summary_shows_scores_controls_and_places(results, capsys):
     assert "2/3" in block
     assert block.index("ViT-B Scratch") < block.index("Control: predict the mean")
     assert "age on SimB (simulated), zero-shot: MAE (years)" in printed
-    for place in ("tables", "figures", "qc/ADNI/index.html"):
+    for place in ("report.html", "tables", "figures", "qc/ADNI/index.html"):
         assert f" {results / place}\n" in printed
 
 

@@ -69,10 +69,17 @@ def wide(results, name, task, metric, cohort, figure):
     return found[0]
 
 
-def test_all_tables_exist_in_three_formats(results):
-    for number in (1, 2, 3, 4):
-        for suffix in ("csv", "md", "tex"):
-            assert text(results, f"table{number}.{suffix}")
+def test_all_tables_exist_in_four_formats(results):
+    for name in ("table1", "table2", "table3", "table4", "flow", "ranks", "costs"):
+        for suffix in ("csv", "md", "tex", "html"):
+            assert text(results, f"{name}.{suffix}")
+
+
+@pytest.mark.parametrize("name", ["table2", "table3", "flow", "ranks", "costs"])
+def test_a_table_of_simulated_data_says_so_in_each_format_for_readers(results, name):
+    for suffix in ("md", "tex", "html"):
+        assert "imulated" in text(results, f"{name}.{suffix}")
+    assert "imulated" not in text(results, "table1.md"), "a network's parameters are no data"
 
 
 def test_scores_csv_holds_the_collected_numbers(results):

@@ -242,6 +242,7 @@ def _add_evaluation(verb: Verb) -> None:
     _paths(tables, "--counts", "--out")
     tables.add_argument("--partial", action="store_true")
 
-    figures = verb("figures", verbs.figures)
-    figures.add_argument("--config-json", required=True)
-    _paths(figures, "--out")
+    for name, run in (("figures", verbs.figures), ("report", verbs.report)):
+        drawn = verb(name, run)
+        drawn.add_argument("--config-json", required=True)
+        _paths(drawn, "--out")

@@ -355,6 +355,14 @@ def figures(options: argparse.Namespace) -> None:
     write_figures(Config.model_validate_json(options.config_json), RESULTS, options.out)
 
 
+def report(options: argparse.Namespace) -> None:
+    """Write the report."""
+    from neuropeft.config import Config
+    from neuropeft.publish.report.page import write_report
+
+    write_report(Config.model_validate_json(options.config_json), RESULTS, options.out)
+
+
 def config_of(options: argparse.Namespace, base: Path | None = None) -> "Config":
     """Return the configuration of the files named, merged in their order."""
     from neuropeft.config.read import read_config

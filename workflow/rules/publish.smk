@@ -1,16 +1,19 @@
 # Tables and figures: everything here derives from stored scores and costs.
 
 TABLE_NAMES = [
-    *(f"table{number}.{kind}" for number in (1, 2, 3, 4) for kind in ("csv", "md", "tex")),
-    *(f"subsets.{kind}" for kind in ("csv", "md", "tex")),
-    *(f"ranks.{kind}" for kind in ("csv", "md", "tex")),
     "scores.csv",
-    *(f"costs.{kind}" for kind in ("csv", "md", "tex")),
-    *(f"search.{kind}" for kind in ("csv", "md", "tex") if CONFIG.training.search),
     *(
-        f"labels.{kind}"
-        for kind in ("csv", "md", "tex")
-        if any(task.part_names for task in CONFIG.tasks.values())
+        f"{name}.{kind}"
+        for name in (
+            *(f"table{number}" for number in (1, 2, 3, 4)),
+            "subsets",
+            "flow",
+            "ranks",
+            "costs",
+            *(["search"] if CONFIG.training.search else []),
+            *(["labels"] if any(task.part_names for task in CONFIG.tasks.values()) else []),
+        )
+        for kind in ("csv", "md", "tex", "html")
     ),
 ]
 FIGURE_NAMES = [
@@ -90,3 +93,25 @@ rule figures:
         "Drawing the figures"
     shell:
         "python -m neuropeft figures --config-json {params.config:q} --out {params.out} > {log} 2>&1"
+
+
+rule report:
+    input:
+        TABLES,
+        FIGURES,
+        expand(layout.QC_TABLE, cohort=JOBS.scanned),
+        results=JOBS.result_files,
+        templates=expand(f"{workflow.basedir}/workflow/neuropeft/publish/templates/{{name}}", name=["report.html", "style.css"]),
+    output:
+        report(layout.REPORT, category="Report"),
+    log:
+        "results/logs/report.log",
+    conda:
+        "../../envs/report.yaml"
+    params:
+        code=lambda wildcards: JOBS.published_code("publish.report.page"),
+        config=lambda wildcards: CONFIG.model_dump_json(),
+    message:
+        "Writing the report"
+    shell:
+        "python -m neuropeft report --config-json {params.config:q} --out {output} > {log} 2>&1"

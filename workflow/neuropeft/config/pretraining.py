@@ -140,11 +140,15 @@ class ImportedWeights(Model):
         "MONAI's ViT or MaskedAutoEncoderViT for a `vit`; of timm, MAE, MRM, DINOv2 or Hugging Face's ViT "
         "for a `vit_2d` or a `vit_slices`; of torchvision for a `resnet50_2d`"
     )
+    licence: str = Field(default="", description="licence of the weights, for the report")
+    citation: str = Field(default="", description="what to cite for them, for the report")
 
     @model_validator(mode="before")
     @classmethod
     def _not_trained(cls, value: object) -> object:
-        others = [str(key) for key in value if key != "weights"] if isinstance(value, Mapping) else []
+        others = (
+            [str(key) for key in value if key not in cls.model_fields] if isinstance(value, Mapping) else []
+        )
         if others:
             raise ValueError(f"weights that are there are not trained: remove {', '.join(others)}")
         return value

@@ -1,6 +1,7 @@
 """How cohorts, seeds and metrics are called in tables, figures and the summary."""
 
 from neuropeft.config import Config, Task
+from neuropeft.grid import used_cohorts
 from neuropeft.tasks import kind_of
 
 
@@ -25,6 +26,12 @@ def metric_name(task: Task, name: str) -> str:
     """Return the name of a metric in tidy tables: of that of a label, `auc_oedema` in place of `auc_0`."""
     label = next((one.part for one in kind_of(task).parts if one.name == name), None)
     return name if label is None else name.removesuffix(str(label)) + task.part_names[label]
+
+
+def simulated_text(config: Config) -> str:
+    """Return a sentence that names the simulated cohorts that are used; empty if none is."""
+    some = [cohort for cohort in used_cohorts(config) if is_simulated(config, cohort)]
+    return f"Simulated data: {', '.join(some)}; nothing here says anything about real brains." if some else ""
 
 
 def seeds_text(config: Config, seeds: int) -> str:

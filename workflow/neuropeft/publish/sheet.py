@@ -1,4 +1,4 @@
-"""A table for readers, rendered as Markdown and as LaTeX, and tidy rows as CSV."""
+"""A table for readers, rendered as Markdown, LaTeX and HTML, and tidy rows as CSV."""
 
 import csv
 import math
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from neuropeft.files import MISSING, atomic_path
+from neuropeft.publish.html import render
 
 WIDE = 9  # a table of more columns does not fit on an upright page
 
@@ -33,12 +34,27 @@ class Sheet:
     breaks: frozenset[int] = frozenset()
     text_columns: int = 1
 
+    @property
+    def title(self) -> str:
+        """Its name as a heading."""
+        return self.name.replace("table", "table ").capitalize()
+
+    @property
+    def sortable(self) -> bool:
+        """Whether each row says all of itself, so that rows may be in any order."""
+        return all(row[0] for row in self.rows)
+
 
 def write_sheet(sheet: Sheet, out: Path) -> None:
-    """Write `{name}.md` and `{name}.tex`."""
-    for suffix, text in ((".md", markdown(sheet)), (".tex", latex(sheet))):
+    """Write `{name}.md`, `{name}.tex` and `{name}.html`."""
+    for suffix, text in ((".md", markdown(sheet)), (".tex", latex(sheet)), (".html", html(sheet))):
         with atomic_path(out / f"{sheet.name}{suffix}") as partial:
             partial.write_text(text, encoding="utf-8")
+
+
+def html(sheet: Sheet) -> str:
+    """Return the table as a page of HTML that loads nothing."""
+    return render("page.html", sheet=sheet)
 
 
 def markdown(sheet: Sheet) -> str:
@@ -47,8 +63,12 @@ def markdown(sheet: Sheet) -> str:
     header = [name.replace("\n", " ") for name in sheet.header]
     lines = [[cell.replace("|", "\\|") for cell in row] for row in (header, *sheet.rows)]
     table = ["| " + " | ".join(row) + " |" for row in (lines[0], marks, *lines[1:])]
-    title = f"**{sheet.name.replace('table', 'table ').capitalize()}: {sheet.caption}**"
-    return "\n".join([title, "", *table, "", *(f"- {note}" for note in sheet.notes)]) + "\n"
+    return (
+        "\n".join(
+            [f"**{sheet.title}: {sheet.caption}**", "", *table, "", *(f"- {note}" for note in sheet.notes)]
+        )
+        + "\n"
+    )
 
 
 def latex(sheet: Sheet) -> str:

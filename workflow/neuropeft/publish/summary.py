@@ -82,6 +82,7 @@ def _values(score: Score, trainable: Mapping[Group, int]) -> str:
 def _places(config: Config, results: Path) -> Iterator[str]:
     of_cells = Cells(config, results)
     yield f"cells    {len(of_cells.finished)} of {len(of_cells.statuses)} finished"
+    yield f"report   {layout.REPORT.at(results)}"
     yield f"tables   {layout.TABLES.at(results)}"
     yield f"figures  {layout.FIGURES.at(results)}"
     for cohort in scanned_cohorts(config):

@@ -15,7 +15,9 @@ from neuropeft.grid import cells
 from neuropeft.publish.cohort_table import COHORT_COLUMNS, cohort_records, cohort_sheet
 from neuropeft.publish.cost_table import cost_sheet
 from neuropeft.publish.count_table import COUNT_COLUMNS, count_sheet, with_difference
+from neuropeft.publish.flow_table import FLOW_COLUMNS, flow_records, flow_sheet
 from neuropeft.publish.label_table import label_scores, label_sheet
+from neuropeft.publish.labels import simulated_text
 from neuropeft.publish.rank_table import rank_columns, rank_records, rank_sheet
 from neuropeft.publish.records import (
     COST_COLUMNS,
@@ -28,13 +30,14 @@ from neuropeft.publish.search_table import search_columns, search_records, searc
 from neuropeft.publish.sheet import Sheet, write_csv, write_sheet
 from neuropeft.publish.subset_table import subset_scores, subset_sheet
 
+SIMULATED = "Simulated data"  # a caption that has it says so itself
 PARTIAL = "partial"  # the column, and the mark, of tables of some cells
 
 
 def write_tables(config: Config, results: Path, counts: Path, out: Path) -> None:
-    """Write tables 1 to 4, of subsets, labels, ranks, costs and a search, and `scores.csv`.
+    """Write tables 1 to 4, of subsets, labels, the flow of scans, ranks, costs and a search, and `scores.csv`.
 
-    Each is CSV, Markdown and LaTeX; that of labels and of a search only where there are such.
+    Each is CSV, Markdown, LaTeX and HTML; that of labels and of a search only where there are such.
 
     Args:
         config: the configuration.
@@ -90,6 +93,8 @@ def _write(
 
     def write_page(sheet: Sheet) -> None:
         caption = f"{PARTIAL.upper()}: {part}. {sheet.caption}" if part else sheet.caption
+        if sheet.name != "table1" and SIMULATED not in caption:
+            caption = f"{caption} {simulated_text(config)}".rstrip()
         write_sheet(replace(sheet, caption=caption), out)
 
     records = score_records(config, scores, costs)
@@ -104,6 +109,10 @@ def _write(
     cohorts = cohort_records(config, results)
     write_rows("table2", cohorts, COHORT_COLUMNS)
     write_page(cohort_sheet(cohorts))
+
+    flow = flow_records(config, results)
+    write_rows("flow", flow, FLOW_COLUMNS)
+    write_page(flow_sheet(config, flow))
 
     ranked = rank_records(config, scores)
     write_rows("ranks", ranked, rank_columns(ranked))

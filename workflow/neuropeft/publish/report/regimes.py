@@ -1,0 +1,193 @@
+"""What a reader with so many labels should use: of each task, cohort and subset, and why."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from neuropeft.config import Config
+from neuropeft.evaluate.scores import Score, primary_metric
+from neuropeft.grid import used_tasks
+from neuropeft.publish.labels import cohort_label
+from neuropeft.publish.report.gaps import BETTER, Wording, gap, gap_from_guessing, is_known, wording
+from neuropeft.publish.sheet import Sheet
+from neuropeft.subsets import Subset
+
+GUESS = "mean"  # the control that is guessing, not a way to predict
+Trainable = dict[tuple[object, ...], int]  # of groups
+
+
+@dataclass(frozen=True)
+class Regime:
+    """The scores of a task, cohort and subset by the primary metric, of all whose seeds are there.
+
+    Attributes:
+        task: its name.
+        cohort: what is tested on.
+        subset: how much of the training subjects was learnt from.
+        methods: the ways to fine-tune, the best first.
+        probes: linear models and neighbours on frozen features, the best first.
+        controls: what needs no network, the best first; without guessing and shuffled labels.
+        guess: the score of predicting the training mean.
+        words: how its values are written.
+    """
+
+    task: str
+    cohort: str
+    subset: Subset
+    methods: tuple[Score, ...]
+    probes: tuple[Score, ...]
+    controls: tuple[Score, ...]
+    guess: Score | None
+    words: Wording
+
+    def name(self, score: Score) -> str:
+        """Return what sentences call a contender, without the backbone where there is but one."""
+        one = score.contender
+        if one.sort == "controls":
+            return one.short
+        backbones = {other.contender.backbone for other in self.methods}
+        return one.name if one.is_method and len(backbones) == 1 else one.label
+
+    def place(self, config: Config) -> str:
+        """Return what sentences call it: `age on IXI, zero-shot (n = 29)`."""
+        zero_shot = "" if self.cohort == config.tasks[self.task].train else ", zero-shot"
+        n = self.methods[0].n
+        return f"{self.task} on {cohort_label(config, self.cohort)}{zero_shot} (n = {n})"
+
+
+def regimes(config: Config, scores: Sequence[Score]) -> list[Regime]:
+    """Return the regimes that methods were trained in, of each task and cohort the largest subset first."""
+    found = []
+    for name in used_tasks(config):
+        task = config.tasks[name]
+        metric = primary_metric(task)
+        for cohort in (task.train, *task.zero_shot):
+            here = [
+                score
+                for score in scores
+                if (score.contender.task, score.cohort, score.metric) == (name, cohort, metric.name)
+                and is_known(score)
+            ]
+            trained = {score.contender.subset for score in here if score.contender.is_method}
+            for subset in sorted(trained, reverse=True):
+                some = sorted(
+                    (score for score in here if score.contender.subset == subset),
+                    key=lambda score: -score.mean if score.higher_is_better else score.mean,
+                )
+                controls = [score for score in some if score.contender.sort == "controls"]
+                methods = tuple(score for score in some if score.contender.is_method)
+                found.append(
+                    Regime(
+                        name,
+                        cohort,
+                        subset,
+                        methods,
+                        tuple(score for score in some if score.contender.sort == "probes"),
+                        tuple(score for score in controls if score.contender.method != GUESS),
+                        next((score for score in controls if score.contender.method == GUESS), None),
+                        wording(metric, task.unit, methods[0].mean),
+                    )
+                )
+    return found
+
+
+def largest(some: Sequence[Regime]) -> list[Regime]:
+    """Return the regime of most training subjects of each task and cohort."""
+    found: dict[tuple[str, str], Regime] = {}
+    for one in some:
+        found.setdefault((one.task, one.cohort), one)
+    return list(found.values())
+
+
+def choose(config: Config, regime: Regime, trainable: Trainable) -> tuple[Score | None, str]:
+    """Return what to use in a regime, None if nothing is shown to beat guessing, and why.
+
+    Of all that is not shown to be worse than the best, by paired 95 % intervals, the simplest: a control
+    before a probe, a probe before a method, and of methods the one that trains the fewest parameters.
+    """
+    simplest_first = [
+        *regime.controls,
+        *regime.probes,
+        *sorted(regime.methods, key=lambda score: trainable.get(score.contender.group, 0)),
+    ]
+    best = next(
+        score
+        for score in sorted(
+            simplest_first, key=lambda score: -score.mean if score.higher_is_better else score.mean
+        )
+    )
+    above = gap_from_guessing(config, best, regime.guess)
+    if above is None or above.verdict != BETTER:
+        how = "cannot be compared with guessing" if above is None else "is not shown to beat guessing"
+        return (
+            None,
+            f"The best of all, {regime.name(best)} ({regime.words.value(best)}), {how}: more subjects are "
+            f"needed.",
+        )
+    tied = [score for score in simplest_first if score is best or not _is_behind(score, best)]
+    chosen = tied[0]
+    if chosen is best:
+        why = "The best, and the simplest of all that are not shown to be worse."
+    else:
+        behind = gap(chosen, best)
+        assert behind is not None, "it is tied"
+        why = (
+            f"The simplest of {len(tied)} that are not shown to be worse than the best: "
+            f"{regime.words.gap(behind)} "
+            f"than {regime.name(best)}."
+        )
+    if len(tied) == 1:
+        why = "Better than everything else: all others are shown to be worse."
+    if not chosen.contender.is_method:
+        why += " No fine-tune is shown to be better."
+    return chosen, why
+
+
+def _is_behind(score: Score, best: Score) -> bool:
+    """Whether a score is shown to be worse than the best, or cannot be compared with it."""
+    behind = gap(best, score)
+    return behind is None or behind.verdict == BETTER
+
+
+def advice_sheet(
+    config: Config, some: Sequence[Regime], trainable: Trainable, subjects: dict[tuple[str, Subset], str]
+) -> Sheet:
+    """Lay out a line for each regime.
+
+    Args:
+        config: the configuration.
+        some: the regimes.
+        trainable: trained parameters of each group of cells.
+        subjects: how many subjects a task and subset trains on.
+    """
+    rows = []
+    for one in some:
+        chosen, why = choose(config, one, trainable)
+        method = one.methods[0]
+        rows.append(
+            [
+                one.place(config),
+                f"{one.subset.label}: {subjects.get((one.task, one.subset), 'n/a')}",
+                "nothing yet" if chosen is None else one.name(chosen),
+                "-" if chosen is None else one.words.value(chosen),
+                f"{one.name(method)}: {one.words.value(method)}",
+                why,
+            ]
+        )
+    return Sheet(
+        "advice",
+        "What to use with so many labels, and why.",
+        ("Task and cohort", "Training subjects", "Use", "Its score", "Best fine-tune", "Why"),
+        rows,
+        (
+            "Not shown to be worse is not the same as as good: where few subjects are tested, little can be "
+            "shown. "
+            "The simplest: controls before probes of frozen features, these before fine-tunes, and of those "
+            "the one "
+            "that trains the fewest parameters.",
+            "Intervals are 95 %, over test subjects, paired, and not corrected for how many are compared. "
+            "Whatever is "
+            "best on these subjects looks a little better than it would on new ones.",
+        ),
+        frozenset(place for place in range(1, len(some)) if some[place].task != some[place - 1].task),
+        text_columns=6,
+    )

@@ -82,7 +82,7 @@ class Wording:
     Attributes:
         label: the metric's name.
         unit: with a space before it, or empty.
-        digits: behind the point: three that count of a typical value.
+        digits: behind the point: three, or as many as make three that count of a value in the task's unit.
     """
 
     label: str
@@ -114,5 +114,7 @@ class Wording:
 
 def wording(metric: Metric, unit: str, typical: float) -> Wording:
     """Return how values of a metric are written that are about as large as a typical one."""
+    if not metric.in_unit:
+        return Wording(metric.label, "", 3)
     before = math.floor(math.log10(abs(typical))) if typical and math.isfinite(typical) else 0
-    return Wording(metric.label, f" {unit}" if metric.in_unit and unit else "", min(3, max(0, 2 - before)))
+    return Wording(metric.label, f" {unit}" if unit else "", min(3, max(0, 2 - before)))

@@ -13,12 +13,13 @@ from neuropeft.config import Config
 from neuropeft.evaluate.scores import Score, read_scores
 from neuropeft.files import read_tsv, write_tsv
 from neuropeft.publish.flow_table import flow_records
+from neuropeft.publish.formats import write_sheet
 from neuropeft.publish.html import sort_key
 from neuropeft.publish.report.collapse import has_collapsed
 from neuropeft.publish.report.gaps import BETTER, WITHIN_NOISE, WORSE, gap
 from neuropeft.publish.report.page import write_report
 from neuropeft.publish.report.regimes import Regime, choose, regimes
-from neuropeft.publish.sheet import Sheet, write_sheet
+from neuropeft.publish.sheet import Sheet
 from neuropeft.records import file_digest
 from neuropeft.subsets import WHOLE
 from neuropeft.tasks.base import Run

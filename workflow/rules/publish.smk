@@ -101,7 +101,10 @@ rule report:
         FIGURES,
         expand(layout.QC_TABLE, cohort=JOBS.scanned),
         results=JOBS.result_files,
-        templates=expand(f"{workflow.basedir}/workflow/neuropeft/publish/templates/{{name}}", name=["report.html", "style.css"]),
+        templates=expand(
+            f"{workflow.basedir}/workflow/neuropeft/publish/templates/{{name}}",
+            name=["report.html", "style.css"],
+        ),
     output:
         report(layout.REPORT, category="Report"),
     log:

@@ -12,7 +12,7 @@ _NUMBER = re.compile(
 
 
 def render(template: str, **values: Any) -> str:
-    """Return a template filled in; all text is escaped but what `Markup` holds."""
+    """Return a template filled in; all text is escaped but what the template marks as safe."""
     return _environment().get_template(template).render(**values)
 
 

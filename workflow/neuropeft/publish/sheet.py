@@ -1,4 +1,4 @@
-"""A table for readers, rendered as Markdown, LaTeX and HTML, and tidy rows as CSV."""
+"""A table for readers, rendered as Markdown and as LaTeX, and tidy rows as CSV; `formats` has HTML."""
 
 import csv
 import math
@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from neuropeft.files import MISSING, atomic_path
-from neuropeft.publish.html import render
 
 WIDE = 9  # a table of more columns does not fit on an upright page
 
@@ -43,18 +42,6 @@ class Sheet:
     def sortable(self) -> bool:
         """Whether each row says all of itself, so that rows may be in any order."""
         return all(row[0] for row in self.rows)
-
-
-def write_sheet(sheet: Sheet, out: Path) -> None:
-    """Write `{name}.md`, `{name}.tex` and `{name}.html`."""
-    for suffix, text in ((".md", markdown(sheet)), (".tex", latex(sheet)), (".html", html(sheet))):
-        with atomic_path(out / f"{sheet.name}{suffix}") as partial:
-            partial.write_text(text, encoding="utf-8")
-
-
-def html(sheet: Sheet) -> str:
-    """Return the table as a page of HTML that loads nothing."""
-    return render("page.html", sheet=sheet)
 
 
 def markdown(sheet: Sheet) -> str:

@@ -16,6 +16,7 @@ from neuropeft.publish.cohort_table import COHORT_COLUMNS, cohort_records, cohor
 from neuropeft.publish.cost_table import cost_sheet
 from neuropeft.publish.count_table import COUNT_COLUMNS, count_sheet, with_difference
 from neuropeft.publish.flow_table import FLOW_COLUMNS, flow_records, flow_sheet
+from neuropeft.publish.formats import write_sheet
 from neuropeft.publish.label_table import label_scores, label_sheet
 from neuropeft.publish.labels import simulated_text
 from neuropeft.publish.rank_table import rank_columns, rank_records, rank_sheet
@@ -27,7 +28,7 @@ from neuropeft.publish.records import (
 )
 from neuropeft.publish.score_tables import score_sheet, select
 from neuropeft.publish.search_table import search_columns, search_records, search_sheet
-from neuropeft.publish.sheet import Sheet, write_csv, write_sheet
+from neuropeft.publish.sheet import Sheet, write_csv
 from neuropeft.publish.subset_table import subset_scores, subset_sheet
 
 SIMULATED = "Simulated data"  # a caption that has it says so itself
@@ -35,7 +36,7 @@ PARTIAL = "partial"  # the column, and the mark, of tables of some cells
 
 
 def write_tables(config: Config, results: Path, counts: Path, out: Path) -> None:
-    """Write tables 1 to 4, of subsets, labels, the flow of scans, ranks, costs and a search, and `scores.csv`.
+    """Write tables 1 to 4, of subsets, labels, the flow, ranks, costs and a search, and `scores.csv`.
 
     Each is CSV, Markdown, LaTeX and HTML; that of labels and of a search only where there are such.
 

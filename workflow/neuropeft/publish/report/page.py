@@ -10,7 +10,6 @@ from statistics import fmean
 from typing import Any
 
 import yaml
-from markupsafe import Markup
 
 from neuropeft import layout
 from neuropeft.config import Config
@@ -79,8 +78,8 @@ def _content(config: Config, results: Path, scores: Sequence[Score], costs: Cost
     return {
         "simulated": simulated_text(config),
         "facts": _facts(config, scores, costs),
-        "findings": findings(config, found, dict(trainable)),
-        "advice": advice_sheet(config, found, dict(trainable), _subjects(costs)),
+        "findings": findings(config, found, trainable),
+        "advice": advice_sheet(config, found, trainable, _subjects(costs)),
         "warnings": [
             *_missing(scores),
             *warnings(config, collapsed_runs(config, results), contenders(config)),
@@ -101,7 +100,7 @@ def _content(config: Config, results: Path, scores: Sequence[Score], costs: Cost
             config.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True
         ),
         "sorter": base64.b64encode((_sorter() / "dt_bundle.js").read_bytes()).decode(),
-        "sorter_style": Markup((_sorter() / "dt_bundle.css").read_text(encoding="utf-8")),
+        "sorter_style": (_sorter() / "dt_bundle.css").read_text(encoding="utf-8"),
     }
 
 
@@ -187,7 +186,7 @@ def _tables(results: Path) -> list[dict[str, Any]]:
         title, content = TITLE.search(page), TABLE.search(page)
         if title and content and "</td>" in content[1]:
             wide = path.stem in ("table3", "table4")
-            found.append({"title": Markup(title[1]), "content": Markup(content[1]), "open": not wide})
+            found.append({"title": title[1], "content": content[1], "open": not wide})
     return found
 
 
@@ -226,8 +225,7 @@ def _quality_sheet(config: Config, results: Path) -> Sheet:
             rows.append([cohort_label(config, cohort), by, f"{len(scans):,}", f"{flagged:,}"])
     notes = [
         "Flagged scans are used: a number of theirs lies far from its cohort's median, or is implausible. "
-        "Look at "
-        "results/qc/COHORT/index.html before you believe anything."
+        f"Look at {layout.QC_PAGE.of(cohort='COHORT')} before you believe anything."
     ]
     header = ("Cohort", "Flagged by", "Scans prepared", "Flagged")
     return Sheet("quality", "Scans that stand out.", header, rows, notes, text_columns=2)

@@ -1,18 +1,18 @@
 """What a reader with so many labels should use: of each task, cohort and subset, and why."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from neuropeft.config import Config
 from neuropeft.evaluate.scores import Score, primary_metric
-from neuropeft.grid import used_tasks
+from neuropeft.grid import Group, used_tasks
 from neuropeft.publish.labels import cohort_label
 from neuropeft.publish.report.gaps import BETTER, Wording, gap, gap_from_guessing, is_known, wording
 from neuropeft.publish.sheet import Sheet
 from neuropeft.subsets import Subset
 
 GUESS = "mean"  # the control that is guessing, not a way to predict
-Trainable = dict[tuple[object, ...], int]  # of groups
+Trainable = Mapping[Group, int]  # trained parameters
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ def _is_behind(score: Score, best: Score) -> bool:
 
 
 def advice_sheet(
-    config: Config, some: Sequence[Regime], trainable: Trainable, subjects: dict[tuple[str, Subset], str]
+    config: Config, some: Sequence[Regime], trainable: Trainable, subjects: Mapping[tuple[str, Subset], str]
 ) -> Sheet:
     """Lay out a line for each regime.
 

@@ -31,7 +31,10 @@ def metric_name(task: Task, name: str) -> str:
 def simulated_text(config: Config) -> str:
     """Return a sentence that names the simulated cohorts that are used; empty if none is."""
     some = [cohort for cohort in used_cohorts(config) if is_simulated(config, cohort)]
-    return f"Simulated data: {', '.join(some)}; nothing here says anything about real brains." if some else ""
+    if not some:
+        return ""
+    what = "nothing here says" if len(some) == len(used_cohorts(config)) else "what is of them does not say"
+    return f"Simulated data: {', '.join(some)}; {what} anything about real brains."
 
 
 def seeds_text(config: Config, seeds: int) -> str:

@@ -32,6 +32,7 @@ from neuropeft.publish.sheet import Sheet, write_csv
 from neuropeft.publish.subset_table import subset_scores, subset_sheet
 
 SIMULATED = "Simulated data"  # a caption that has it says so itself
+OWN_WORDS = ("table1", "table3", "table4")  # of no data, and of some cohorts, which they name
 PARTIAL = "partial"  # the column, and the mark, of tables of some cells
 
 
@@ -94,7 +95,7 @@ def _write(
 
     def write_page(sheet: Sheet) -> None:
         caption = f"{PARTIAL.upper()}: {part}. {sheet.caption}" if part else sheet.caption
-        if sheet.name != "table1" and SIMULATED not in caption:
+        if sheet.name not in OWN_WORDS and SIMULATED not in caption:
             caption = f"{caption} {simulated_text(config)}".rstrip()
         write_sheet(replace(sheet, caption=caption), out)
 

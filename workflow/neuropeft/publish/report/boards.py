@@ -9,7 +9,7 @@ from neuropeft.evaluate.scores import Score
 from neuropeft.files import MISSING
 from neuropeft.grid import Group, used_tasks
 from neuropeft.publish.labels import cohort_label, folds_text
-from neuropeft.publish.published import published_score
+from neuropeft.publish.published import published_notes, published_score
 from neuropeft.publish.report.gaps import WORSE, Wording, gap, wording
 from neuropeft.publish.sheet import Sheet
 from neuropeft.tasks import kind_of
@@ -94,6 +94,7 @@ def _board(
         f"better, n = {n} test subjects{folds}",
         header,
         rows,
+        published_notes(config, shown),
         text_columns=2,
     )
 
@@ -112,7 +113,9 @@ def _value(words: Wording, score: Score) -> str:
 
 
 def _pair(words: Wording, pair: tuple[float, float] | None) -> str:
-    return NONE if pair is None else f"{words.number(pair[0])} ({words.number(pair[1])})"
+    if pair is None:
+        return NONE
+    return words.number(pair[0]) + ("" if math.isnan(pair[1]) else f" ({words.number(pair[1])})")
 
 
 def _difference(words: Wording, score: Score, pair: tuple[float, float] | None) -> str:

@@ -31,10 +31,7 @@ def metric_name(task: Task, name: str) -> str:
 def simulated_text(config: Config) -> str:
     """Return a sentence that names the simulated cohorts that are used; empty if none is."""
     some = [cohort for cohort in used_cohorts(config) if is_simulated(config, cohort)]
-    if not some:
-        return ""
-    what = "nothing here says" if len(some) == len(used_cohorts(config)) else "what is of them does not say"
-    return f"Simulated data: {', '.join(some)}; {what} anything about real brains."
+    return f"Simulated data: {', '.join(some)}; their numbers say nothing about real brains." if some else ""
 
 
 def seeds_text(config: Config, seeds: int) -> str:

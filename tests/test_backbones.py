@@ -5,11 +5,12 @@ from typing import get_args
 import pytest
 import torch
 
-from kinds import BACKBONES, backbone_settings, label, predictor, scans, spec
+from kinds import BACKBONES, SIZE, backbone_settings, label, predictor, scans, spec
 from neuropeft import backbones
 from neuropeft.backbones import vit
 from neuropeft.backbones.build import build_backbone, build_predictor
 from neuropeft.backbones.checkpoints import load_encoder, save_encoder
+from neuropeft.backbones.decoders import build_predictor as build_dense
 from neuropeft.backbones.vit import ViT3D, ViTConfig, patchify, sincos_positions, unpatchify
 from neuropeft.config.backbones import Backbone as Settings
 from neuropeft.errors import UserError
@@ -53,6 +54,20 @@ def test_tokens_are_what_the_backbone_says_it_gives_and_features_their_mean(netw
         assert tokens.shape == (2, network.gives.tokens, network.gives.width)
         assert torch.equal(network(x), tokens.mean(dim=1))
         assert torch.equal(network.tokens(x), tokens), "evaluated twice"
+
+
+def test_a_decoder_on_its_maps_gives_logits_of_every_voxel_that_are_each_scans_own(network, settings):
+    x = scans(takes=network.takes)
+    maps = network.maps(x)
+    assert [one.shape[1] for one in maps] == [one.width for one in network.gives_maps]
+    for one, given in zip(maps, network.gives_maps, strict=True):
+        assert one.shape[2:] == (-(-SIZE // given.stride),) * network.takes.dims
+    dense = build_dense(spec(settings), 3).eval()
+    logits = dense(x)
+    assert logits.shape == (2, 3, *x.shape[2:])
+    torch.testing.assert_close(dense(x[:1]), logits[:1], rtol=1e-3, atol=1e-4)
+    logits.sum().backward()
+    assert all(value.grad is not None for value in dense.head.parameters())
 
 
 def test_a_backbone_takes_the_input_that_its_settings_say_it_needs(network, settings):

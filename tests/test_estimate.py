@@ -80,7 +80,7 @@ def test_a_network_is_counted_as_its_training_then_finds_it(tmp_path: Path, augm
     store = tiny_cells.make_store(tmp_path / "store")
     split = tiny_cells.make_split(tmp_path / "seed-0.tsv", store)
     tiny_cells.finetune(spec, store, split, None, tmp_path / "out", tmp_path / "state")
-    cost, network = tiny_cells.read_cost(tmp_path / "out"), of_cell(spec, tiny_cells.EDGE)
+    cost, network = tiny_cells.read_cost(tmp_path / "out"), of_cell(spec)
     assert network.flops == cost["flops_per_sample"]
     assert network.stored_bytes == 4 * cost["stored"]
     assert 0 < cost["delta_bytes"] - network.stored_bytes < 10_000, "names and settings beside the numbers"
@@ -90,7 +90,7 @@ def test_a_network_is_counted_as_its_training_then_finds_it(tmp_path: Path, augm
 def test_memory_is_that_of_weights_and_of_what_the_backward_pass_needs() -> None:
     backbone = VIT_B.model_dump(exclude={"decoder"}) | {"image_size": 80}
     full, linear = (
-        of_cell(tiny_cells.cell(method={"kind": kind}, backbone=backbone), 80) for kind in ("full", "linear")
+        of_cell(tiny_cells.cell(method={"kind": kind}, backbone=backbone)) for kind in ("full", "linear")
     )
     assert full.weight_bytes == pytest.approx(16 * 88.2e6, rel=0.01)
     assert linear.weight_bytes == pytest.approx(4 * 88.2e6, rel=0.01)

@@ -10,6 +10,7 @@ from kinds import BACKBONES, METHODS, PAIRS, fits, label, method_settings, predi
 from neuropeft import methods
 from neuropeft.backbones.build import build_predictor
 from neuropeft.backbones.checkpoints import read_tensors
+from neuropeft.backbones.decoders import build_predictor as build_dense
 from neuropeft.backbones.heads import Predictor
 from neuropeft.config.methods import Method as Settings
 from neuropeft.errors import UserError
@@ -19,6 +20,7 @@ from neuropeft.methods.adapt import (
     delta_state,
     load_delta,
     merge,
+    method_of,
     parameter_groups,
     save_delta,
     unmerge,
@@ -64,6 +66,50 @@ def test_the_table_and_the_settings_know_the_same_kinds_and_all_are_tested():
     settings = get_args(get_args(Settings)[0])
     kinds = [get_args(one.model_fields["kind"].annotation)[0] for one in settings]
     assert set(kinds) == set(methods.MODULES) == {method["kind"] for method in METHODS}
+
+
+DENSE = {
+    "linear",
+    "full",
+    "scratch",
+    "vpt_shallow",
+    "vpt_deep",
+    "prefix",
+    "houlsby",
+    "adaptformer",
+    "lora",
+} | {*("pro_tuning", "st_adapter", "med_tuning", "gps", "lora_conv")}
+
+
+@pytest.mark.parametrize(
+    ("backbone", "method"),
+    [
+        (backbone, method)
+        for backbone, method in PAIRS
+        if backbone in (VIT, DENSENET) and method["kind"] in DENSE and not method.get("targets")
+    ],
+    ids=lambda one: label(one),
+)
+def test_a_decoder_sees_what_a_method_trains(backbone, method):
+    torch.manual_seed(0)
+    model = build_dense(spec(backbone), 2)
+    adapt(model, method_settings(method).model_dump(), torch.Generator().manual_seed(0))
+    if method["kind"] == "gps":
+        gradients = {name: torch.ones_like(value) for name, value in model.backbone.named_parameters()}
+        method_of(method).select(model.backbone, method_settings(method).model_dump(), gradients)
+    with torch.no_grad():  # what starts at zero passes no gradient on
+        for value in model.backbone.parameters():
+            value += 0.01 * torch.randn(value.shape) * value.requires_grad
+    model.train()
+    assert model(seen_by(model)).shape == (2, 2, 32, 32, 32)
+    model(seen_by(model)).square().mean().backward()
+    silent = {
+        name
+        for name, value in model.named_parameters()
+        if value.requires_grad and (value.grad is None or not value.grad.any())
+    }
+    assert not silent
+    assert all(name in delta_state(model) for name, value in model.head.named_parameters(prefix="head"))
 
 
 # Trainable parameters of the encoder, without the head, as published or as their formula gives.

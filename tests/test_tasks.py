@@ -14,7 +14,7 @@ from neuropeft.evaluate.bootstrap import bootstrap_draws
 from neuropeft.evaluate.predictions import RunKey, read_predictions
 from neuropeft.files import read_tsv, write_tsv
 from neuropeft.subsets import fraction
-from neuropeft.tasks import KINDS, task_kind
+from neuropeft.tasks import KINDS, of_spec, task_kind
 from neuropeft.tasks.base import COLUMNS, Run
 from neuropeft.tasks.linear import fit_linear
 from neuropeft.tasks.metrics import auc
@@ -28,6 +28,8 @@ LABELS = task_kind("multilabel", 2)
 def made(kind):
     """Return targets of some scans as tables hold them, and features [n, 5] from which they can be told."""
     features = np.random.default_rng(0).normal(size=(NUMBER, 5))
+    if kind in tiny_cells.DENSE:
+        return [f"sub-{number:03d}_ses-1" for number in range(NUMBER)], features
     return [tiny_cells.TASKS[kind][1](a, b) for a, b in features[:, :2]], features
 
 
@@ -36,9 +38,13 @@ def name(request):
     return request.param
 
 
+# What holds of kinds that linear models can predict, from features of whole scans.
+linear = pytest.mark.parametrize("name", [name for name in KINDS if name not in tiny_cells.DENSE])
+
+
 @pytest.fixture
 def kind(name):
-    return task_kind(name, tiny_cells.TASKS[name][0])
+    return of_spec(tiny_cells.task(name))
 
 
 @pytest.fixture
@@ -88,6 +94,7 @@ def test_targets_survive_a_split_and_a_prediction_file(kind, example, tmp_path):
     )
 
 
+@linear
 def test_a_scans_loss_is_its_own_and_learning_beats_the_best_constant(kind, example):
     _, y, features = example
     goal = kind.objective(y, alike(y), "cell")
@@ -136,6 +143,8 @@ def run_of(kind, y, score):
 def test_a_cell_is_trained_and_predicted(name, kind, example, tmp_path):
     targets, _, _ = example
     store = tiny_cells.make_store(tmp_path / "store", scans=NUMBER)
+    if name in tiny_cells.DENSE:
+        tiny_cells.add_label_maps(store)
     split = tiny_cells.make_split(tmp_path / "seed-0.tsv", store)
     rows = [row | {"y": targets[place]} for place, row in enumerate(read_tsv(split))]
     write_tsv(split, rows, list(rows[0]))
@@ -155,6 +164,7 @@ def test_a_cell_is_trained_and_predicted(name, kind, example, tmp_path):
     assert {"val_loss", "val_metric"} <= history[0].keys()
 
 
+@linear
 def test_weights_count_as_if_scans_were_there_so_often(kind, example):
     _, y, _ = example
     weights = [3.0 if i < 5 else 1.0 for i in range(NUMBER)]
@@ -166,6 +176,7 @@ def test_weights_count_as_if_scans_were_there_so_often(kind, example):
     torch.testing.assert_close(weighted.loss(outputs, tensor(y)), repeated.loss(outputs, tensor(y)))
 
 
+@linear
 def test_linear_models_learn_and_one_class_needs_none(kind, example):
     _, y, features = example
     subjects = np.array([f"s{i}" for i in range(NUMBER)])
@@ -178,6 +189,7 @@ def test_linear_models_learn_and_one_class_needs_none(kind, example):
         np.testing.assert_array_equal(scores, np.tile(kind.constant_scores(same), (NUMBER, 1)))
 
 
+@linear
 def test_draws_are_of_every_metric_and_why_one_is_not_defined_is_told(kind, example):
     _, y, features = example
     subjects = np.array([f"s{i}" for i in range(NUMBER)])

@@ -13,9 +13,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 
 from neuropeft.files import read_tsv, write_tsv
+from scans import save
 
 EDGE = 12
 BACKBONE = {
@@ -37,6 +39,10 @@ TASKS: dict[str, tuple[int, Callable[[float, float], Any]]] = {
         2,
         lambda a, b: f"{int(a > 0)}|{'n/a' if abs(b) > 1 else '1?' if b > 0.9 else int(b > 0.5)}",
     ),
+}
+# Kinds without linear models, whose targets are label maps -> what their settings tell them.
+DENSE = {
+    "segmentation": json.dumps({"regions": {"front": [1], "back": [2]}, "nested": False, "tolerance_mm": 1.0})
 }
 LORA = {"kind": "lora", "r": 2, "alpha": 2.0, "targets": ["q", "v"], "dropout": 0.0}
 WORKFLOW = Path(__file__).parents[1] / "workflow"
@@ -64,6 +70,29 @@ def make_store(folder: Path, scans: int = 24, sessions: int = 1, edge: int = EDG
     ]
     write_tsv(folder / "scans.tsv", rows, ["row", "scan_id", "subject", "session", "sha1"])
     return folder
+
+
+def add_label_maps(store: Path) -> Path:
+    """Give the scans of a store label maps, on a grid of their own, of two boxes that they show."""
+    rows, rng = read_tsv(store / "scans.tsv"), np.random.default_rng(0)
+    volumes = np.load(store / "volumes.npy")
+    edge = volumes.shape[-1]
+    labels = np.zeros((len(rows), *volumes.shape[2:]), np.uint8)
+    for row, volume, of_scan in zip(rows, volumes, labels, strict=True):
+        corner = rng.integers(1, edge // 2 - 1, 3)
+        box = tuple(slice(one, one + edge // 2) for one in corner)
+        of_scan[box] = 1
+        of_scan[box[0], box[1], corner[2] : corner[2] + edge // 4] = 2
+        volume[0] = 0.3 * volume[0] + 3 * of_scan
+        row["label_sha1"] = hashlib.sha1(of_scan.tobytes()).hexdigest()
+        affine = np.diag([2.0, 2.0, 2.0, 1.0])
+        for column, data in (("preproc", volume[0].astype(np.float32)), ("dseg", of_scan)):
+            row[column] = str(store / f"{row['scan_id']}_{column}.nii")
+            save(Path(row[column]), nib.Nifti1Image(data, affine))
+    np.save(store / "volumes.npy", volumes)
+    np.save(store / "labels.npy", labels)
+    write_tsv(store / "scans.tsv", rows, list(rows[0]))
+    return store
 
 
 def add_anatomy(store: Path, seed: int = 0) -> Path:
@@ -108,6 +137,13 @@ def make_split(
     return path
 
 
+def task(kind: str) -> dict[str, Any]:
+    """Return what defines a task, as `config.tasks` writes it."""
+    if kind in DENSE:
+        return {"name": "simulated", "kind": kind, "size": 2, "told": DENSE[kind]}
+    return {"name": "simulated", "kind": kind, "size": TASKS[kind][0]}
+
+
 def cell(kind: str = "binary", method: dict[str, Any] = LORA, **changes: Any) -> dict[str, Any]:
     """Return the settings of a cell; `changes` of training are merged in."""
     training = {
@@ -128,7 +164,7 @@ def cell(kind: str = "binary", method: dict[str, Any] = LORA, **changes: Any) ->
     } | changes.pop("training", {})
     spec = {
         "cell": f"simulated/tiny/none/{method['kind']}/fraction-100/0",
-        "task": {"name": "simulated", "kind": kind, "size": TASKS[kind][0]},
+        "task": task(kind),
         "backbone": BACKBONE,
         "method": {"lr": 3e-3, "head_lr": None, "weight_decay": 1e-4, **method},
         "training": training,

@@ -216,6 +216,7 @@ def _add_models(verb: Verb) -> None:
 def _add_task_kind(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--kind", required=True, help="kind of the task")
     parser.add_argument("--size", type=int, required=True, help="its classes or labels; 0 for values")
+    parser.add_argument("--told", default="", help="what else its settings say, as JSON")
 
 
 def _add_evaluation(verb: Verb) -> None:

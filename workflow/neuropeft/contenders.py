@@ -11,6 +11,7 @@ from neuropeft.grid import (
     Group,
     bases,
     cells,
+    linearly_predicted,
     seeds_of,
     subsets_of,
     used_backbones,
@@ -113,8 +114,11 @@ def contenders(config: Config) -> list[Contender]:
     starts = _starts(config)
     found = [_of_cells(config, starts, group, tuple(dict.fromkeys(some))) for group, some in seeds.items()]
     of_task = {task: tuple(seeds_of(all_cells, task)) for task in used_tasks(config)}
-    found += [_probe(config, starts, group, of_task[group[0]]) for group in probe_groups(all_cells)]
+    probed = linearly_predicted(config, all_cells)
+    found += [_probe(config, starts, group, of_task[group[0]]) for group in probe_groups(probed)]
     for task, seeds_of_task in of_task.items():
+        if not config.tasks[task].linear:
+            continue
         for place, (control, label) in enumerate(CONTROLS.items()):
             for subset in subsets_of(all_cells, task):
                 found.append(
@@ -229,7 +233,7 @@ def score_spec(config: Config, some: list[Contender]) -> dict[str, Any]:
     task = config.tasks[first.task]
     return {
         "sort": first.sort,
-        "task": {"name": first.task, "kind": task.kind, "size": task.size},
+        "task": task.spec(first.task),
         "cohorts": [task.train, *task.zero_shot],
         "folds": list(config.splits.fold_numbers),
         "contenders": [

@@ -269,6 +269,11 @@ def seeds_of(all_cells: Iterable[Cell], task: str) -> list[int]:
     return sorted({cell.seed for cell in all_cells if cell.task == task})
 
 
+def linearly_predicted(config: Config, some: Iterable[Cell]) -> list[Cell]:
+    """Return the cells of tasks that linear models can predict, too: controls and probes."""
+    return [cell for cell in some if config.tasks[cell.task].linear]
+
+
 def splits_of(some: Iterable[Cell]) -> list[str]:
     """Return the names of the splits of some cells, by seed and fold."""
     return [split_name(*pair) for pair in sorted({(cell.seed, cell.fold) for cell in some})]
@@ -291,7 +296,7 @@ def cell_spec(config: Config, cell: Cell) -> dict[str, Any]:
     method = config.methods[cell.method].model_dump(mode="json")
     return {
         "cell": "/".join(map(str, cell if cell.fold else cell[:-1])),
-        "task": {"name": cell.task, "kind": task.kind, "size": task.size},
+        "task": task.spec(cell.task),
         "backbone": backbone_spec(config, cell.backbone),
         "shuffle_labels": method.pop("shuffle_labels"),
         "method": method,

@@ -5,6 +5,7 @@ of the rule that asks.
 """
 
 import json
+import shlex
 from collections.abc import Collection, Iterable
 from functools import cache, cached_property
 from itertools import chain
@@ -89,18 +90,24 @@ class Jobs:
 
     def task_kind_arguments(self, task: str) -> str:
         """Return what tells a command the kind of a task."""
-        return f"--kind {self.config.tasks[task].kind} --size {self.config.tasks[task].size}"
+        one = self.config.tasks[task]
+        told = f" --told {shlex.quote(one.told)}" if one.told else ""
+        return f"--kind {one.kind} --size {one.size}{told}"
 
     def code(self, module: str, wildcards: Any, *named: str) -> str:
         """Return the version of the code of a module and of the kinds that the `named` wildcards name."""
         kinds = {
             "cohort": lambda name: [inputs.module_of(self.config.cohorts[name].input.kind)],
-            "task": lambda name: [tasks.module_of(self.config.tasks[name].kind)],
+            "task": lambda name: self._task_modules(name, module.startswith("train.")),
             "backbone": lambda name: [backbones.module_of(self.config.backbones[name].kind)],
             "pretraining": lambda name: [pretraining.module_of(self.config.pretraining[name].kind)],
             "method": lambda name: methods.modules_of(self.config.methods[name].model_dump()),
         }
         return numerics.version(module, *chain(*(kinds[one](getattr(wildcards, one)) for one in named)))
+
+    def _task_modules(self, task: str, trained: bool) -> Iterable[str]:
+        one = self.config.tasks[task]
+        return tasks.modules_of(one.spec(task)) if trained else [tasks.module_of(one.kind)]
 
     def published_code(self, module: str) -> str:
         """Return the version of the code of a module and of the kinds of all tasks."""
@@ -312,7 +319,8 @@ class Jobs:
 
     def probed_splits(self) -> list[tuple[Probed, str]]:
         """Return (task, backbone, start) and split of every job that fits probes."""
-        return [(one, split) for one in probe_grid.probed(self.table) for split in self.splits(one.task)]
+        found = probe_grid.probed(grid.linearly_predicted(self.config, self.table))
+        return [(one, split) for one in found for split in self.splits(one.task)]
 
     def task_features(self, wildcards: Any) -> list[str]:
         """Return the tokens of a frozen backbone for the cohorts of a task, the training cohort's first."""

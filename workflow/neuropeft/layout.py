@@ -31,6 +31,11 @@ def chunk_table(step: str) -> Place:
     return Place(f"cohorts/{{cohort}}/chunks/{{chunk}}/{step}.tsv")
 
 
+def label_maps(predictions: Path, subset: str, split: str) -> Path:
+    """Return the folder of the label maps that a cell predicts, beside the table of predictions."""
+    return predictions.with_suffix("") / subset / split
+
+
 # -- what the main process alone writes, and no job reads but by its own name --
 DIGESTS = Place("_state/digests.json")
 TABLE_CACHE = Place("_state/tables/{digest}.tsv")
@@ -83,6 +88,7 @@ CELL_STATE = Place(f"_state/cells/{CELL_PATH}")
 
 # -- what is predicted and scored --
 PREDICTIONS = Place("predictions/{task}/{backbone}/{pretraining}/{method}/{cohort}.tsv")
+LABEL_MAP = "{scan}_dseg.nii.gz"  # a predicted one, on its scan's own grid
 CONTROLS = Place("controls/{task}/{split}")
 FEATURES = Place("features/{pretraining}/{backbone}{fold_part}/{cohort}.npy")
 PROBES = Place("probes/{task}/{backbone}/{pretraining}/{split}")

@@ -14,6 +14,7 @@ from neuropeft.files import read_tsv
 
 # Beside the volumes: what `leaks` compares, float32 [scans, length], see `InputKind.signature`.
 SIGNATURES = "signatures.npy"
+LABEL_MAPS = "labels.npy"  # uint8 [scans, *size], of a cohort whose scans have label maps
 POOLED_SIZE = 10  # voxels along each edge after mean pooling
 
 
@@ -33,6 +34,27 @@ class Store:
     def scan_ids(self) -> list[str]:
         """Return the scans in the order of the volumes."""
         return [row["scan_id"] for row in self.rows]
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """Return the label maps, a read-only memory map, uint8 [scans, *size]; zeros of a scan without one.
+
+        Raises:
+            UserError: the cohort has none, or the file is damaged.
+        """
+        path = self.path / LABEL_MAPS
+        try:
+            labels: np.ndarray = np.load(path, mmap_mode="r")
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"cannot open {path}: {error}; start the workflow again, which makes it anew"
+            ) from error
+        if labels.shape != (len(self.rows), *self.volumes.shape[2:]):
+            raise UserError(
+                f"{path} has shape {labels.shape}, volumes.npy {self.volumes.shape}; start the workflow "
+                "again, which makes both anew"
+            )
+        return labels
 
     def hashes(self, scan_ids: Iterable[str]) -> list[str]:
         """Return the SHA-1 of each scan's volume, which stays the same when the store is packed anew."""

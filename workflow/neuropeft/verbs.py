@@ -300,7 +300,7 @@ def features(options: argparse.Namespace) -> None:
 def _task_kind(options: argparse.Namespace) -> "TaskKind":
     from neuropeft.tasks import task_kind
 
-    return task_kind(options.kind, options.size)
+    return task_kind(options.kind, options.size, options.told)
 
 
 def controls(options: argparse.Namespace) -> None:

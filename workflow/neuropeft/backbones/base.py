@@ -56,6 +56,13 @@ class FeatureSpec(NamedTuple):
         return self.extra if self.gives_extra else self.places
 
 
+class MapSpec(NamedTuple):
+    """A feature map [B, width, *grid] that a backbone gives a decoder; `stride` voxels lie between places."""
+
+    width: int
+    stride: int
+
+
 class Site(NamedTuple):
     """A place where a method can attach: `module` is the child `name` of `owner`."""
 
@@ -74,6 +81,7 @@ class Backbone(nn.Module, ABC):
         takes: The scans that it takes.
         layer_count: How many layers it can be cut between; the last one gives the tokens.
         gives: The tokens that it gives.
+        gives_maps: The feature maps that it gives, from the first layers to the last.
         trained_by: Of a combination of methods, {parameter: which of them trains it}.
         recordable: Whether a training pass may be recorded as a CUDA graph, which must not wait for the GPU.
     """
@@ -82,6 +90,7 @@ class Backbone(nn.Module, ABC):
     LAST_STAGE: ClassVar[tuple[str, ...]] = ()
     takes: InputSpec
     gives: FeatureSpec
+    gives_maps: tuple[MapSpec, ...]
     layer_count: int = 1
     trained_by: Mapping[str, str]
     recordable: bool = True
@@ -93,6 +102,10 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def architecture(self) -> dict[str, Any]:
         """Return what weights must share with this network to fit, stored beside them."""
+
+    @abstractmethod
+    def maps(self, x: Tensor) -> list[Tensor]:
+        """Return the feature maps [B, width, *grid] of scans [B, C, *S], as `gives_maps` lists them."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the features [B, width] of scans [B, C, *S]: the mean over tokens."""

@@ -129,12 +129,14 @@ class Predictor(nn.Module):
     Attributes:
         added: Names of the tensors that a method has put in.
         touched: Names of the backbone's own modules in which a method trains a tensor, or has put one in.
+        by_tokens: Whether its head works on the last tokens alone, so that layers below can be cut off.
     """
 
     added: frozenset[str] = frozenset()
     touched: frozenset[str] = frozenset()
+    by_tokens: bool = True
 
-    def __init__(self, backbone: Backbone, head: Head) -> None:
+    def __init__(self, backbone: Backbone, head: nn.Module) -> None:
         """Put a head on a backbone whose method `tokens` maps scans to tokens [B, N, width]."""
         super().__init__()
         self.backbone = backbone
@@ -143,6 +145,10 @@ class Predictor(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the outputs [B, outputs], in float32 under autocast too, of scans [B, 1, S, S, S]."""
         return self.outputs(self.backbone.tokens(x))
+
+    def raw(self, x: Tensor) -> Tensor:
+        """Return the same in whatever precision it is computed; autocast knows no meta device."""
+        return self.head(self.backbone.tokens(x))
 
     def outputs(self, tokens: Tensor) -> Tensor:
         """Return the outputs [B, outputs] of tokens [B, N, width]."""

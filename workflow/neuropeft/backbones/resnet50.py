@@ -5,10 +5,11 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from neuropeft.backbones.base import SIZE, Backbone, FeatureSpec, InputSpec
+from neuropeft.backbones.base import SIZE, Backbone, FeatureSpec, InputSpec, MapSpec
 
 WIDTH = 2048
 STAGES = ("conv1", "bn1", "act", "maxpool", "layer1", "layer2", "layer3", "layer4")
+MAPS = {"act": 64, "layer1": 256, "layer2": 512, "layer3": 1024, "layer4": WIDTH}  # as of DenseNet121
 STEP = 32  # voxels between the places of the last feature map; they start at the edge
 
 
@@ -27,6 +28,7 @@ class ResNet50(Backbone):
 
         self.takes = InputSpec(self.DIMS, channels, size)
         self.gives = FeatureSpec(WIDTH, (-(-size // STEP),) * self.DIMS)
+        self.gives_maps = tuple(MapSpec(width, 2**level) for level, width in enumerate(MAPS.values(), 1))
         self.network = resnet50(
             spatial_dims=self.DIMS,
             n_input_channels=channels,
@@ -37,9 +39,16 @@ class ResNet50(Backbone):
 
     def tokens(self, x: Tensor) -> Tensor:
         """Return the last feature map of scans [B, C, *S], place by place: [B, N, 2048]."""
+        return self.maps(x)[-1].flatten(2).transpose(1, 2)
+
+    def maps(self, x: Tensor) -> list[Tensor]:
+        """Return what the stages make of scans, each at half the resolution of the one before."""
+        found = []
         for stage in STAGES:
             x = getattr(self.network, stage)(x)
-        return x.flatten(2).transpose(1, 2)
+            if stage in MAPS:
+                found.append(x)
+        return found
 
     def architecture(self) -> dict[str, Any]:
         """Return what weights must share to fit: the kind alone, at any size of scans."""

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from neuropeft.backbones.base import CONVOLUTIONS, SIZE, Backbone, FeatureSpec, InputSpec
+from neuropeft.backbones.base import CONVOLUTIONS, SIZE, Backbone, FeatureSpec, InputSpec, MapSpec
 from neuropeft.errors import UserError
 
 POSITION_TEMPERATURE = 10000.0
@@ -236,6 +236,9 @@ class ViT(Backbone):
         self.config = config
         self.takes = InputSpec(config.DIMS, channels, config.image_size)
         self.gives = FeatureSpec(config.width, (config.grid,) * config.DIMS)
+        quarters = {-(-config.depth * quarter // 4) for quarter in (1, 2, 3)} - {config.depth}
+        self.mapped = sorted(quarters)  # the blocks, from 0, whose inputs are feature maps, as in UNETR
+        self.gives_maps = (MapSpec(config.width, config.patch_size),) * (len(quarters) + 1)
         self.layer_count = config.depth + 1  # the blocks, and the final norm
         width, patch = config.width, config.patch_size
         hidden = int(width * config.mlp_ratio)
@@ -253,6 +256,23 @@ class ViT(Backbone):
     def tokens(self, x: Tensor) -> Tensor:
         """Return the tokens [B, N, width] of scans [B, C, *S], after the final norm."""
         return self.above(self.embed(x), 0)
+
+    def maps(self, x: Tensor) -> list[Tensor]:
+        """Return the tokens of scans [B, C, *S] after each quarter of the blocks, on their grid."""
+        # By hooks on the blocks themselves: methods put in modules around them, or one around them all.
+        blocks, found = self.sites("block"), []
+        hooks = [
+            blocks[place].module.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0]))
+            for place in self.mapped
+        ]
+        try:
+            found.append(self.encode(self.embed(x)))
+        finally:
+            for hook in hooks:
+                hook.remove()
+        # The class token and prompts come before those of places.
+        own = [tokens[:, -self.gives.places :] for tokens in found]
+        return [tokens.transpose(1, 2).unflatten(2, self.gives.grid) for tokens in own]
 
     def embed(self, x: Tensor) -> Tensor:
         """Return the tokens [B, extra + places, width] of scans [B, C, *S], positions added."""

@@ -15,6 +15,7 @@ from neuropeft.config.tasks import (
     MulticlassTask,
     MultilabelTask,
     RegressionTask,
+    SegmentationTask,
     Splits,
     Task,
 )
@@ -32,6 +33,7 @@ __all__ = [
     "MulticlassTask",
     "MultilabelTask",
     "RegressionTask",
+    "SegmentationTask",
     "Simulated",
     "Splits",
     "Task",

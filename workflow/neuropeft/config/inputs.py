@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
-from neuropeft.config.base import Model
+from neuropeft.config.base import Model, check_no_repeats
 
 
 class _Input(Model):
@@ -77,10 +77,54 @@ class Volume(_Input):
     steps: ClassVar[Mapping[str, str]] = {"prepare_volumes": "inputs.volume"}
     sources: ClassVar[tuple[str, ...]] = ("table",)
     kind: Literal["volume"] = "volume"
+    channels: int = Field(default=1, ge=1, le=16, description="volumes of a 4D file, one a channel")
+    spacing: float | None = Field(
+        default=None,
+        gt=0,
+        description="edge of a voxel in mm that images are resampled to, and then cut or padded to the cube; "
+        "without it they keep their voxels, and are shrunk if they are too large",
+    )
+    zscore: Literal["image", "foreground"] = Field(
+        default="image",
+        description="voxels by which a channel is z-scored: all, or those that are not 0, and 0 stays 0",
+    )
+    window: tuple[float, float] | None = Field(
+        default=None,
+        description="lowest and highest value that count, such as [-160, 240] HU of CT; they become -1 and "
+        "1, and nothing is z-scored",
+    )
+    labels: list[Annotated[int, Field(ge=1, le=255)]] = Field(
+        default=[],
+        description="what label maps may hold beside 0; the column `label` names the map of each scan",
+    )
+
+    @model_validator(mode="after")
+    def _intensities_are_one_thing(self) -> "Volume":
+        if self.window is not None and self.window[0] >= self.window[1]:
+            raise ValueError("`window` must be [lowest, highest]")
+        if self.window is not None and self.zscore != "image":
+            raise ValueError("with a `window` nothing is z-scored: remove `zscore`")
+        check_no_repeats("labels", self.labels)
+        return self
+
+    @property
+    def mask_column(self) -> str | None:  # type: ignore[override]
+        """The column of label maps, if they are used."""
+        return "label" if self.labels else None
+
+    @property
+    def depth(self) -> int:
+        """Channels of its arrays."""
+        return self.channels
+
+    @property
+    def provides(self) -> frozenset[str]:
+        """Label maps, beside what all kinds provide."""
+        return super().provides | ({"label maps"} if self.labels else frozenset())
 
     def told(self, cohort: Any, size: int) -> dict[str, Any]:
-        """The cubes that images are put into."""
-        return {"size": size}
+        """The cubes that images are put into, and what of it is not as it is by default."""
+        return {"size": size, **self.model_dump(mode="json", exclude={"kind"}, exclude_defaults=True)}
 
 
 class Image(_Input):

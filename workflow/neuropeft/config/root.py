@@ -13,7 +13,7 @@ from neuropeft.config.grid import Block, Figures
 from neuropeft.config.methods import Combined, Method
 from neuropeft.config.pretraining import ImportedWeights, KeptEncoder, Pretraining, Trained
 from neuropeft.config.search import OF_TRAINING, RELATIVE, extremes
-from neuropeft.config.tasks import Splits, Task
+from neuropeft.config.tasks import SegmentationTask, Splits, Task
 from neuropeft.config.training import Training
 from neuropeft.errors import suggest
 from neuropeft.probe_names import PROBES
@@ -103,6 +103,21 @@ class Config(Model):
         _known("figures.backbones", self.figures.backbones, {b for one in self.grid for b in one.backbones})
         for name, backbone in self.backbones.items():
             backbone.check_size(f"backbones.{name}", self.preprocessing.size)
+        return self
+
+    @model_validator(mode="after")
+    def _label_maps_hold_what_is_segmented(self) -> "Config":
+        for name, task in self.tasks.items():
+            if not isinstance(task, SegmentationTask):
+                continue
+            for key, values in task.values.items():
+                listed = getattr(self.cohorts[task.train].input, "labels", values)
+                if unknown := sorted(set(values) - set(listed)):
+                    where = "regions" if task.regions else "classes"
+                    raise ValueError(
+                        f"`tasks.{name}.{where}.{key}` names the value {unknown[0]}, which "
+                        f"`cohorts.{task.train}.input.labels` does not list: list it there or leave it out"
+                    )
         return self
 
     @model_validator(mode="after")

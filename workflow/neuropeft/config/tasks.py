@@ -1,6 +1,7 @@
 """Tasks, and how the subjects of a training cohort are split."""
 
-from typing import Annotated, ClassVar, Literal
+import json
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
@@ -28,9 +29,13 @@ class _Task(Model):
 
     Attributes:
         needs: What the kind of input of its cohorts must provide.
+        linear: Whether linear models can predict it: controls, and probes of frozen backbones.
+        told: What its kind must know beside its size, as JSON.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
+    linear: ClassVar[bool] = True
+    told: ClassVar[str] = ""
     where: dict[str, LabelValue | list[LabelValue]] = Field(
         default={}, description="filter: {column: value or values}; scans with other values are left out"
     )
@@ -48,6 +53,11 @@ class _Task(Model):
     def part_names(self) -> list[str]:
         """The names of the parts that are scored besides, by their number (see `tasks.base.Metric.part`)."""
         return []
+
+    def spec(self, name: str) -> dict[str, Any]:
+        """Return what defines the task of this name for trainings and scores."""
+        spec = {"name": name, "kind": self.kind, "size": self.size}  # type: ignore[attr-defined]
+        return spec | ({"told": self.told} if self.told else {})
 
     def filters(self) -> dict[str, list[LabelValue]]:
         """Return the values that each filter column may have."""
@@ -165,7 +175,76 @@ class MultilabelTask(_Task):
         return {f"labels.{name}": column for name, column in self.labels.items()}
 
 
-Task = Annotated[BinaryTask | MulticlassTask | RegressionTask | MultilabelTask, Field(discriminator="kind")]
+def _as_values(value: int | list[int]) -> list[int]:
+    return value if isinstance(value, list) else [value]
+
+
+class SegmentationTask(_Task):
+    """Finding regions of a scan: classes of voxels, or regions that hold one another."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"label maps"})
+    linear: ClassVar[bool] = False
+    unit: ClassVar[str] = ""
+    kind: Literal["segmentation"]
+    classes: dict[Name, int | list[int]] = Field(
+        default={}, description="{class: value or values of the label maps}; all others are background"
+    )
+    regions: dict[Name, list[int]] = Field(
+        default={},
+        description="in place of `classes`: {region: values}, outer ones first, such as BraTS' "
+        "{whole: [1, 2, 4], core: [1, 4], enhancing: [4]}",
+    )
+    tolerance: float = Field(
+        default=1.0, gt=0, description="how far apart, in mm, surfaces count as the same in surface Dice"
+    )
+
+    @model_validator(mode="after")
+    def _regions_can_be_told_apart(self) -> "SegmentationTask":
+        if bool(self.classes) == bool(self.regions):
+            raise ValueError("a segmentation needs either `classes` or `regions`: give one of the two")
+        values = list(self.values.values())
+        for place, (name, own) in enumerate(self.values.items()):
+            others = values[place + 1 :] if self.regions else values[:place] + values[place + 1 :]
+            shared = set(own).intersection(*[set().union(*others)])
+            if not own or (shared == set(own) if self.regions else shared):
+                where = "regions" if self.regions else "classes"
+                raise ValueError(
+                    f"`{where}.{name}` has no value that tells it from others: give each class its own "
+                    "values, and each region one that no later region has"
+                )
+        return self
+
+    @property
+    def values(self) -> dict[str, list[int]]:
+        """The values of the label maps that each class or region has."""
+        return {name: _as_values(some) for name, some in (self.classes or self.regions).items()}
+
+    @property
+    def size(self) -> int:
+        """How many classes or regions there are."""
+        return len(self.values)
+
+    @property
+    def part_names(self) -> list[str]:
+        """The classes or regions."""
+        return list(self.values)
+
+    @property
+    def told(self) -> str:  # type: ignore[override]
+        """The regions, whether they hold one another, and the tolerance."""
+        told = {"regions": self.values, "nested": bool(self.regions), "tolerance_mm": self.tolerance}
+        return json.dumps(told, sort_keys=False)
+
+    @property
+    def target_columns(self) -> dict[str, str]:
+        """No column: kinds of input read label maps."""
+        return {}
+
+
+Task = Annotated[
+    BinaryTask | MulticlassTask | RegressionTask | MultilabelTask | SegmentationTask,
+    Field(discriminator="kind"),
+]
 
 
 class Splits(Model):

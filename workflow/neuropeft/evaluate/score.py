@@ -24,7 +24,7 @@ from neuropeft.files import atomic_path, write_tsv
 from neuropeft.probe_names import PERMUTATIONS, PERMUTED, null_file, null_method
 from neuropeft.split_names import split_name
 from neuropeft.subsets import Subset
-from neuropeft.tasks import task_kind
+from neuropeft.tasks import of_spec
 from neuropeft.tasks.base import Array, Run, TaskKind
 
 COLUMNS = (
@@ -130,7 +130,7 @@ def score(spec: Mapping[str, Any], results: Path, table: Path, draws: Path, find
     Raises:
         UserError: a prediction file cannot be read, or its seeds were tested on different subjects.
     """
-    kind = task_kind(spec["task"]["kind"], spec["task"]["size"])
+    kind = of_spec(spec["task"])
     source = Source(kind, spec["cohorts"], spec["folds"], find or partial(prediction_file, results), {})
     scored = [
         pair for entry in entries(spec) for cohort in spec["cohorts"] for pair in _rows(source, entry, cohort)

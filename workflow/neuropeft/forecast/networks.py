@@ -35,13 +35,13 @@ class Network(NamedTuple):
     state_bytes: int
 
 
-def of_cell(spec: Mapping[str, Any], edge: int) -> Network:
+def of_cell(spec: Mapping[str, Any]) -> Network:
     """Return what a cell takes, `spec` as `grid.cell_spec` writes it; nothing is computed."""
     where = torch.device("meta")
     with where:
         model = make_model(spec, None)
     held, stored = held_layers(spec["training"], model), _bytes(delta_state(model))
-    return _counted(model, model, edge, where, held, stored)
+    return _counted(model, model, model.backbone.takes.size, where, held, stored)
 
 
 def of_pretraining(spec: Mapping[str, Any], edge: int) -> Network:

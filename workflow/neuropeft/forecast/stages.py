@@ -109,12 +109,12 @@ class _Grid:
     def _count_networks(self) -> None:
         kinds = {self._kind(cell): cell for cell in self.jobs.table}
         for kind, cell in track(list(kinds.items()), len(kinds), "counted networks"):
-            self.networks[kind] = of_cell(grid.cell_spec(self.config, cell), self.size)
+            self.networks[kind] = of_cell(grid.cell_spec(self.config, cell))
 
     def _kind(self, cell: Cell) -> tuple[Any, ...]:
         """Return what tells a cell's network from others: heads of one size are alike."""
         task = self.config.tasks[cell.task]
-        return cell.backbone, cell.method, task.kind, task.size
+        return cell.backbone, cell.method, task.kind, task.size, task.told
 
     def _network(self, cell: Cell) -> Network:
         return self.networks[self._kind(cell)]

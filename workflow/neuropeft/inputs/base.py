@@ -99,6 +99,14 @@ class InputKind(ABC):
             UserError: a file that a step wrote cannot be read.
         """
 
+    def label_map(self, row: Row, size: int) -> np.ndarray | None:
+        """Return the label map of a scan on the grid of its array, uint8 [*size]; None if it has none.
+
+        Raises:
+            UserError: a file that a step wrote cannot be read.
+        """
+        return None
+
     def signature(self, array: np.ndarray) -> np.ndarray:
         """Return what tells a stored array from those of other people, which `leaks` compares.
 

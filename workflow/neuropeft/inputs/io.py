@@ -30,13 +30,14 @@ class ScanError(UserError):
     """One scan that cannot be processed, with the reason; the others go on."""
 
 
-def read_scan(path: str | Path) -> nib.Nifti1Image:
+def read_scan(path: str | Path, channels: int = 1) -> nib.Nifti1Image:
     """Read a scan and check that it is one 3D image of finite, varying intensities.
 
     DICOM is out of scope: convert it first, for example with dcm2niix.
 
     Args:
         path: a .nii, .nii.gz or .mgz file. A 4D file with a single volume counts as 3D.
+        channels: how many volumes a 4D file has to have; its last axis are channels then.
 
     Returns:
         The scan as float32, its axes reordered and flipped to the nearest RAS order, its header bare (free
@@ -46,7 +47,7 @@ def read_scan(path: str | Path) -> nib.Nifti1Image:
         ScanError: the file is missing, damaged or not one 3D image; the message says which.
         UserError: it may not be read, or its disk or network failed.
     """
-    image = read_image(path)
+    image = read_image(path, channels)
     data = np.asarray(image.dataobj)
     if not np.isfinite(data).all():
         raise ScanError(f"{path} has {np.count_nonzero(~np.isfinite(data))} voxels that are NaN or infinite")
@@ -56,8 +57,11 @@ def read_scan(path: str | Path) -> nib.Nifti1Image:
     return image
 
 
-def read_image(path: str | Path) -> nib.Nifti1Image:
-    """Read a 3D image of whatever values, in RAS order; raises as `read_scan` does."""
+def read_image(path: str | Path, channels: int = 1, reorder: bool = True) -> nib.Nifti1Image:
+    """Read an image of whatever values, in RAS order or, without `reorder`, as the file has it.
+
+    Raises as `read_scan` does.
+    """
     path = Path(path)
     if not path.name.endswith(SUFFIXES):
         raise ScanError(f"{path} is not .nii, .nii.gz or .mgz (convert DICOM first, for example by dcm2niix)")
@@ -68,7 +72,7 @@ def read_image(path: str | Path) -> nib.Nifti1Image:
         image = nib.load(path)
         if not isinstance(image, nib.spatialimages.SpatialImage):
             raise ScanError(f"{path} is not an image of voxels")
-        _check_geometry(path, image, start)
+        _check_geometry(path, image, start, channels)
         assert isinstance(image.dataobj, nib.arrayproxy.ArrayProxy), "a file's voxels are not read yet"
         promised = image.dataobj.offset + math.prod(image.shape) * image.get_data_dtype().itemsize
         if promised > size:
@@ -83,7 +87,8 @@ def read_image(path: str | Path) -> nib.Nifti1Image:
         unknown = isinstance(error, UNREADABLE[:2])
         kind = "not a readable image" if unknown else "truncated or damaged"
         raise ScanError(f"{path} is {kind}: {error}") from error
-    return _to_ras(data.reshape(data.shape[:3]), _affine(image))
+    data = data.reshape(*data.shape[:3], *([channels] if channels > 1 else []))
+    return to_ras(data, _affine(image)) if reorder else nib.Nifti1Image(data, _affine(image))
 
 
 def voxel_hash(image: nib.Nifti1Image) -> str:
@@ -150,7 +155,7 @@ def voxel_sizes(affine: np.ndarray) -> np.ndarray:
     return np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
 
 
-def _to_ras(data: np.ndarray, affine: np.ndarray) -> nib.Nifti1Image:
+def to_ras(data: np.ndarray, affine: np.ndarray) -> nib.Nifti1Image:
     """Return an image whose axes are permuted and flipped to the nearest right-anterior-superior order."""
     image = nib.as_closest_canonical(nib.Nifti1Image(data, affine))
     return nib.Nifti1Image(np.ascontiguousarray(image.dataobj), image.affine)
@@ -185,13 +190,14 @@ def _is_place(affine: np.ndarray) -> bool:
     return bool(np.isfinite(affine).all() and abs(np.linalg.det(affine[:3, :3])) >= 1e-9)
 
 
-def _check_geometry(path: Path, image: nib.spatialimages.SpatialImage, start: bytes) -> None:
+def _check_geometry(path: Path, image: nib.spatialimages.SpatialImage, start: bytes, channels: int) -> None:
     shape, affine = image.shape, _affine(image)
     volumes = math.prod(shape[3:])
     if len(shape) < 3 or min(shape[:3], default=0) == 1:
         raise ScanError(f"{path} is a 2D image (shape {shape}); a 3D scan is needed")
-    if volumes != 1:
-        raise ScanError(f"{path} is a 4D image of {volumes} volumes; a 3D scan is needed")
+    if volumes != channels:
+        needed = "a 3D scan is" if channels == 1 else f"{channels} channels are"
+        raise ScanError(f"{path} is a 4D image of {volumes} volumes; {needed} needed")
     if image.get_data_dtype().fields is not None or image.get_data_dtype().kind == "c":
         raise ScanError(f"{path} holds colours or complex numbers, not intensities")
     if min(shape[:3]) < SMALLEST_AXIS or max(shape[:3]) > LARGEST_AXIS:

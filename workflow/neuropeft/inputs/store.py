@@ -11,12 +11,14 @@ from typing import BinaryIO
 import numpy as np
 
 from neuropeft.errors import UserError
-from neuropeft.files import atomic_path, write_tsv
+from neuropeft.files import MISSING, atomic_path, write_tsv
 from neuropeft.inputs.base import InputKind
 from neuropeft.inputs.steps import read_chunks
 from neuropeft.progress import track
-from neuropeft.store import SIGNATURES
+from neuropeft.store import LABEL_MAPS, SIGNATURES
 
+# What a store says of label maps: their hash, the map on the scan's own grid, and the prepared scan.
+LABEL_COLUMNS = ("label_sha1", "dseg", "preproc")
 EXCLUDED_COLUMNS = ("scan_id", "subject", "session", "path", "step", "reason")
 
 
@@ -48,6 +50,8 @@ def pack(
         excluded: the list that `list_excluded` wrote; errors name it.
         volumes: .npy file to write, float16 [scans, channels, *size].
         scans: .tsv file to write, a row per volume, its QC numbers and the hashes of its bytes and its scan.
+            Where scans have label maps, these go to `store.LABEL_MAPS` beside the volumes, and LABEL_COLUMNS
+            are added.
         max_excluded_share: largest share of the scans that may have failed.
         size: edge of the arrays in voxels.
 
@@ -64,6 +68,13 @@ def pack(
         for number, (row, digest) in enumerate(zip(kept, hashes, strict=True))
     ]
     columns = ("row", "scan_id", "subject", "session", *kind.numbers, "sha1", "raw_sha1")
+    path = Path(volumes).with_name(LABEL_MAPS)
+    path.unlink(missing_ok=True)
+    if any(row.get("dseg", MISSING) != MISSING for row in kept):
+        shape = (len(kept), *np.load(volumes, mmap_mode="r").shape[2:])
+        of_labels = write_labels(path, (kind.label_map(row, size) for row in kept), shape)
+        stored = [row | {"label_sha1": digest} for row, digest in zip(stored, of_labels, strict=True)]
+        columns += LABEL_COLUMNS
     write_tsv(scans, stored, columns)
 
 
@@ -100,6 +111,28 @@ def write_volumes(
     with atomic_path(Path(path).with_name(SIGNATURES)) as partial:
         np.save(partial, np.array([signature for _, signature in written]))
     return [digest for digest, _ in written]
+
+
+def write_labels(path: Path, maps: Iterable[np.ndarray | None], shape: tuple[int, ...]) -> list[str]:
+    """Write the label maps of a store, one at a time; zeros for a scan without one.
+
+    Args:
+        path: .npy file to write, uint8 of this shape.
+        maps: of each scan, [*size]; None if it has none.
+        shape: [scans, *size].
+
+    Returns:
+        The SHA-1 of each map's bytes; MISSING where there is none.
+    """
+    digests = []
+    with atomic_path(path) as partial, partial.open("wb") as stream:
+        header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(stream, header)
+        for one in maps:
+            content = np.zeros(shape[1:], np.uint8).tobytes() if one is None else one.tobytes()
+            stream.write(content)
+            digests.append(MISSING if one is None else sha1(content, usedforsecurity=False).hexdigest())
+    return digests
 
 
 def _write_each(

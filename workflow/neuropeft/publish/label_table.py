@@ -1,9 +1,9 @@
-"""The table of labels: how well each label of a task with several is told, beside the means of table 3."""
+"""The table of labels: how well each label of a task with several is found, beside the means of table 3."""
 
 import math
 from collections.abc import Sequence
 
-from neuropeft.config import Config
+from neuropeft.config import Config, SegmentationTask
 from neuropeft.contenders import Contender
 from neuropeft.evaluate.scores import Score
 from neuropeft.files import MISSING
@@ -13,10 +13,14 @@ from neuropeft.publish.sheet import Sheet
 from neuropeft.tasks import kind_of
 
 HEADER = ("Task", "Cohort", "Label", "Metric")
-NOTES = (
+NOTE = (
     "Mean over seeds (95 % interval) over the test subjects of whom the label is known for certain. - is not "
-    "part of the grid; n/a has no value, since the label is not both present and absent among them.",
-    "Guessing has an AUC of 0.5, and the frequency of the label as its average precision.",
+    "part of the grid; n/a has no value, since the label is not both present and absent among them."
+)
+GUESSING = "Guessing has an AUC of 0.5, and the frequency of the label as its average precision."
+OF_REGIONS = (
+    "Of a segmentation, labels are regions. Of two empty regions Dice and surface Dice are 1 and HD95 is 0; if "
+    "only one is empty, they are 0, and HD95 is the diagonal of the image."
 )
 
 
@@ -34,7 +38,7 @@ def _parts(config: Config, score: Score) -> dict[str, tuple[str, str]]:
 
 
 def label_sheet(config: Config, scores: Sequence[Score]) -> Sheet:
-    """Lay out two lines for each label, of AUC and average precision, and a column for each contender."""
+    """Lay out a line for each label and metric, and a column for each contender."""
     shown = label_scores(config, scores)
     contenders = sorted((score.contender for score in shown), key=lambda one: one.place)
     columns: dict[tuple[str, ...], Contender] = {one.line: one for one in contenders}
@@ -47,12 +51,14 @@ def label_sheet(config: Config, scores: Sequence[Score]) -> Sheet:
         label, title = _parts(config, next(iter(found.values())))[metric]
         cells = [_cell(found.get(line)) for line in columns]
         rows.append([task, cohort_label(config, cohort), label, title, *cells])
+    segments = {isinstance(config.tasks[task], SegmentationTask) for task, *_ in lines}
+    notes = (NOTE, *([GUESSING] if False in segments else []), *([OF_REGIONS] if True in segments else []))
     return Sheet(
         "labels",
         "Single labels of tasks with several.",
         (*HEADER, *(f"{one.owner}\n{one.name}" for one in columns.values())),
         rows,
-        NOTES,
+        notes,
         frozenset(i for i in range(1, len(rows)) if rows[i][:2] != rows[i - 1][:2]),
         text_columns=len(HEADER),
     )

@@ -1,8 +1,9 @@
 """Kinds of tasks, one module per kind or family: a new kind is a module, its settings and a line of KINDS."""
 
+from collections.abc import Mapping
 from functools import cache
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from neuropeft.errors import UserError, suggest
 
@@ -16,6 +17,7 @@ KINDS = {
     "multiclass": "classification.Multiclass",
     "regression": "regression.Regression",
     "multilabel": "multilabel.Multilabel",
+    "segmentation": "segmentation.Segmentation",
 }
 
 
@@ -24,18 +26,30 @@ def module_of(kind: str) -> str:
     return f"tasks.{KINDS[kind].split('.')[0]}"
 
 
+def modules_of(spec: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the modules that train and predict a task of this specification."""
+    kind = of_spec(spec)
+    return (module_of(spec["kind"]), kind.learner, *([kind.decoder] if kind.decoder else []))
+
+
 def kind_of(task: "Task") -> "TaskKind":
     """Return the kind of a configured task."""
-    return task_kind(task.kind, task.size)
+    return task_kind(task.kind, task.size, task.told)
+
+
+def of_spec(spec: Mapping[str, Any]) -> "TaskKind":
+    """Return the kind of a task that `config.tasks` has specified."""
+    return task_kind(spec["kind"], int(spec["size"]), spec.get("told", ""))
 
 
 @cache
-def task_kind(kind: str, size: int) -> "TaskKind":
+def task_kind(kind: str, size: int, told: str = "") -> "TaskKind":
     """Return a kind of task.
 
     Args:
         kind: A key of `KINDS`.
-        size: How many classes or labels it tells apart; 0 for values.
+        size: How many classes, labels or regions it tells apart; 0 for values.
+        told: What else its settings say, as JSON.
 
     Raises:
         UserError: There is no such kind.
@@ -43,4 +57,4 @@ def task_kind(kind: str, size: int) -> "TaskKind":
     if kind not in KINDS:
         raise UserError(f"task kind {kind!r} is unknown; {suggest(kind, KINDS)}")
     module, name = KINDS[kind].split(".")
-    return getattr(import_module(f"neuropeft.tasks.{module}"), name)(size)
+    return getattr(import_module(f"neuropeft.tasks.{module}"), name)(size, told)

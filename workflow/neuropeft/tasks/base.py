@@ -94,19 +94,23 @@ class TaskKind(ABC):
         stratum: what subjects are divided into, of which splits keep the proportions and shots are counted.
         every_stratum: whether a split must have a subject of each stratum on every side.
         regresses: whether linear models are ridge regressions; logistic ones otherwise.
+        learner: the module that makes what the loop trains of it, `learner`, and scores of it, `predicted`.
+        decoder: the module that builds its network, if that gives no outputs of a whole scan.
         size: how many classes or labels it tells apart; 0 for values.
     """
 
-    metrics: ClassVar[tuple[Metric, ...]]
+    metrics: tuple[Metric, ...]
     loss_label: ClassVar[str]
     chance: ClassVar[float | None] = 0.5
     stratum: ClassVar[str] = "class"
     every_stratum: ClassVar[bool] = False
     regresses: ClassVar[bool] = False
     parts: tuple[Metric, ...] = ()
+    learner: ClassVar[str] = "train.supervised"
+    decoder: ClassVar[str] = ""
 
-    def __init__(self, size: int) -> None:
-        """Make the kind for a number of classes or labels."""
+    def __init__(self, size: int, told: str = "") -> None:
+        """Make the kind for a number of classes or labels; `told` is what else settings say, as JSON."""
         self.size = size
 
     # -- targets --
@@ -137,7 +141,7 @@ class TaskKind(ABC):
         """Return the stratum of each subject, which splits keep in proportion."""
 
     def array(self, targets: Iterable[Any]) -> Array:
-        """Return targets, as text or value, as numbers: [n], or [n, labels] with NaN where unknown."""
+        """Return targets, as text or value, as an array: [n], or [n, labels] with NaN where unknown."""
         return np.array([float(target) for target in targets])
 
     def truth(self, targets: Iterable[Any]) -> Array:

@@ -89,12 +89,12 @@ def brier(y: Array, score: Array, weights: Array | None = None) -> Array:
         errors = (score - y) ** 2
     else:
         errors = ((score - (y[:, None] == np.arange(score.shape[1]))) ** 2).sum(1)
-    return _mean(errors, weights)
+    return weighted_mean(errors, weights)
 
 
 def mean_absolute_error(y: Array, score: Array, weights: Array | None = None) -> Array:
     """Mean absolute error, in the unit of the target."""
-    return _mean(np.abs(score - y), weights)
+    return weighted_mean(np.abs(score - y), weights)
 
 
 def pearson_r(y: Array, score: Array, weights: Array | None = None) -> Array:
@@ -113,7 +113,8 @@ def _weights(weights: Array | None, n: int) -> Array:
     return np.ones(n) if weights is None else weights
 
 
-def _mean(values: Array, weights: Array | None) -> Array:
+def weighted_mean(values: Array, weights: Array | None) -> Array:
+    """Return the weighted mean [...] of values [n]."""
     weight = _weights(weights, len(values))
     return (weight * values).sum(-1) / weight.sum(-1)
 

@@ -16,6 +16,7 @@ OLDEST = 120  # years
 SUBJECTS_PER_BIN = 10
 MOST_BINS = 5  # the coarser, the more do the test sides of several tasks agree
 SEVERAL = "|"  # between the numbers of a target that has several
+SCAN = "sub-"  # before a target that is the name of a scan
 SEXES = {"f": "F", "female": "F", "m": "M", "male": "M"}
 
 

@@ -68,6 +68,12 @@ class Augmentation:
         return self != Augmentation()
 
     @property
+    def of_places(self) -> "Augmentation":
+        """Those changes that move what is seen, and so move labels, too."""
+        moving = ("flip", "rotate_deg", "scale", "translate_voxels", "crop")
+        return Augmentation(**{name: getattr(self, name) for name in moving})
+
+    @property
     def moves(self) -> bool:
         """Whether volumes are resampled."""
         return bool(self.rotate_deg or self.scale or self.translate_voxels or self.crop)
@@ -91,6 +97,7 @@ def augment(
     step: int,
     first: int = 0,
     total: int | None = None,
+    mode: str = "bilinear",
 ) -> Tensor:
     """Return changed `volumes` [B, C, *S]; the same arguments give the same changes.
 
@@ -101,6 +108,7 @@ def augment(
         step: Step of the run.
         first: Place of the first of `volumes` in the batch of all processes.
         total: Size of the batch of all processes; B if there is one process.
+        mode: How they are resampled, as `grid_sample` names it; label maps by `nearest`.
 
     Raises:
         UserError: `crop` is wanted of volumes, or `colour` of what has no three channels.
@@ -125,7 +133,7 @@ def augment(
         # [B, dims, dims + 1] -> [B, *S, dims]
         grid = F.affine_grid(move, list(volumes.shape), align_corners=False)
         # The border of a z-scored volume is background, which is not zero: repeat it outside.
-        volumes = F.grid_sample(volumes, grid, padding_mode="border", align_corners=False)
+        volumes = F.grid_sample(volumes, grid, mode, padding_mode="border", align_corners=False)
     if options.sharpness:
         pool = F.avg_pool3d if dims == 3 else F.avg_pool2d
         smooth = pool(volumes, 3, stride=1, padding=1, count_include_pad=False)

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -66,7 +67,8 @@ class Volumes:
     """The volumes of a run, and the device that batches are wanted on.
 
     Attributes:
-        data: float16 [N, channels, *size], as stored: on `device`, or the memory map of the store.
+        data: float16 [N, channels, *size] or label maps, uint8 [N, *size], as stored: on `device`, or the
+            memory map of the store.
         device: Where batches are wanted.
         index: Row of `data` of each volume, [n] on the CPU, for a map; None if `data` has just the volumes.
     """
@@ -113,12 +115,12 @@ def as_input(stored: Tensor) -> Tensor:
     return stored.float()
 
 
-def load_volumes(source: NDArray[np.float16], rows: Sequence[int], device: torch.device) -> Volumes:
-    """Return `rows` of a store's volumes [scans, channels, *size], in this order, for batches on `device`.
+def load_volumes(source: NDArray[Any], rows: Sequence[int], device: torch.device) -> Volumes:
+    """Return `rows` of a store's volumes or label maps, in this order, for batches on `device`.
 
     A GPU that has room for them gets a copy. Otherwise, and on the CPU, nothing is copied: batches are taken
     from `source`, a memory map, whose pages all processes of a node share. A line on stderr says so of a GPU.
-    They stay float16, as stored: half the memory of float32 and nothing lost.
+    They stay as stored; of volumes that is float16: half the memory of float32 and nothing lost.
     """
     index = np.asarray(rows, dtype=np.int64)
     shape = (len(rows), *source.shape[1:])
@@ -126,10 +128,10 @@ def load_volumes(source: NDArray[np.float16], rows: Sequence[int], device: torch
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nobody writes to it
             return Volumes(torch.from_numpy(source), device, torch.from_numpy(index))
-    data = torch.empty(shape, dtype=torch.float16, device=device)
+    data = torch.empty(shape, dtype=torch.from_numpy(source[:0].copy()).dtype, device=device)
     for start in range(0, len(rows), ROWS_AT_ONCE):
         part = slice(start, start + ROWS_AT_ONCE)
-        data[part].copy_(torch.from_numpy(np.asarray(source[index[part]], dtype=np.float16)))
+        data[part].copy_(torch.from_numpy(np.asarray(source[index[part]])))
     return Volumes(data, device)
 
 

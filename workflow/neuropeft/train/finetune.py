@@ -5,10 +5,12 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 
 from neuropeft.backbones.build import build_predictor
 from neuropeft.backbones.checkpoints import load_encoder
@@ -34,7 +36,7 @@ from neuropeft.train.loop import fit
 from neuropeft.train.schedule import planned_steps
 from neuropeft.train.sources import cell_sources, kind_of
 from neuropeft.train.state import FINISHED, finish, forget, is_finished
-from neuropeft.train.supervised import held_layers, supervised_learner
+from neuropeft.train.supervised import held_layers
 
 
 @dataclass(frozen=True)
@@ -62,9 +64,15 @@ class Shared:
     @cached_property
     def volumes(self) -> Volumes:
         """Those of `places`; loaded when a cell is trained, which takes a while, and not if all are kept."""
-        return load_volumes(
-            self.store.volumes, [self.store.index_of(scan) for scan in self.places], self.device
-        )
+        return self._loaded(self.store.volumes)
+
+    @cached_property
+    def labels(self) -> Volumes:
+        """The label maps of `places`."""
+        return self._loaded(self.store.labels)
+
+    def _loaded(self, source: NDArray[Any]) -> Volumes:
+        return load_volumes(source, [self.store.index_of(scan) for scan in self.places], self.device)
 
 
 def open_shared(
@@ -142,7 +150,9 @@ def finetune(
     settings = with_choice(spec, choice)
     model = make_model(settings, shared.encoder_path).to(shared.device)
     plan = _plan(settings, sides, began, watch)
-    learner = supervised_learner(settings, model, goal, shared.volumes, shared.places, sides, plan.steps)
+    learner = import_module(f"neuropeft.{kind.learner}").learner(
+        settings, model, goal, shared, sides, plan.steps
+    )
     progress = fit(learner, parameter_groups(model, settings["method"]), plan, state, shared.device)
     _write(state, model, goal, sides, plan, progress, shared, choice, made_from)
     checkpoint.remove(state.path)
@@ -188,7 +198,11 @@ def make_model(spec: Mapping[str, Any], encoder_path: str | Path | None) -> Pred
     generator = torch.manual_seed(int(spec["seed"]))
     training = spec["training"]
     backbone = {**spec["backbone"], "drop_path": training["drop_path"]}
-    model = build_predictor(backbone, kind_of(spec).outputs, training["pool"], training["feature_norm"])
+    kind = kind_of(spec)
+    if kind.decoder:
+        model = import_module(f"neuropeft.{kind.decoder}").build_predictor(backbone, kind.outputs)
+    else:
+        model = build_predictor(backbone, kind.outputs, training["pool"], training["feature_norm"])
     if encoder_path is not None:
         load_encoder(encoder_path, model.backbone)
     adapt(model, spec["method"], generator)
@@ -240,7 +254,7 @@ def _write(
         "train_subjects": len({row["subject"] for row in sides.train}),
         "train_scans": len(sides.train),
         **{f"chosen_{name}": value for name, value in (choice or {}).items()},
-        "flops_per_sample": training_flops(model, volumes.data.shape[-1], shared.device, held),
+        "flops_per_sample": training_flops(model, model.backbone.takes.size, shared.device, held),
         **run_cost(progress, plan, state.fingerprint, shared.device),
     }
     write_cost(out / "cost.json", cost | {"mfu": share_of_peak(cost)})

@@ -41,9 +41,8 @@ def training_pass(model: nn.Module, scans: Tensor, held: int = 0) -> Callable[[]
     """
     if not isinstance(model, Predictor):
         return lambda: model(scans)
-    # Not by `model.outputs`: its autocast knows no meta device.
     if not held:
-        return lambda: model.head(model.backbone.tokens(scans))
+        return lambda: model.raw(scans)
     with torch.no_grad():
         below = model.backbone.below(scans, held)
     return lambda: model.head(model.backbone.above(below, held))

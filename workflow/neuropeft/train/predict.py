@@ -2,11 +2,14 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
+from neuropeft import layout
 from neuropeft.backbones.checkpoints import read_metadata, read_tensors
 from neuropeft.backbones.heads import Predictor
 from neuropeft.cohorts.splits import TEST, TRAIN, VALIDATION, ZERO_SHOT, take_subset
@@ -16,18 +19,39 @@ from neuropeft.methods.adapt import load_delta
 from neuropeft.progress import track
 from neuropeft.records import check_whole, file_digest, write_record
 from neuropeft.split_names import seed_and_fold, split_name
-from neuropeft.store import open_store
+from neuropeft.store import Store, open_store
 from neuropeft.subsets import Subset
 from neuropeft.tasks.base import COLUMNS
 from neuropeft.train.choices import with_choice
-from neuropeft.train.data import load_volumes, pick_device
+from neuropeft.train.data import Volumes, load_volumes, pick_device
 from neuropeft.train.finetune import make_model
 from neuropeft.train.labels import stored_sessions, with_sessions
 from neuropeft.train.memory import BatchSize
 from neuropeft.train.sources import cell_key, data_sources, differing, kind_of, prediction_sources
-from neuropeft.train.supervised import all_outputs
 
 Rows = Sequence[Mapping[str, Any]]
+
+
+class Shown(NamedTuple):
+    """Scans that a cell predicts.
+
+    Attributes:
+        store: Where they are stored.
+        volumes: What is loaded of it.
+        places: Their rows of `volumes`, [n].
+        scans: Their names, [n].
+        at_once: How many pass through the network at a time.
+        folder: Where label maps go, of a kind that predicts them.
+    """
+
+    store: Store
+    volumes: Volumes
+    places: Tensor
+    scans: list[str]
+    at_once: BatchSize
+    folder: Path
+
+
 Place = tuple[int, int]  # seed and fold
 
 
@@ -51,7 +75,8 @@ def predict(
             zero-shot cohort, of which everybody is.
         out_tsv: The table to write: subset, seed, fold, split (the side), scan_id, subject, session, y and
             score (a probability, or a value in the target's unit); with more than two classes score_0,
-            score_1, ... and prior_0, prior_1, ..., how frequent a class was in training.
+            score_1, ... and prior_0, prior_1, ..., how frequent a class was in training. Of a segmentation,
+            how well each region was found; the label maps go to `layout.label_maps`.
         device: As torch names it; the GPU if there is one.
 
     Raises:
@@ -74,20 +99,18 @@ def predict(
     for path, spec, metadata, model in _models(deltas, encoders, where):
         _check_trained_on(path, spec, metadata, splits, Path(store_dir))
         made_from[cell_key(spec)] = whole[path]
-        training = spec["training"]
-        at_once = at_once or BatchSize(int(training["batch_size"]))
+        at_once = at_once or BatchSize(int(spec["training"]["batch_size"]))
         rows = with_sessions(_rows_of(wanted, spec, path), sessions)
         index = torch.tensor([places[row["scan_id"]] for row in rows], device=where)
-        with torch.inference_mode():
-            outputs = all_outputs(model, volumes, index, training["mixed_precision"], at_once)
-        offset, scale = json.loads(metadata["offset"]), float(metadata["scale"])
-        kind = kind_of(spec)
-        numbers = kind.scores(outputs, offset, scale)
         cell = {key: spec[key] for key in ("subset", "seed", "fold")}
+        folder = layout.label_maps(Path(out_tsv), spec["subset"], split_name(spec["seed"], spec["fold"]))
+        kind, offset = kind_of(spec), json.loads(metadata["offset"])
+        shown = Shown(store, volumes, index, [row["scan_id"] for row in rows], at_once, folder)
+        scores = import_module(f"neuropeft.{kind.learner}").predicted(model, spec, metadata, shown)
         prior = _texts(kind.prior_columns, kind.prior(offset))
         table += [
             {**row, **cell, **_texts(kind.score_columns, score), **prior}
-            for row, score in zip(rows, numbers.tolist(), strict=True)
+            for row, score in zip(rows, scores, strict=True)
         ]
     write_tsv(out_tsv, table, [*COLUMNS, *kind.score_columns, *kind.prior_columns])
     stored, tables = file_digest(Path(store_dir) / "scans.tsv"), [file_digest(path) for path in subjects]

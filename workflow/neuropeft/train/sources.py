@@ -61,13 +61,13 @@ def _kinds(spec: Mapping[str, Any]) -> tuple[str, ...]:
     return (
         backbones.module_of(spec["backbone"]["kind"]),
         *methods.modules_of(spec["method"]),
-        tasks.module_of(spec["task"]["kind"]),
+        *tasks.modules_of(spec["task"]),
     )
 
 
 def kind_of(spec: Mapping[str, Any]) -> "TaskKind":
     """Return the kind of a cell's task."""
-    return tasks.task_kind(spec["task"]["kind"], int(spec["task"]["size"]))
+    return tasks.of_spec(spec["task"])
 
 
 def data_sources(split: Path, scans: Path, subset: Subset, kind: "TaskKind") -> dict[str, str]:
@@ -89,10 +89,13 @@ def _data(
     stored = stored_rows(scans, scans_time)
     sides = read_sides(split, subset, kind, {scan: row["session"] for scan, row in stored.items()})
     both = (sides.train, sides.validation)
-    return {
+    found = {
         "split": digest([[[row["scan_id"], row["y"]] for row in side] for side in both] + [sides.whole]),
         "volumes": digest([[stored[row["scan_id"]]["sha1"] for row in side] for side in both]),
     }
+    if kind.decoder:  # targets are label maps
+        found["labels"] = digest([[stored[row["y"]]["label_sha1"] for row in side] for side in both])
+    return found
 
 
 @cache

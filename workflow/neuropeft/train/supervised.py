@@ -1,8 +1,9 @@
 """What the loop trains of a cell: the losses of labelled scans, and their validation."""
 
+import json
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,6 +22,10 @@ from neuropeft.train.learner import Batch, Learner
 from neuropeft.train.memory import BatchSize, in_batches
 from neuropeft.train.prefetch import TrainingBatches
 from neuropeft.train.sources import kind_of
+
+if TYPE_CHECKING:
+    from neuropeft.train.finetune import Shared
+    from neuropeft.train.predict import Shown
 
 MEASURED = 512  # training scans at most that tell the statistics of features before a validation
 Network = Callable[[Tensor], Tensor]
@@ -95,15 +100,14 @@ def held_layers(training: Mapping[str, Any], model: Predictor) -> int:
 
     Where scans are not changed at random, these are all layers below what is trained.
     """
-    return 0 if read_augmentation(training["augment"]).any else trunk_layers(model)
+    return 0 if read_augmentation(training["augment"]).any or not model.by_tokens else trunk_layers(model)
 
 
-def supervised_learner(
+def learner(
     spec: Mapping[str, Any],
     model: Predictor,
     goal: Objective,
-    volumes: Volumes,
-    places: Mapping[str, int],
+    shared: "Shared",
     sides: Sides,
     steps: int,
 ) -> Learner:
@@ -114,13 +118,13 @@ def supervised_learner(
 
     Args:
         spec: What defines the cell, as `grid.cell_spec` writes it.
-        model: The adapted network, on the device of `volumes`.
+        model: The adapted network, on the device of the volumes.
         goal: The loss.
-        volumes: Scans of the cell's pack.
-        places: {scan_id: row of `volumes`}.
+        shared: What the cells of its pack share: volumes, and the row of each scan.
         sides: Whom it trains and validates on.
         steps: The most steps.
     """
+    volumes, places = shared.volumes, shared.places
     training, seed, device = spec["training"], int(spec["seed"]), volumes.device
     changes, method = read_augmentation(training["augment"]), method_of(spec["method"])
     mixed_precision, at_once = training["mixed_precision"], BatchSize(int(training["batch_size"]))
@@ -195,6 +199,25 @@ def supervised_learner(
         lambda step: method.before_step(model.backbone, spec["method"], step, seed),
         lambda step: method.after_step(model.backbone, spec["method"], step, steps),
     )
+
+
+def predicted(
+    model: Predictor, spec: Mapping[str, Any], metadata: Mapping[str, str], shown: "Shown"
+) -> list[list[float]]:
+    """Return the scores of scans, as their kind of task names its columns.
+
+    Args:
+        model: The network with a cell's delta.
+        spec: What defines the cell.
+        metadata: Of its delta.
+        shown: The scans.
+    """
+    mixed_precision = spec["training"]["mixed_precision"]
+    with torch.inference_mode():
+        outputs = all_outputs(model, shown.volumes, shown.places, mixed_precision, shown.at_once)
+    offset, scale = json.loads(metadata["offset"]), float(metadata["scale"])
+    scores: list[list[float]] = kind_of(spec).scores(outputs, offset, scale).tolist()
+    return scores
 
 
 def _watched(kind: TaskKind, goal: Objective, outputs: Tensor, targets: Array) -> float:

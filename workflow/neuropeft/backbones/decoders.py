@@ -1,0 +1,103 @@
+"""Decoders: from the feature maps of a backbone to logits of every voxel, and the network that has one.
+
+On a vision transformer it is a light UNETR (Hatamizadeh et al. 2022): the tokens of several depths are spread
+to finer grids, by one transposed convolution each, and the scan itself is the finest map. On a CNN it is the
+expanding path of a U-Net (Ronneberger et al. 2015). Norms are those of each scan alone, so that its outputs
+never depend on its neighbours.
+"""
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from neuropeft.backbones.base import MapSpec
+from neuropeft.backbones.build import build_backbone
+from neuropeft.backbones.heads import Predictor
+
+FINEST, MOST = 8, 64  # channels at the resolution of the scan; they double with each halving, up to the most
+SPREAD: Mapping[int, type[nn.ConvTranspose2d | nn.ConvTranspose3d]] = {
+    2: nn.ConvTranspose2d,
+    3: nn.ConvTranspose3d,
+}
+LINEAR = {2: "bilinear", 3: "trilinear"}
+
+
+class UNetDecoder(nn.Module):
+    """Feature maps and the scan itself -> logits of every voxel."""
+
+    def __init__(self, gives: Sequence[MapSpec], channels: int, dims: int, outputs: int) -> None:
+        """Make a decoder; imports MONAI, which takes seconds.
+
+        Args:
+            gives: The maps that it gets, from the first layers of a backbone to the last.
+            channels: Of a scan.
+            dims: Axes of a scan.
+            outputs: Logits of a voxel.
+        """
+        super().__init__()
+        from monai.networks.blocks.convolutions import Convolution
+        from monai.networks.blocks.dynunet_block import UnetBasicBlock
+
+        def block(inputs: int, width: int) -> nn.Module:
+            return UnetBasicBlock(dims, inputs, width, kernel_size=3, stride=1, norm_name="instance")
+
+        wanted = _levels(gives)
+        self.used = list(wanted)
+        widths = [min(MOST, FINEST * 2**level) for level in wanted.values()] + [FINEST]
+        self.image = block(channels, FINEST)
+        self.spread = nn.ModuleList()
+        for (place, level), width in zip(wanted.items(), widths, strict=False):
+            factor = max(1, round(gives[place].stride / 2**level))
+            self.spread.append(SPREAD[dims](gives[place].width, width, factor, factor))
+        self.blocks = nn.ModuleList(
+            block(below + width, width) for below, width in itertools.pairwise(widths)
+        )
+        self.last = Convolution(dims, FINEST, outputs, kernel_size=1, conv_only=True)
+
+    def forward(self, scans: Tensor, maps: Sequence[Tensor]) -> Tensor:
+        """Return logits [B, outputs, *S] of scans [B, C, *S] whose maps [B, width, *grid] a backbone gave."""
+        x, *finer = [spread(maps[place]) for place, spread in zip(self.used, self.spread, strict=True)]
+        for block, skip in zip(self.blocks, (*finer, self.image(scans)), strict=True):
+            x = F.interpolate(x, skip.shape[2:], mode=LINEAR[skip.ndim - 2])
+            x = block(torch.cat([x, skip], dim=1))
+        return self.last(x)
+
+
+def _levels(gives: Sequence[MapSpec]) -> dict[int, int]:
+    """Return which maps are used, the last one first, and how often the resolution of each is halved.
+
+    Maps on one grid, as of a transformer, are spread to a resolution each, deep ones to coarse resolutions.
+    """
+    halvings = [math.ceil(math.log2(one.stride)) for one in gives]
+    if len(set(halvings)) == len(gives):  # a pyramid already
+        return {place: halvings[place] for place in reversed(range(len(gives)))}
+    number = min(halvings[-1], len(gives))
+    places = np.linspace(len(gives) - 1, 0, number).round().astype(int)
+    return {int(place): halvings[-1] - step for step, place in enumerate(places)}
+
+
+class DensePredictor(Predictor):
+    """`backbone` (scans -> feature maps) and `head`, a decoder (scans and maps -> logits of every voxel)."""
+
+    by_tokens = False
+
+    def raw(self, x: Tensor) -> Tensor:
+        """Return the logits [B, outputs, *S] of scans [B, C, *S]."""
+        return self.head(x, self.backbone.maps(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits [B, outputs, *S] of scans [B, C, *S]; autocast is for the decoder, too."""
+        return self.raw(x)
+
+
+def build_predictor(backbone: Mapping[str, Any], outputs: int) -> DensePredictor:
+    """Return a randomly initialised network of `outputs` logits a voxel; see `build.build_predictor`."""
+    network = build_backbone(backbone)
+    takes = network.takes
+    return DensePredictor(network, UNetDecoder(network.gives_maps, takes.channels, takes.dims, outputs))

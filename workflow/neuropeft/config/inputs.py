@@ -104,7 +104,7 @@ class Volume(_Input):
             raise ValueError("`window` must be [lowest, highest]")
         if self.window is not None and self.zscore != "image":
             raise ValueError("with a `window` nothing is z-scored: remove `zscore`")
-        check_no_repeats("labels", self.labels)
+        check_no_repeats("labels", [str(value) for value in self.labels])
         return self
 
     @property

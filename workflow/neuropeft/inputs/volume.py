@@ -11,7 +11,6 @@ from neuropeft.inputs.arrays import resize, zscore
 from neuropeft.inputs.base import Folders, InputKind, Number, Row, Step
 from neuropeft.inputs.io import (
     ScanError,
-    by,
     check_there,
     read_image,
     read_own,
@@ -174,7 +173,7 @@ def _label_map(row: Row, image: nib.Nifti1Image, folders: Folders, settings: Map
     turned = to_ras(data, own.affine)
     shape, wanted = turned.shape, image.shape[:3]
     if shape != wanted:
-        raise ScanError(f"the label map {path} has {by(shape)} voxels, its scan {by(wanted)}: give its own")
+        raise ScanError(f"the label map {path} has {_by(shape)} voxels, its scan {_by(wanted)}: give its own")
     corners = np.array([[0, 0, 0], wanted])
     one, other = (nib.affines.apply_affine(some.affine, corners) for some in (turned, image))
     if (apart := float(np.abs(one - other).max())) > SAME_PLACE_MM:
@@ -188,6 +187,10 @@ def _label_map(row: Row, image: nib.Nifti1Image, folders: Folders, settings: Map
     kept = folders.derivative(row, "desc-own_dseg.nii.gz")
     save_image(kept, data.astype(np.uint8), own.affine)
     return str(kept)
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))
 
 
 STEP = Step("prepare_volumes", _work, ("preproc", "dseg", *Volume.numbers))

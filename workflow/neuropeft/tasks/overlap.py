@@ -25,7 +25,7 @@ class Overlap(NamedTuple):
 def dice(predicted: "Tensor", truth: "Tensor") -> "Tensor":
     """Return the Dice coefficients [B, regions] of [B, regions, *S], true or false; 1 if both are empty."""
     shared, *sizes = [one.flatten(2).sum(2) for one in (predicted & truth, predicted, truth)]
-    both = sum(sizes)
+    both = sizes[0] + sizes[1]
     return (2 * shared + (both == 0)) / both.clamp_min(1)
 
 
@@ -47,9 +47,9 @@ def overlap(
         same = predicted.any() == truth.any()
         diagonal = float(np.linalg.norm(np.array(truth.shape) * np.asarray(voxel_mm)))
         return Overlap(1.0, 0.0, 1.0) if same else Overlap(0.0, diagonal, 0.0)
-    both = [torch.from_numpy(one)[None, None].float() for one in (predicted, truth)]
+    one, other = (torch.from_numpy(region)[None, None].float() for region in (predicted, truth))
     spacing = [float(edge) for edge in voxel_mm]
-    distance = compute_hausdorff_distance(*both, include_background=True, percentile=95, spacing=spacing)
-    surface = compute_surface_dice(*both, [tolerance_mm], include_background=True, spacing=spacing)
+    distance = compute_hausdorff_distance(one, other, include_background=True, percentile=95, spacing=spacing)
+    surface = compute_surface_dice(one, other, [tolerance_mm], include_background=True, spacing=spacing)
     shared = float((predicted & truth).sum())
     return Overlap(2 * shared / float(predicted.sum() + truth.sum()), float(distance), float(surface))

@@ -125,7 +125,9 @@ class Segmentation(TaskKind):
         """Return which voxels of label maps [B, *S] are in each region, [B, regions, *S]."""
         import torch
 
-        of_regions = [sum(labels == value for value in values) > 0 for values in self.regions.values()]
+        of_regions = [
+            torch.stack([labels == value for value in values]).any(0) for values in self.regions.values()
+        ]
         return torch.stack(of_regions, dim=1)
 
     def found(self, probabilities: "Tensor") -> "Tensor":

@@ -148,7 +148,7 @@ def whole_outputs(model: Predictor, x: Tensor, mixed_precision: bool) -> Tensor:
         return forward(x)
     from monai.inferers import sliding_window_inference
 
-    outputs: Tensor = sliding_window_inference(
+    outputs: Any = sliding_window_inference(
         x, (edge,) * dims, len(x), forward, overlap=OVERLAP, mode="gaussian"
     )
     return outputs

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from neuropeft.backbones.base import BATCH_NORMS, Backbone
-from neuropeft.backbones.heads import Predictor
+from neuropeft.backbones.heads import Head, Predictor
 from neuropeft.methods.adapt import delta_state, load_delta, method_of, trunk_layers
 from neuropeft.tasks.base import Array, Objective, TaskKind
 from neuropeft.train.augment import augment, read_augmentation
@@ -124,7 +124,8 @@ def learner(
         sides: Whom it trains and validates on.
         steps: The most steps.
     """
-    volumes, places = shared.volumes, shared.places
+    volumes, places, head = shared.volumes, shared.places, model.head
+    assert isinstance(head, Head), "a kind with a decoder names another module"
     training, seed, device = spec["training"], int(spec["seed"]), volumes.device
     changes, method = read_augmentation(training["augment"]), method_of(spec["method"])
     mixed_precision, at_once = training["mixed_precision"], BatchSize(int(training["batch_size"]))
@@ -164,7 +165,7 @@ def learner(
         model.train(_has_batch_norms(model.backbone))
         with torch.inference_mode():
             tokens = all_outputs(tokens_of, volumes, measured, mixed_precision, at_once)
-        model.head.measure(tokens)
+        head.measure(tokens)
         model.eval()
         return tokens
 
@@ -184,7 +185,7 @@ def learner(
 
         of_first = [sides.train[place] for place in first.tolist()]
         subjects = [row["subject"] for row in of_first]
-        start_from_probe(model.head, kind, tokens, kind.array(row["y"] for row in of_first), subjects, goal)
+        start_from_probe(head, kind, tokens, kind.array(row["y"] for row in of_first), subjects, goal)
     if method.wants_gradients(spec["method"]):
         everyone = torch.arange(count, device=rows.device)
         found = summed_gradients(model, unchanged_loss, everyone, at_once)

@@ -19,7 +19,7 @@ NOTE = (
 )
 GUESSING = "Guessing has an AUC of 0.5, and the frequency of the label as its average precision."
 OF_REGIONS = (
-    "Of a segmentation, labels are regions. Of two empty regions Dice and surface Dice are 1 and HD95 is 0; if "
+    "Labels of a segmentation are regions. Of two empty ones Dice and surface Dice are 1 and HD95 is 0; if "
     "only one is empty, they are 0, and HD95 is the diagonal of the image."
 )
 

@@ -1,9 +1,9 @@
 """Decoders: from the feature maps of a backbone to logits of every voxel, and the network that has one.
 
-On a vision transformer it is a light UNETR (Hatamizadeh et al. 2022): the tokens of several depths are spread
-to finer grids, by one transposed convolution each, and the scan itself is the finest map. On a CNN it is the
-expanding path of a U-Net (Ronneberger et al. 2015). Norms are those of each scan alone, so that its outputs
-never depend on its neighbours.
+On a vision transformer in 3D it is a light UNETR (Hatamizadeh et al. 2022): the tokens of several depths are
+spread to finer grids, by one transposed convolution each, and the scan itself is the finest map. On a CNN it
+is the expanding path of a U-Net (Ronneberger et al. 2015), on a transformer in 2D a UPerNet. Norms are those
+of each scan alone, so that its outputs never depend on its neighbours.
 """
 
 import itertools
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from neuropeft.backbones.base import MapSpec
 from neuropeft.backbones.build import build_backbone
+from neuropeft.backbones.decoders_2d import UPerNet
 from neuropeft.backbones.heads import Predictor
 
 FINEST, MOST = 8, 64  # channels at the resolution of the scan; they double with each halving, up to the most
@@ -99,5 +100,8 @@ class DensePredictor(Predictor):
 def build_predictor(backbone: Mapping[str, Any], outputs: int) -> DensePredictor:
     """Return a randomly initialised network of `outputs` logits a voxel; see `build.build_predictor`."""
     network = build_backbone(backbone)
-    takes = network.takes
-    return DensePredictor(network, UNetDecoder(network.gives_maps, takes.channels, takes.dims, outputs))
+    takes, maps = network.takes, network.gives_maps
+    flat = takes.dims == 2 or network.gives.by_slice
+    if flat and len({one.stride for one in maps}) == 1:
+        return DensePredictor(network, UPerNet(maps[0].width, outputs, len(maps)))
+    return DensePredictor(network, UNetDecoder(maps, takes.channels, takes.dims, outputs))

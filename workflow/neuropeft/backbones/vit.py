@@ -5,6 +5,7 @@ block with qkv biases, non-overlapping patches by a strided convolution, sin-cos
 learnt, a final LayerNorm, and the mean over tokens as the feature of a scan.
 """
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
@@ -14,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from neuropeft.backbones.base import CONVOLUTIONS, SIZE, Backbone, FeatureSpec, InputSpec, MapSpec
+from neuropeft.backbones.base import CONVOLUTIONS, SIZE, Backbone, FeatureSpec, InputSpec, MapSpec, quarters
 from neuropeft.errors import UserError
 
 POSITION_TEMPERATURE = 10000.0
@@ -236,9 +237,9 @@ class ViT(Backbone):
         self.config = config
         self.takes = InputSpec(config.DIMS, channels, config.image_size)
         self.gives = FeatureSpec(config.width, (config.grid,) * config.DIMS)
-        quarters = {-(-config.depth * quarter // 4) for quarter in (1, 2, 3)} - {config.depth}
-        self.mapped = sorted(quarters)  # the blocks, from 0, whose inputs are feature maps, as in UNETR
-        self.gives_maps = (MapSpec(config.width, config.patch_size),) * (len(quarters) + 1)
+        # The blocks, from 0, whose inputs are feature maps, as in UNETR.
+        self.mapped = sorted({last + 1 for last in quarters(config.depth)} - {config.depth})
+        self.gives_maps = (MapSpec(config.width, config.patch_size),) * (len(self.mapped) + 1)
         self.layer_count = config.depth + 1  # the blocks, and the final norm
         width, patch = config.width, config.patch_size
         hidden = int(width * config.mlp_ratio)
@@ -270,9 +271,10 @@ class ViT(Backbone):
         finally:
             for hook in hooks:
                 hook.remove()
+        gives, seen = self.gives, math.prod(self.gives.seen)
         # The class token and prompts come before those of places.
-        own = [tokens[:, -self.gives.places :] for tokens in found]
-        return [tokens.transpose(1, 2).unflatten(2, self.gives.grid) for tokens in own]
+        own = [tokens[:, -seen:].reshape(-1, gives.places, gives.width) for tokens in found]
+        return [tokens.transpose(1, 2).unflatten(2, gives.grid) for tokens in own]
 
     def embed(self, x: Tensor) -> Tensor:
         """Return the tokens [B, extra + places, width] of scans [B, C, *S], positions added."""

@@ -113,12 +113,13 @@ def test_the_ixi_run_dry_runs(tmp_path, monkeypatch):
 
 def images_table(path, **columns):
     """Make a table of empty images; the values of each column alternate."""
-    path.parent.mkdir(parents=True)
-    lines = [",".join(["path", "subject", *columns])]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    mark = "," if path.suffix == ".csv" else "\t"
+    lines = [mark.join(["path", "subject", *columns])]
     for number in range(300):
         (path.parent / f"{number}.png").touch()
         values = (str(values[number % len(values)]) for values in columns.values())
-        lines.append(",".join([f"{number}.png", f"s{number}", *values]))
+        lines.append(mark.join([f"{number}.png", f"s{number}", *values]))
     path.write_text("\n".join(lines) + "\n")
 
 
@@ -133,8 +134,7 @@ def test_the_configurations_of_images_dry_run(tmp_path, monkeypatch, name):
     for block in config["grid"]:
         block |= {"seeds": [0], "methods": block["methods"][:2]}
     for variable in re.findall(r"\$(\w+)", yaml.safe_dump(config)):
-        file = "images.csv" if variable.endswith("TABLE") else ""
-        monkeypatch.setenv(variable, str(tmp_path / "data" / variable / file))
+        monkeypatch.setenv(variable, str(tmp_path / "data" / variable))
     for start in config["pretraining"].values():
         weights = Path(os.path.expandvars(start["weights"]))
         weights.parent.mkdir(parents=True, exist_ok=True)

@@ -191,9 +191,7 @@ def test_a_changed_method_changes_its_own_cells_only(paper):
 def test_what_cannot_be_is_skipped_and_told(paper):
     lines = grid.skipped(paper)
     assert "lora on densenet121 needs linear, which the backbone does not provide" in lines
-    reason = (
-        "full on densenet121 cannot start from mae_ukb: that needs tokens, which the backbone does not pr"
-    )
+    reason = "full on densenet121 cannot start from mae_ukb: that needs tokens of whole scans, which the back"
     assert any(line.startswith(reason) for line in lines)
     assert len(lines) == len(set(lines)) == 4, "attention and layernorm too, however many blocks list them"
     alone = paper.grid[0].model_copy(update={"backbones": ["vit_b"], "pretraining": []})

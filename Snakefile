@@ -44,6 +44,7 @@ rule all:
     input:
         TABLES,
         FIGURES,
+        DIAGNOSTICS,
         layout.REPORT,
         expand(layout.QC_PAGE, cohort=JOBS.scanned),
         expand(layout.SIMULATED_PARTICIPANTS, cohort=JOBS.simulated),

@@ -33,10 +33,41 @@ def test_a_run_ends_with_tables_figures_and_qc(finished):
     methods = {row["method"] for row in scores}
     assert tasks == {"ad", "age"}
     assert {"scratch", "lora"} <= methods
-    for name in ("table1", "table2", "table3", "table4", "subsets", "flow", "ranks", "costs", "search"):
+    tables = (
+        "table1",
+        "table2",
+        "table3",
+        "table4",
+        "subsets",
+        "flow",
+        "comparisons",
+        "ranks",
+        "across_tasks",
+        "learning_curves",
+        "scans_to_match",
+        "costs",
+        "search",
+        "calibration",
+        "subgroups",
+        "age_matched",
+        "brain_age",
+        "brain_age_bins",
+    )
+    for name in tables:
         for kind in ("csv", "md", "tex", "html"):
             assert (finished / f"results/tables/{name}.{kind}").stat().st_size > 0
-    for name in ("figure1", "figure2", "figure3", "figure4", "losses_pretraining", "losses_finetuning"):
+    figures = (
+        "figure1",
+        "figure2",
+        "figure3",
+        "figure4",
+        "ranks",
+        "losses_pretraining",
+        "losses_finetuning",
+        "reliability",
+        "age_errors",
+    )
+    for name in figures:
         for kind in ("png", "svg", "pdf"):
             assert (finished / f"results/figures/{name}.{kind}").stat().st_size > 0
     assert (finished / "results/qc/SimA/index.html").exists()
@@ -116,7 +147,7 @@ def test_a_changed_method_runs_its_own_cells_only(finished):
 def test_another_figure_fraction_trains_nothing(finished):
     config = copy.deepcopy(RUN)
     config["figures"]["tradeoff_fraction"] = 50
-    assert set(dry_run(finished, config)) == {"all", "tables", "figures", "report"}
+    assert set(dry_run(finished, config)) == {"all", "tables", "figures", "diagnostics", "report"}
 
 
 def test_another_task_preprocesses_and_retrains_nothing(finished):

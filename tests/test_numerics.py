@@ -98,11 +98,16 @@ CHANGED: dict[str, set[str]] = {
     "evaluate/probes.py": {"probes"},
     "tasks/multilabel.py": set(),  # of a kind that no task of this configuration has
     "tasks/linear.py": {"controls", "probes", "finetune", "predict"},
-    "evaluate/bootstrap.py": {"score", "tables", "report"},
-    "evaluate/compare.py": {"tables", "report"},
+    "evaluate/bootstrap.py": {"score", "tables", "figures", "diagnostics", "report"},
+    "evaluate/compare.py": {"tables", "figures", "diagnostics", "report"},
+    "evaluate/across.py": {"tables", "figures"},
+    "evaluate/learning.py": {"tables"},
+    "publish/comparison_table.py": {"tables"},
+    "evaluate/calibration.py": {"diagnostics"},
+    "evaluate/people.py": {"diagnostics"},
     "publish/curves.py": {"figures"},
     "publish/score_tables.py": {"tables"},
-    "publish/labels.py": {"tables", "figures", "report"},
+    "publish/labels.py": {"tables", "figures", "diagnostics", "report"},
     "publish/report/page.py": {"report"},
 }
 

@@ -7,6 +7,7 @@ import pytest
 
 from neuropeft.config.read import read_config
 from neuropeft.contenders import contenders
+from neuropeft.evaluate.compare import compare
 from neuropeft.evaluate.scores import Score
 from neuropeft.publish.label_table import label_scores, label_sheet
 from neuropeft.publish.labels import metric_name
@@ -61,7 +62,7 @@ def lines_of(sheet, *names):
 
 
 def test_methods_stand_over_full_fine_tuning_as_published(scores):
-    sheet = subset_sheet(CONFIG, scores)
+    sheet = subset_sheet(CONFIG, scores, compare(scores))
     lora = lines_of(sheet, "2D ViT-B", "mae", "lora_4")
     column = "nih, macro AUC 1 %"
     assert lora["mean (SD)"][column] == "0.7000 (0.0000)"
@@ -80,13 +81,13 @@ def test_a_difference_within_noise_is_marked(scores):
         score if score.contender.is_reference else Score(**{**vars(score), "draws": score.draws[::-1]})
         for score in scores
     ]
-    lora = lines_of(subset_sheet(CONFIG, noisy), "2D ViT-B", "mae", "lora_32")
+    lora = lines_of(subset_sheet(CONFIG, noisy, compare(noisy)), "2D ViT-B", "mae", "lora_32")
     assert lora["over full"]["rsna, AUC 100 %"].startswith("+0.020 = (-")
 
 
 def test_subsets_of_one_size_leave_the_table_empty_in_words(scores):
     whole = [score for score in scores if score.contender.subset.size == 100]
-    assert subset_sheet(CONFIG, whole).caption == "Empty: no task has several subsets."
+    assert subset_sheet(CONFIG, whole, []).caption == "Empty: no task has several subsets."
 
 
 def test_each_label_has_its_lines_under_its_name():

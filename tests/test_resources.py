@@ -110,7 +110,8 @@ def probing(job: Job, attempt: int) -> int:
 DEFAULT = ("cpu", 1, 0, scaled(4000), scaled(60))
 ASKED = {
     **dict.fromkeys(("simulate_scans", "simulate_tables", "list_excluded", "split", "check_leaks"), DEFAULT),
-    **dict.fromkeys(("check_pretraining", "parameter_counts", "tables", "figures", "report"), DEFAULT),
+    **dict.fromkeys(("check_pretraining", "parameter_counts", "tables", "figures"), DEFAULT),
+    **dict.fromkeys(("diagnostics", "report"), DEFAULT),
     "n4_bias_correction": ("cpu", 1, 0, scaled(4000), per_chunk(1.0)),
     "skull_strip": ("cpu", 1, 0, scaled(8000), per_chunk(0.5)),
     "register_to_template": ("cpu", 1, 0, scaled(4000), per_chunk(0.5)),

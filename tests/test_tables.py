@@ -103,15 +103,36 @@ def test_scores_csv_holds_the_collected_numbers(results):
         else:
             assert row["mean"] == row["ci_low"] == "n/a"
         told = [row[name] for name in ("reference", "difference", "difference_ci_low", "difference_ci_high")]
+        judged = [row[name] for name in ("p", "p_holm", "verdict", "within_noise")]
         if (one := comparisons.get(id(score))) is None:
-            assert {*told, row["within_noise"]} == {"n/a"}
+            assert {*told, *judged} == {"n/a"}
         else:
             numbers = (one.difference, one.ci_low, one.ci_high)
             assert told == [one.reference, *(f"{number:.6g}" for number in numbers)]
-            assert row["within_noise"] == str(int(numbers[1] <= 0 <= numbers[2]))
-    assert {row["within_noise"] for row in rows} == {"0", "1", "n/a"}
+            noise = one.verdict == "within noise"
+            assert judged == [f"{one.p:.6g}", f"{one.p_holm:.6g}", one.verdict, str(int(noise))]
+    assert {row["verdict"] for row in rows} >= {"worse", "within noise", "n/a"}
     assert {row["trainable"] for row in rows if row["method"] == "lora"} == {"1181186", "295682"}
     assert {row["trainable"] for row in rows if row["backbone"] == "control"} == {"n/a"}
+
+
+def test_comparisons_stand_beside_their_reference_and_are_marked_in_table3(results):
+    rows = rows_of(
+        results, "comparisons.csv", task="ad", cohort="OASIS", metric="brier", subset="fraction-100"
+    )
+    by_method = {row["method"]: row for row in rows if row["backbone"] == "vit_b"}
+    assert by_method["full"]["verdict"] == "reference"
+    assert by_method["scratch"]["verdict"] == "worse"
+    assert by_method["probe_mean"]["tie_group"] == "n/a", "a probe is no method"
+    lines = [line for line in text(results, "comparisons.md").splitlines() if "| OASIS, zero-shot" in line]
+    of_whole = [line for line in lines if "| 100 % |" in line]
+    assert "Full fine-tune | 0." in of_whole[0] or "Attention fine-tune | 0." in of_whole[0], "the best first"
+    assert not [line for line in lines if "Control" in line or "Frozen" in line]
+    shown = wide(results, "table3.md", "ad", "Brier", "OASIS", "mean")
+    marks = {"better": "+", "worse": "-", "within noise": "="}
+    for method, label in (("scratch", "Scratch"), ("attention", "Attention fine-tune")):
+        assert shown[f"ViT-B {label}"].endswith(f") {marks[by_method[method]['verdict']]}")
+    assert shown["ViT-B Full fine-tune"].endswith(")")
 
 
 def test_table3_shows_mean_sd_interval_and_seeds(results):

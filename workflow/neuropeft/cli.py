@@ -247,3 +247,7 @@ def _add_evaluation(verb: Verb) -> None:
         drawn = verb(name, run)
         drawn.add_argument("--config-json", required=True)
         _paths(drawn, "--out")
+
+    diagnostics = verb("diagnostics", verbs.diagnostics)
+    diagnostics.add_argument("--config-json", required=True)
+    _paths(diagnostics, "--tables", "--figures")

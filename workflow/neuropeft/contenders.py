@@ -27,7 +27,7 @@ CONTROLS = {
     "age_sex": "age + sex, except the target",
     "ridge_voxels": "linear model on voxels",
 }
-REFERENCE_KIND = "full"  # what others are compared with
+REFERENCE_KIND = "full"  # what others are compared with, unless `statistics.reference` names a method
 
 Line = tuple[str, str, str]  # backbone, pretraining, method: a column of tables, a curve
 
@@ -141,7 +141,7 @@ def _of_cells(
     config: Config, starts: Mapping[str, set[str]], group: Group, seeds: tuple[int, ...]
 ) -> Contender:
     _, backbone, start, method, _ = group
-    settings = config.methods[method]
+    settings, named = config.methods[method], config.statistics.reference
     label = settings.label_of(method)
     if settings.shuffle_labels:
         label = f"{settings.kind} on shuffled labels"
@@ -154,7 +154,8 @@ def _of_cells(
         name=label + _from_start(starts, backbone, start),
         short=label.removesuffix(" fine-tune"),
         is_control=settings.shuffle_labels,
-        is_reference=settings.kind == REFERENCE_KIND and not settings.shuffle_labels,
+        is_reference=not settings.shuffle_labels
+        and (method == named if named else settings.kind == REFERENCE_KIND),
         place=(
             2 if settings.shuffle_labels else 0,
             list(config.backbones).index(backbone),

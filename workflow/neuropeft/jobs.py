@@ -362,6 +362,23 @@ class Jobs:
             return [layout.PROBES.of(**one._asdict(), split=split) for split in self.splits(first.task)]
         return [layout.CONTROLS.of(task=first.task, split=split) for split in self.splits(first.task)]
 
+    def diagnosed(self, wildcards: Any) -> list[str]:
+        """Return what tells how subjects are predicted: predictions, labels, splits, scores of controls."""
+        predictions = [
+            layout.PREDICTIONS.of(**dict(zip(Cell._fields, base, strict=False)), cohort=cohort)
+            for base in grid.bases(self.config)
+            for cohort in self.task_cohorts(base[0])
+        ]
+        people = [
+            file
+            for task in self.tasks
+            for file in (*self.task_labels(task), *self.split_files(task, self.splits(task)))
+        ]
+        controls = [
+            layout.SCORES.of(scored=scored) for scored in self.scored if scored.startswith("controls/")
+        ]
+        return [*predictions, *people, *controls]
+
     def score_spec(self, wildcards: Any) -> str:
         """Return what the scores of contenders that are scored together depend on, as JSON."""
         return json.dumps(contenders.score_spec(self.config, self.scored[wildcards.scored]), sort_keys=True)

@@ -363,6 +363,15 @@ def report(options: argparse.Namespace) -> None:
     write_report(Config.model_validate_json(options.config_json), RESULTS, options.out)
 
 
+def diagnostics(options: argparse.Namespace) -> None:
+    """Write what predictions say of subjects."""
+    from neuropeft.config import Config
+    from neuropeft.publish.diagnostics import write_diagnostics
+
+    config = Config.model_validate_json(options.config_json)
+    write_diagnostics(config, RESULTS, options.tables, options.figures)
+
+
 def config_of(options: argparse.Namespace, base: Path | None = None) -> "Config":
     """Return the configuration of the files named, merged in their order."""
     from neuropeft.config.read import read_config

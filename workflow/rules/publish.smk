@@ -1,14 +1,14 @@
 # Tables and figures: everything here derives from stored scores and costs.
 
+COMPARED = ("subsets", "comparisons", "ranks", "across_tasks", "learning_curves", "scans_to_match")
 TABLE_NAMES = [
     "scores.csv",
     *(
         f"{name}.{kind}"
         for name in (
             *(f"table{number}" for number in (1, 2, 3, 4)),
-            "subsets",
+            *COMPARED,
             "flow",
-            "ranks",
             "costs",
             *(["search"] if CONFIG.training.search else []),
             *(["labels"] if any(task.part_names for task in CONFIG.tasks.values()) else []),
@@ -24,6 +24,7 @@ FIGURE_NAMES = [
             "figure2",
             "figure3",
             "figure4",
+            "ranks",
             "losses_pretraining",
             "losses_finetuning",
             *(f"reconstructions_{'_'.join(pair)}" for pair in grid.autoencoded(CONFIG)),
@@ -32,6 +33,19 @@ FIGURE_NAMES = [
     ),
     "losses_pretraining.csv",
     "losses_finetuning.csv",
+]
+# Of subjects, from predictions.
+DIAGNOSTICS = [
+    *(
+        layout.TABLE.of(name=f"{name}.{kind}")
+        for name in ("calibration", "subgroups", "age_matched", "brain_age", "brain_age_bins")
+        for kind in ("csv", "md", "tex", "html")
+    ),
+    *(
+        layout.FIGURE.of(name=f"{name}.{kind}")
+        for name in ("reliability", "age_errors")
+        for kind in ("png", "svg", "pdf")
+    ),
 ]
 TABLES = [layout.TABLE.of(name=name) for name in TABLE_NAMES]
 FIGURES = [layout.FIGURE.of(name=name) for name in FIGURE_NAMES]
@@ -99,6 +113,7 @@ rule report:
     input:
         TABLES,
         FIGURES,
+        DIAGNOSTICS,
         expand(layout.QC_TABLE, cohort=JOBS.scanned),
         results=JOBS.result_files,
         templates=expand(
@@ -118,3 +133,27 @@ rule report:
         "Writing the report"
     shell:
         "python -m neuropeft report --config-json {params.config:q} --out {output} > {log} 2>&1"
+
+
+rule diagnostics:
+    input:
+        JOBS.diagnosed,
+    output:
+        [
+            report(file, category="Subjects") if file.endswith((".csv", ".png")) else file
+            for file in DIAGNOSTICS
+        ],
+    log:
+        "results/logs/diagnostics.log",
+    conda:
+        "../../envs/report.yaml"
+    params:
+        code=lambda wildcards: JOBS.published_code("publish.diagnostics"),
+        config=lambda wildcards: CONFIG.model_dump_json(),
+        tables=lambda wildcards, output: os.path.dirname(output[0]),
+        figures=lambda wildcards, output: os.path.dirname(output[-1]),
+    message:
+        "Looking at groups of subjects: calibration, sex, age"
+    shell:
+        "python -m neuropeft diagnostics --config-json {params.config:q} --tables {params.tables}"
+        " --figures {params.figures} > {log} 2>&1"

@@ -1,4 +1,4 @@
-"""What the grid combines, and choices of the figures."""
+"""What the grid combines, and choices of the figures and of the statistics."""
 
 from typing import Annotated
 
@@ -40,4 +40,20 @@ class Figures(Model):
         default=[],
         description="backbones of table and figure 3 (the first) and of table 4 and figure 2 (the others); "
         "all further ones stand beside them. Those that start from pretrained weights, if absent",
+    )
+
+
+class Statistics(Model):
+    """Choices of the statistics."""
+
+    reference: Name | None = Field(
+        default=None,
+        description="the method that others are compared with; full fine-tuning, if absent",
+    )
+    equivalence: float = Field(
+        default=0.01,
+        gt=0,
+        lt=1,
+        description="across tasks, differences up to this are practically none: of an AUC, or of an error "
+        "over that of predicting the mean",
     )

@@ -9,7 +9,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from neuropeft.config.backbones import Backbone
 from neuropeft.config.base import Model, Name
 from neuropeft.config.cohorts import Cohort, Preprocessing
-from neuropeft.config.grid import Block, Figures
+from neuropeft.config.grid import Block, Figures, Statistics
 from neuropeft.config.methods import Combined, Method
 from neuropeft.config.pretraining import ImportedWeights, KeptEncoder, Pretraining, Trained
 from neuropeft.config.search import OF_TRAINING, RELATIVE, extremes
@@ -35,6 +35,7 @@ class Config(Model):
     )
     grid: list[Block] = Field(min_length=1)
     figures: Figures = Figures()
+    statistics: Statistics = Statistics()
 
     @field_validator("pretraining")
     @classmethod
@@ -101,6 +102,8 @@ class Config(Model):
                 known = [*getattr(self, key), "none"] if key == "pretraining" else getattr(self, key)
                 _known(f"grid.{index}.{key}", getattr(block, key), known)
         _known("figures.backbones", self.figures.backbones, {b for one in self.grid for b in one.backbones})
+        if self.statistics.reference is not None:
+            _known("statistics.reference", [self.statistics.reference], self.methods)
         for name, backbone in self.backbones.items():
             backbone.check_size(f"backbones.{name}", self.preprocessing.size)
         return self

@@ -1,9 +1,10 @@
-"""Resampling of subjects: draws of metrics, and the intervals that they give."""
+"""Resampling of subjects and seeds: draws of metrics, and the intervals that they give."""
 
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from neuropeft.evaluate.fast_draws import metric_draws
 from neuropeft.tasks.base import Array, TaskKind
 
 DRAWS = 2000
@@ -40,22 +41,35 @@ def percentile_interval(values: Array, level: float = 0.95) -> tuple[float, floa
 
 
 def bootstrap_draws(
-    kind: TaskKind, runs: Sequence[tuple[Array, Array, Array]], draws: int = DRAWS, seed: int = 0
+    kind: TaskKind,
+    runs: Sequence[tuple[Array, Array, Array]],
+    draws: int = DRAWS,
+    seed: int = 0,
+    seeds: int = 1,
 ) -> dict[str, Array]:
-    """Draws of the mean of each metric over runs, under resampling of subjects.
+    """Draws of the mean of each metric over runs, under resampling of subjects and of seeds.
 
     Args:
         kind: what was predicted.
-        runs: (y, score, rule) of each run, as `TaskKind.measure` takes them, subjects in the same order.
+        runs: (y, score, rule) of each run, as `TaskKind.measure` takes them, subjects in the same order;
+            those of a seed together.
         draws: number of resamples; each resample takes the same subjects for all runs.
-        seed: seed of the resampling.
+        seed: seed of the resampling; methods of as many subjects and seeds meet the same draws of both.
+        seeds: how many seeds there are, of as many runs each.
 
     Returns:
         Metric name to [draws]; give it to `percentile_interval`.
     """
-    pieces: dict[str, list[Array]] = {metric.name: [] for metric in (*kind.metrics, *kind.parts)}
+    metrics = (*kind.metrics, *kind.parts)
+    pieces: dict[str, list[Array]] = {metric.name: [] for metric in metrics}
+    finite = all(np.isfinite(score).all() for _, score, _ in runs)
     for weights in resamples(len(runs[0][0]), draws, seed):
-        measured = [kind.measure(y, score, rule, weights) for y, score, rule in runs]
-        for name, drawn in pieces.items():
-            drawn.append(np.mean([values[name] for values in measured], axis=0))
-    return {name: np.concatenate(drawn) for name, drawn in pieces.items()}
+        for metric in metrics:
+            undefined = np.full((len(runs), len(weights)), np.nan)
+            pieces[metric.name].append(metric_draws(metric, runs, weights) if finite else undefined)
+    taken = np.random.default_rng((seed, 1)).multinomial(seeds, [1 / seeds] * seeds, size=draws).T / seeds
+    found = {}
+    for name, of_metric in pieces.items():
+        of_runs = np.concatenate(of_metric, axis=1)  # [runs, draws]
+        found[name] = (of_runs.reshape(seeds, -1, draws).mean(axis=1) * taken).sum(axis=0)
+    return found

@@ -1,14 +1,24 @@
-"""Paired comparisons: is a method's difference from full fine-tuning within noise?"""
+"""Paired comparisons: is a method's difference from the reference within noise, and which methods are tied?
 
+A p-value is that of a t test whose standard error is the SD of the paired bootstrap draws. It has no floor,
+as the share of draws beyond 0 has, and so can survive Holm's correction for many methods.
+"""
+
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+from scipy.stats import t
 
 from neuropeft.contenders import NO_BACKBONE
 from neuropeft.evaluate.bootstrap import percentile_interval
 from neuropeft.evaluate.scores import Score
 from neuropeft.grid import NO_PRETRAINING
+from neuropeft.tasks.base import Array
+
+ALPHA = 0.05
+BETTER, WORSE, WITHIN_NOISE = "better", "worse", "within noise"
 
 
 @dataclass(frozen=True)
@@ -19,8 +29,11 @@ class Comparison:
         score: what is compared.
         reference: name of the reference method.
         difference: mean over seeds of the score minus that of the reference, in the metric's unit.
-        ci_low: lower end of the paired 95 % bootstrap interval over subjects.
+        ci_low: lower end of the paired 95 % bootstrap interval over subjects and seeds.
         ci_high: its upper end.
+        p: two-sided p-value of the difference.
+        p_holm: the same, corrected for all that is compared in the task by this metric (Holm 1979); methods,
+            probes and controls apart.
     """
 
     score: Score
@@ -28,32 +41,89 @@ class Comparison:
     difference: float
     ci_low: float
     ci_high: float
+    p: float
+    p_holm: float = math.nan
+
+    @property
+    def verdict(self) -> str:
+        """Whether the score is better, worse, or within noise of the reference."""
+        if not self.p_holm < ALPHA:
+            return WITHIN_NOISE
+        return BETTER if (self.difference > 0) == self.score.higher_is_better else WORSE
 
     @property
     def within_noise(self) -> bool:
-        """Whether the interval holds 0."""
-        return self.ci_low <= 0 <= self.ci_high
+        """Whether the difference is not shown to be more than noise."""
+        return self.verdict == WITHIN_NOISE
 
 
 def compare(scores: Sequence[Score]) -> list[Comparison]:
-    """Compare every score with full fine-tuning from the same weights, on the same resampled subjects.
+    """Compare every score with the reference method from the same weights, on the same resampled subjects.
 
-    Of several methods of kind full the first is the reference, and itself compared with nothing.
-    Scratch and controls, which start from no weights, meet the first full fine-tune of their place. Only
-    complete scores with the same seeds and subjects are compared. The intervals reflect the subjects that
-    were drawn for testing, not the choice of seeds, and are not adjusted for their number.
+    Of several reference methods the first is meant, and itself compared with nothing.
+    Scratch and controls, which start from no weights, meet the first reference of their place; a reference
+    that starts from no weights, such as scratch, serves where there is none from the same weights. Only
+    complete scores with the same seeds and subjects are compared. Intervals are not adjusted for their
+    number, the verdicts are.
     """
     references: dict[tuple[object, ...], list[Score]] = {}
     for score in scores:
         if score.contender.is_reference:
             references.setdefault(_where(score), []).append(score)
+    for there in references.values():
+        there.sort(key=lambda score: score.contender.pretraining == NO_PRETRAINING)
     compared = []
     for score in scores:
         there = references.get(_where(score), [])
         reference = next((other for other in there if _same_place(score, other)), score)
         if reference is not score and _comparable(score, reference):
             compared.append(_compare(score, reference))
-    return compared
+    return _corrected(compared)
+
+
+def tie_groups(scores: Sequence[Score]) -> dict[int, int]:
+    """Return the tie group, from 1, of each method among those of its task, cohort, subset and metric, by id.
+
+    The best method and all that are not shown to be worse (Holm) are group 1; the best of the others, and
+    those not shown to be worse than it, group 2, and so on. Methods that lack seeds have no group.
+    """
+    groups: dict[int, int] = {}
+    places: dict[tuple[object, ...], list[Score]] = {}
+    for score in scores:
+        if score.contender.is_method and score.complete and score.draws is not None:
+            places.setdefault((*_where(score), score.subjects), []).append(score)
+    for place in places.values():
+        left = sorted(place, key=lambda score: -score.mean if score.higher_is_better else score.mean)
+        number = 0
+        while left:
+            number += 1
+            best, *others = left
+            p = holm([_compare(other, best).p for other in others])
+            tied = [best, *(other for other, one in zip(others, p, strict=True) if one >= ALPHA)]
+            groups |= {id(score): number for score in tied}
+            left = [score for score in left if id(score) not in groups]
+    return groups
+
+
+def holm(p: Sequence[float]) -> Array:
+    """Return p-values corrected for their number (Holm 1979), in the order given."""
+    order = np.argsort(p)
+    corrected = np.empty(len(order))
+    stepped = np.asarray(p, float)[order] * np.arange(len(order), 0, -1)
+    corrected[order] = np.maximum.accumulate(stepped).clip(max=1)
+    return corrected
+
+
+def _corrected(compared: Sequence[Comparison]) -> list[Comparison]:
+    families: dict[tuple[object, ...], list[int]] = {}
+    for place, one in enumerate(compared):
+        contender = one.score.contender
+        families.setdefault((contender.task, one.score.metric, contender.is_method), []).append(place)
+    found = list(compared)
+    for family in families.values():
+        for place, p in zip(family, holm([compared[place].p for place in family]), strict=True):
+            found[place] = replace(compared[place], p_holm=float(p))
+    return found
 
 
 def _where(score: Score) -> tuple[object, ...]:
@@ -62,10 +132,11 @@ def _where(score: Score) -> tuple[object, ...]:
 
 def _same_place(score: Score, reference: Score) -> bool:
     one, other = score.contender, reference.contender
-    return one.backbone in (other.backbone, NO_BACKBONE) and one.pretraining in (
+    same_start = one.pretraining == other.pretraining or NO_PRETRAINING in (
+        one.pretraining,
         other.pretraining,
-        NO_PRETRAINING,
     )
+    return same_start and one.backbone in (other.backbone, NO_BACKBONE)
 
 
 def _comparable(score: Score, reference: Score) -> bool:
@@ -82,11 +153,20 @@ def _compare(score: Score, reference: Score) -> Comparison:
     assert score.draws is not None
     assert reference.draws is not None
     differences = score.draws.astype(np.float64) - reference.draws
+    difference = score.mean - reference.mean
     low, high = percentile_interval(differences)
-    return Comparison(
-        score,
-        "/".join(reference.contender.line),
-        score.mean - reference.mean,
-        low,
-        high,
-    )
+    p = p_value(difference, differences, score.n)
+    return Comparison(score, "/".join(reference.contender.line), difference, low, high, p)
+
+
+def p_value(difference: float, draws: Array, subjects: int | None = None) -> float:
+    """Return the two-sided p of a difference, by the SD of its draws [draws] over `subjects`, if known."""
+    defined = draws[np.isfinite(draws)]
+    if len(defined) < 2 or subjects == 1:
+        return 1.0
+    freedom = math.inf if subjects is None else subjects - 1
+    # The bootstrap's variance is that of n subjects, not of n - 1.
+    error = float(np.std(defined)) * math.sqrt(1 + 1 / freedom)
+    if error == 0:
+        return 1.0 if difference == 0 else 0.0
+    return float(2 * t.sf(abs(difference) / error, freedom))

@@ -1,6 +1,7 @@
 """What cells cost: their cost.json files, beside the cells that are not there yet."""
 
 import json
+import statistics
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from neuropeft.config import Config
 from neuropeft.errors import UserError
 from neuropeft.grid import Cell, Group, cells
 from neuropeft.records import AGAIN
+from neuropeft.subsets import Subset
 
 Costs = Mapping[Cell, dict[str, Any] | None]
 
@@ -79,3 +81,18 @@ def trainable_parameters(costs: Costs) -> dict[Group, int]:
         for cell, cost in costs.items()
         if cost is not None and cost.get("trainable") is not None
     }
+
+
+def subset_sizes(costs: Costs, task: str, counted: str) -> dict[Subset, int]:
+    """Return how many training subjects, or scans, the cells of each subset of a task have had.
+
+    Args:
+        costs: the costs of all cells.
+        task: name of the task.
+        counted: `train_subjects` or `train_scans`.
+    """
+    found: dict[Subset, list[int]] = {}
+    for cell, cost in costs.items():
+        if cell.task == task and cost is not None and cost.get(counted):
+            found.setdefault(cell.subset, []).append(int(cost[counted]))
+    return {subset: statistics.median_low(numbers) for subset, numbers in found.items()}

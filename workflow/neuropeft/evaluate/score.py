@@ -18,6 +18,7 @@ from neuropeft import layout
 from neuropeft.cohorts.splits import TEST, VALIDATION, ZERO_SHOT
 from neuropeft.errors import UserError
 from neuropeft.evaluate.bootstrap import DRAWS, bootstrap_draws, percentile_interval
+from neuropeft.evaluate.delong import auc_interval
 from neuropeft.evaluate.predictions import RunKey, read_predictions
 from neuropeft.evaluate.tested import Tested, pool, with_rule
 from neuropeft.files import atomic_path, write_tsv
@@ -25,7 +26,8 @@ from neuropeft.probe_names import PERMUTATIONS, PERMUTED, null_file, null_method
 from neuropeft.split_names import split_name
 from neuropeft.subsets import Subset
 from neuropeft.tasks import of_spec
-from neuropeft.tasks.base import Array, Run, TaskKind
+from neuropeft.tasks.base import Array, Metric, Run, TaskKind
+from neuropeft.tasks.classification import Binary
 
 COLUMNS = (
     *("backbone", "pretraining", "method", "subset", "cohort", "metric"),
@@ -173,13 +175,14 @@ def _rows(source: Source, entry: Entry, cohort: str) -> Iterable[tuple[Row, Arra
     subjects = _common_subjects(entry, cohort, every)
     reason = _reason(source.kind, tested, every)
     # All seeds have as many runs, so the mean over runs is that over seeds.
-    drawn = bootstrap_draws(source.kind, [(one.y, one.score, one.rule) for one in every]) if every else {}
+    runs = [(one.y, one.score, one.rule) for one in every]
+    drawn = bootstrap_draws(source.kind, runs, seeds=len(present)) if every else {}
     null = _null(source, entry, cohort, present)
     for metric in (*source.kind.metrics, *source.kind.parts):
         values = {seed: float(of_seed[metric.name]) for seed, of_seed in points.items()}
         finite = {seed: value for seed, value in values.items() if np.isfinite(value)}
         of_metric = drawn.get(metric.name) if len(finite) == len(values) else None
-        low, high = percentile_interval(of_metric) if of_metric is not None else (None, None)
+        low, high = _interval(metric, every, of_metric) if of_metric is not None else (None, None)
         mean = float(np.mean(list(finite.values()))) if finite else None
         by_chance = null.get(metric.name)
         yield (
@@ -196,6 +199,13 @@ def _rows(source: Source, entry: Entry, cohort: str) -> Iterable[tuple[Row, Arra
             },
             UNKNOWN if of_metric is None else of_metric,
         )
+
+
+def _interval(metric: Metric, tested: Sequence[Tested], drawn: Array) -> tuple[float, float]:
+    """Return the 95 % interval of the mean over seeds: DeLong's of an AUC of two classes, or by bootstrap."""
+    if metric is Binary.metrics[0]:
+        return auc_interval(tested[0].y, [one.score for one in tested])
+    return percentile_interval(drawn)
 
 
 def _p_permutation(null: Array | None, mean: float | None, higher_is_better: bool) -> float | None:

@@ -1,7 +1,6 @@
 """Figures 2 and 3: test performance against the amount of training data, a curve per method."""
 
 import math
-import statistics
 from collections.abc import Sequence
 
 from matplotlib.axes import Axes
@@ -9,7 +8,7 @@ from matplotlib.figure import Figure
 
 from neuropeft.config import Config
 from neuropeft.contenders import Contender, Line, backbone_label, main_backbones
-from neuropeft.evaluate.costs import Costs
+from neuropeft.evaluate.costs import Costs, subset_sizes
 from neuropeft.evaluate.scores import Score, primary_metric
 from neuropeft.grid import used_tasks
 from neuropeft.publish.panel import FITTED, TRIVIAL, draw_references, panel_title, references, score_axis
@@ -86,7 +85,7 @@ def _draw_panel(
     task: str,
     backbone: str,
 ) -> None:
-    subjects = _training(costs, task, "train_subjects")
+    subjects = subset_sizes(costs, task, "train_subjects")
     subsets = sorted({score.contender.subset for score in shown})
     if all(subset in subjects for subset in subsets):  # shots and fractions share an axis
         subsets.sort(key=subjects.__getitem__)
@@ -103,7 +102,7 @@ def _draw_panel(
     draw_references(axis, _lines(config, scores, task, subsets[-1], TRIVIAL))
     _draw_fitted(axis, config, scores, task, subsets)
     fractions_alone = all(subset.of_all for subset in subsets)
-    numbers = _training(costs, task, "train_scans") if fractions_alone else subjects
+    numbers = subset_sizes(costs, task, "train_scans") if fractions_alone else subjects
     axis.set_xticks(
         range(len(subsets)),
         [f"{one.label}\n{numbers[one]:,}" if one in numbers else one.label for one in subsets],
@@ -165,12 +164,3 @@ def _draw_curve(
         )
         if score.values and not score.complete:
             axis.plot(place, score.mean, marker=style.marker, color=style.colour, markerfacecolor="white")
-
-
-def _training(costs: Costs, task: str, counted: str) -> dict[Subset, int]:
-    """Return how many training subjects, or scans, the cells of each subset of a task have had."""
-    found: dict[Subset, list[int]] = {}
-    for cell, cost in costs.items():
-        if cell.task == task and cost is not None and cost.get(counted):
-            found.setdefault(cell.subset, []).append(int(cost[counted]))
-    return {subset: statistics.median_low(numbers) for subset, numbers in found.items()}

@@ -1,4 +1,4 @@
-"""The figures: performance against parameters, data and costs, loss curves, reconstructions."""
+"""The figures: performance against parameters, data and costs, ranks, loss curves, reconstructions."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +20,7 @@ from neuropeft.publish.losses import (
     finetuning_histories,
     pretraining_histories,
 )
+from neuropeft.publish.rank_figure import draw_ranks
 from neuropeft.publish.reconstructions import draw_reconstructions
 from neuropeft.publish.sheet import write_csv
 from neuropeft.publish.style import print_style, save
@@ -61,6 +62,7 @@ def _figures(config: Config, results: Path) -> Iterator[tuple[str, Figure]]:
     for name, backbones in curve_backbones(config).items():
         yield name, draw_curves(config, scores, costs, name, backbones)
     yield "figure4", draw_costs(config, scores, costs)
+    yield "ranks", draw_ranks(config, scores)
     yield "losses_pretraining", draw_pretraining_losses(config, pretraining_histories(config, results))
     yield "losses_finetuning", draw_finetuning_losses(config, finetuning_histories(config, results))
     for pretraining, backbone in autoencoded(config):

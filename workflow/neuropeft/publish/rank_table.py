@@ -1,20 +1,20 @@
 """The table of ranks: how methods that start from the same weights stand over tasks, cohorts and subsets."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from scipy.stats import rankdata
 
 from neuropeft.config import Backbone, Config, Method, label_of_kind
+from neuropeft.evaluate.blocks import Block, Ranking, rankings, ranks
 from neuropeft.evaluate.bootstrap import percentile_interval
-from neuropeft.evaluate.scores import Score, primary_metric
+from neuropeft.evaluate.compare import tie_groups
+from neuropeft.evaluate.scores import Score
 from neuropeft.files import MISSING
 from neuropeft.publish.sheet import Sheet
-from neuropeft.subsets import Subset
 from neuropeft.tasks.base import Array
 
-FEWEST = 3  # methods that are worth a ranking
 COLUMNS = (
     "backbone",
     "pretraining",
@@ -27,6 +27,10 @@ COLUMNS = (
     "blocks",
 )
 SAME = " ="
+TIES = (
+    "Group 1 is the best and all that are not shown to be worse (paired, Holm), group 2 the best of the "
+    "others and those not shown to be worse than it, and so on."
+)
 NOTES = (
     "Rank 1 is the best by the first metric of the task; ties share a rank. A block is a task, cohort and "
     "subset; those count in which all methods of a list have all their seeds.",
@@ -34,67 +38,42 @@ NOTES = (
     "each draw. Blocks that share subjects or training data are not independent, so it is too narrow as a "
     "statement about other tasks.",
     "=: not shown to be behind the first; the interval of the paired difference of mean ranks holds 0.",
+    f"Columns of blocks: tie groups. {TIES}",
 )
-Block = tuple[str, str, Subset]  # task, cohort, subset
 Record = dict[str, Any]
 
 
 def rank_records(config: Config, scores: Sequence[Score]) -> list[Record]:
     """Return a row for each method: those of a backbone and start together, the best mean rank first.
 
-    A row holds `COLUMNS`, and the rank in each block by the block's name. Lists of fewer than `FEWEST`
+    A row holds `COLUMNS`, and the tie group in each block by the block's name. Lists of fewer than `FEWEST`
     methods are left out, and so are methods that lack a block which others of their list have in common.
     """
-    starts: dict[str, dict[str, None]] = {}  # of each backbone, in their order
-    for score in scores:
-        starts.setdefault(score.contender.backbone, {})[score.contender.pretraining] = None
-    lists: dict[tuple[str, str], dict[str, dict[Block, Score]]] = {}
-    for score in scores:
-        one = score.contender
-        if one.is_method and score.metric == primary_metric(config.tasks[one.task]).name:
-            # What takes no weights is in all lists of its backbone.
-            anywhere = config.methods[one.method].start == "none"
-            for start in starts[one.backbone] if anywhere else [one.pretraining]:
-                methods = lists.setdefault((one.backbone, start), {})
-                methods.setdefault(one.method, {})[one.task, score.cohort, one.subset] = score
-    found: list[Record] = []
-    for (backbone, start), methods in lists.items():
-        every = dict.fromkeys(block for of_method in methods.values() for block in of_method)
-        blocks = [block for block in every if all(_ranks(of.get(block)) for of in methods.values())]
-        if len(methods) >= FEWEST and blocks:
-            rows = _ranked(methods, blocks)
-            found += [{"backbone": backbone, "pretraining": start, **row} for row in rows]
-    return found
+    return [
+        {"backbone": one.backbone, "pretraining": one.pretraining, **row}
+        for one in rankings(config, scores)
+        for row in _ranked(one)
+    ]
 
 
-def _ranks(score: Score | None) -> bool:
-    return score is not None and score.complete and score.draws is not None
-
-
-def _ranked(methods: Mapping[str, Mapping[Block, Score]], blocks: Sequence[Block]) -> list[Record]:
-    names = list(methods)
-    means = np.array(
-        [_rank([methods[name][block] for name in names]) for block in blocks]
-    )  # [blocks, methods]
-    drawn = np.mean(
-        [_rank_draws([methods[name][block] for name in names]) for block in blocks], axis=0
-    )  # [methods, draws]
+def _ranked(ranking: Ranking) -> list[Record]:
+    blocks = ranking.blocks
+    means = np.array([ranks(row) for row in ranking.scores])  # [blocks, methods]
+    drawn = np.mean([_rank_draws(row) for row in ranking.scores], axis=0)  # [methods, draws]
     order = np.argsort(means.mean(axis=0), kind="stable")
     rows = []
+    groups = [tie_groups(row) for row in ranking.scores]
     for place in order:
         low, high = percentile_interval(drawn[place])
         behind_low, behind_high = percentile_interval(drawn[place] - drawn[order[0]])
         numbers = (means[:, place].mean(), low, high, behind_low, behind_high, len(blocks))
         row = dict(zip(COLUMNS[3:], map(float, numbers), strict=True))
-        ranks = {_name(block): float(rank) for block, rank in zip(blocks, means[:, place], strict=True)}
-        rows.append({"method": names[place], **row, "blocks": len(blocks), **ranks})
+        of_blocks = {
+            _name(block): group[id(scores[place])]
+            for block, group, scores in zip(blocks, groups, ranking.scores, strict=True)
+        }
+        rows.append({"method": ranking.methods[place], **row, "blocks": len(blocks), **of_blocks})
     return rows
-
-
-def _rank(some: Sequence[Score]) -> Array:
-    """Return the ranks of scores of one block, [methods]; 1 is the best."""
-    values = np.array([score.mean for score in some])
-    return rankdata(-values if some[0].higher_is_better else values)
 
 
 def _rank_draws(some: Sequence[Score]) -> Array:
@@ -114,7 +93,7 @@ def rank_columns(records: Sequence[Record]) -> list[str]:
 
 
 def rank_sheet(config: Config, records: Sequence[Record]) -> Sheet:
-    """Lay out a line for each method: its mean rank, then that of each block."""
+    """Lay out a line for each method: its mean rank, then its tie group in each block."""
     blocks = [name for name in rank_columns(records) if name not in COLUMNS]
     body = [
         [

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from neuropeft.config import Config
-from neuropeft.evaluate.compare import compare
+from neuropeft.evaluate.compare import Comparison
 from neuropeft.evaluate.costs import COST_KEYS, Costs, trainable_parameters
 from neuropeft.evaluate.scores import Score
 from neuropeft.publish.cost_table import estimated_seconds
@@ -34,6 +34,9 @@ SCORE_COLUMNS = (
     "difference",
     "difference_ci_low",
     "difference_ci_high",
+    "p",
+    "p_holm",
+    "verdict",
     "within_noise",
     "null_mean",
     "p_permutation",
@@ -46,12 +49,14 @@ _SECONDS = COST_KEYS.index("train_seconds")
 COST_COLUMNS = (*CELL_COLUMNS, "status", *COST_KEYS[:_SECONDS], "estimated_seconds", *COST_KEYS[_SECONDS:])
 
 
-def score_records(config: Config, scores: Sequence[Score], costs: Costs) -> list[dict[str, object]]:
+def score_records(
+    config: Config, scores: Sequence[Score], compared: Sequence[Comparison], costs: Costs
+) -> list[dict[str, object]]:
     """Return one row per score, with the columns `SCORE_COLUMNS`.
 
-    `difference` and its interval compare with full fine-tuning (see `evaluate.compare`).
+    `difference` and what follows from it compare with the reference method (see `evaluate.compare`).
     """
-    comparisons = {id(comparison.score): comparison for comparison in compare(scores)}
+    comparisons = {id(comparison.score): comparison for comparison in compared}
     trainable = trainable_parameters(costs)
     records: list[dict[str, object]] = []
     for score in scores:
@@ -83,6 +88,9 @@ def score_records(config: Config, scores: Sequence[Score], costs: Costs) -> list
                 "difference": comparison.difference,
                 "difference_ci_low": comparison.ci_low,
                 "difference_ci_high": comparison.ci_high,
+                "p": comparison.p,
+                "p_holm": comparison.p_holm,
+                "verdict": comparison.verdict,
                 "within_noise": comparison.within_noise,
             }
         records.append(record)

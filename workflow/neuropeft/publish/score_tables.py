@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from neuropeft.config import Config
 from neuropeft.contenders import Contender, Line, backbone_label, main_backbones
 from neuropeft.evaluate.bootstrap import DRAWS
+from neuropeft.evaluate.compare import BETTER, WITHIN_NOISE, WORSE, Comparison
 from neuropeft.evaluate.scores import Score, primary_metric
 from neuropeft.files import MISSING
 from neuropeft.grid import Group, used_backbones, used_tasks
@@ -19,13 +20,17 @@ from neuropeft.tasks import kind_of
 from neuropeft.tasks.base import Metric
 
 NOT_IN_GRID = "-"
+MARKS = {BETTER: " +", WORSE: " -", WITHIN_NOISE: " ="}
 HEADER = ("Task", "Cohort", "Metric", "Figure")
 NOTES = (
     "n: test subjects, one scan each (a subject's first). Mean and sample SD are over seeds; k/m marks cells "
     "where only k of m seeds have a value, n/a those without any (constant predictions have no r); - is not "
     "part of the grid.",
-    f"95 % interval: percentile bootstrap over test subjects ({DRAWS:,} draws) of the mean over seeds; it "
-    "does not tell how another training set would have done.",
+    "95 % interval of the mean over seeds: of an AUC of two classes that of DeLong over test subjects, else "
+    f"percentile bootstrap over test subjects and seeds ({DRAWS:,} draws); few seeds tell their own spread "
+    "badly, and another training set may do otherwise.",
+    "+ better, - worse, = within noise of the reference from the same weights: paired, corrected by Holm "
+    "within the task (see the table of comparisons).",
     "Balanced accuracy: threshold chosen on validation (Youden), frozen for test and zero-shot cohorts. Of "
     "more than two classes, that whose probability exceeds its frequency in training most.",
     "Trainable parameters: of the network without its head, which every method trains.",
@@ -67,8 +72,15 @@ def select(config: Config, scores: Sequence[Score], table: int) -> list[Score]:
     return chosen
 
 
-def score_sheet(config: Config, scores: Sequence[Score], trainable: Mapping[Group, int], table: int) -> Sheet:
+def score_sheet(
+    config: Config,
+    scores: Sequence[Score],
+    compared: Sequence[Comparison],
+    trainable: Mapping[Group, int],
+    table: int,
+) -> Sheet:
     """Lay out table 3 or 4 for readers: a column per method, a line per task, cohort, metric and figure."""
+    marks = {id(one.score): MARKS[one.verdict] for one in compared}
     shown = select(config, scores, table)
     if not shown:
         caption = "Empty: the grid has no further backbone."
@@ -78,9 +90,8 @@ def score_sheet(config: Config, scores: Sequence[Score], trainable: Mapping[Grou
     breaks = set()
     for task in dict.fromkeys(score.contender.task for score in shown):
         breaks.add(len(rows))
-        rows += _task_rows(
-            config, [score for score in shown if score.contender.task == task], list(columns), trainable
-        )
+        of_task = [score for score in shown if score.contender.task == task]
+        rows += _task_rows(config, of_task, list(columns), trainable, marks)
     labels = [f"{one.owner}\n{one.name}" for one in columns.values()]
     return Sheet(
         f"table{table}",
@@ -136,7 +147,11 @@ def _columns(shown: Sequence[Score]) -> dict[Line, Contender]:
 
 
 def _task_rows(
-    config: Config, scores: Sequence[Score], columns: Sequence[Line], trainable: Mapping[Group, int]
+    config: Config,
+    scores: Sequence[Score],
+    columns: Sequence[Line],
+    trainable: Mapping[Group, int],
+    marks: Mapping[int, str],
 ) -> list[list[str]]:
     name = scores[0].contender.task
     task = config.tasks[name]
@@ -150,14 +165,14 @@ def _task_rows(
     for cohort in (task.train, *task.zero_shot):
         for metric in kind_of(task).metrics:
             line = [by_place.get((column, cohort, metric.name)) for column in columns]
-            rows += _metric_rows(config, line, cohort, metric)
+            rows += _metric_rows(config, line, cohort, metric, marks)
     for row in rows[1:]:
         row[0] = label
     return rows
 
 
 def _metric_rows(
-    config: Config, line: Sequence[Score | None], cohort: str, metric: Metric
+    config: Config, line: Sequence[Score | None], cohort: str, metric: Metric, marks: Mapping[int, str]
 ) -> list[list[str]]:
     present = [score for score in line if score is not None]
     task = config.tasks[present[0].contender.task]
@@ -167,8 +182,9 @@ def _metric_rows(
     better = "higher" if metric.higher_is_better else "lower"
     head = ["", place, f"{metric.title(task.unit)}, {better} is better"]
     seeds = max(len(score.contender.seeds) for score in present)
+    means = [_cell(score, seeds, n) + marks.get(id(score), "") for score in line]
     rows = [
-        [*head, f"mean (SD), {seeds_text(config, seeds)}", *(_cell(score, seeds, n) for score in line)],
+        [*head, f"mean (SD), {seeds_text(config, seeds)}", *means],
         [*head, "95 % interval", *(_interval(score) for score in line)],
     ]
     if metric == primary_metric(task) and any(math.isfinite(score.p_permutation) for score in present):

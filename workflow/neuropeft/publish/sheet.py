@@ -36,7 +36,7 @@ class Sheet:
     @property
     def title(self) -> str:
         """Its name as a heading."""
-        return self.name.replace("table", "table ").capitalize()
+        return self.name.replace("table", "table ").replace("_", " ").capitalize()
 
     @property
     def sortable(self) -> bool:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from neuropeft.config import Config
 from neuropeft.contenders import Line, backbone_label
-from neuropeft.evaluate.compare import Comparison, compare
+from neuropeft.evaluate.compare import Comparison
 from neuropeft.evaluate.scores import Score, primary_metric
 from neuropeft.files import MISSING
 from neuropeft.grid import NO_PRETRAINING
@@ -19,13 +19,14 @@ NOTES = (
     "The first metric of each task on its training cohort, mean (SD) over seeds; one seed has no SD. - is "
     "not part of the grid; k/m marks cells where only k of m seeds have a value.",
     "over full: the mean less that of full fine-tuning of the same backbone, start and subset, and its "
-    "paired 95 % interval over test subjects. =: within noise, the interval holds 0.",
+    "paired 95 % interval over test subjects. =: within noise (Holm within the task, see the table of "
+    "comparisons).",
 )
 Column = tuple[str, Subset]  # task and subset
 Found = dict[Line, dict[Column, Score]]
 
 
-def subset_sheet(config: Config, scores: Sequence[Score]) -> Sheet:
+def subset_sheet(config: Config, scores: Sequence[Score], compared: Sequence[Comparison]) -> Sheet:
     """Lay out lines for each method, a column for each task and subset; empty if no task has several."""
     shown = subset_scores(config, scores)
     columns = sorted(
@@ -39,7 +40,7 @@ def subset_sheet(config: Config, scores: Sequence[Score]) -> Sheet:
     found: Found = {}
     for score in sorted(shown, key=_place):
         found.setdefault(score.contender.line, {})[score.contender.task, score.contender.subset] = score
-    differences = {id(one.score): one for one in compare(shown)}
+    differences = {id(one.score): one for one in compared}
     rows: list[list[str]] = []
     breaks = set()
     for of_line in found.values():

@@ -7,18 +7,32 @@ from pathlib import Path
 from neuropeft import layout
 from neuropeft.cells.status import Cells
 from neuropeft.config import Config
+from neuropeft.evaluate.compare import compare
 from neuropeft.evaluate.costs import Costs, read_cost, read_costs, trainable_parameters
 from neuropeft.evaluate.partial import find_partial, score_all
 from neuropeft.evaluate.scores import Score, read_scores
 from neuropeft.files import read_tsv
 from neuropeft.grid import cells
+from neuropeft.publish.across_table import COLUMNS as ACROSS_COLUMNS
+from neuropeft.publish.across_table import across_records, across_sheet
 from neuropeft.publish.cohort_table import COHORT_COLUMNS, cohort_records, cohort_sheet
+from neuropeft.publish.comparison_table import COLUMNS as COMPARISON_COLUMNS
+from neuropeft.publish.comparison_table import comparison_records, comparison_sheet
 from neuropeft.publish.cost_table import cost_sheet
 from neuropeft.publish.count_table import COUNT_COLUMNS, count_sheet, with_difference
 from neuropeft.publish.flow_table import FLOW_COLUMNS, flow_records, flow_sheet
 from neuropeft.publish.formats import write_sheet
 from neuropeft.publish.label_table import label_scores, label_sheet
 from neuropeft.publish.labels import simulated_text
+from neuropeft.publish.learning_table import (
+    CURVE_COLUMNS,
+    MATCH_COLUMNS,
+    curve_records,
+    curve_sheet,
+    learning_curves,
+    match_records,
+    match_sheet,
+)
 from neuropeft.publish.rank_table import rank_columns, rank_records, rank_sheet
 from neuropeft.publish.records import (
     COST_COLUMNS,
@@ -37,7 +51,7 @@ PARTIAL = "partial"  # the column, and the mark, of tables of some cells
 
 
 def write_tables(config: Config, results: Path, counts: Path, out: Path) -> None:
-    """Write tables 1 to 4, of subsets, labels, the flow, ranks, costs and a search, and `scores.csv`.
+    """Write tables 1 to 4, of the flow, of what is compared, of labels, costs and a search, and `scores.csv`.
 
     Each is CSV, Markdown, LaTeX and HTML; that of labels and of a search only where there are such.
 
@@ -99,7 +113,8 @@ def _write(
             caption = f"{caption} {simulated_text(config)}".rstrip()
         write_sheet(replace(sheet, caption=caption), out)
 
-    records = score_records(config, scores, costs)
+    compared = compare(scores)
+    records = score_records(config, scores, compared, costs)
     write_rows("scores", records, SCORE_COLUMNS)
     write_rows("costs", cost_records(config, costs), COST_COLUMNS)
     write_page(cost_sheet(config, costs))
@@ -116,9 +131,24 @@ def _write(
     write_rows("flow", flow, FLOW_COLUMNS)
     write_page(flow_sheet(config, flow))
 
+    against = comparison_records(config, scores, compared)
+    write_rows("comparisons", against, COMPARISON_COLUMNS)
+    write_page(comparison_sheet(config, against))
+
     ranked = rank_records(config, scores)
     write_rows("ranks", ranked, rank_columns(ranked))
     write_page(rank_sheet(config, ranked))
+
+    tested = across_records(config, scores)
+    write_rows("across_tasks", tested, ACROSS_COLUMNS)
+    write_page(across_sheet(config, tested))
+
+    curves = learning_curves(config, scores, costs)
+    fitted, matched = curve_records(curves), match_records(curves)
+    write_rows("learning_curves", fitted, CURVE_COLUMNS)
+    write_page(curve_sheet(config, fitted))
+    write_rows("scans_to_match", matched, MATCH_COLUMNS)
+    write_page(match_sheet(config, matched))
 
     if config.training.search:
         chosen = search_records(config, results)
@@ -128,10 +158,13 @@ def _write(
     record_of = {id(score): record for score, record in zip(scores, records, strict=True)}
     trainable = trainable_parameters(costs)
     pages = {
-        f"table{table}": (select(config, scores, table), score_sheet(config, scores, trainable, table))
+        f"table{table}": (
+            select(config, scores, table),
+            score_sheet(config, scores, compared, trainable, table),
+        )
         for table in (3, 4)
     }
-    pages["subsets"] = subset_scores(config, scores), subset_sheet(config, scores)
+    pages["subsets"] = subset_scores(config, scores), subset_sheet(config, scores, compared)
     if any(task.part_names for task in config.tasks.values()):
         pages["labels"] = label_scores(config, scores), label_sheet(config, scores)
     for name, (shown, sheet) in pages.items():

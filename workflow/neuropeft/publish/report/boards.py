@@ -125,10 +125,8 @@ def _difference(words: Wording, score: Score, pair: tuple[float, float] | None) 
 def _against_reference(words: Wording, score: Score, one: Comparison | None) -> str:
     if one is None:
         return "reference" if score.contender.is_reference else NONE
-    better = (one.difference > 0) == score.higher_is_better
-    verdict = "within noise" if one.within_noise else "better" if better else "worse"
     interval = words.interval(one.ci_low, one.ci_high)
-    return f"{one.difference:+.{words.digits}f} ({interval}), {verdict}"
+    return f"{one.difference:+.{words.digits}f} ({interval}), {one.verdict}"
 
 
 def _against_controls(score: Score, controls: Sequence[Score]) -> str:

@@ -1,0 +1,151 @@
+"""What predictions say of subjects: calibration, groups, matched ages, brain age; against planted answers."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.special import expit
+
+from fabricated_results import contender, small_config
+from neuropeft.cohorts.splits import SPLIT_COLUMNS
+from neuropeft.evaluate import brain_age
+from neuropeft.evaluate.calibration import (
+    calibration,
+    calibration_error,
+    error_by_chance,
+    temperature,
+    wilson,
+)
+from neuropeft.evaluate.people import Person, Predicted, people
+from neuropeft.evaluate.score import Source
+from neuropeft.evaluate.subgroups import band, group_records, match, matched_record
+from neuropeft.files import write_tsv
+from neuropeft.subsets import WHOLE
+from neuropeft.tasks import task_kind
+from neuropeft.tasks.base import Run
+
+CONFIG = small_config()
+BINARY, REGRESSION = task_kind("binary", 2), task_kind("regression", 0)
+
+
+def run(y, score) -> Run:
+    names = tuple(f"s{number:05d}" for number in range(len(y)))
+    return Run(names, np.asarray(y, float), np.asarray(score, float), np.array([]))
+
+
+def predicted(kind, validation: Run, *tests: Run, cohort: str = "SimA") -> Predicted:
+    """Predictions of one seed for each test run."""
+    task = "ad" if kind is BINARY else "age"
+    source = Source(kind, ["SimA", "SimB"], [0], lambda *_: None, {})
+    runs = {seed: {0: (validation, test)} for seed, test in enumerate(tests)}
+    return Predicted(contender(CONFIG, task, "vit_b", "mae", "lora", WHOLE), cohort, kind, runs, source)
+
+
+def too_sure(rng, n: int, times: float) -> Run:
+    """Labels that follow log-odds, and predictions that have so many times as large ones."""
+    odds = rng.normal(0, 1.5, n)
+    return run(rng.random(n) < expit(odds), expit(times * odds))
+
+
+def test_the_calibration_error_is_the_gap_of_bins_weighted_by_their_subjects():
+    y, probability = np.array([1, 0, 1, 1]), np.array([0.25, 0.25, 0.8, 0.9])
+    assert calibration_error(y, probability) == pytest.approx((2 * 0.25 + 0.2 + 0.1) / 4)
+    assert calibration_error(np.stack([y, 1 - y]), probability)[0] == calibration_error(y, probability)
+
+
+def test_calibrated_predictions_are_below_the_error_by_chance_in_95_of_100_samples():
+    rng = np.random.default_rng(0)
+    probability = rng.random(80)
+    drawn = rng.random((1000, 80)) < probability
+    below = (calibration_error(drawn, probability) <= error_by_chance(probability)).mean()
+    assert 0.93 <= below <= 0.97
+
+
+def test_the_temperature_of_validation_makes_predictions_of_test_right():
+    rng = np.random.default_rng(1)
+    validation, test = too_sure(rng, 4000, 3.0), too_sure(rng, 4000, 3.0)
+    assert temperature(validation) == pytest.approx(3.0, rel=0.15)
+    assert temperature(run([1, 1], [0.2, 0.3])) == 1.0, "of one class"
+    found = calibration(predicted(BINARY, validation, test))
+    assert found["ece"] > 3 * found["ece_by_chance"]
+    assert found["ece_scaled"] < 0.03
+    assert found["log_loss_scaled"] < found["log_loss"]
+    assert found["sensitivity_low"] < found["sensitivity"] < found["sensitivity_high"]
+
+
+def test_the_interval_of_a_share_has_a_width_at_0_and_1():
+    assert wilson(0, 20) == pytest.approx((0.0, 0.1611), abs=1e-3)  # Newcombe 1998
+    assert wilson(20, 20) == pytest.approx((0.8389, 1.0), abs=1e-3)
+
+
+def test_a_gap_between_groups_is_found_and_a_small_group_flagged():
+    rng = np.random.default_rng(2)
+    ages = np.r_[rng.uniform(30, 39, 60), rng.uniform(62, 75, 15)]
+    error = np.where(np.arange(75) % 2, 6.0, 2.0) * rng.choice([-1, 1], 75) + rng.normal(0, 0.5, 75)
+    test = run(np.full(75, 50.0), 50 + error)
+    who = {
+        name: Person(age, "FM"[number % 2])
+        for number, (name, age) in enumerate(zip(test.subjects, ages, strict=True))
+    }
+    rows = list(group_records(predicted(REGRESSION, test, test), who, []))
+    assert [row["group"] for row in rows] == ["women", "men", "20 to 39", "60 to 79"]
+    assert [row["gap"] for row in rows[:2]] == pytest.approx([-4, 4], abs=0.3)
+    assert rows[1]["gap_ci_low"] > 3
+    assert [row["small"] for row in rows] == [False, False, True, True], "15 on one side"
+    assert {row["n"] + row["others"] for row in rows} == {75}
+    assert {row["variable"] for row in group_records(predicted(REGRESSION, test, test), who, ["age"])} == {
+        "sex"
+    }
+    assert [band(age) for age in (19.9, 20, 80)] == ["below 20", "20 to 39", "80 and above"]
+
+
+def test_subjects_are_paired_by_age_and_the_rest_left_out():
+    home, away = match(np.array([20, 30, 80, np.nan]), np.array([31, 21, 22, 50]))
+    assert list(zip(home.tolist(), away.tolist(), strict=True)) == [(0, 1), (1, 0)]
+    # Errors grow with age alone: all of the gap is that of the ages, and nothing is left on the pairs.
+    ages = {"SimA": np.linspace(20, 60, 41), "SimB": np.linspace(40.5, 80.5, 41)}
+    sides = {name: run(of, of + of / 10) for name, of in ages.items()}
+    home, away = (predicted(REGRESSION, one, one, cohort=name) for name, one in sides.items())
+    who = {
+        f"{name}/{subject}": Person(age, "")
+        for name, one in sides.items()
+        for subject, age in zip(one.subjects, ages[name], strict=True)
+    }
+    found = matched_record(home, away, who)
+    assert 20 <= found["pairs"] <= 23
+    assert found["gap_all"] == pytest.approx(2.05)
+    assert abs(found["gap"]) <= 0.25
+    assert found["gap_ci_low"] <= found["gap"] <= found["gap_ci_high"]
+
+
+def test_brain_age_is_corrected_by_validation_and_ages_beyond_training_are_flagged(tmp_path: Path):
+    rng = np.random.default_rng(3)
+
+    def drawn_to_the_mean(n: int) -> Run:
+        age = rng.uniform(40, 80, n)
+        return run(age, 30 + 0.5 * age + rng.normal(0, 1, n))
+
+    validation, test = drawn_to_the_mean(60), drawn_to_the_mean(200)
+    scans = [
+        {"scan_id": str(age), "subject": str(age), "age": age, "sex": "F", "session": None, "y": age}
+        for age in (45, 60, 75)
+    ]
+    write_tsv(tmp_path / "tasks/age/SimA.tsv", scans, ("scan_id", "subject", "session", "y", "sex", "age"))
+    split = [row | {"side": "train", "order": place} for place, row in enumerate(scans)]
+    split.append({"scan_id": "v", "subject": "v", "side": "val", "order": 0, "y": 90})
+    split.append({"scan_id": "t", "subject": "t", "side": "test", "order": None, "y": 30})
+    write_tsv(tmp_path / "splits/age/seed-0.tsv", split, SPLIT_COLUMNS)
+    found = brain_age.brain_age_record(predicted(REGRESSION, validation, test), tmp_path, 10.0)
+    assert found["slope"] == pytest.approx(-0.5, abs=0.03)
+    assert found["slope_corrected"] == pytest.approx(0, abs=0.1)
+    assert abs(found["mean_error_corrected"]) < 0.5
+    assert found["mae_over_mean"] == pytest.approx(found["mae"] / 10)
+    assert found["outside"] == ((test.y < 45) | (test.y > 75)).sum()
+    assert found["mae_inside"] < found["mae"] < found["mae_outside"]
+    nothing = run(validation.y, rng.normal(60, 5, 60))
+    unknown = brain_age.brain_age_record(predicted(REGRESSION, nothing, test), tmp_path, 10.0)
+    assert np.isnan(unknown["mae_corrected"]), "validation shows no line to correct for"
+    bins = list(brain_age.bin_records(predicted(REGRESSION, validation, test)))
+    assert [row["bin"] for row in bins] == ["40 to 49", "50 to 59", "60 to 69", "70 to 79"]
+    assert bins[0]["ci_low"] > 0 > bins[-1]["ci_high"], "the young are judged too old, the old too young"
+    assert people(tmp_path, "age", "SimA")["45"] == Person(45.0, "F")

@@ -1,0 +1,149 @@
+"""The table of comparisons: each method against the reference, and the methods that are tied."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from neuropeft.config import Config
+from neuropeft.evaluate.compare import Comparison, tie_groups
+from neuropeft.evaluate.scores import Score, primary_metric
+from neuropeft.publish.cells import cohort_text, p_text, part_breaks
+from neuropeft.publish.rank_table import TIES
+from neuropeft.publish.records import GROUP_COLUMNS
+from neuropeft.publish.sheet import Sheet
+from neuropeft.tasks import kind_of
+
+REFERENCE = "reference"
+COLUMNS = (
+    *GROUP_COLUMNS,
+    "cohort",
+    "zero_shot",
+    "metric",
+    "mean",
+    "tie_group",
+    "reference",
+    "difference",
+    "ci_low",
+    "ci_high",
+    "p",
+    "p_holm",
+    "verdict",
+    "n",
+    "seeds",
+)
+NOTES = (
+    "Difference: score minus that of the reference from the same weights, mean over seeds, with its paired "
+    "95 % bootstrap interval. p: two-sided t test with the bootstrap's standard error, corrected by Holm for "
+    "all methods, cohorts and subsets of the task by this metric; better or worse below .05.",
+    f"Tied: {TIES}",
+    "Compared is what has all its seeds, the same as the reference. comparisons.csv has all metrics, and "
+    "the probes and controls, which are corrected apart from the methods.",
+)
+Record = dict[str, Any]
+
+
+def comparison_records(
+    config: Config, scores: Sequence[Score], compared: Sequence[Comparison]
+) -> list[Record]:
+    """Return a row for each comparison and each reference, with the columns `COLUMNS`.
+
+    They are sorted by task, cohort, subset and metric, and there by tie group and score.
+    """
+    comparisons = {id(one.score): one for one in compared}
+    groups = tie_groups(scores)
+    order = {task: place for place, task in enumerate(config.tasks)}
+    found = []
+    for score in scores:
+        one = comparisons.get(id(score))
+        if one is None and not (score.contender.is_reference and score.complete):
+            continue
+        found.append((_place(config, score, groups, order), _record(score, one, groups)))
+    return [record for _, record in sorted(found, key=lambda pair: pair[0])]
+
+
+def _place(config: Config, score: Score, groups: dict[int, int], order: dict[str, int]) -> tuple[Any, ...]:
+    task = config.tasks[score.contender.task]
+    kind = kind_of(task)
+    metrics = [metric.name for metric in (*kind.metrics, *kind.parts)]
+    return (
+        order[score.contender.task],
+        [task.train, *task.zero_shot].index(score.cohort),
+        score.contender.subset,
+        metrics.index(score.metric),
+        score.contender.place[0],
+        groups.get(id(score), 0),
+        -score.mean if score.higher_is_better else score.mean,
+        score.contender.place,
+    )
+
+
+def _record(score: Score, one: Comparison | None, groups: dict[int, int]) -> Record:
+    record: Record = {
+        **dict(zip(GROUP_COLUMNS, score.contender.group, strict=True)),
+        "cohort": score.cohort,
+        "zero_shot": score.zero_shot,
+        "metric": score.metric,
+        "mean": score.mean,
+        "tie_group": groups.get(id(score)),
+        "verdict": REFERENCE,
+        "n": score.n,
+        "seeds": len(score.values),
+        "label": score.contender.label,
+    }
+    if one is not None:
+        record |= {
+            "reference": one.reference,
+            "difference": one.difference,
+            "ci_low": one.ci_low,
+            "ci_high": one.ci_high,
+            "p": one.p,
+            "p_holm": one.p_holm,
+            "verdict": one.verdict,
+        }
+    return record
+
+
+def comparison_sheet(config: Config, records: Sequence[Record]) -> Sheet:
+    """Lay out the methods' comparisons by the primary metric of each task."""
+    shown = [
+        row
+        for row in records
+        if row["tie_group"] is not None and row["metric"] == primary_metric(config.tasks[row["task"]]).name
+    ]
+    body = [_line(config, row) for row in shown]
+    return Sheet(
+        "comparisons",
+        "Methods against the reference, by the first metric of each task.",
+        (
+            "Task",
+            "Cohort",
+            "Subset",
+            "Method",
+            "Score",
+            "Difference",
+            "95 % interval",
+            "p (Holm)",
+            "",
+            "Tied",
+        ),
+        body,
+        NOTES,
+        part_breaks(body, 3),
+        text_columns=4,
+    )
+
+
+def _line(config: Config, row: Record) -> list[str]:
+    metric = primary_metric(config.tasks[row["task"]])
+    head = [
+        f"{row['task']}: {metric.title(config.tasks[row['task']].unit)}",
+        cohort_text(config, row),
+        row["subset"].label,
+        row["label"],
+        f"{row['mean']:.3f}",
+    ]
+    if row["verdict"] == REFERENCE:
+        numbers = ["-", "-", "-"]
+    else:
+        interval = f"{row['ci_low']:+.3f} to {row['ci_high']:+.3f}"
+        numbers = [f"{row['difference']:+.3f}", interval, p_text(row["p_holm"])]
+    return [*head, *numbers, row["verdict"], str(row["tie_group"])]

@@ -17,7 +17,10 @@ NOTE = (
     "Mean over seeds (95 % interval) over the test subjects of whom the label is known for certain. - is not "
     "part of the grid; n/a has no value, since the label is not both present and absent among them."
 )
-GUESSING = "Guessing has an AUC of 0.5, and the frequency of the label as its average precision."
+GUESSING = (
+    "Guessing has an AUC of 0.5 and, as its average precision, the frequency of the label: what the control "
+    "has that predicts the mean."
+)
 OF_REGIONS = (
     "Labels of a segmentation are regions. Of two empty ones Dice and surface Dice are 1 and HD95 is 0; if "
     "only one is empty, they are 0, and HD95 is the diagonal of the image."

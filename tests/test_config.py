@@ -254,7 +254,9 @@ def test_a_key_that_is_given_twice_is_named(tmp_path):
         read_config(path, ROOT)
 
 
-@pytest.mark.parametrize("name", ["config.yaml", "workflow/configs/demo.yaml", "workflow/configs/ixi.yaml"])
+@pytest.mark.parametrize(
+    "name", ["config.yaml", *(f"workflow/configs/{n}.yaml" for n in ("demo", "ixi", "hippocampus"))]
+)
 def test_our_own_configurations_give_each_key_once_and_lead_editors_to_the_schema(name):
     path = ROOT / name
     assert read_yaml(path)

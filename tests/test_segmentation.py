@@ -4,22 +4,29 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+import yaml
 from pydantic import ValidationError
 
+import tiny_cells
+from neuropeft import grid, layout
 from neuropeft.backbones.base import InputSpec
-from neuropeft.config import Cohort, SegmentationTask
-from neuropeft.files import read_tsv
+from neuropeft.config import Cohort, Config, SegmentationTask
+from neuropeft.contenders import contenders
+from neuropeft.evaluate.scores import Score
+from neuropeft.files import read_tsv, write_tsv
 from neuropeft.inputs import input_kind
 from neuropeft.inputs.io import read_own
 from neuropeft.inputs.store import pack
+from neuropeft.publish.segmentations import draw_segmentations
 from neuropeft.store import open_store
 from neuropeft.tasks import of_spec
 from neuropeft.tasks.overlap import Overlap, overlap
 from neuropeft.train.data import Volumes
 from neuropeft.train.dense import patches, predicted, whole_outputs
 from neuropeft.train.memory import BatchSize
-from neuropeft.train.predict import Shown
+from neuropeft.train.predict import Shown, predict
 from scans import index_row, run_chunk, save, write_index
+from workflow_command import ROOT
 
 SHAPE, VOXEL = (26, 40, 33), (1.5, 1.0, 1.2)
 SETTINGS = {"size": 32, "spacing": 1.3, "labels": [1, 4]}
@@ -261,3 +268,82 @@ def test_a_window_slides_over_the_whole_scan():
 
     x = torch.randn(2, 1, 20, 20, 20, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(whole_outputs(Doubling(), x, False), 2 * x)
+
+
+def test_a_network_that_sees_patches_learns_and_predicts_whole_scans(tmp_path):
+    store = tiny_cells.add_label_maps(tiny_cells.make_store(tmp_path / "store"))
+    split = tiny_cells.make_split(tmp_path / "seed-0.tsv", store)
+    rows = [row | {"y": row["scan_id"]} for row in read_tsv(split)]
+    write_tsv(split, rows, list(rows[0]))
+    backbone = tiny_cells.BACKBONE | {"image_size": tiny_cells.EDGE - 4}
+    spec = tiny_cells.cell(
+        "segmentation", {"kind": "full", "lr": 1e-2}, backbone=backbone, training={"epochs": 10}
+    )
+    tiny_cells.finetune(spec, store, split, None, tmp_path / "cell", tmp_path / "state", 1e9)
+    predict([tmp_path / "cell/delta.safetensors"], [], store, [split], tmp_path / "p.tsv", "cpu")
+    found = [row for row in read_tsv(tmp_path / "p.tsv") if row["split"] == "test"]
+    assert min(float(row["dice_front"]) for row in found) > 0.6
+    assert nib.load(tmp_path / f"p/fraction-100/seed-0/{found[0]['scan_id']}_dseg.nii.gz").shape == (12,) * 3
+
+
+def labelled(**changes):
+    """Return the demo's settings with one task, which finds regions."""
+    demo = yaml.safe_load((ROOT / "workflow/configs/demo.yaml").read_text())
+    demo["cohorts"]["Labelled"] = {"table": "t.csv", "input": {"kind": "volume", "labels": [1, 4]}}
+    demo["tasks"] = {"regions": TASK.model_dump(exclude_unset=True) | {"train": "Labelled", **changes}}
+    backbone = next(name for name, one in demo["backbones"].items() if one["kind"] == "vit")
+    block = {"tasks": ["regions"], "backbones": [backbone], "methods": list(demo["methods"]), "seeds": [0]}
+    demo["grid"] = [block | {"pretraining": ["none", next(iter(demo["pretraining"]))]}]
+    return Config.model_validate(demo)
+
+
+def test_a_task_on_patches_starts_from_no_positions_of_whole_scans():
+    config = labelled(patch=32)
+    cells = grid.cells(config)
+    assert {cell.pretraining for cell in cells} == {"none"}
+    assert any("not those of patches" in line for line in grid.skipped(config))
+    assert grid.cell_spec(config, cells[0])["backbone"]["image_size"] == 32
+    assert not any(one.sort != "cells" for one in contenders(config)), "no linear model finds regions"
+    wrong = [
+        ({"patch": 96}, "larger than"),
+        ({"patch": 24}, "patch_size"),
+        ({"classes": {"a": 9}}, "value 9"),
+    ]
+    for change, words in wrong:
+        with pytest.raises(ValidationError, match=words):
+            labelled(**change)
+
+
+def test_the_best_the_median_and_the_worst_subject_are_shown(tmp_path):
+    config = labelled(classes={"front": 1, "back": 4})
+    store = tiny_cells.make_store(layout.STORE.at(tmp_path, cohort="Labelled"), scans=5)
+    tiny_cells.add_label_maps(store)
+    good = [one for one in contenders(config) if one.is_method]
+    scores = [Score(one, "Labelled", False, "dice", True, {0: place}) for place, one in enumerate(good)]
+    best = good[-1]
+    names = dict(zip(grid.Cell._fields, best.group, strict=False))
+    table = layout.PREDICTIONS.at(tmp_path, **names, cohort="Labelled")
+    rows = [
+        {"scan_id": row["scan_id"], "subset": str(best.subset), "seed": 0, "fold": 0, "split": "test"}
+        | {"dice_front": value, "dice_back": value}
+        for row, value in zip(read_tsv(store / "scans.tsv"), (0.5, 0.9, 0.2, 0.7, 0.6), strict=True)
+    ]
+    write_tsv(table, rows, list(rows[0]))
+    folder = layout.label_maps(table, str(best.subset), "seed-0")
+    folder.mkdir(parents=True)
+    for row in read_tsv(store / "scans.tsv"):
+        save(folder / f"{row['scan_id']}_dseg.nii.gz", nib.load(row["dseg"]))
+    figure = draw_segmentations(config, tmp_path, scores, "regions")
+    beside = [axis.get_ylabel() for axis in figure.axes[::3]]
+    assert beside == [
+        "best: sub-001_ses-1\nDice 0.90",
+        "median: sub-004_ses-1\nDice 0.60",
+        "worst: sub-002_ses-1\nDice 0.20",
+    ]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [
+        "front",
+        "back",
+        "true",
+        "predicted",
+    ]
+    assert len(draw_segmentations(config, tmp_path, [], "regions").axes) == 0

@@ -137,8 +137,16 @@ def _bases(config: Config, block: Block) -> tuple[list[Base], list[str]]:
         for task in block.tasks:
             if lacking := _lacking(config, backbone, config.tasks[task].train, config.tasks[task].needs):
                 reasons.append(f"{task} on {backbone} needs {lacking}")
-            else:
-                found += [(task, backbone, start, method) for start in starts]
+                continue
+            size = config.preprocessing.size
+            whole = config.tasks[task].seen(size) == size or not config.backbones[backbone].has_positions
+            found += [(task, backbone, start, method) for start in starts if whole or start == NO_PRETRAINING]
+            reasons += [
+                f"{task} on {backbone} cannot start from {start}, which has the positions of whole scans and "
+                "not those of patches"
+                for start in starts
+                if not whole and start != NO_PRETRAINING
+            ]
     return found, reasons
 
 
@@ -258,6 +266,11 @@ def used_tasks(config: Config) -> list[str]:
     return [task for task in config.tasks if task in used]
 
 
+def segmented(config: Config) -> list[str]:
+    """Return the tasks of the grid that find regions, of which figures show pictures."""
+    return [task for task in used_tasks(config) if config.tasks[task].kind == "segmentation"]
+
+
 def used_backbones(config: Config) -> list[str]:
     """Return the backbones of the grid, in the order of the configuration."""
     used = {backbone for _, backbone, *_ in bases(config)}
@@ -297,7 +310,10 @@ def cell_spec(config: Config, cell: Cell) -> dict[str, Any]:
     return {
         "cell": "/".join(map(str, cell if cell.fold else cell[:-1])),
         "task": task.spec(cell.task),
-        "backbone": backbone_spec(config, cell.backbone),
+        "backbone": {
+            **backbone_spec(config, cell.backbone),
+            "image_size": task.seen(config.preprocessing.size),
+        },
         "shuffle_labels": method.pop("shuffle_labels"),
         "method": method,
         "training": config.training.model_dump(mode="json", exclude={"search"}),

@@ -27,6 +27,7 @@ FIGURE_NAMES = [
             "ranks",
             "losses_pretraining",
             "losses_finetuning",
+            *(f"segmentations_{task}" for task in grid.segmented(CONFIG)),
             *(f"reconstructions_{'_'.join(pair)}" for pair in grid.autoencoded(CONFIG)),
         )
         for kind in ("png", "svg", "pdf")

@@ -56,16 +56,19 @@ class UNetDecoder(nn.Module):
         for (place, level), width in zip(wanted.items(), widths, strict=False):
             factor = max(1, round(gives[place].stride / 2**level))
             self.spread.append(SPREAD[dims](gives[place].width, width, factor, factor))
-        self.blocks = nn.ModuleList(
-            block(below + width, width) for below, width in itertools.pairwise(widths)
-        )
+        # Before they are interpolated, where there are few voxels.
+        self.narrow, self.blocks = nn.ModuleList(), nn.ModuleList()
+        for below, width in itertools.pairwise(widths):
+            self.narrow.append(Convolution(dims, below, width, kernel_size=1, conv_only=True))
+            self.blocks.append(block(2 * width, width))
         self.last = Convolution(dims, FINEST, outputs, kernel_size=1, conv_only=True)
 
     def forward(self, scans: Tensor, maps: Sequence[Tensor]) -> Tensor:
         """Return logits [B, outputs, *S] of scans [B, C, *S] whose maps [B, width, *grid] a backbone gave."""
         x, *finer = [spread(maps[place]) for place, spread in zip(self.used, self.spread, strict=True)]
-        for block, skip in zip(self.blocks, (*finer, self.image(scans)), strict=True):
-            x = F.interpolate(x, skip.shape[2:], mode=LINEAR[skip.ndim - 2])
+        skips = (*finer, self.image(scans))
+        for narrow, block, skip in zip(self.narrow, self.blocks, skips, strict=True):
+            x = F.interpolate(narrow(x), skip.shape[2:], mode=LINEAR[skip.ndim - 2])
             x = block(torch.cat([x, skip], dim=1))
         return self.last(x)
 

@@ -104,9 +104,26 @@ class Config(Model):
         _known("figures.backbones", self.figures.backbones, {b for one in self.grid for b in one.backbones})
         if self.statistics.reference is not None:
             _known("statistics.reference", [self.statistics.reference], self.methods)
+        size = self.preprocessing.size
         for name, backbone in self.backbones.items():
-            backbone.check_size(f"backbones.{name}", self.preprocessing.size)
+            backbone.check_size(f"backbones.{name}", size)
+        for name, task in self.tasks.items():
+            if (patch := task.seen(size)) > size:
+                raise ValueError(
+                    f"`tasks.{name}.patch` {patch} is larger than `preprocessing.size` {size}: leave it out"
+                )
+            if patch < size:
+                self._check_patches(name, patch)
         return self
+
+    def _check_patches(self, task: str, patch: int) -> None:
+        """Raise `ValueError` unless the backbones that a task is tried on take its patches."""
+        tried = {name for block in self.grid if task in block.tasks for name in block.backbones}
+        for name in sorted(tried):
+            try:
+                self.backbones[name].check_size(f"backbones.{name}", patch)
+            except ValueError as error:
+                raise ValueError(f"`tasks.{task}.patch` is {patch}: {error}") from error
 
     @model_validator(mode="after")
     def _label_maps_hold_what_is_segmented(self) -> "Config":

@@ -54,6 +54,10 @@ class _Task(Model):
         """The names of the parts that are scored besides, by their number (see `tasks.base.Metric.part`)."""
         return []
 
+    def seen(self, size: int) -> int:
+        """Return the edge of what a network sees at once of scans of edge `size`, in voxels."""
+        return size
+
     def spec(self, name: str) -> dict[str, Any]:
         """Return what defines the task of this name for trainings and scores."""
         spec = {"name": name, "kind": self.kind, "size": self.size}  # type: ignore[attr-defined]
@@ -198,6 +202,13 @@ class SegmentationTask(_Task):
         default=1.0, gt=0, description="how far apart, in mm, surfaces count as the same in surface Dice"
     )
 
+    patch: int | None = Field(
+        default=None,
+        ge=8,
+        description="edge, in voxels, of the patches that networks are trained on, where whole scans do not "
+        "fit; a window of that size slides over scans that are predicted",
+    )
+
     @model_validator(mode="after")
     def _regions_can_be_told_apart(self) -> "SegmentationTask":
         if bool(self.classes) == bool(self.regions):
@@ -223,6 +234,10 @@ class SegmentationTask(_Task):
     def size(self) -> int:
         """How many classes or regions there are."""
         return len(self.values)
+
+    def seen(self, size: int) -> int:
+        """Return the edge of a patch, if there are patches."""
+        return self.patch or size
 
     @property
     def part_names(self) -> list[str]:

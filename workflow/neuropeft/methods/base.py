@@ -149,7 +149,7 @@ def parameter_groups(
         decayed = parameter.ndim > 1 and inner not in UNDECAYED
         if part == "head":
             rate = settings.get("head_lr") or settings["lr"]
-            rate *= REFERENCE_WIDTH / parameter.shape[1] if decayed else 1
+            rate *= REFERENCE_WIDTH / parameter[0].numel() if decayed else 1
         else:
             rate = settings["lr"] * factor(inner)
         label = part if decayed else f"{part}_no_decay"

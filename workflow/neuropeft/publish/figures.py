@@ -1,4 +1,4 @@
-"""The figures: performance against parameters, data and costs, ranks, loss curves, reconstructions."""
+"""The figures: performance against parameters, data and costs, ranks, loss curves, pictures."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +9,7 @@ from neuropeft import layout
 from neuropeft.config import Config
 from neuropeft.evaluate.costs import read_costs, trainable_parameters
 from neuropeft.evaluate.scores import read_scores
-from neuropeft.grid import Encoder, autoencoded, encoder_folds
+from neuropeft.grid import Encoder, autoencoded, encoder_folds, segmented
 from neuropeft.publish.cost_figure import draw_costs
 from neuropeft.publish.curves import curve_backbones, draw_curves
 from neuropeft.publish.losses import (
@@ -22,6 +22,7 @@ from neuropeft.publish.losses import (
 )
 from neuropeft.publish.rank_figure import draw_ranks
 from neuropeft.publish.reconstructions import draw_reconstructions
+from neuropeft.publish.segmentations import draw_segmentations
 from neuropeft.publish.sheet import write_csv
 from neuropeft.publish.style import print_style, save
 from neuropeft.publish.tradeoff import draw_tradeoff
@@ -65,6 +66,8 @@ def _figures(config: Config, results: Path) -> Iterator[tuple[str, Figure]]:
     yield "ranks", draw_ranks(config, scores)
     yield "losses_pretraining", draw_pretraining_losses(config, pretraining_histories(config, results))
     yield "losses_finetuning", draw_finetuning_losses(config, finetuning_histories(config, results))
+    for task in segmented(config):
+        yield f"segmentations_{task}", draw_segmentations(config, results, scores, task)
     for pretraining, backbone in autoencoded(config):
         first = encoder_folds(config, pretraining)[0]
         path = (

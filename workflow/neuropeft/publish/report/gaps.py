@@ -100,8 +100,9 @@ class Wording:
         return "n/a" if math.isnan(low) else f"{self.number(low)} to {self.number(high)}"
 
     def number(self, value: float) -> str:
-        """Return a value with the digits of the metric."""
-        return f"{value:.{self.digits}f}"
+        """Return a value with the digits of the metric; 0 has no sign."""
+        text = f"{value:.{self.digits}f}"
+        return text if float(text) else text.lstrip("-")
 
     def gap(self, one: Gap) -> str:
         """Return `0.63 years worse (-0.48 to 1.73, within noise)`: the interval is of what is said."""

@@ -166,7 +166,7 @@ def advice_sheet(
         rows.append(
             [
                 one.place(config),
-                f"{one.subset.label}: {subjects.get((one.task, one.subset), 'n/a')}",
+                f"{subjects.get((one.task, one.subset), 'n/a')} ({one.subset.label})",
                 "nothing yet" if chosen is None else one.name(chosen),
                 "-" if chosen is None else one.words.value(chosen),
                 f"{one.name(method)}: {one.words.value(method)}",
@@ -179,7 +179,7 @@ def advice_sheet(
         ("Task and cohort", "Training subjects", "Use", "Its score", "Best fine-tune", "Why"),
         rows,
         (
-            "Not shown to be worse is not the same as as good: where few subjects are tested, little can be "
+            "Not shown to be worse does not mean as good: where few subjects are tested, little can be "
             "shown. "
             "The simplest: controls before probes of frozen features, these before fine-tunes, and of those "
             "the one "

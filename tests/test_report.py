@@ -15,7 +15,7 @@ from neuropeft.files import read_tsv, write_tsv
 from neuropeft.publish.flow_table import flow_records
 from neuropeft.publish.formats import write_sheet
 from neuropeft.publish.html import sort_key
-from neuropeft.publish.report.collapse import has_collapsed
+from neuropeft.publish.report.collapse import finds_nothing, has_collapsed
 from neuropeft.publish.report.gaps import BETTER, WITHIN_NOISE, WORSE, gap
 from neuropeft.publish.report.page import write_report
 from neuropeft.publish.report.regimes import Regime, choose, regimes
@@ -277,6 +277,12 @@ def test_regimes_hold_the_best_first_and_leave_out_what_is_not_there():
 def test_predictions_without_variance_or_of_one_class_have_collapsed(y, score, collapsed):
     run = Run(tuple(map(str, y)), np.array(y, float), np.array(score, float), np.array([]))
     assert has_collapsed(run) == collapsed
+
+
+@pytest.mark.parametrize(("dice", "nothing"), [([0.0, 0.005], True), ([0.0, 0.6], False)])
+def test_regions_that_are_not_found_have_collapsed(dice, nothing):
+    score = np.array([[value, 9.0, 0.1] for value in dice])
+    assert finds_nothing(Run(("a", "b"), np.array(["a", "b"]), score, np.array([]))) == nothing
 
 
 def test_the_flow_counts_scans_and_subjects_and_hides_where_they_lie(results, tmp_path):

@@ -87,11 +87,10 @@ def _board(
     n = max((score.n for score in shown if score.n is not None), default=0)
     better = "higher" if first.higher_is_better else "lower"
     folds = f", {folds_text(config)}" if config.splits.folds else ""
+    title = f"{here[0].contender.task} on {cohort_label(config, cohort)}{zero_shot}"
     return Sheet(
         f"{here[0].contender.task} on {cohort}",
-        f"{here[0].contender.task} on {cohort_label(config, cohort)}{zero_shot}: {first.title(task.unit)}, "
-        f"{better} is "
-        f"better, n = {n} test subjects{folds}",
+        f"{title}: {first.title(task.unit)}, {better} is better, n = {n} test subjects{folds}",
         header,
         rows,
         published_notes(config, shown),

@@ -15,6 +15,7 @@ from neuropeft.grid import Base
 from neuropeft.tasks import kind_of
 from neuropeft.tasks.base import Array, Run
 
+REGIONS, SMALLEST_DICE = "segmentation", 0.01
 SMALLEST_SPREAD = 0.1  # of the SD of what is predicted: predictions that correlate by 0.1 spread as little
 Collapsed = dict[Contender, tuple[int, int]]  # how many runs, of how many
 
@@ -38,13 +39,19 @@ def collapsed_runs(config: Config, results: Path) -> Collapsed:
         path = layout.PREDICTIONS.at(results, **names, cohort=task.train)
         if not path.is_file():
             continue
+        collapsed = finds_nothing if task.kind == REGIONS else has_collapsed
         runs = read_predictions(path, kind_of(task))
         for one in some:
             of_one = [run for key, run in runs.items() if key.subset == one.subset and key.split == TEST]
-            count = sum(has_collapsed(run) for run in of_one)
+            count = sum(collapsed(run) for run in of_one)
             if count:
                 found[one] = count, len(of_one)
     return found
+
+
+def finds_nothing(run: Run) -> bool:
+    """Whether no region of any scan was found, by scores [n, columns] of which the first is a Dice."""
+    return bool(np.nanmax(run.score[:, 0]) < SMALLEST_DICE)
 
 
 def has_collapsed(run: Run) -> bool:
@@ -83,14 +90,14 @@ def warnings(
         ]
         advice = (
             f"From the same weights these did not: {', '.join(beside)}. Use one of them, or give {one.short} "
-            f"a lower "
-            "learning rate or a longer warm-up."
+            "a lower learning rate or a longer warm-up."
             if beside
             else "Nothing else from there was trained without it: lower the learning rates, or train longer."
         )
+        finds_regions = config.tasks[one.task].kind == REGIONS
+        what = "finds next to nothing" if finds_regions else "says nearly the same of everybody"
         found.append(
             f"{one.label} has collapsed for {one.task} at {one.subset.label}: in {count} of {runs} runs it "
-            f"says nearly "
-            f"the same of every test subject. {advice}"
+            f"{what}. {advice}"
         )
     return found

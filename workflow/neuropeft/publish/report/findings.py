@@ -110,11 +110,8 @@ def _against_scratch(config: Config, regime: Regime) -> list[Line]:
             f"{_value(regime, base)}."
         )
         if len(gaps) > 1:
-            text += (
-                f" Of {len(gaps)} starts, shown to be better: {counts[BETTER]}; within noise: "
-                f"{counts[WITHIN_NOISE]}; "
-                f"shown to be worse: {counts[WORSE]}."
-            )
+            each = "; ".join(f"{verdict}: {counts[verdict]}" for verdict in (BETTER, WITHIN_NOISE, WORSE))
+            text += f" Of all {len(gaps)} starts, {each}."
         found.append((text, one))
     return found
 

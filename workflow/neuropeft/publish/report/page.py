@@ -77,17 +77,17 @@ def write_report(config: Config, results: Path, out: Path) -> None:
 
 def _content(config: Config, results: Path, scores: Sequence[Score], costs: Costs) -> dict[str, Any]:
     trainable = trainable_parameters(costs)
-    found = regimes(config, scores)
+    seconds, found = _seconds(costs), regimes(config, scores)
     return {
         "simulated": simulated_text(config),
         "facts": _facts(config, scores, costs),
         "findings": findings(config, found, trainable),
-        "advice": advice_sheet(config, found, trainable, _subjects(costs)),
+        "advice": advice_sheet(config, found, trainable, seconds, _subjects(costs)),
         "warnings": [
             *_missing(scores),
             *warnings(config, collapsed_runs(config, results), contenders(config)),
         ],
-        "boards": boards(config, scores, trainable, _seconds(costs)),
+        "boards": boards(config, scores, trainable, seconds),
         "deviations": deviation_sheet(config),
         "tables": _tables(results),
         "figures": _figures(config, results),
@@ -175,10 +175,8 @@ def _missing(scores: Sequence[Score]) -> list[str]:
         return []
     named = ", ".join(f"{one.label} for {one.task} at {one.subset.label}" for one in list(methods)[:5])
     more = f" and {len(methods) - 5} more" if len(methods) > 5 else ""
-    return [
-        f"Scores are missing of {named}{more}: they are left out of what is compared here, and marked in the "
-        f"tables."
-    ]
+    left_out = "they are left out of what is compared here, and marked in the tables"
+    return [f"Scores are missing of {named}{more}: {left_out}."]
 
 
 def _tables(results: Path) -> list[dict[str, Any]]:

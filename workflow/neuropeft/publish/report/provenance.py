@@ -102,8 +102,7 @@ def weight_sheet(config: Config, results: Path) -> Sheet:
     header = ("Start", "Backbone", "Fold", "What", "Licence", "Citation", "SHA-256")
     notes = [
         "What is fine-tuned from weights that were made elsewhere may be bound by their licence, and what is "
-        "trained on a "
-        "cohort by the terms of its data.",
+        "trained on a cohort by the terms of its data.",
     ]
     return Sheet("weights", "Weights that cells start from.", header, rows, notes, text_columns=7)
 

@@ -116,13 +116,9 @@ def choose(config: Config, regime: Regime, trainable: Trainable) -> tuple[Score 
         )
     )
     above = gap_from_guessing(config, best, regime.guess)
-    if above is None or above.verdict != BETTER:
-        how = "cannot be compared with guessing" if above is None else "is not shown to beat guessing"
-        return (
-            None,
-            f"The best of all, {regime.name(best)} ({regime.words.value(best)}), {how}: more subjects are "
-            f"needed.",
-        )
+    if above is not None and above.verdict != BETTER:
+        named = f"{regime.name(best)} ({regime.words.value(best)})"
+        return None, f"The best of all, {named}, is not shown to beat guessing: more subjects are needed."
     tied = [score for score in simplest_first if score is best or not _is_behind(score, best)]
     chosen = tied[0]
     if chosen is best:
@@ -148,8 +144,19 @@ def _is_behind(score: Score, best: Score) -> bool:
     return behind is None or behind.verdict == BETTER
 
 
+def _cost(score: Score, trainable: Trainable, seconds: Mapping[Group, float]) -> str:
+    group = score.contender.group
+    if not score.contender.is_method or group not in seconds:
+        return "no network"
+    return f"{trainable.get(group, 0):,} parameters in {seconds[group]:,.0f} s"
+
+
 def advice_sheet(
-    config: Config, some: Sequence[Regime], trainable: Trainable, subjects: Mapping[tuple[str, Subset], str]
+    config: Config,
+    some: Sequence[Regime],
+    trainable: Trainable,
+    seconds: Mapping[Group, float],
+    subjects: Mapping[tuple[str, Subset], str],
 ) -> Sheet:
     """Lay out a line for each regime.
 
@@ -157,6 +164,7 @@ def advice_sheet(
         config: the configuration.
         some: the regimes.
         trainable: trained parameters of each group of cells.
+        seconds: how long a cell of each group trained, on average.
         subjects: how many subjects a task and subset trains on.
     """
     rows = []
@@ -169,25 +177,23 @@ def advice_sheet(
                 f"{subjects.get((one.task, one.subset), 'n/a')} ({one.subset.label})",
                 "nothing yet" if chosen is None else one.name(chosen),
                 "-" if chosen is None else one.words.value(chosen),
-                f"{one.name(method)}: {one.words.value(method)}",
+                "-" if chosen is None else _cost(chosen, trainable, seconds),
+                f"{one.name(method)}: {one.words.value(method)}; {_cost(method, trainable, seconds)}",
                 why,
             ]
         )
     return Sheet(
         "advice",
         "What to use with so many labels, and why.",
-        ("Task and cohort", "Training subjects", "Use", "Its score", "Best fine-tune", "Why"),
+        ("Task and cohort", "Training subjects", "Use", "Its score", "Trains", "Best fine-tune", "Why"),
         rows,
         (
-            "Not shown to be worse does not mean as good: where few subjects are tested, little can be "
-            "shown. "
-            "The simplest: controls before probes of frozen features, these before fine-tunes, and of those "
-            "the one "
-            "that trains the fewest parameters.",
+            "Not shown to be worse does not mean as good: where few subjects are tested, little can be shown. "
+            "The simplest: controls before probes of frozen features, these before fine-tunes, of which the "
+            "one that trains the fewest parameters.",
             "Intervals are 95 %, over test subjects, paired, and not corrected for how many are compared. "
-            "Whatever is "
-            "best on these subjects looks a little better than it would on new ones.",
+            "What is best on these subjects looks a little better than it would on new ones.",
         ),
         frozenset(place for place in range(1, len(some)) if some[place].task != some[place - 1].task),
-        text_columns=6,
+        text_columns=7,
     )

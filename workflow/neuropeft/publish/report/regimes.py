@@ -188,7 +188,7 @@ def advice_sheet(
         ("Task and cohort", "Training subjects", "Use", "Its score", "Trains", "Best fine-tune", "Why"),
         rows,
         (
-            "Not shown to be worse does not mean as good: where few subjects are tested, little can be shown. "
+            "Not shown to be worse does not mean as good: where few are tested, little can be shown. "
             "The simplest: controls before probes of frozen features, these before fine-tunes, of which the "
             "one that trains the fewest parameters.",
             "Intervals are 95 %, over test subjects, paired, and not corrected for how many are compared. "

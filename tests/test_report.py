@@ -10,13 +10,14 @@ import pytest
 from fabricated_results import MISSING_CELL, contender, small_config, small_results
 from neuropeft import layout
 from neuropeft.config import Config
+from neuropeft.evaluate.compare import BETTER, WITHIN_NOISE, WORSE
 from neuropeft.evaluate.scores import Score, read_scores
 from neuropeft.files import read_tsv, write_tsv
 from neuropeft.publish.flow_table import flow_records
 from neuropeft.publish.formats import write_sheet
 from neuropeft.publish.html import sort_key
 from neuropeft.publish.report.collapse import finds_nothing, has_collapsed
-from neuropeft.publish.report.gaps import BETTER, WITHIN_NOISE, WORSE, gap
+from neuropeft.publish.report.gaps import gap
 from neuropeft.publish.report.page import write_report
 from neuropeft.publish.report.regimes import Regime, choose, regimes
 from neuropeft.publish.sheet import Sheet

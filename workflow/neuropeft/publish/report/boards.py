@@ -4,13 +4,13 @@ import math
 from collections.abc import Mapping, Sequence
 
 from neuropeft.config import Config
-from neuropeft.evaluate.compare import Comparison, compare
+from neuropeft.evaluate.compare import WORSE, Comparison, compare
 from neuropeft.evaluate.scores import Score
 from neuropeft.files import MISSING
 from neuropeft.grid import Group, used_tasks
 from neuropeft.publish.labels import cohort_label, folds_text
 from neuropeft.publish.published import published_notes, published_score
-from neuropeft.publish.report.gaps import WORSE, Wording, gap, wording
+from neuropeft.publish.report.gaps import Wording, gap, wording
 from neuropeft.publish.sheet import Sheet
 from neuropeft.tasks import kind_of
 

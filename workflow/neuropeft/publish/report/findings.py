@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 from neuropeft.config import Config
 from neuropeft.contenders import REFERENCE_KIND, backbone_label
+from neuropeft.evaluate.compare import BETTER, WITHIN_NOISE, WORSE
 from neuropeft.evaluate.scores import Score
 from neuropeft.grid import NO_PRETRAINING
-from neuropeft.publish.report.gaps import BETTER, WITHIN_NOISE, WORSE, Gap, gap, gap_from_guessing
+from neuropeft.publish.report.gaps import Gap, gap, gap_from_guessing
 from neuropeft.publish.report.regimes import Regime, Trainable, largest
 
 

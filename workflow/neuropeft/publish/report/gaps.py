@@ -7,11 +7,10 @@ import numpy as np
 
 from neuropeft.config import Config
 from neuropeft.evaluate.bootstrap import percentile_interval
+from neuropeft.evaluate.compare import BETTER, WITHIN_NOISE, WORSE, p_value
 from neuropeft.evaluate.scores import Score
 from neuropeft.tasks import kind_of
 from neuropeft.tasks.base import Metric
-
-BETTER, WORSE, WITHIN_NOISE = "better", "worse", "within noise"
 
 
 @dataclass(frozen=True)
@@ -22,11 +21,13 @@ class Gap:
         by: how much better the first is, whatever the direction of the metric; negative if it is worse.
         low: lower end of the paired 95 % bootstrap interval over subjects.
         high: its upper end.
+        p: two-sided p of the difference, not corrected for others.
     """
 
     by: float
     low: float
     high: float
+    p: float
 
     @property
     def verdict(self) -> str:
@@ -72,7 +73,10 @@ def gap_from_guessing(config: Config, score: Score, mean: Score | None) -> Gap |
 
 def _gap(score: Score, difference: float, draws: np.ndarray) -> Gap:
     low, high = percentile_interval(draws)
-    return Gap(difference, low, high) if score.higher_is_better else Gap(-difference, -high, -low)
+    p = p_value(difference, draws, score.n)
+    if score.higher_is_better:
+        return Gap(difference, low, high, p)
+    return Gap(-difference, -high, -low, p)
 
 
 @dataclass(frozen=True)

@@ -203,7 +203,7 @@ def _figures(config: Config, results: Path) -> list[dict[str, Any]]:
             found.append(
                 {
                     "name": path.stem,
-                    "caption": CAPTIONS.get(path.stem.partition("_")[0], CAPTIONS.get(path.stem, path.stem)),
+                    "caption": CAPTIONS.get(path.stem) or CAPTIONS[path.stem.partition("_")[0]],
                     "width": round(width),
                     "data": base64.b64encode(image).decode(),
                 }

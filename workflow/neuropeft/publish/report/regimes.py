@@ -4,10 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from neuropeft.config import Config
+from neuropeft.evaluate.compare import ALPHA, BETTER, holm
 from neuropeft.evaluate.scores import Score, primary_metric
 from neuropeft.grid import Group, used_tasks
 from neuropeft.publish.labels import cohort_label
-from neuropeft.publish.report.gaps import BETTER, Wording, gap, gap_from_guessing, is_known, wording
+from neuropeft.publish.report.gaps import Wording, gap, gap_from_guessing, is_known, wording
 from neuropeft.publish.sheet import Sheet
 from neuropeft.subsets import Subset
 
@@ -101,8 +102,8 @@ def largest(some: Sequence[Regime]) -> list[Regime]:
 def choose(config: Config, regime: Regime, trainable: Trainable) -> tuple[Score | None, str]:
     """Return what to use in a regime, None if nothing is shown to beat guessing, and why.
 
-    Of all that is not shown to be worse than the best, by paired 95 % intervals, the simplest: a control
-    before a probe, a probe before a method, and of methods the one that trains the fewest parameters.
+    Of all that is not shown to be worse than the best, in pairs and corrected by Holm, the simplest: a
+    control before a probe, a probe before a method, of methods the one that trains the fewest parameters.
     """
     simplest_first = [
         *regime.controls,
@@ -119,7 +120,7 @@ def choose(config: Config, regime: Regime, trainable: Trainable) -> tuple[Score 
     if above is not None and above.verdict != BETTER:
         named = f"{regime.name(best)} ({regime.words.value(best)})"
         return None, f"The best of all, {named}, is not shown to beat guessing: more subjects are needed."
-    tied = [score for score in simplest_first if score is best or not _is_behind(score, best)]
+    tied = _tied(best, simplest_first)
     chosen = tied[0]
     if chosen is best:
         why = "The best, and the simplest of all that are not shown to be worse."
@@ -138,10 +139,11 @@ def choose(config: Config, regime: Regime, trainable: Trainable) -> tuple[Score 
     return chosen, why
 
 
-def _is_behind(score: Score, best: Score) -> bool:
-    """Whether a score is shown to be worse than the best, or cannot be compared with it."""
-    behind = gap(best, score)
-    return behind is None or behind.verdict == BETTER
+def _tied(best: Score, some: Sequence[Score]) -> list[Score]:
+    """Return the best and, in their order, those that can be compared and are not shown to be worse."""
+    others = {id(score): one for score in some if score is not best and (one := gap(best, score)) is not None}
+    p = dict(zip(others, holm([one.p for one in others.values()]), strict=True))
+    return [score for score in some if score is best or p.get(id(score), 0) >= ALPHA]
 
 
 def _cost(score: Score, trainable: Trainable, seconds: Mapping[Group, float]) -> str:
@@ -191,8 +193,8 @@ def advice_sheet(
             "Not shown to be worse does not mean as good: where few are tested, little can be shown. "
             "The simplest: controls before probes of frozen features, these before fine-tunes, of which the "
             "one that trains the fewest parameters.",
-            "Intervals are 95 %, over test subjects, paired, and not corrected for how many are compared. "
-            "What is best on these subjects looks a little better than it would on new ones.",
+            "Shown: by paired differences over test subjects, corrected by Holm for all that stand beside "
+            "the best. What is best on these subjects looks a little better than it would on new ones.",
         ),
         frozenset(place for place in range(1, len(some)) if some[place].task != some[place - 1].task),
         text_columns=7,

@@ -103,7 +103,8 @@ SIDES = ("train", "train", "val", "test")
 @pytest.fixture(scope="module")
 def page(results, tmp_path_factory: pytest.TempPathFactory) -> Page:
     out = tmp_path_factory.mktemp("report") / "report.html"
-    write_report(small_config(), results, out)
+    shown = [layout.TABLE.at(results, name="ranks.html")], [layout.FIGURE.at(results, name="figure1.png")]
+    write_report(small_config(), results, *shown, out)
     return Page(out.read_text())
 
 
@@ -172,7 +173,7 @@ def test_licences_of_imported_weights_are_shown(results, tmp_path):
     encoder = layout.ENCODER.at(folder, pretraining="mae", backbone="vit_b", fold_part="")
     encoder.parent.mkdir(parents=True)
     encoder.write_bytes(b"weights")
-    write_report(config, folder, tmp_path / "report.html")
+    write_report(config, folder, [], [], tmp_path / "report.html")
     (row,) = Page((tmp_path / "report.html").read_text()).table("Weights")
     assert (row["What"], row["Licence"], row["Citation"]) == (
         "imported, vit.safetensors",

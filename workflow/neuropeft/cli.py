@@ -243,10 +243,14 @@ def _add_evaluation(verb: Verb) -> None:
     _paths(tables, "--counts", "--out")
     tables.add_argument("--partial", action="store_true")
 
-    for name, run in (("figures", verbs.figures), ("report", verbs.report)):
-        drawn = verb(name, run)
-        drawn.add_argument("--config-json", required=True)
-        _paths(drawn, "--out")
+    figures = verb("figures", verbs.figures)
+    figures.add_argument("--config-json", required=True)
+    _paths(figures, "--out")
+
+    report = verb("report", verbs.report)
+    report.add_argument("--config-json", required=True)
+    _path_lists(report, "--tables", "--figures")
+    _paths(report, "--out")
 
     diagnostics = verb("diagnostics", verbs.diagnostics)
     diagnostics.add_argument("--config-json", required=True)

@@ -360,7 +360,8 @@ def report(options: argparse.Namespace) -> None:
     from neuropeft.config import Config
     from neuropeft.publish.report.page import write_report
 
-    write_report(Config.model_validate_json(options.config_json), RESULTS, options.out)
+    config = Config.model_validate_json(options.config_json)
+    write_report(config, RESULTS, options.tables, options.figures, options.out)
 
 
 def diagnostics(options: argparse.Namespace) -> None:

@@ -112,11 +112,10 @@ rule figures:
 
 rule report:
     input:
-        TABLES,
-        FIGURES,
-        DIAGNOSTICS,
         expand(layout.QC_TABLE, cohort=JOBS.scanned),
         results=JOBS.result_files,
+        tables=[table for table in (*TABLES, *DIAGNOSTICS) if table.endswith(".html")],
+        figures=[figure for figure in (*FIGURES, *DIAGNOSTICS) if figure.endswith(".png")],
         templates=expand(
             f"{workflow.basedir}/workflow/neuropeft/publish/templates/{{name}}",
             name=["report.html", "style.css"],
@@ -133,7 +132,8 @@ rule report:
     message:
         "Writing the report"
     shell:
-        "python -m neuropeft report --config-json {params.config:q} --out {output} > {log} 2>&1"
+        "python -m neuropeft report --config-json {params.config:q} --tables {input.tables}"
+        " --figures {input.figures} --out {output} > {log} 2>&1"
 
 
 rule diagnostics:

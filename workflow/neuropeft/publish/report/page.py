@@ -54,12 +54,16 @@ CAPTIONS = {
 SCREEN_DPI, PRINT_DPI, LARGER = 96, 300, 1.5
 
 
-def write_report(config: Config, results: Path, out: Path) -> None:
+def write_report(
+    config: Config, results: Path, tables: Sequence[Path], figures: Sequence[Path], out: Path
+) -> None:
     """Write the report, one page of HTML that loads nothing.
 
     Args:
         config: the configuration.
-        results: the results folder, with the tables and figures that it shows.
+        results: the results folder.
+        tables: pages of the tables that it shows; what else lies beside them may be of another configuration.
+        figures: PNG files of the figures that it shows.
         out: the file to write.
 
     Raises:
@@ -69,10 +73,10 @@ def write_report(config: Config, results: Path, out: Path) -> None:
     if all(score.reason == NOT_SCORED for score in scores):
         raise UserError(f"there are no scores in {results}: run the workflow first")
     costs = read_costs(config, results)
+    content = _content(config, results, scores, costs)
+    page = render("report.html", **content, tables=_tables(tables), figures=_figures(config, figures))
     with atomic_path(out) as partial:
-        partial.write_text(
-            render("report.html", **_content(config, results, scores, costs)), encoding="utf-8"
-        )
+        partial.write_text(page, encoding="utf-8")
 
 
 def _content(config: Config, results: Path, scores: Sequence[Score], costs: Costs) -> dict[str, Any]:
@@ -89,8 +93,6 @@ def _content(config: Config, results: Path, scores: Sequence[Score], costs: Cost
         ],
         "boards": boards(config, scores, trainable, seconds),
         "deviations": deviation_sheet(config),
-        "tables": _tables(results),
-        "figures": _figures(config, results),
         "flow": flow_records(config, results),
         "quality": _quality_sheet(config, results),
         "provenance": [
@@ -179,10 +181,10 @@ def _missing(scores: Sequence[Score]) -> list[str]:
     return [f"Scores are missing of {named}{more}: {left_out}."]
 
 
-def _tables(results: Path) -> list[dict[str, Any]]:
-    """Return the tables of the results folder that have rows, as the parts of their pages between marks."""
+def _tables(pages: Sequence[Path]) -> list[dict[str, Any]]:
+    """Return the tables that have rows, as the parts of their pages between marks."""
     found = []
-    for path in sorted(layout.TABLES.at(results).glob("*.html")):
+    for path in pages:
         page = path.read_text(encoding="utf-8")
         title, content = TITLE.search(page), TABLE.search(page)
         if title and content and "</td>" in content[1]:
@@ -191,11 +193,11 @@ def _tables(results: Path) -> list[dict[str, Any]]:
     return found
 
 
-def _figures(config: Config, results: Path) -> list[dict[str, Any]]:
-    """Return the figures of the results folder, but that of further backbones where there are none."""
+def _figures(config: Config, images: Sequence[Path]) -> list[dict[str, Any]]:
+    """Return the figures, but that of further backbones where there are none."""
     empty = [] if len(main_backbones(config)) > 1 else ["figure2"]
     found = []
-    for path in sorted(layout.FIGURES.at(results).glob("*.png")):
+    for path in images:
         if path.stem not in empty:
             image = path.read_bytes()
             # A PNG says its width in pixels behind its first chunk's name; print is small for a screen.

@@ -5,7 +5,7 @@ CORES ?= $(shell nproc 2>/dev/null || echo 2)
 PIP = $(VENV)/bin/python -m pip install --disable-pip-version-check
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: demo test test-quick lint install lock schema clean
+.PHONY: demo test test-quick validate lint install lock schema clean
 
 demo: install
 	snakemake --profile profiles/local --configfile workflow/configs/demo.yaml --cores $(CORES)
@@ -18,6 +18,10 @@ test: install
 # The units alone.
 test-quick: install
 	pytest -n $(CORES) --dist loadfile -m "not slow"
+
+# Whether the benchmark finds what is planted in simulated cohorts, and nothing else.
+validate: install
+	python benchmarks/validate.py --processes $(CORES)
 
 lint: install
 	ruff check .

@@ -14,7 +14,7 @@ import numpy as np
 
 from neuropeft import layout
 from neuropeft.config import Config
-from neuropeft.contenders import Contender, contenders, score_spec, scored_together
+from neuropeft.contenders import Contender, contenders, controls_of, score_spec, scored_together
 from neuropeft.evaluate.costs import cell_folder
 from neuropeft.evaluate.score import score
 from neuropeft.evaluate.scores import Score, read_scores
@@ -274,7 +274,7 @@ def _write_controls(config: Config, results: Path, task: str, place: tuple[int, 
     rows = [
         row
         for subset in subsets_of(cells(config), task)
-        for method in ("mean", "age_sex", "ridge_voxels")
+        for method in controls_of(config, task)
         for split in _splits(config, task, cohort)
         for row in _control_rows(
             config, task, cohort, rng, {"method": method, "subset": subset, "split": split, "fold": fold}
@@ -292,7 +292,7 @@ def _control_rows(config: Config, task: str, cohort: str, rng: np.random.Generat
         score = 0.5 if kind == "binary" else 67.0
         if run["method"] == "ridge_voxels":
             score = 1 / (1 + np.exp(-(2 * y - 1 + noise))) if kind == "binary" else y + 8 * noise
-        elif run["method"] == "age_sex":
+        elif run["method"] in ("age_sex", "sex_site"):
             # Unknown for every fifth subject, as where a table lacks an age.
             score = None if index % 5 == 0 else score + noise / 10
         rows.append(

@@ -70,10 +70,10 @@ def write_inputs(results, task, kind, ages_known=True, effect=1.0):
     return path
 
 
-def run(results, kind, target, split, fractions=(100,)):
+def run(results, kind, target, split, fractions=(100,), methods=("mean", "age_sex", "ridge_voxels")):
     out = results / "controls" / split.parent.name / "seed-3"
     kind = task_kind(kind, {"binary": 2, "multiclass": 3, "regression": 0}[kind])
-    write_controls(kind, [target], split, list(map(fraction, fractions)), ["home", "away"], out)
+    write_controls(kind, methods, [target], split, list(map(fraction, fractions)), ["home", "away"], out)
     return {name: read_predictions(out / f"{name}.tsv", kind) for name in ("home", "away")}
 
 
@@ -129,6 +129,38 @@ def test_regression_controls(tmp_path):
     assert error < 0.5 * trivial
     # the target is no feature of its own: sex alone predicts one value per sex
     assert len(np.unique(runs["home"][RunKey("age_sex", fraction(100), 3, "test")].score)) == 2
+
+
+def test_sites_that_differ_in_age_predict_it_and_unseen_ones_do_not(tmp_path):
+    split = write_inputs(tmp_path, "age", "regression", effect=0.0)
+    ages = {row["scan_id"]: float(row["age"]) for row in read_tsv(tmp_path / "tasks/age/home.tsv")[:-1]}
+    sites = [{"scan_id": scan, "site": "old" if age > 65 else "young"} for scan, age in ages.items()]
+    write_tsv(tmp_path / "cohorts/home/sites.tsv", sites, ("scan_id", "site"))
+    away = [{"scan_id": f"away{index:02d}", "site": "elsewhere"} for index in range(30)]
+    write_tsv(tmp_path / "cohorts/away/sites.tsv", away[1:], ("scan_id", "site"))
+    runs = run(tmp_path, "regression", "age", split, methods=("mean", "sex_site"))
+    by_site, constant = (runs["home"][RunKey(m, fraction(100), 3, "test")] for m in ("sex_site", "mean"))
+    error, trivial = (np.abs(one.score - one.y).mean() for one in (by_site, constant))
+    assert error < 0.75 * trivial
+    elsewhere = runs["away"][RunKey("sex_site", fraction(100), 3, "zero-shot")]
+    assert len(np.unique(elsewhere.score)) == 2  # by sex alone
+    rows = read_tsv(tmp_path / "controls/age/seed-3/away.tsv")
+    assert [row["scan_id"] for row in rows if row["score"] == "n/a"] == ["away00"]  # of no site
+
+
+def test_region_volumes_are_a_control_where_a_cohort_has_them(tmp_path):
+    split = write_inputs(tmp_path, "ad", "binary", effect=0.0)
+    rng = np.random.default_rng(1)
+    columns = ("scan_id", "hippocampus", "mostly_unknown")
+    regions = [
+        {"scan_id": row["scan_id"], "hippocampus": 4000 - 400 * int(row["y"]) + rng.normal(0, 100)}
+        for row in read_tsv(tmp_path / "tasks/ad/home.tsv")[:-1]
+    ]
+    write_tsv(tmp_path / "cohorts/home/morphometry.tsv", regions, columns)
+    runs = run(tmp_path, "binary", "diagnosis", split, methods=("morphometry",))
+    found = runs["home"][RunKey("morphometry", fraction(100), 3, "test")]
+    assert auc(found.y, found.score) > 0.95
+    assert not runs["away"], "a cohort without the table is not predicted"
 
 
 def test_sex_does_not_predict_itself(tmp_path):

@@ -42,6 +42,7 @@ def test_a_run_ends_with_tables_figures_and_qc(finished):
         "flow",
         "comparisons",
         "ranks",
+        "confounds",
         "across_tasks",
         "learning_curves",
         "scans_to_match",

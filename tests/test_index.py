@@ -159,6 +159,49 @@ def test_ages_and_sexes_that_cannot_be_read_are_told(tmp_path: Path, capsys) -> 
         assert ages == [*["n/a"] * 4, "63.0", "n/a"]
 
 
+@pytest.fixture
+def with_regions(tmp_path: Path):
+    """A function that prepares a cohort of six with a table of region volumes, and returns its rows."""
+    (tmp_path / "bids").mkdir()
+    for subject in "abcdef":
+        (tmp_path / f"{subject}.nii").touch()
+    lines = [f"{s}.nii {s} {60 + i} s{i % 2}" for i, s in enumerate("abcdef")]
+    table(tmp_path / "scans.tsv", "path subject age site", *lines)
+    raw = simulated_config(tmp_path / "bids", age={"kind": "regression", "target": "age", "train": "real"})
+    raw["cohorts"]["real"] = {"table": str(tmp_path / "scans.tsv"), "morphometry": "regions.tsv"}
+
+    def prepared(header: str, *lines: str) -> dict[str, list[dict[str, str]]]:
+        table(tmp_path / "regions.tsv", header, *lines)
+        tables = prepare(load_config(raw, tmp_path), tmp_path / "results")
+        names = {name: tmp_path / f"results/cohorts/real/{name}.tsv" for name in ("sites", "morphometry")}
+        return {name: of_text(tables.texts[path]) for name, path in names.items()}
+
+    return prepared
+
+
+def test_sites_and_region_volumes_of_each_scan_are_there_for_controls(with_regions, capsys) -> None:
+    found = with_regions("subject csf hippocampus", "sub-b 900 4000", "a 1000 n/a", "z 1 1")
+    assert [row["site"] for row in found["sites"]] == ["s0", "s1"] * 3
+    values = [tuple(row.values()) for row in found["morphometry"]]
+    assert values[:3] == [("sub-a", "1000.0", "n/a"), ("sub-b", "900.0", "4000.0"), ("sub-c", "n/a", "n/a")]
+    assert "cohort real: 4 of 6 scans have no row in" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("header", "line", "message"),
+    [
+        ("subject", "a", "needs a column `subject` and one per region"),
+        ("person csf", "a 1", "needs a column `subject` and one per region"),
+        ("subject csf", "a big", "line 2: csf is 'big'; write a number"),
+        ("subject csf", "z 1", "none of its subjects, such as z, has a scan in cohort 'real'"),
+        ("subject csf", "a 1\nsub-a 2", "line 3: a second row of a; keep one"),
+    ],
+)
+def test_mistakes_in_region_volumes_are_told(with_regions, header: str, line: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        with_regions(header, *line.split("\n"))
+
+
 def of_text(text: str) -> list[dict[str, str]]:
     """Return the rows of a table."""
     return list(csv.DictReader(text.splitlines(), delimiter="\t"))

@@ -96,9 +96,10 @@ CHANGED: dict[str, set[str]] = {
     "train/features.py": {"features"},
     "evaluate/controls.py": {"controls"},
     "evaluate/probes.py": {"probes"},
+    "evaluate/confounds.py": {"confounds", "tables"},
     "tasks/multilabel.py": set(),  # of a kind that no task of this configuration has
     "tasks/linear.py": {"controls", "probes", "finetune", "predict"},
-    "evaluate/bootstrap.py": {"score", "tables", "figures", "diagnostics", "report"},
+    "evaluate/bootstrap.py": {"score", "confounds", "tables", "figures", "diagnostics", "report"},
     "evaluate/compare.py": {"tables", "figures", "diagnostics", "report"},
     "evaluate/across.py": {"tables", "figures"},
     "evaluate/learning.py": {"tables"},

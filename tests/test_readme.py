@@ -23,7 +23,7 @@ from workflow_command import ROOT, TINY, write_config
 
 README = (ROOT / "README.md").read_text()
 BY_CI = ("make demo", "make test", "make lint")
-FOR_PEOPLE = ("make test-quick",)  # a part of `make test`
+FOR_PEOPLE = ("make test-quick", "make validate")  # a part of `make test`, and of what its tests run in small
 
 
 def blocks(language):

@@ -1,6 +1,7 @@
 """Tables in three formats, from fabricated predictions: the right numbers, and what is missing is shown."""
 
 import csv
+import dataclasses
 import json
 
 import pytest
@@ -9,7 +10,9 @@ from fabricated_results import contender, small_config, small_results
 from neuropeft.config import Config
 from neuropeft.evaluate.compare import compare
 from neuropeft.evaluate.scores import Score, primary_metric, read_scores
+from neuropeft.evaluate.standing import standings
 from neuropeft.files import write_tsv
+from neuropeft.probe_names import PROBES
 from neuropeft.publish import score_tables
 from neuropeft.publish.cohort_table import cohort_records, cohort_sheet
 from neuropeft.publish.sheet import Sheet, escape_latex, latex, markdown
@@ -205,7 +208,7 @@ def test_controls_come_last_whatever_the_configurations_order(results, tmp_path)
     write_tables(config, results, results / "counts.csv", tmp_path / "tables")
     names = list(wide(tmp_path, "table3.md", "age", "MAE (years)", "SimA", "mean"))[4:]
     assert names[:2] == ["ViT-B LayerNorm fine-tune", "ViT-B LoRA"]
-    assert [name.startswith("Control: ") for name in names] == [False] * (len(names) - 4) + [True] * 4
+    assert [name.startswith("Control: ") for name in names] == [False] * (len(names) - 5) + [True] * 5
 
 
 def test_controls_stand_beside_the_methods(results):
@@ -215,10 +218,11 @@ def test_controls_stand_beside_the_methods(results):
         "Control: ViT-B full on shuffled labels",
         "Control: predict the mean",
         "Control: age + sex, except the target",
+        "Control: sex + site",
         "Control: linear model on voxels",
     ]
-    assert all(shown[name] not in ("", "-") for name in controls)
-    assert shown["Control: age + sex, except the target"].endswith("n = 13")  # fewer subjects than the 17
+    assert [name for name in controls if shown[name] in ("", "-")] == [controls[2]]  # of age
+    assert shown["Control: sex + site"].endswith("n = 13")  # fewer subjects than the 17
     assert shown["ViT-B Attention fine-tune"] == "-"  # not in the grid for this task
 
 
@@ -249,6 +253,53 @@ def test_probes_stand_between_methods_and_controls_with_what_they_do_by_chance(r
         (start, f"fraction-{percent}") for start in ("mae", "none") for percent in (25, 100)
     }
     assert "29 of 30 cells" in text(results, "table3.md")
+
+
+def test_a_method_is_told_where_it_stands_against_its_best_control(results):
+    wanted = {"task": "ad", "cohort": "ADNI", "metric": "auc", "subset": "fraction-100"}
+    rows = rows_of(results, "scores.csv", **wanted)
+    rivals = {
+        "/".join(row[key] for key in ("backbone", "pretraining", "method")): float(row["mean"])
+        for row in rows
+        if row["seeds"] == row["seeds_expected"]
+    }
+    (full,) = (row for row in rows if (row["backbone"], row["method"]) == ("vit_b", "full"))
+    probes = [f"vit_b/{start}/{probe}" for start in ("mae", "none") for probe in PROBES]
+    controls = [*probes, *(name for name in rivals if name.startswith("control/"))]
+    assert full["best_control"] == max(controls, key=rivals.get)
+    over = float(full["mean"]) - rivals[full["best_control"]]
+    assert float(full["over_control"]) == pytest.approx(over, abs=1e-5)
+    assert float(full["over_control_ci_low"]) < over < float(full["over_control_ci_high"])
+    shown = wide(results, "table3.md", "ad", "AUC", "ADNI", "best control")
+    for method, label in (("full", "ViT-B Full fine-tune"), ("layernorm", "ViT-B LayerNorm fine-tune")):
+        (row,) = (row for row in rows if (row["backbone"], row["method"]) == ("vit_b", method))
+        low, high = (float(row[f"over_control_ci_{end}"]) for end in ("low", "high"))
+        noise = ", within noise" if low <= 0 <= high else ""
+        side = "below" if float(row["over_control"]) < 0 else "above"
+        assert row["below_control"] == str(int(side == "below"))
+        assert shown[label].startswith(f"{side}{noise}: ")
+    assert shown["Control: predict the mean"] == "-"
+    # Of an error, less is better.
+    # Other seeds are no reason to compare with nothing.
+    scores = read_scores(small_config(), results, with_draws=True)
+    fewer = [
+        dataclasses.replace(
+            one, contender=dataclasses.replace(one.contender, seeds=(0, 1)), values={0: 0.1, 1: 0.1}
+        )
+        if one.contender.is_method
+        else one
+        for one in scores
+    ]
+    assert len(standings(fewer)) >= len(standings(scores)) > 0
+    (age,) = rows_of(
+        results, "table3.csv", task="age", cohort="SimA", metric="mae", backbone="vit_b", method="lora"
+    )
+    (best,) = (
+        row
+        for row in rows_of(results, "table3.csv", task="age", cohort="SimA", metric="mae")
+        if "/".join(row[key] for key in ("backbone", "pretraining", "method")) == age["best_control"]
+    )
+    assert (age["below_control"] == "1") == (float(age["mean"]) > float(best["mean"]))
 
 
 def test_published_figures_only_beside_real_cohorts_of_the_papers_names(results, tmp_path):

@@ -222,6 +222,7 @@ def _add_task_kind(parser: argparse.ArgumentParser) -> None:
 def _add_evaluation(verb: Verb) -> None:
     controls = verb("controls", verbs.controls)
     _add_task_kind(controls)
+    controls.add_argument("--methods", nargs="+", required=True, help="the controls")
     controls.add_argument("--targets", nargs="+", required=True, help="columns that are predicted")
     _paths(controls, "--split", "--out")
     controls.add_argument("--subsets", type=Subset.parse, nargs="+", required=True)
@@ -237,6 +238,10 @@ def _add_evaluation(verb: Verb) -> None:
     score = verb("score", verbs.score)
     score.add_argument("--spec", required=True)
     _paths(score, "--table", "--draws")
+
+    confounds = verb("confounds", verbs.confounds)
+    confounds.add_argument("--spec", required=True)
+    _paths(confounds, "--out")
 
     tables = verb("tables", verbs.tables)
     tables.add_argument("--config-json", required=True)

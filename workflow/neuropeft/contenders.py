@@ -11,13 +11,14 @@ from neuropeft.grid import (
     Group,
     bases,
     cells,
+    encoder_for,
     linearly_predicted,
     seeds_of,
     subsets_of,
     used_backbones,
     used_tasks,
 )
-from neuropeft.probe_grid import probe_groups
+from neuropeft.probe_grid import probe_groups, probed
 from neuropeft.probe_names import PROBES
 from neuropeft.subsets import Subset
 
@@ -25,6 +26,8 @@ NO_BACKBONE = "control"  # stands for the backbone of a control that has none
 CONTROLS = {
     "mean": "predict the mean",
     "age_sex": "age + sex, except the target",
+    "sex_site": "sex + site",
+    "morphometry": "linear model on region volumes",
     "ridge_voxels": "linear model on voxels",
 }
 REFERENCE_KIND = "full"  # what others are compared with, unless `statistics.reference` names a method
@@ -105,6 +108,17 @@ class Contender:
         return "/".join((self.sort, task, *base[: {"cells": 3, "probes": 2, "controls": 0}[self.sort]]))
 
 
+def controls_of(config: Config, task: str) -> list[str]:
+    """Return the controls of a task: of age, sex and site is one, of anything else age and sex."""
+    spec = config.tasks[task]
+    if not spec.linear:
+        return []
+    left_out = {"age_sex" if "age" in spec.target_columns.values() else "sex_site"}
+    if config.cohorts[spec.train].morphometry is None:
+        left_out.add("morphometry")
+    return [name for name in CONTROLS if name not in left_out]
+
+
 def contenders(config: Config) -> list[Contender]:
     """Return all contenders of the grid: cells, then probes, then the controls of each task."""
     all_cells = cells(config)
@@ -117,9 +131,7 @@ def contenders(config: Config) -> list[Contender]:
     probed = linearly_predicted(config, all_cells)
     found += [_probe(config, starts, group, of_task[group[0]]) for group in probe_groups(probed)]
     for task, seeds_of_task in of_task.items():
-        if not config.tasks[task].linear:
-            continue
-        for place, (control, label) in enumerate(CONTROLS.items()):
+        for control in controls_of(config, task):
             for subset in subsets_of(all_cells, task):
                 found.append(
                     Contender(
@@ -127,11 +139,11 @@ def contenders(config: Config) -> list[Contender]:
                         group=(task, NO_BACKBONE, NO_PRETRAINING, control, subset),
                         seeds=seeds_of_task,
                         owner="Control:",
-                        name=label,
-                        short=label,
+                        name=CONTROLS[control],
+                        short=CONTROLS[control],
                         is_control=True,
                         is_reference=False,
-                        place=(2, len(config.backbones), place),
+                        place=(2, len(config.backbones), list(CONTROLS).index(control)),
                     )
                 )
     return found
@@ -240,4 +252,21 @@ def score_spec(config: Config, some: list[Contender]) -> dict[str, Any]:
         "contenders": [
             {"line": list(one.line), "subset": str(one.subset), "seeds": list(one.seeds)} for one in some
         ],
+    }
+
+
+def confound_spec(config: Config, task: str) -> dict[str, Any]:
+    """Return everything that the confounds of a task depend on but their files.
+
+    Predictions are those of methods on the largest subset, and features those of the first fold's encoders.
+    """
+    of_cells = [one for one in contenders(config) if one.task == task and one.sort == "cells"]
+    largest = max(one.subset for one in of_cells)
+    some = [one for one in of_cells if one.subset == largest]
+    fold = config.splits.fold_numbers[0]
+    starts = [(one.pretraining, one.backbone) for one in probed(cells(config)) if one.task == task]
+    return score_spec(config, some) | {
+        "cohorts": [config.tasks[task].train],
+        "targets": list(config.tasks[task].target_columns.values()),
+        "features": [encoder_for(config, *start, fold).names for start in starts],
     }

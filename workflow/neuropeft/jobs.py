@@ -301,6 +301,15 @@ class Jobs:
         """Return the label tables of a task, one per cohort."""
         return [layout.LABELS.of(task=task, cohort=cohort) for cohort in self.task_cohorts(task)]
 
+    def control_tables(self, wildcards: Any) -> list[str]:
+        """Return the tables, beside labels and volumes, that the controls of a task are fitted on."""
+        controls = contenders.controls_of(self.config, wildcards.task)
+        cohorts = self.task_cohorts(wildcards.task)
+        sites = [layout.SITES.of(cohort=cohort) for cohort in cohorts if "sex_site" in controls]
+        measured = [cohort for cohort in cohorts if self.config.cohorts[cohort].morphometry is not None]
+        regions = [layout.MORPHOMETRY.of(cohort=cohort) for cohort in measured if "morphometry" in controls]
+        return sites + regions
+
     def evaluated_subjects(self, task: str, cohort: str, names: Iterable[str]) -> list[str]:
         """Return what says who is predicted: the splits in the training cohort, everybody elsewhere."""
         if cohort != self.config.tasks[task].train:
@@ -383,6 +392,23 @@ class Jobs:
         """Return what the scores of contenders that are scored together depend on, as JSON."""
         return json.dumps(contenders.score_spec(self.config, self.scored[wildcards.scored]), sort_keys=True)
 
+    def confound_inputs(self, wildcards: Any) -> list[str]:
+        """Return what site and sex of a task's training cohort are told from: features and predictions."""
+        cohort = self.config.tasks[wildcards.task].train
+        spec = contenders.confound_spec(self.config, wildcards.task)
+        names = [
+            dict(zip(grid.Cell._fields, (wildcards.task, *one["line"]), strict=False))
+            for one in spec["contenders"]
+        ]
+        tables = [layout.LABELS.of(task=wildcards.task, cohort=cohort), layout.SITES.of(cohort=cohort)]
+        features = [layout.FEATURES.of(**one, cohort=cohort) for one in spec["features"]]
+        predictions = [layout.PREDICTIONS.of(**one, cohort=cohort) for one in names]
+        return [*tables, self.volumes(cohort), *features, *predictions]
+
+    def confound_spec(self, wildcards: Any) -> str:
+        """Return what the confounds of a task depend on, as JSON."""
+        return json.dumps(contenders.confound_spec(self.config, wildcards.task), sort_keys=True)
+
     def score_code(self, wildcards: Any) -> str:
         """Return the version of the code that scores contenders of a task."""
         kind = self.config.tasks[self.scored[wildcards.scored][0].task].kind
@@ -402,4 +428,6 @@ class Jobs:
         ]
         stores = [self.stored_scans(cohort) for cohort in self.cohorts]
         stores += [layout.SUBJECTS.of(cohort=cohort) for cohort in self.scanned]
-        return [*scores, *trained, *stores]
+        linear = [task for task in self.tasks if self.config.tasks[task].linear]
+        confounds = [layout.CONFOUNDS.of(task=task) for task in linear]
+        return [*scores, *confounds, *trained, *stores]

@@ -43,6 +43,8 @@ TABLE_CACHE = Place("_state/tables/{digest}.tsv")
 # -- cohorts: tables, preprocessing, stores --
 SCANS = Place("cohorts/{cohort}/scans.tsv")
 SUBJECTS = Place("cohorts/{cohort}/subjects.tsv")
+SITES = Place("cohorts/{cohort}/sites.tsv")
+MORPHOMETRY = Place("cohorts/{cohort}/morphometry.tsv")
 LABELS = Place("tasks/{task}/{cohort}.tsv")
 N4_FOLDER = Place("cohorts/{cohort}/chunks/{chunk}/n4")
 EXCLUDED = Place("cohorts/{cohort}/excluded.tsv")
@@ -91,6 +93,7 @@ PREDICTIONS = Place("predictions/{task}/{backbone}/{pretraining}/{method}/{cohor
 LABEL_MAP = "{scan}_dseg.nii.gz"  # a predicted one, on its scan's own grid
 CONTROLS = Place("controls/{task}/{split}")
 FEATURES = Place("features/{pretraining}/{backbone}{fold_part}/{cohort}.npy")
+CONFOUNDS = Place("confounds/{task}.tsv")
 PROBES = Place("probes/{task}/{backbone}/{pretraining}/{split}")
 
 SCORES = Place("scores/{scored}.tsv")  # of contenders that are predicted together

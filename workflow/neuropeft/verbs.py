@@ -309,6 +309,7 @@ def controls(options: argparse.Namespace) -> None:
 
     write_controls(
         _task_kind(options),
+        options.methods,
         options.targets,
         options.split,
         options.subsets,
@@ -336,6 +337,13 @@ def score(options: argparse.Namespace) -> None:
     from neuropeft.evaluate.score import score
 
     score(json.loads(options.spec), RESULTS, options.table, options.draws)
+
+
+def confounds(options: argparse.Namespace) -> None:
+    """Write how well site and sex can be told in the training cohort of a task."""
+    from neuropeft.evaluate.confounds import write_confounds
+
+    write_confounds(json.loads(options.spec), RESULTS, options.out)
 
 
 def tables(options: argparse.Namespace) -> None:

@@ -19,8 +19,10 @@ rule people:
         "(cp {params.cached} {output}.new && mv {output}.new {output}) > {log} 2>&1"
 
 
-localrules:
-    labels,  # this is not taken over from the rule below
+localrules:  # this is not taken over from the rule above
+    labels,
+    sites,
+    morphometry,
 
 
 use rule people as labels with:
@@ -32,6 +34,28 @@ use rule people as labels with:
         cached=lambda wildcards: JOBS.cached_table(layout.LABELS, wildcards),
     message:
         "Writing the labels of task {wildcards.task} in cohort {wildcards.cohort}"
+
+
+use rule people as sites with:
+    output:
+        layout.SITES,
+    log:
+        "results/logs/sites/{cohort}.log",
+    params:
+        cached=lambda wildcards: JOBS.cached_table(layout.SITES, wildcards),
+    message:
+        "Writing at which site scans of cohort {wildcards.cohort} were taken"
+
+
+use rule people as morphometry with:
+    output:
+        layout.MORPHOMETRY,
+    log:
+        "results/logs/morphometry/{cohort}.log",
+    params:
+        cached=lambda wildcards: JOBS.cached_table(layout.MORPHOMETRY, wildcards),
+    message:
+        "Writing the region volumes of cohort {wildcards.cohort}"
 
 
 rule simulate_scans:

@@ -8,7 +8,7 @@ import time
 
 sys.path.insert(0, str(Path(workflow.basedir, "workflow")))
 
-from neuropeft import backbones, estimates, grid, layout, methods, numerics, pretraining
+from neuropeft import backbones, contenders, estimates, grid, layout, methods, numerics, pretraining
 from neuropeft.cells.outdated import outdated
 from neuropeft.cells.status import Cells, state_folder
 from neuropeft.cohorts import chunks

@@ -36,6 +36,7 @@ rule controls:
         split=layout.SPLIT,
         labels=lambda wildcards: JOBS.task_labels(wildcards.task),
         volumes=lambda wildcards: [JOBS.volumes(cohort) for cohort in JOBS.task_cohorts(wildcards.task)],
+        tables=JOBS.control_tables,
     output:
         directory(layout.CONTROLS),
     log:
@@ -51,11 +52,12 @@ rule controls:
         targets=lambda wildcards: list(CONFIG.tasks[wildcards.task].target_columns.values()),
         subsets=lambda wildcards: grid.subsets_of(JOBS.table, wildcards.task),
         cohorts=lambda wildcards: JOBS.task_cohorts(wildcards.task),
+        methods=lambda wildcards: contenders.controls_of(CONFIG, wildcards.task),
     message:
         "Fitting the controls of task {wildcards.task} ({wildcards.split})"
     shell:
-        "python -m neuropeft controls {params.kind} --targets {params.targets:q} --split {input.split}"
-        " --subsets {params.subsets} --cohorts {params.cohorts} --out {output} > {log} 2>&1"
+        "python -m neuropeft controls {params.kind} --methods {params.methods} --targets {params.targets:q}"
+        " --split {input.split} --subsets {params.subsets} --cohorts {params.cohorts} --out {output} > {log} 2>&1"
 
 
 # Once for all that is published: what contenders are predicted together is scored together, with its bootstrap draws.
@@ -81,3 +83,25 @@ rule score:
         "Scoring {wildcards.scored}"
     shell:
         "python -m neuropeft score --spec {params.spec:q} --table {output.table} --draws {output.draws} > {log} 2>&1"
+
+
+# Once for a task: whether its site and sex can be told from labels, features and predictions takes seconds.
+rule confounds:
+    input:
+        JOBS.confound_inputs,
+    output:
+        layout.CONFOUNDS,
+    log:
+        "results/logs/confounds/{task}.log",
+    conda:
+        "../../envs/report.yaml"
+    resources:
+        mem_mb=lambda wildcards, attempt: 8000 * attempt,
+        runtime=lambda wildcards, attempt: 60 * attempt,
+    params:
+        code=lambda wildcards: JOBS.code("evaluate.confounds", wildcards, "task"),
+        spec=JOBS.confound_spec,
+    message:
+        "Telling site and sex from labels, features and predictions of task {wildcards.task}"
+    shell:
+        "python -m neuropeft confounds --spec {params.spec:q} --out {output} > {log} 2>&1"

@@ -9,6 +9,7 @@ TABLE_NAMES = [
             *(f"table{number}" for number in (1, 2, 3, 4)),
             *COMPARED,
             "flow",
+            "confounds",
             "costs",
             *(["search"] if CONFIG.training.search else []),
             *(["labels"] if any(task.part_names for task in CONFIG.tasks.values()) else []),

@@ -15,6 +15,7 @@ from neuropeft import layout
 from neuropeft.cohorts.chunks import by_chunk
 from neuropeft.cohorts.index import Scan, index_cohort, index_row, write_index
 from neuropeft.cohorts.labels import TASK_COLUMNS, Row, task_rows
+from neuropeft.cohorts.morphometry import read_morphometry
 from neuropeft.cohorts.readers import label_source
 from neuropeft.cohorts.splits import TRAIN, make_split, take_subset
 from neuropeft.config import Config
@@ -25,6 +26,7 @@ from neuropeft.tasks import kind_of
 from neuropeft.tasks.values import OLDEST, age_in_years, is_missing, normal_sex
 
 SUBJECT_COLUMNS = ("scan_id", "subject", "session", "age", "sex")
+SITE_COLUMNS = ("scan_id", "site")
 
 Indexes = Mapping[str, Sequence[Scan]]
 Labels = Mapping[tuple[str, str], Sequence[Row]]  # by task and cohort
@@ -38,7 +40,8 @@ class Tables:
     Attributes:
         results: the results folder.
         scans: the index of every used cohort with scans.
-        texts: people of every cohort and labels of every task, by where jobs read them.
+        texts: people, sites and region volumes of every cohort and labels of every task, by where jobs read
+            them.
         sizes: rows of each of these tables.
     """
 
@@ -104,6 +107,10 @@ def prepare(config: Config, results: Path) -> Tables:
     for cohort, scans in indexes.items():
         people = format_tsv(_people(cohort, scans), SUBJECT_COLUMNS)
         texts[layout.SUBJECTS.at(results, cohort=cohort)] = people
+        texts[layout.SITES.at(results, cohort=cohort)] = format_tsv(_sites(scans), SITE_COLUMNS)
+        if (table := config.cohorts[cohort].morphometry) is not None:
+            volumes = read_morphometry(cohort, Path(table), scans)
+            texts[layout.MORPHOMETRY.at(results, cohort=cohort)] = format_tsv(volumes, list(volumes[0]))
         _tell_left(cohort, scans, results)
     return Tables(results, indexes, texts, {path: text.count("\n") - 1 for path, text in texts.items()})
 
@@ -122,6 +129,12 @@ def _people(cohort: str, scans: Sequence[Scan]) -> list[dict[str, object]]:
         }
         for scan in scans
     ]
+
+
+def _sites(scans: Sequence[Scan]) -> list[dict[str, object]]:
+    """Return the site of every scan, which may be confounded with a target, None where it is unknown."""
+    sites = ((scan.scan_id, scan.labels.get("site", "").strip()) for scan in scans)
+    return [{"scan_id": scan_id, "site": None if is_missing(site) else site} for scan_id, site in sites]
 
 
 def _tell_unread(

@@ -59,6 +59,11 @@ class Cohort(Model):
         default="deepbet",
         description="how brains are extracted: by a network, from given masks, or not at all",
     )
+    morphometry: str | None = Field(
+        default=None,
+        description="TSV or CSV of region volumes, for a control: `subject`, `session` where there are "
+        "several, and a column of numbers per region",
+    )
     brain_masks: str | None = Field(
         default=None,
         description="for `skull_strip: given`: path of a scan's mask, relative to the BIDS root or table, "
@@ -78,10 +83,11 @@ class Cohort(Model):
             )
         if not isinstance(self.input, T1w) and (self.brain_masks or self.skull_strip != "deepbet"):
             raise ValueError("`skull_strip` and `brain_masks` are for `input: t1w`: remove them")
-        if self.synthetic and (self.columns or self.brain_masks or self.skull_strip != "deepbet"):
+        other = self.columns or self.brain_masks or self.morphometry or self.skull_strip != "deepbet"
+        if self.synthetic and other:
             raise ValueError(
-                "a synthetic cohort has neither tables nor skulls: remove `columns`, `skull_strip` and "
-                "`brain_masks`"
+                "a synthetic cohort has neither tables nor skulls: remove `columns`, `morphometry`, "
+                "`skull_strip` and `brain_masks`"
             )
         if (self.skull_strip == "given") != (self.brain_masks is not None):
             raise ValueError("`skull_strip: given` and `brain_masks` go together: set both or neither")

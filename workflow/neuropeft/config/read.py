@@ -104,12 +104,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _absolute(name: str, cohort: Cohort, base: Path, source: str) -> Cohort:
-    key = "bids" if cohort.bids is not None else "table"
-    value = getattr(cohort, key)
-    if value is None:
-        return cohort
-    kind = "folder" if key == "bids" else "file"
-    return cohort.model_copy(update={key: _existing(value, f"cohorts.{name}.{key}", base, source, kind)})
+    kinds = {"bids": "folder", "table": "file", "morphometry": "file"}
+    paths = {
+        key: _existing(value, f"cohorts.{name}.{key}", base, source, kind)
+        for key, kind in kinds.items()
+        if (value := getattr(cohort, key)) is not None
+    }
+    return cohort.model_copy(update=paths)
 
 
 def _existing(value: str, key: str, base: Path, source: str, kind: str) -> str:

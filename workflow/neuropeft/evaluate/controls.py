@@ -1,13 +1,15 @@
 """Controls: what a task's scores are worth without a transformer.
 
-`mean` predicts the training mean (the class frequencies), `age_sex` is a linear model on age and sex, and
-`ridge_voxels` a linear model on mean-pooled voxels. All are fitted on training subjects only, of the same
-subsets as the cells.
+`mean` predicts the training mean (the class frequencies), `age_sex` is a linear model on age and sex,
+`sex_site` on sex and site, `morphometry` on region volumes that a cohort brings along, and `ridge_voxels` on
+mean-pooled voxels. All are fitted on training subjects only, of the same subsets as the cells.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -24,7 +26,8 @@ from neuropeft.tasks.linear import fit_linear
 Row = dict[str, str]
 Features = Callable[[Row, str], Array]  # a scan's row and its cohort -> [features]
 
-KNOWN_SHARE = 0.5  # a subject variable that is known for fewer training scans is not used
+KNOWN_SHARE = 0.5  # a variable that is known for a smaller share of the training scans is not used
+VARIABLES = {"age_sex": ("age", "sex"), "sex_site": ("sex", "site")}  # of controls that take no other
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,7 @@ class Side:
 
 def write_controls(
     kind: TaskKind,
+    methods: Sequence[str],
     targets: Sequence[str],
     split: Path,
     subsets: Sequence[Subset],
@@ -48,6 +52,7 @@ def write_controls(
 
     Args:
         kind: what is predicted.
+        methods: the controls, see above.
         targets: columns that are predicted; `age_sex` leaves them out of its features.
         split: `results/splits/{task}/{split}.tsv`; labels and stores are found from there.
         subsets: how much of the training and of the validation subjects.
@@ -64,7 +69,13 @@ def write_controls(
         cohort: _labelled_rows(layout.LABELS.at(results, task=task, cohort=cohort), store)
         for cohort, store in stores.items()
     }
-    voxels = {cohort: _pooled(stores[cohort], rows) for cohort, rows in tables.items()}
+    measured = {
+        method: {
+            cohort: _measured(method, results, cohort, stores[cohort], rows)
+            for cohort, rows in tables.items()
+        }
+        for method in methods
+    }
     home = cohorts[0]
     labels = {row["scan_id"]: row for row in tables[home]}
     seed, fold = seed_and_fold(split)
@@ -86,7 +97,8 @@ def write_controls(
         run = {"subset": str(subset), "seed": seed, "fold": fold}
         # zip stops at once where there are no such columns
         prior = dict(zip(kind.prior_columns, kind.constant_scores(y), strict=False))
-        for method, features in _methods(voxels, _known_variables(train, targets)).items():
+        for method in methods:
+            features = _features(method, measured[method], train, home, targets)
             predict = fit(method, kind, make_side(kind, train, home, features))
             for cohort in cohorts:
                 side = make_side(kind, wanted[cohort], cohort, features)
@@ -95,15 +107,6 @@ def write_controls(
     columns = [CONTROL_METHOD, *COLUMNS, *kind.score_columns, *kind.prior_columns]
     for cohort in cohorts:
         write_tsv(out / f"{cohort}.tsv", scores[cohort], columns)
-
-
-def _methods(voxels: Mapping[str, Mapping[str, Array]], names: list[str]) -> dict[str, Features]:
-    """Return what gives the features of a scan, for each control."""
-    return {
-        "mean": lambda row, cohort: np.zeros(1),
-        "age_sex": lambda row, cohort: _subject_variables(row, names),
-        "ridge_voxels": lambda row, cohort: voxels[cohort][row["scan_id"]],
-    }
 
 
 # -- data ------------------------------------------------------------------------------------------
@@ -120,23 +123,56 @@ def make_side(kind: TaskKind, rows: list[Row], cohort: str, features: Features) 
     return Side(rows, kind.array(row["y"] for row in rows), np.array(values).reshape(len(rows), -1))
 
 
-def _pooled(store: Store, rows: list[Row]) -> dict[str, Array]:
-    """Mean-pool the volumes of `rows`; read one by one from the mapped file."""
-    return {row["scan_id"]: pool(store.volumes[store.index_of(row["scan_id"])]) for row in rows}
+def _measured(method: str, results: Path, cohort: str, store: Store, rows: list[Row]) -> dict[str, Any]:
+    """Return what a control has of each scan: [voxels], or its values by column; nothing where labels do."""
+    if method == "ridge_voxels":  # mean-pooled; read one by one from the mapped file
+        return {row["scan_id"]: pool(store.volumes[store.index_of(row["scan_id"])]) for row in rows}
+    table = {"sex_site": layout.SITES, "morphometry": layout.MORPHOMETRY}.get(method)
+    path = table.at(results, cohort=cohort) if table else None
+    # A zero-shot cohort may have no region volumes.
+    if path is None or (method == "morphometry" and not path.exists()):
+        return {}
+    return {row.pop("scan_id"): row for row in read_tsv(path)}
 
 
-def _known_variables(train: list[Row], targets: Sequence[str]) -> list[str]:
-    return [
+def _features(
+    method: str,
+    measured: Mapping[str, Mapping[str, Any]],
+    train: list[Row],
+    home: str,
+    targets: Sequence[str],
+) -> Features:
+    """Return what gives the features of a scan for a control; training scans say which they are."""
+    if method == "mean":
+        return lambda row, cohort: np.zeros(1)
+    if method == "ridge_voxels":
+        return lambda row, cohort: measured[cohort][row["scan_id"]]
+
+    def values(row: Row, cohort: str) -> Row:
+        own = measured[cohort].get(row["scan_id"], {})
+        sex = {"F": "0", "M": "1"}.get(row["sex"], MISSING)
+        return own if method == "morphometry" else {"age": row["age"], "sex": sex} | own
+
+    of_train = [values(row, home) for row in train]
+    names = [
         name
-        for name in ("age", "sex")
-        if name not in targets and np.mean([row[name] != MISSING for row in train]) >= KNOWN_SHARE
+        for name in VARIABLES.get(method, of_train[0])
+        if name not in targets and np.mean([row[name] != MISSING for row in of_train]) >= KNOWN_SHARE
     ]
+    sites = sorted({row["site"] for row in of_train} - {MISSING}) if method == "sex_site" else []
+    return lambda row, cohort: _numbers(values(row, cohort), names, sites)
 
 
-def _subject_variables(row: Row, names: list[str]) -> Array:
-    """Age in years and sex as 0 (F) or 1 (M); NaN where unknown."""
-    values = {"age": row["age"], "sex": {"F": "0", "M": "1"}.get(row["sex"], MISSING)}
-    return np.array([float("nan") if values[name] == MISSING else float(values[name]) for name in names])
+def _numbers(row: Row, names: Sequence[str], sites: Sequence[str]) -> Array:
+    """Return the values of a scan, NaN where unknown; of its site, a number for each of those of training."""
+    found: list[float] = []
+    for name in names:
+        value = row.get(name, MISSING)
+        if name == "site" and sites:
+            found += [math.nan if value == MISSING else float(value == site) for site in sites]
+        else:
+            found.append(math.nan if value == MISSING else float(value))
+    return np.array(found)
 
 
 # -- models ----------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ from neuropeft.config import Config
 from neuropeft.evaluate.compare import Comparison
 from neuropeft.evaluate.costs import COST_KEYS, Costs, trainable_parameters
 from neuropeft.evaluate.scores import Score
+from neuropeft.evaluate.standing import standings
 from neuropeft.publish.cost_table import estimated_seconds
 from neuropeft.publish.labels import is_simulated, metric_name
 from neuropeft.publish.published import published_score
@@ -38,6 +39,11 @@ SCORE_COLUMNS = (
     "p_holm",
     "verdict",
     "within_noise",
+    "best_control",
+    "over_control",
+    "over_control_ci_low",
+    "over_control_ci_high",
+    "below_control",
     "null_mean",
     "p_permutation",
     "seed_values",
@@ -54,8 +60,10 @@ def score_records(
 ) -> list[dict[str, object]]:
     """Return one row per score, with the columns `SCORE_COLUMNS`.
 
-    `difference` and what follows from it compare with the reference method (see `evaluate.compare`).
+    `difference` and what follows from it compare with the reference method (see `evaluate.compare`), and
+    `over_control` with the best control: positive is better, whatever the metric (see `evaluate.standing`).
     """
+    against = {id(one.score): one for one in standings(scores)}
     comparisons = {id(comparison.score): comparison for comparison in compared}
     trainable = trainable_parameters(costs)
     records: list[dict[str, object]] = []
@@ -92,6 +100,14 @@ def score_records(
                 "p_holm": comparison.p_holm,
                 "verdict": comparison.verdict,
                 "within_noise": comparison.within_noise,
+            }
+        if (standing := against.get(id(score))) is not None:
+            record |= {
+                "best_control": "/".join(standing.control.contender.line),
+                "over_control": standing.difference,
+                "over_control_ci_low": standing.ci_low,
+                "over_control_ci_high": standing.ci_high,
+                "below_control": standing.is_below,
             }
         records.append(record)
     return records

@@ -9,6 +9,7 @@ from neuropeft.contenders import Contender, Line, backbone_label, main_backbones
 from neuropeft.evaluate.bootstrap import DRAWS
 from neuropeft.evaluate.compare import BETTER, WITHIN_NOISE, WORSE, Comparison
 from neuropeft.evaluate.scores import Score, primary_metric
+from neuropeft.evaluate.standing import Standing, standings
 from neuropeft.files import MISSING
 from neuropeft.grid import Group, used_backbones, used_tasks
 from neuropeft.probe_names import PERMUTATIONS
@@ -37,9 +38,12 @@ NOTES = (
     "Frozen: ridge or logistic regression, or nearest neighbours, on the tokens of a frozen backbone, "
     "pretrained or untrained (random weights). p: share of the fit and its "
     f"{PERMUTATIONS} refits on permuted training labels that did at least as well.",
+    "Best control: that of the best mean, of the controls, the probes of a method's frozen backbone and its "
+    "untrained twin. below: the method is worse than that; within noise: the paired 95 % interval over "
+    "subjects of their difference holds 0. A method that is below has shown no use.",
     "Controls use the training subjects that the methods of their task use. Predict the mean: training mean "
-    "or class frequency. Linear models: ridge or logistic regression on age and sex, or on voxels averaged "
-    "to 10 x 10 x 10.",
+    "or class frequency. Linear models: ridge or logistic regression on age and sex, on sex and site, on "
+    "region volumes that the cohort brings along, or on voxels averaged to 10 x 10 x 10.",
 )
 FOLDS_NOTE = (
     "{}-fold: every subject is tested on once per seed. In the training cohort the predictions of a seed's "
@@ -86,12 +90,13 @@ def score_sheet(
         caption = "Empty: the grid has no further backbone."
         return Sheet(f"table{table}", caption, HEADER, (), (), text_columns=4)
     columns = _columns(shown)
+    against = {id(one.score): one for one in standings(shown)}
     rows: list[list[str]] = []
     breaks = set()
     for task in dict.fromkeys(score.contender.task for score in shown):
         breaks.add(len(rows))
         of_task = [score for score in shown if score.contender.task == task]
-        rows += _task_rows(config, of_task, list(columns), trainable, marks)
+        rows += _task_rows(config, of_task, list(columns), trainable, marks, against)
     labels = [f"{one.owner}\n{one.name}" for one in columns.values()]
     return Sheet(
         f"table{table}",
@@ -152,6 +157,7 @@ def _task_rows(
     columns: Sequence[Line],
     trainable: Mapping[Group, int],
     marks: Mapping[int, str],
+    against: Mapping[int, Standing],
 ) -> list[list[str]]:
     name = scores[0].contender.task
     task = config.tasks[name]
@@ -165,14 +171,19 @@ def _task_rows(
     for cohort in (task.train, *task.zero_shot):
         for metric in kind_of(task).metrics:
             line = [by_place.get((column, cohort, metric.name)) for column in columns]
-            rows += _metric_rows(config, line, cohort, metric, marks)
+            rows += _metric_rows(config, line, cohort, metric, marks, against)
     for row in rows[1:]:
         row[0] = label
     return rows
 
 
 def _metric_rows(
-    config: Config, line: Sequence[Score | None], cohort: str, metric: Metric, marks: Mapping[int, str]
+    config: Config,
+    line: Sequence[Score | None],
+    cohort: str,
+    metric: Metric,
+    marks: Mapping[int, str],
+    against: Mapping[int, Standing],
 ) -> list[list[str]]:
     present = [score for score in line if score is not None]
     task = config.tasks[present[0].contender.task]
@@ -189,6 +200,11 @@ def _metric_rows(
     ]
     if metric == primary_metric(task) and any(math.isfinite(score.p_permutation) for score in present):
         rows.append([*head, "p, permuted labels", *(_chance(score) for score in line)])
+    stands = [against.get(id(score)) for score in line]
+    if metric == primary_metric(task) and any(stands):
+        rows.append(
+            [*head, "best control", *(f"{one.verdict}: {one.name}" if one else NOT_IN_GRID for one in stands)]
+        )
     published = [published_score(config, score) if score else None for score in line]
     if any(published):
         rows.append([*head, "published", *(mean_sd(*pair) if pair else NOT_IN_GRID for pair in published)])

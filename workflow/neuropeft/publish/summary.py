@@ -10,8 +10,10 @@ from neuropeft.config import Config
 from neuropeft.errors import UserError
 from neuropeft.evaluate.costs import read_costs, trainable_parameters
 from neuropeft.evaluate.scores import NOT_SCORED, Score, primary_metric, read_scores
+from neuropeft.evaluate.standing import standings
 from neuropeft.files import MISSING
 from neuropeft.grid import Group, scanned_cohorts, used_cohorts, used_tasks
+from neuropeft.publish.confound_table import confound_records, confound_warnings
 from neuropeft.publish.labels import cohort_label, folds_text, is_simulated
 from neuropeft.subsets import WHOLE
 
@@ -22,7 +24,7 @@ def print_summary(config: Config, results: Path) -> None:
     Raises:
         UserError: nothing has been scored yet.
     """
-    scores = read_scores(config, results)
+    scores = read_scores(config, results, with_draws=True)
     if all(score.reason == NOT_SCORED for score in scores):
         folder = layout.SCORES.at(results, scored="cells").parent
         raise UserError(f"there are no scores in {folder}: run the workflow first")
@@ -30,9 +32,12 @@ def print_summary(config: Config, results: Path) -> None:
     simulated = [cohort for cohort in used_cohorts(config) if is_simulated(config, cohort)]
     if simulated:
         print(f"Simulated data ({', '.join(simulated)}): these numbers say nothing about real brains.\n")
+    warnings = confound_warnings(config, confound_records(config, results))
     for task in used_tasks(config):
         for cohort in (config.tasks[task].train, *config.tasks[task].zero_shot):
             print("\n".join(_block(config, scores, trainable, task, cohort)), end="\n\n")
+        for text in warnings.get(task, []):
+            print(text, end="\n\n")
     print("\n".join(_places(config, results)))
 
 
@@ -66,8 +71,9 @@ def _block(
         # Methods, probes and controls apart; what has no value comes last.
         return score.contender.place[0], not score.values, sign * score.mean if score.values else 0.0
 
+    below = {id(one.score): f"  {one.verdict}: {one.name}" for one in standings(shown) if one.is_below}
     for score in sorted(shown, key=best_first):
-        yield f"  {score.contender.label:{width}}  {_values(score, trainable)}"
+        yield f"  {score.contender.label:{width}}  {_values(score, trainable)}{below.get(id(score), '')}"
 
 
 def _values(score: Score, trainable: Mapping[Group, int]) -> str:

@@ -18,6 +18,12 @@ from neuropeft.publish.across_table import across_records, across_sheet
 from neuropeft.publish.cohort_table import COHORT_COLUMNS, cohort_records, cohort_sheet
 from neuropeft.publish.comparison_table import COLUMNS as COMPARISON_COLUMNS
 from neuropeft.publish.comparison_table import comparison_records, comparison_sheet
+from neuropeft.publish.confound_table import (
+    CONFOUND_COLUMNS,
+    confound_records,
+    confound_sheet,
+    confound_warnings,
+)
 from neuropeft.publish.cost_table import cost_sheet
 from neuropeft.publish.count_table import COUNT_COLUMNS, count_sheet, with_difference
 from neuropeft.publish.flow_table import FLOW_COLUMNS, flow_records, flow_sheet
@@ -51,7 +57,7 @@ PARTIAL = "partial"  # the column, and the mark, of tables of some cells
 
 
 def write_tables(config: Config, results: Path, counts: Path, out: Path) -> None:
-    """Write tables 1 to 4, of the flow, of what is compared, of labels, costs and a search, and `scores.csv`.
+    """Write tables 1 to 4, of the flow, comparisons, confounds, labels, costs and a search, and `scores.csv`.
 
     Each is CSV, Markdown, LaTeX and HTML; that of labels and of a search only where there are such.
 
@@ -150,6 +156,11 @@ def _write(
     write_rows("scans_to_match", matched, MATCH_COLUMNS)
     write_page(match_sheet(config, matched))
 
+    confounds = confound_records(config, results)
+    write_rows("confounds", confounds, CONFOUND_COLUMNS)
+    write_page(confound_sheet(config, confounds))
+    warnings = confound_warnings(config, confounds)
+
     if config.training.search:
         chosen = search_records(config, results)
         write_rows("search", chosen, search_columns(chosen))
@@ -164,6 +175,10 @@ def _write(
         )
         for table in (3, 4)
     }
+    for name, (shown, sheet) in pages.items():
+        tasks = dict.fromkeys(score.contender.task for score in shown)
+        told = [text for task in tasks for text in warnings.get(task, [])]
+        pages[name] = shown, replace(sheet, notes=[*told, *sheet.notes])
     pages["subsets"] = subset_scores(config, scores), subset_sheet(config, scores, compared)
     if any(task.part_names for task in config.tasks.values()):
         pages["labels"] = label_scores(config, scores), label_sheet(config, scores)

@@ -1,0 +1,217 @@
+"""Confounds: can site and sex be told from a task's labels, from features, and from predictions?
+
+If the labels of a task go with the site and features show the site, a score may come from the scanner and not
+from the brain. Both are asked in the same way: how well does a linear discriminant tell the sites apart, on
+subjects that it was not fitted on? From predictions it is asked beyond the label: among subjects of one
+class, or of one fifth of the values, of whose predictions the line through all by target is taken away.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neuropeft import layout
+from neuropeft.cohorts.splits import first_rows
+from neuropeft.evaluate.bootstrap import percentile_interval, resamples
+from neuropeft.evaluate.score import Source, entries, prediction_file
+from neuropeft.evaluate.token_kernel import mean_tokens
+from neuropeft.files import MISSING, read_tsv, write_tsv
+from neuropeft.store import open_store, pool
+from neuropeft.tasks import of_spec
+from neuropeft.tasks.base import Array, TaskKind
+from neuropeft.tasks.metrics import auc
+
+CONFOUNDERS = ("site", "sex")
+LABELS, VOXELS, FEATURES = "labels", "voxels", "features"  # where it is told from, beside the methods
+FEWEST = 10  # subjects that a site must have to count
+FOLDS = 5
+COLUMNS = (*("confounder", "levels", "source", "backbone", "pretraining", "n", "auc", "ci_low", "ci_high"),)
+
+Values = dict[str, Array]  # subject -> [features]
+
+
+def write_confounds(spec: Mapping[str, Any], results: Path, out: Path) -> None:
+    """Write how well site and sex can be told in the training cohort of a task.
+
+    Args:
+        spec: what `confound_spec` of `contenders` returned.
+        results: the results folder.
+        out: file for a row per confounder and source: `labels`, `voxels` (pooled, as the control has them),
+            `features` (the mean token of a frozen backbone) or a method (its predictions). `auc` is the area
+            under the ROC curve on subjects that were not fitted on, of several sites the mean over them;
+            `ci_low` and `ci_high` are its 95 % interval over subjects. A confounder that is predicted, or
+            of which there is one level, has no row.
+    """
+    kind = of_spec(spec["task"])
+    people = _people(results, spec["task"]["name"], spec["cohorts"][0])
+    sources = list(_sources(spec, results, kind, people))
+    found = []
+    for confounder in CONFOUNDERS:
+        if confounder in spec["targets"]:
+            continue
+        for names, values in sources:
+            level = {subject: people[subject][confounder] for subject in values}
+            beyond = names["source"] not in (LABELS, VOXELS, FEATURES)
+            strata = kind.strata({subject: people[subject]["y"] for subject in values}) if beyond else {}
+            if (told := tell(values, level, strata)) is not None:
+                found.append({"confounder": confounder, **names, **told})
+    write_tsv(out, found, COLUMNS)
+
+
+def tell(values: Values, level: Mapping[str, str], strata: Mapping[str, int]) -> dict[str, float] | None:
+    """Return how well a level of each subject, such as its site, is told from its values.
+
+    Args:
+        values: [features] of each subject.
+        level: of each subject, n/a where it is unknown.
+        strata: of each subject; only subjects of the same one are compared. Empty compares all.
+
+    Returns:
+        `levels`, `n`, `auc`, `ci_low` and `ci_high`; None where fewer than two levels have `FEWEST` subjects,
+        or none to compare.
+    """
+    names = [name for name in sorted(set(level.values()) - {MISSING}) if _count(level, name) >= FEWEST]
+    if len(names) < 2:
+        return None
+    subjects = sorted(subject for subject in values if level[subject] in names)
+    y = np.array([names.index(level[subject]) for subject in subjects])
+    probabilities = _out_of_fold(np.array([values[subject] for subject in subjects]), y)
+    stratum = np.array([strata.get(subject, 0) for subject in subjects])
+    area = float(_area(y, probabilities, stratum, np.ones(len(y))))
+    if not np.isfinite(area):
+        return None
+    drawn = [_area(y, probabilities, stratum, weights) for weights in resamples(len(y))]
+    low, high = percentile_interval(np.concatenate(drawn))
+    return {"levels": len(names), "n": len(y), "auc": area, "ci_low": low, "ci_high": high}
+
+
+def _count(level: Mapping[str, str], name: str) -> int:
+    return sum(value == name for value in level.values())
+
+
+def _area(y: NDArray[np.int_], probabilities: Array, stratum: NDArray[np.int_], weights: Array) -> Array:
+    """Return the AUC of each level against the others, within strata, the mean over levels, [...].
+
+    Args:
+        y: level of each subject, [n].
+        probabilities: [n, levels].
+        stratum: of each subject, [n].
+        weights: how often each subject counts, [..., n].
+    """
+    areas = []
+    for level in range(1 if probabilities.shape[1] == 2 else 0, probabilities.shape[1]):
+        wins, pairs = np.zeros(weights.shape[:-1]), np.zeros(weights.shape[:-1])
+        for value in np.unique(stratum):
+            rows = stratum == value
+            own, weight = (y[rows] == level).astype(float), weights[..., rows]
+            of_stratum = (weight * own).sum(-1) * (weight * (1 - own)).sum(-1)
+            pairs += of_stratum
+            wins += of_stratum * np.nan_to_num(auc(own, probabilities[rows, level], weight))
+        areas.append(np.divide(wins, pairs, out=np.full(pairs.shape, np.nan), where=pairs > 0))
+    return np.mean(areas, axis=0)
+
+
+def _out_of_fold(features: Array, y: NDArray[np.int_]) -> Array:
+    """Return the probability of each level, by a discriminant that has not seen the subject, [n, levels]."""
+    from sklearn.decomposition import PCA
+    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+    from sklearn.model_selection import StratifiedKFold, cross_val_predict
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    # Ledoit and Wolf's shrinkage has nothing to be tuned. Of more features than subjects all components are
+    # as good, and take less time.
+    discriminant = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto")
+    model = make_pipeline(StandardScaler(), PCA(), discriminant)
+    folds = StratifiedKFold(FOLDS, shuffle=True, random_state=0)
+    return cross_val_predict(model, features, y, cv=folds, method="predict_proba")
+
+
+# -- what it is told from --------------------------------------------------------------------------
+
+
+def _people(results: Path, task: str, cohort: str) -> dict[str, dict[str, Any]]:
+    """Return the row of the first scan of each subject: its labels, its site, its place in the store."""
+    places = {
+        row["scan_id"]: i for i, row in enumerate(read_tsv(layout.STORED_SCANS.at(results, cohort=cohort)))
+    }
+    sites = {row["scan_id"]: row["site"] for row in read_tsv(layout.SITES.at(results, cohort=cohort))}
+    labels = read_tsv(layout.LABELS.at(results, task=task, cohort=cohort))
+    rows = [
+        {**row, "site": sites[row["scan_id"]], "place": places[row["scan_id"]]}
+        for row in labels
+        if row["scan_id"] in places
+    ]
+    return {subject: dict(row) for subject, row in first_rows(rows).items()}
+
+
+def _sources(
+    spec: Mapping[str, Any], results: Path, kind: TaskKind, people: Mapping[str, Mapping[str, Any]]
+) -> Iterator[tuple[dict[str, str], Values]]:
+    """Yield what names a source, and its values of each subject."""
+    (cohort,), subjects = spec["cohorts"], list(people)
+    y = kind.array(people[subject]["y"] for subject in subjects)
+    yield {"source": LABELS}, _by_subject(subjects, _as_features(kind, y))
+    volumes = open_store(layout.STORE.at(results, cohort=cohort)).volumes
+    places = [people[subject]["place"] for subject in subjects]
+    yield {"source": VOXELS}, {s: pool(volumes[place]) for s, place in zip(subjects, places, strict=True)}
+    for one in spec["features"]:
+        tokens = np.load(layout.FEATURES.at(results, **one, cohort=cohort), mmap_mode="r")
+        names = {"source": FEATURES, "backbone": one["backbone"], "pretraining": one["pretraining"]}
+        yield names, _by_subject(subjects, mean_tokens([(tokens, places)]))
+    source = Source(kind, [cohort], spec["folds"], lambda *key: prediction_file(results, *key), {})
+    for entry in entries(spec):
+        backbone, pretraining, method = entry.line
+        left = list(_left_of_predictions(source, cohort, source.tested(entry, cohort)))
+        if left:
+            tested = [subject for subject in left[0] if subject in people]
+            mean = {subject: np.mean([one[subject] for one in left], axis=0) for subject in tested}
+            yield {"source": method, "backbone": backbone, "pretraining": pretraining}, mean
+
+
+def _by_subject(subjects: Sequence[str], values: Array) -> Values:
+    return dict(zip(subjects, values, strict=True))
+
+
+def _as_features(kind: TaskKind, y: Array) -> Array:
+    """Return targets [n, ...] as features: a column per class; of a label that is unknown, a half."""
+    if kind.regresses or y.ndim > 1:
+        return np.nan_to_num(y.reshape(len(y), -1), nan=0.5)
+    return np.eye(kind.size)[y.astype(int)]
+
+
+def _left_of_predictions(source: Source, cohort: str, tested: Mapping[int, Any]) -> Iterator[Values]:
+    """Yield, for each seed that is complete, what the targets leave of its predictions on test subjects."""
+    for runs in tested.values():
+        if all(run is not None for _, run in runs.values()):
+            (run,) = source.scored(cohort, runs)
+            yield _by_subject(run.subjects, beyond_target(source.kind, run.y, run.score))
+
+
+def beyond_target(kind: TaskKind, y: Array, score: Array) -> Array:
+    """Return scores less what their targets make of them, [n, columns].
+
+    That is the mean score of the class or, of values, the line through scores by target.
+
+    Args:
+        kind: what is predicted.
+        y: targets, [n, ...].
+        score: predictions, [n] or [n, columns].
+    """
+    left = np.array(score.reshape(len(score), -1), dtype=float)
+    for column in left.T:
+        if kind.regresses:
+            column -= np.polyval(np.polyfit(y, column, 1), y)
+    if kind.regresses:
+        return left
+    for number, (known, target) in enumerate(kind.separate(y)):
+        columns = slice(None) if y.ndim == 1 else slice(number, number + 1)
+        left[~known, columns] = 0
+        rows = np.flatnonzero(known)
+        for value in np.unique(target):
+            same = rows[target == value]
+            left[same, columns] -= left[same, columns].mean(0)
+    return left

@@ -1,0 +1,95 @@
+"""Where a method stands against its controls: is it worth more than what needs no fine-tune?"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from neuropeft.contenders import Contender
+from neuropeft.evaluate.bootstrap import percentile_interval
+from neuropeft.evaluate.scores import Score
+from neuropeft.grid import NO_PRETRAINING
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A method's score against the best of its controls.
+
+    Attributes:
+        score: of the method.
+        control: the best score of its controls.
+        difference: by how much the method is better, in the metric's unit; negative if it is worse.
+        ci_low: lower end of the paired 95 % bootstrap interval over subjects.
+        ci_high: its upper end.
+    """
+
+    score: Score
+    control: Score
+    difference: float
+    ci_low: float
+    ci_high: float
+
+    @property
+    def is_below(self) -> bool:
+        """Whether the method is worse, be it within noise or not."""
+        return self.difference < 0
+
+    @property
+    def verdict(self) -> str:
+        """`below`, `above`, or either within noise, where the interval holds 0."""
+        side = "below" if self.is_below else "above"
+        return f"{side}, within noise" if self.ci_low <= 0 <= self.ci_high else side
+
+    @property
+    def name(self) -> str:
+        """What the control is called beside the method."""
+        return "its untrained twin" if self.control.contender.is_method else self.control.contender.short
+
+
+def standings(scores: Sequence[Score]) -> list[Standing]:
+    """Compare every method with the best of its controls on the same subjects.
+
+    They are the controls of its task, the probes of its frozen backbone, pretrained and untrained, and its
+    untrained twin, with the same subset. Scores must be complete and have draws; seeds need not be the same,
+    since the interval is over subjects. The best of several is the best partly by chance, which speaks
+    against the method.
+    """
+    places: dict[tuple[object, ...], list[Score]] = {}
+    for score in scores:
+        places.setdefault(_place(score), []).append(score)
+    found = []
+    for score in scores:
+        if score.contender.is_method:
+            controls = [
+                other
+                for other in places[_place(score)]
+                if _is_control(other.contender, score.contender) and _comparable(score, other)
+            ]
+            if controls:
+                sign = 1 if score.higher_is_better else -1
+                found.append(_stand(score, max(controls, key=lambda one: sign * one.mean), sign))
+    return found
+
+
+def _place(score: Score) -> tuple[object, ...]:
+    return score.contender.task, score.contender.subset, score.cohort, score.metric
+
+
+def _is_control(one: Contender, method: Contender) -> bool:
+    if one.is_method:
+        twin = (one.backbone, one.method) == (method.backbone, method.method)
+        return twin and one.pretraining == NO_PRETRAINING != method.pretraining
+    starts = (method.pretraining, NO_PRETRAINING)
+    return one.is_control or (one.backbone == method.backbone and one.pretraining in starts)
+
+
+def _comparable(score: Score, control: Score) -> bool:
+    drawn = score.draws is not None and control.draws is not None
+    return drawn and score.complete and control.complete and score.subjects == control.subjects
+
+
+def _stand(score: Score, control: Score, sign: int) -> Standing:
+    assert score.draws is not None
+    assert control.draws is not None
+    better = sign * (score.draws.astype(np.float64) - control.draws)
+    return Standing(score, control, sign * (score.mean - control.mean), *percentile_interval(better))

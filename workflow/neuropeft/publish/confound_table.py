@@ -1,0 +1,112 @@
+"""The table of confounds: from what site and sex can be told; warnings where scores may come from them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from neuropeft import layout
+from neuropeft.config import Config
+from neuropeft.contenders import Contender, contenders
+from neuropeft.evaluate.confounds import COLUMNS, FEATURES, FEWEST, LABELS, VOXELS
+from neuropeft.files import MISSING, read_tsv
+from neuropeft.grid import NO_PRETRAINING, used_tasks
+from neuropeft.publish.labels import cohort_label
+from neuropeft.publish.sheet import Sheet
+
+CHANCE = 0.5
+CONFOUND_COLUMNS = ("task", "cohort", *COLUMNS, "told")
+NOTES = (
+    "AUC: how well a linear discriminant tells the sites (the sexes) of the training cohort apart, on "
+    "subjects that it was not fitted on; of several sites the mean over them. One scan each; sites of fewer "
+    f"than {FEWEST} subjects are left out. Told: the 95 % interval over subjects lies above 0.5; it is "
+    "somewhat too narrow, since the discriminant is not fitted anew in its draws.",
+    "Labels: from what is predicted. Voxels: averaged to 10 x 10 x 10. Frozen: from the mean token, before "
+    "anything is adapted. Others: from a method's predictions, among test subjects of the same class (of a "
+    "value: of the same fifth, less the line by target), so that only what goes beyond the label counts.",
+)
+Record = dict[str, Any]
+
+
+def confound_records(config: Config, results: Path) -> list[Record]:
+    """Return a row, with `CONFOUND_COLUMNS`, for each task, confounder and source; none that is not there."""
+    found: list[Record] = []
+    for task in used_tasks(config):
+        path = layout.CONFOUNDS.at(results, task=task)
+        for row in read_tsv(path) if path.is_file() else []:
+            told = float(row["ci_low"]) > CHANCE if row["ci_low"] != MISSING else False
+            numbers = {key: float(row[key]) for key in ("auc", "ci_low", "ci_high") if row[key] != MISSING}
+            found.append({"task": task, "cohort": config.tasks[task].train, **row, **numbers, "told": told})
+    return found
+
+
+def confound_warnings(config: Config, records: Sequence[Record]) -> dict[str, list[str]]:
+    """Return a sentence for each task and confounder that a score may come from."""
+    names, found = _names(config), dict[str, list[str]]()
+    for first in records:
+        if first["source"] != LABELS or not first["told"]:
+            continue
+        told = [
+            one
+            for one in records
+            if (one["task"], one["confounder"]) == (first["task"], first["confounder"]) and one["told"]
+        ]
+        seen = [names(one) for one in told if one["source"] in (VOXELS, FEATURES)]
+        predicted = [names(one) for one in told if one["source"] not in (LABELS, VOXELS, FEATURES)]
+        if seen or predicted:
+            text = (
+                f"Warning: {first['task']} goes with {first['confounder']} (told from the labels with an AUC "
+                f"of {first['auc']:.2f}, {first['ci_low']:.2f} to {first['ci_high']:.2f})"
+            )
+            text += f", which can be told from {_listed(seen)}" if seen else ""
+            text += ": scores may come from it."
+            if predicted:
+                text += f" Beyond the label it is told from the predictions of {_listed(predicted)}."
+            found.setdefault(first["task"], []).append(text)
+    return found
+
+
+def confound_sheet(config: Config, records: Sequence[Record]) -> Sheet:
+    """Lay out the table for readers."""
+    header = ("Task", "Cohort", "What", "Levels", "Told from", "Subjects", "AUC", "95 % interval", "Told")
+    names = _names(config)
+    rows = [
+        [
+            str(one["task"]),
+            cohort_label(config, one["cohort"]),
+            str(one["confounder"]),
+            str(one["levels"]),
+            names(one),
+            str(one["n"]),
+            f"{one['auc']:.3f}",
+            f"{one['ci_low']:.3f} to {one['ci_high']:.3f}",
+            "yes" if one["told"] else "-",
+        ]
+        for one in records
+    ]
+    warnings = [text for texts in confound_warnings(config, records).values() for text in texts]
+    places = [(row[0], row[2]) for row in rows]
+    breaks = frozenset(i for i in range(1, len(rows)) if places[i] != places[i - 1])
+    caption = "From what site and sex can be told."
+    if not rows:
+        caption += " Empty: no cohort has two sites or sexes of enough subjects, or nothing is predicted yet."
+    return Sheet("confounds", caption, header, rows, [*warnings, *NOTES], breaks, text_columns=5)
+
+
+def _names(config: Config) -> Any:
+    """Return what gives the name of a record's source."""
+    labels: dict[tuple[str, ...], Contender] = {}
+    for one in contenders(config):
+        labels.setdefault(one.line, one)
+
+    def name(record: Record) -> str:
+        backbone, start, source = record["backbone"], record["pretraining"], record["source"]
+        if source != FEATURES:
+            return labels[backbone, start, source].label if backbone != MISSING else source
+        owner = labels[backbone, start, "probe_mean"].owner.removesuffix(":")
+        return owner[0].lower() + owner[1:] + ("" if start == NO_PRETRAINING else f" from {start}")
+
+    return name
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:-1]) + f" and {names[-1]}" if len(names) > 1 else names[0]

@@ -1,10 +1,13 @@
 """Label maps: from a file to the store, from a prediction back to the scan's grid, and how they compare."""
 
+import os
+
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
 import yaml
+from matplotlib.colors import to_hex
 from pydantic import ValidationError
 
 import tiny_cells
@@ -17,14 +20,17 @@ from neuropeft.files import read_tsv, write_tsv
 from neuropeft.inputs import input_kind
 from neuropeft.inputs.io import read_own
 from neuropeft.inputs.store import pack
+from neuropeft.inputs.volume import OUTLINES
 from neuropeft.publish.segmentations import draw_segmentations
 from neuropeft.store import open_store
+from neuropeft.subsets import WHOLE
 from neuropeft.tasks import of_spec
 from neuropeft.tasks.overlap import Overlap, overlap
 from neuropeft.train.data import Volumes
 from neuropeft.train.dense import patches, predicted, whole_outputs
 from neuropeft.train.memory import BatchSize
 from neuropeft.train.predict import Shown, predict
+from neuropeft.train.sources import data_sources
 from scans import index_row, run_chunk, save, write_index
 from workflow_command import ROOT
 
@@ -109,6 +115,16 @@ def test_labels_lie_in_the_store_beside_their_voxels_and_are_never_mixed(cohort)
     assert core > inside + 1 > outside + 2, "each label covers the voxels that are as bright as it"
     size = (store.labels[0] > 0).sum() * 1.3**3
     assert size == pytest.approx((drawn()[1] > 0).sum() * np.prod(VOXEL), rel=0.05)
+
+
+def test_pictures_outline_a_label_in_its_colour_in_every_slice(cohort, monkeypatch):
+    (row,) = [one for one in read_tsv(cohort / "chunks/x0/prepare_volumes.tsv") if one["subject"] == "one"]
+    labels = np.zeros((32, 32, 32), np.uint8)
+    labels[2:4, 14:19, 2:4], labels[14:19, 14:19, 14:19] = 1, 4
+    monkeypatch.setattr(type(input_kind("volume")), "label_map", lambda *_: labels)
+    figure = input_kind("volume").montage({"sub-one": row})
+    drawn = [{to_hex(line.get_edgecolor()[0]) for line in axis.collections} for axis in figure.axes]
+    assert drawn == [{OUTLINES[1]}, set(OUTLINES[:2]), {OUTLINES[1]}], "from above, the front and the side"
 
 
 def test_a_prediction_comes_back_to_the_grid_of_its_file(cohort, tmp_path):
@@ -284,6 +300,20 @@ def test_a_network_that_sees_patches_learns_and_predicts_whole_scans(tmp_path):
     found = [row for row in read_tsv(tmp_path / "p.tsv") if row["split"] == "test"]
     assert min(float(row["dice_front"]) for row in found) > 0.6
     assert nib.load(tmp_path / f"p/fraction-100/seed-0/{found[0]['scan_id']}_dseg.nii.gz").shape == (12,) * 3
+
+
+def test_another_label_map_trains_a_cell_again(tmp_path):
+    store = tiny_cells.add_label_maps(tiny_cells.make_store(tmp_path / "store"))
+    split, scans = tiny_cells.make_split(tmp_path / "seed-0.tsv", store), store / "scans.tsv"
+    rows = [row | {"y": row["scan_id"]} for row in read_tsv(split)]
+    write_tsv(split, rows, list(rows[0]))
+    before = data_sources(split, scans, WHOLE, segmentation())
+    stored = read_tsv(scans)
+    stored[0]["label_sha1"] = "0"
+    write_tsv(scans, stored, list(stored[0]))
+    os.utime(scans, ns=(1, 1))
+    after = data_sources(split, scans, WHOLE, segmentation())
+    assert [part for part in before if before[part] != after[part]] == ["labels"]
 
 
 def labelled(**changes):

@@ -61,22 +61,24 @@ class Volume(InputKind):
         for line, (caption, row) in zip(axes, rows.items(), strict=True):
             cube = self.array(row, 0)[0]
             labels = self.label_map(row, len(cube))
+            values = [] if labels is None else np.unique(labels[labels > 0]).tolist()
             low, top = np.quantile(cube, (0.005, 0.995))
             for axis, direction in zip(line, (2, 1, 0), strict=True):
                 middle = np.take(cube, cube.shape[direction] // 2, axis=direction).T
                 axis.imshow(middle, cmap="gray", vmin=low, vmax=top, origin="lower")
                 if labels is not None:
-                    _outline(axis, np.take(labels, len(cube) // 2, axis=direction).T)
+                    _outline(axis, np.take(labels, len(cube) // 2, axis=direction).T, values)
                 axis.axis("off")
             line[0].set_title(caption, color="white", fontsize=9, loc="left")
         figure.subplots_adjust(0.005, 0.005, 0.995, 1 - 0.22 / (2.2 * len(rows)), wspace=0.02, hspace=0.16)
         return figure
 
 
-def _outline(axis: Any, labels: np.ndarray) -> None:
-    """Draw the borders of each label of a slice."""
-    for number, value in enumerate(np.unique(labels[labels > 0])):
-        axis.contour(labels == value, [0.5], colors=OUTLINES[number % len(OUTLINES)], linewidths=0.8)
+def _outline(axis: Any, labels: np.ndarray, values: list[int]) -> None:
+    """Draw the borders of each label of a slice; each of the scan's `values` has its colour in all slices."""
+    for number, value in enumerate(values):
+        if (inside := labels == value).any():
+            axis.contour(inside, [0.5], colors=OUTLINES[number % len(OUTLINES)], linewidths=0.8)
 
 
 # Bright colours of Paul Tol's "bright" scheme, which the colour-blind can tell apart, on grey.

@@ -6,7 +6,19 @@ from typing import Any, NamedTuple, get_args
 import pytest
 import torch
 
-from kinds import BACKBONES, METHODS, PAIRS, fits, label, method_settings, predictor, scans, spec, train
+from kinds import (
+    BACKBONES,
+    METHODS,
+    PAIRS,
+    PEFT,
+    fits,
+    label,
+    method_settings,
+    predictor,
+    scans,
+    spec,
+    train,
+)
 from neuropeft import methods
 from neuropeft.backbones.build import build_predictor
 from neuropeft.backbones.checkpoints import read_tensors
@@ -14,6 +26,8 @@ from neuropeft.backbones.decoders import build_predictor as build_dense
 from neuropeft.backbones.heads import Predictor
 from neuropeft.config.methods import Method as Settings
 from neuropeft.errors import UserError
+from neuropeft.export.adapter import BASE, write_adapter
+from neuropeft.export.network import SAME, load_network, save_network
 from neuropeft.methods import counts, selective
 from neuropeft.methods.adapt import (
     adapt,
@@ -309,6 +323,61 @@ class FrozenDraw(Method):
     def adapt(self, backbone, settings, generator):
         backbone.register_buffer("drawn", torch.randn(3, generator=generator))
         backbone.register_parameter("still", torch.nn.Parameter(torch.randn(2, generator=generator), False))
+
+
+def exported_spec(backbone, method):
+    """Return what defines a network of the suite, as a cell has it."""
+    training = {"pool": "mean", "feature_norm": "fixed", "drop_path": 0.0}
+    return {
+        **{"backbone": spec(backbone), "method": method_settings(method).model_dump()},
+        **{"training": training, "task": {"kind": "multilabel", "size": 2}, "seed": 0},
+    }
+
+
+LOW_RANK = {"lora", "rslora", "lora_plus", "dora", "adalora", "dylora", "vera", "fact_tk", "fact_tt", "hf"}
+CONVOLUTIONAL = {"ssf_conv", "lora_conv", "tsa", "series", "conv_adapter"}
+# Kinds that put something in for which no plain layer can stand.
+UNMERGED = {
+    *("houlsby", "pfeiffer", "parallel", "adaptformer", "adapter_plus", "adapter_drop", "compacter"),
+    *("adapter_bias", "pro_tuning", "st_adapter", "convpass", "med_tuning", "difffit"),
+    *("vpt_shallow", "vpt_deep", "prefix", "conv_adapter", "hf", "lnlora"),
+}
+
+
+# Networks of a transformer, and of CNNs what is put into convolutions: others are of the same kind.
+EXPORTED = [
+    pair for pair in PAIRS if pair[0] is VIT or (pair[0] is DENSENET and pair[1]["kind"] in CONVOLUTIONAL)
+]
+exported = pytest.mark.parametrize(
+    "trained", EXPORTED, ids=["-".join(map(label, pair)) for pair in EXPORTED], indirect=True
+)
+
+
+@exported
+def test_an_exported_network_computes_the_same_and_is_plain_where_it_can_be(trained, tmp_path):
+    design, x = exported_spec(trained.backbone, trained.method), seen_by(trained.model)
+    path, before = tmp_path / "model.safetensors", trained.model.state_dict()
+    is_plain = save_network(path, trained.model, design, x)
+    assert is_plain == (trained.method["kind"] not in UNMERGED)
+    assert trained.model.state_dict().keys() == before.keys(), "it stays as it is"
+    with torch.no_grad():
+        torch.testing.assert_close(load_network(path, design, is_plain)(x), trained.model(x), **SAME)
+
+
+@exported
+def test_peft_reads_what_low_rank_methods_and_its_own_tuners_export(trained, tmp_path):
+    design, x = exported_spec(trained.backbone, trained.method), seen_by(trained.model)
+    has_form = bool(LOW_RANK & {trained.method["kind"], *trained.method.get("combine", ())})
+    assert write_adapter(tmp_path, trained.model, design, x) == (has_form and PEFT)
+    if has_form and PEFT:
+        import peft
+
+        base = load_network(tmp_path / BASE, design, True)
+        with torch.no_grad():
+            without = base(x)
+            base.backbone = peft.PeftModel.from_pretrained(base.backbone, tmp_path).eval()
+            torch.testing.assert_close(base.head(base.backbone.tokens(x)), trained.model(x), **SAME)
+        assert not torch.allclose(without, trained.model(x), **SAME)
 
 
 def test_what_a_method_draws_is_in_the_delta_though_it_stays_frozen(monkeypatch):

@@ -185,6 +185,7 @@ def test_other_commands_are_known():
         "snakemake ",
         "python -m neuropeft p",
         "python -m neuropeft estimate",
+        "python -m neuropeft export",
         "python -m neuropeft status",
         "source .venv/bin/activate",
     )

@@ -62,12 +62,30 @@ def _path_lists(parser: argparse.ArgumentParser, *names: str) -> None:
         parser.add_argument(name, type=Path, nargs="*", default=[])
 
 
+def _add_brain(parser: argparse.ArgumentParser, default: str | None) -> None:
+    parser.add_argument("--skull-strip", choices=("deepbet", "hd-bet", "given", "stripped"), default=default)
+    parser.add_argument(
+        "--mask", type=Path, help="brain mask on the scan's own grid, for --skull-strip given"
+    )
+
+
 def _add_for_people(verb: Verb) -> None:
     one = verb("preprocess", verbs.preprocess)
     one.add_argument("scan", type=Path, metavar="SCAN")
     one.add_argument("out_dir", type=Path, metavar="OUT_DIR")
-    one.add_argument("--skull-strip", choices=("deepbet", "hd-bet", "given", "stripped"), default="deepbet")
-    one.add_argument("--mask", type=Path, help="brain mask on the scan's own grid, for --skull-strip given")
+    _add_brain(one, "deepbet")
+
+    export = verb("export", verbs_for_people.export)
+    export.add_argument("--configfile", type=Path, nargs="+", default=[Path("config.yaml")])
+    export.add_argument("--results", type=Path, default=Path(RESULTS))
+    export.add_argument("--task", required=True, help="whose best model is written")
+    export.add_argument("--out", type=Path, required=True, help="folder to write")
+    export.add_argument("--deploy", action="store_true", help="measure smaller forms of it on the CPU, too")
+
+    scan = verb("predict-scan", verbs_for_people.predict_scan)
+    scan.add_argument("scan", type=Path, metavar="SCAN")
+    scan.add_argument("--model", type=Path, required=True, help="folder that `export` wrote")
+    _add_brain(scan, None)
 
     params = verb("params", verbs.params)
     params.add_argument("--format", choices=("csv", "markdown"), default="markdown")

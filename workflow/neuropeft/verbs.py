@@ -53,7 +53,7 @@ def simulate_tables(options: argparse.Namespace) -> None:
 
 def synthesize(options: argparse.Namespace) -> None:
     """Write the store of a synthetic cohort."""
-    _use_one_thread()
+    use_one_thread()
     from neuropeft.cohorts.sources import synthetic_sources
     from neuropeft.cohorts.synthetic_store import write_synthetic
 
@@ -101,13 +101,14 @@ def check_pretraining(options: argparse.Namespace) -> None:
 # -- preprocessing ---------------------------------------------------------------------------------
 
 
-def _use_one_thread() -> None:
+def use_one_thread() -> None:
+    """Have what a scan becomes not depend on the number of cores."""
     os.environ.update(dict.fromkeys(THREADS, "1"))  # before numpy, ITK and torch are imported
 
 
 def prepare(options: argparse.Namespace) -> None:
     """Take a chunk's scans through a step of their kind of input."""
-    _use_one_thread()
+    use_one_thread()
     from neuropeft.inputs import step_of
     from neuropeft.inputs.base import Folders
     from neuropeft.inputs.steps import run_step
@@ -130,7 +131,7 @@ def list_excluded(options: argparse.Namespace) -> None:
 
 def pack(options: argparse.Namespace) -> None:
     """Pack a cohort's preprocessed scans into one memory-mapped array."""
-    _use_one_thread()
+    use_one_thread()
     from neuropeft.cohorts.chunks import read_chunks
     from neuropeft.cohorts.sources import store_sources
     from neuropeft.inputs import input_kind
@@ -168,7 +169,7 @@ def _last_tables(options: argparse.Namespace) -> list[Path]:
 
 def preprocess(options: argparse.Namespace) -> None:
     """Preprocess one T1-weighted scan (.nii, .nii.gz or .mgz) and print its QC."""
-    _use_one_thread()
+    use_one_thread()
     from neuropeft.inputs.t1w.single import preprocess_scan
 
     numbers = preprocess_scan(options.scan, options.out_dir, options.skull_strip, options.mask)

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from neuropeft.verbs import config_of
+from neuropeft.verbs import config_of, use_one_thread
 
 
 def methods(options: argparse.Namespace) -> None:
@@ -15,6 +15,27 @@ def methods(options: argparse.Namespace) -> None:
     for row in rows:
         texts = [row[column].ljust(width) for column, width in zip(COLUMNS, widths, strict=False)]
         print("  ".join([*texts, row[COLUMNS[-1]]]))
+
+
+def export(options: argparse.Namespace) -> None:
+    """Write the best model of a task to a folder of its own, with a model card."""
+    from neuropeft.export.write import export_model
+
+    chosen, tested = export_model(config_of(options), options.results, options.task, options.out)
+    if options.deploy:
+        from neuropeft.export.deploy import write_deployment
+
+        write_deployment(options.out, tested)
+    print(f"{chosen.contender.label} ({chosen.cell.path}) is in {options.out}; read README.md there")
+
+
+def predict_scan(options: argparse.Namespace) -> None:
+    """Print what an exported model says of one raw scan, or why it refuses it."""
+    use_one_thread()
+    from neuropeft.export.scan import predict_scan
+
+    for name, text in predict_scan(options.scan, options.model, options.skull_strip, options.mask).items():
+        print(f"{name}\t{text}")
 
 
 def summary(options: argparse.Namespace) -> None:

@@ -1,0 +1,65 @@
+"""Who an exported cell was validated by and tested on: stored predictions, and what its network sees."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from neuropeft import layout
+from neuropeft.backbones.heads import Predictor
+from neuropeft.cohorts.splits import first_rows
+from neuropeft.errors import UserError
+from neuropeft.evaluate.predictions import RunKey, read_predictions
+from neuropeft.export.choose import Chosen
+from neuropeft.export.model import outputs_and_features
+from neuropeft.files import read_tsv
+from neuropeft.store import Store, open_store
+from neuropeft.tasks.base import Array, Run, TaskKind
+from neuropeft.train.data import load_volumes
+from neuropeft.train.memory import BatchSize
+from neuropeft.train.supervised import MEASURED, all_outputs
+
+AT_ONCE = 8  # scans
+
+
+@dataclass(frozen=True)
+class Side:
+    """Subjects that the exported cell was tested on or validated by: their stored predictions and scans."""
+
+    run: Run
+    scans: list[str]
+    store: Store
+
+
+def read_side(results: Path, chosen: Chosen, kind: TaskKind, cohort: str, side: str) -> Side:
+    """Return the subjects of a side, or of a zero-shot cohort, with their stored predictions.
+
+    Raises:
+        UserError: they are not predicted.
+    """
+    cell = chosen.cell
+    path = layout.PREDICTIONS.at(results, **cell.names, cohort=cohort)
+    runs = read_predictions(path, kind) if path.is_file() else {}
+    key = RunKey("", cell.subset, cell.seed, side, cell.fold)
+    if key not in runs:
+        raise UserError(f"{path} lacks the {side} subjects of {cell.path}; run the workflow again")
+    own = {"subset": str(cell.subset), "seed": str(cell.seed), "fold": str(cell.fold), "split": side}
+    first = first_rows([row for row in read_tsv(path) if own.items() <= row.items()])
+    scans = [first[subject]["scan_id"] for subject in runs[key].subjects]
+    return Side(runs[key], scans, open_store(layout.STORE.at(results, cohort=cohort)))
+
+
+def look(
+    network: Predictor, kind: TaskKind, store: Store, scans: Sequence[str]
+) -> tuple[torch.Tensor, Array]:
+    """Return the outputs [n, outputs] and the features [n, f] of the first `MEASURED` scans."""
+    rows = [store.index_of(scan) for scan in scans[:MEASURED]]
+    volumes = load_volumes(store.volumes, rows, torch.device("cpu"))
+
+    def both(batch: torch.Tensor) -> torch.Tensor:
+        return outputs_and_features(network, batch)
+
+    with torch.inference_mode():
+        found = all_outputs(both, volumes, torch.arange(len(rows)), False, BatchSize(AT_ONCE))
+    return found[:, : kind.outputs], found[:, kind.outputs :].double().numpy()

@@ -51,7 +51,7 @@ def write_adapter(folder: Path, model: Predictor, spec: Spec, scans: Tensor) -> 
         return False
     theirs = peft.get_peft_model(base.backbone, config).eval()
     if own:
-        peft.set_peft_model_state_dict(theirs, peft.get_peft_model_state_dict(model.backbone))
+        theirs.base_model.model.load_state_dict(model.backbone.state_dict())
     else:
         _copy_low_rank(model.backbone, theirs.base_model.model)
     if not torch.allclose(base.head(theirs.tokens(scans)), model(scans), **SAME):

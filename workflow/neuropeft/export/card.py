@@ -74,7 +74,7 @@ def write_card(
     template = Environment(undefined=StrictUndefined, trim_blocks=True).from_string(text)
     card = template.render(
         **_origin(config, chosen, model),
-        **_scores(config, results, chosen),
+        **_scores(config, results, model, chosen),
         **_worth(config, model, written.held),
         cohorts=_cohorts(config, results, written.held),
         trained=written.trained,
@@ -121,18 +121,17 @@ def _without_size(model: Model) -> dict[str, Any]:
     return {name: value for name, value in model.told.items() if name != "size"}
 
 
-def _scores(config: Config, results: Path, chosen: Chosen) -> dict[str, Any]:
+def _scores(config: Config, results: Path, model: Model, chosen: Chosen) -> dict[str, Any]:
     """Return the scores of the exported method and of the controls, a column per cohort and metric."""
-    group = chosen.contender.group
+    exported = chosen.contender
+    metrics = {metric.name: metric.title(model.unit) for metric in model.kind.metrics}
     shown = [
         score
         for score in read_scores(config, results)
-        if score.contender.group == group
-        or (score.contender.sort, score.contender.task, score.contender.subset)
-        == ("controls", chosen.contender.task, chosen.contender.subset)
+        if score.metric in metrics
+        and (score.contender.task, score.contender.subset) == (exported.task, exported.subset)
+        and (score.contender.group == exported.group or score.contender.sort == "controls")
     ]
-    unit = config.tasks[chosen.contender.task].unit
-    metrics = {metric.name: metric.title(unit) for metric in _kind(config, chosen).metrics}
     columns = list(dict.fromkeys((score.cohort, score.metric) for score in shown))
     rows: dict[str, dict[tuple[str, str], Score]] = {}
     for score in shown:
@@ -143,12 +142,6 @@ def _scores(config: Config, results: Path, chosen: Chosen) -> dict[str, Any]:
             [label, *(_score(of_label.get(column)) for column in columns)] for label, of_label in rows.items()
         ],
     }
-
-
-def _kind(config: Config, chosen: Chosen) -> Any:
-    from neuropeft.tasks import kind_of
-
-    return kind_of(config.tasks[chosen.contender.task])
 
 
 def _score(score: Score | None) -> str:

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from neuropeft.tasks.base import Array, Run, TaskKind
 
@@ -45,10 +46,12 @@ class Interval:
     @classmethod
     def read(cls, stored: dict[str, Any]) -> "Interval":
         """Return what `stored` gave."""
-        values = {name: math.nan if value is None else value for name, value in stored.items()}
+        values: dict[str, Any] = {
+            name: math.nan if value is None else value for name, value in stored.items()
+        }
         return cls(**{**values, "rule": tuple(stored["rule"])})
 
-    def holds(self, kind: TaskKind, run: Run) -> Array:
+    def holds(self, kind: TaskKind, run: Run) -> NDArray[np.bool_]:
         """Return whether the interval or set of each subject holds the true value, [n] bool."""
         return _misfit(kind, run.y, run.score) <= self.largest
 

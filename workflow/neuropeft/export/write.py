@@ -92,7 +92,7 @@ def export_model(config: Config, results: Path, task: str, out: Path) -> tuple[C
 
 def _of_task(config: Config, name: str) -> dict[str, Any]:
     task = config.tasks[name]
-    names = list(getattr(task, "classes", None) or getattr(task, "labels", ()))
+    names = list(getattr(task, "classes", ())) or task.part_names
     simulated = is_simulated(config, task.train)
     return {"names": names, "unit": task.unit, "cohort": task.train, "simulated": simulated}
 

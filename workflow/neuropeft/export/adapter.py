@@ -40,10 +40,10 @@ def write_adapter(folder: Path, model: Predictor, spec: Spec, scans: Tensor) -> 
     base = plain_network(spec)
     state = model.state_dict()
     # Linear layers of PEFT's tuners have the plain layer inside.
-    plain = {name: state.get(name, state.get(_inside(name))) for name in base.state_dict()}
-    if any(value is None for value in plain.values()):
+    own_names = {name: name if name in state else _inside(name) for name in base.state_dict()}
+    if not state.keys() >= set(own_names.values()):
         return False
-    plain = {name: value.clone() for name, value in plain.items()}
+    plain = {name: state[own].clone() for name, own in own_names.items()}
     base.load_state_dict(plain)
     own = getattr(model.backbone, "peft_config", None)
     config = own["default"] if own else _low_rank_config(model.backbone)

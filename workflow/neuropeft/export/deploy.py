@@ -23,7 +23,8 @@ from neuropeft.backbones.vit import Attention
 from neuropeft.evaluate.bootstrap import percentile_interval, resamples
 from neuropeft.export.model import DEPLOYMENT, Model, read_model
 from neuropeft.export.sides import AT_ONCE, Side
-from neuropeft.publish.sheet import Sheet, write_sheet
+from neuropeft.publish.formats import write_sheet
+from neuropeft.publish.sheet import Sheet
 from neuropeft.tasks.base import Array
 from neuropeft.train.data import load_volumes
 from neuropeft.train.memory import BatchSize
@@ -89,6 +90,7 @@ def with_half_of_the_heads(model: Predictor) -> nn.Module:
     """
     for site in model.backbone.sites("attention"):
         attention = site.module
+        assert isinstance(attention, Attention)
         heads, (_, _, value) = attention.heads, attention.qkv.weight.chunk(3)
         values, outputs = value.chunk(heads), attention.proj.weight.chunk(heads, dim=1)
         worth = torch.stack([(out @ into).norm() for out, into in zip(outputs, values, strict=True)])

@@ -107,5 +107,8 @@ def outputs_and_features(network: "Predictor", scans: "Tensor") -> "Tensor":
     """Return the outputs and, beside them, the features of scans [B, C, *S]: [B, outputs + f]."""
     import torch
 
+    from neuropeft.backbones.heads import Head
+
+    assert isinstance(network.head, Head), "segmentations, whose heads are others, are not exported"
     tokens = network.backbone.tokens(scans)
     return torch.cat([network.outputs(tokens), network.head.features(tokens.float())], dim=1)

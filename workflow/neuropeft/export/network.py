@@ -17,7 +17,7 @@ from neuropeft.train.choices import with_choice
 from neuropeft.train.finetune import make_model
 from neuropeft.train.sources import kind_of
 
-SAME = {"rtol": 1e-4, "atol": 1e-4}  # of outputs, which merging rounds otherwise
+SAME: Mapping[str, Any] = {"rtol": 1e-4, "atol": 1e-4}  # of outputs, which merging rounds otherwise
 
 Spec = Mapping[str, Any]
 

@@ -67,6 +67,7 @@ def test_intervals_are_of_ranks_in_draws_of_subjects(config: Config) -> None:
         assert 1 <= row["ci_low"] < row["mean_rank"] + 1
         assert row["ci_high"] > row["ci_low"]
         assert row["behind_low"] <= 0 <= row["behind_high"], "none is shown to be behind"
+        assert row["ad, SimB, 100 %"] == 1, "all are tied"
 
 
 def test_a_block_counts_if_all_methods_have_all_their_seeds(config: Config) -> None:

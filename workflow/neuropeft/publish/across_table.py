@@ -8,7 +8,7 @@ from neuropeft.evaluate.across import across, friedman, reference_place, too_few
 from neuropeft.evaluate.blocks import rankings
 from neuropeft.evaluate.scores import Score
 from neuropeft.files import MISSING
-from neuropeft.publish.cells import number, p_text
+from neuropeft.publish.cells import number, p_equals, p_text
 from neuropeft.publish.comparison_table import REFERENCE
 from neuropeft.publish.labels import cohort_label
 from neuropeft.publish.sheet import Sheet
@@ -96,7 +96,7 @@ def _about(line: Sequence[str], methods: int, record: Record) -> str:
     """Say what a list of methods rests on."""
     blocks, cohorts = record["blocks"], record["cohorts"]
     text = (
-        f"{line[0]} from {line[1]}: Friedman p = {p_text(record['p_friedman'])} over {blocks} blocks, tested "
+        f"{line[0]} from {line[1]}: Friedman {p_equals(record['p_friedman'])} over {blocks} blocks, tested "
         f"on {cohorts}"
     )
     if too_few(blocks, methods - 1):

@@ -26,6 +26,12 @@ def p_text(p: float | None) -> str:
     return "< 0.001" if text != MISSING and p is not None and p < 0.001 else text
 
 
+def p_equals(p: float) -> str:
+    """Return `p = 0.034` or `p < 0.001`."""
+    text = p_text(p)
+    return f"p {text}" if text.startswith("<") else f"p = {text}"
+
+
 def cohort_text(config: Config, row: Mapping[str, Any]) -> str:
     """Return the cohort of a row, that it is simulated or zero-shot, and how many subjects there are."""
     text = cohort_label(config, row["cohort"]) + (", zero-shot" if row["zero_shot"] else "")

@@ -11,7 +11,7 @@ from neuropeft.evaluate.across import friedman, pairwise, too_few
 from neuropeft.evaluate.blocks import Ranking, on_one_scale, rankings, ranks
 from neuropeft.evaluate.compare import ALPHA
 from neuropeft.evaluate.scores import Score
-from neuropeft.publish.cells import p_text
+from neuropeft.publish.cells import p_equals
 from neuropeft.publish.labels import cohort_label
 from neuropeft.publish.style import BLACK, DOUBLE_COLUMN, GREY, new_figure, words_only
 from neuropeft.tasks.base import Array
@@ -19,6 +19,7 @@ from neuropeft.tasks.base import Array
 LINE = 0.17  # inches, of a label
 ABOVE = 0.6  # inches, for the title and the axis
 BAR = 0.35  # label heights between bars
+MOST_TICKS = 20
 BESIDE = 0.6  # room for labels on either side, over the length of the axis
 
 
@@ -79,7 +80,7 @@ def _draw(axis: Axes, config: Config, ranking: Ranking, values: Array) -> None:
         span = mean_rank[order[first]] - 0.03, mean_rank[order[last]] + 0.03
         axis.plot(span, [-BAR * height] * 2, color=BLACK, linewidth=2.5, solid_capstyle="butt")
     axis.plot([1, count], [0, 0], color=BLACK, linewidth=0.8)
-    for tick in range(1, count + 1):
+    for tick in range(1, count + 1, -(-count // MOST_TICKS)):
         axis.plot([tick, tick], [0, 0.2], color=BLACK, linewidth=0.8)
         axis.text(tick, 0.3, str(tick), ha="center", va="bottom")
     axis.set_xlim(1 - beside, count + beside)
@@ -95,6 +96,6 @@ def _title(config: Config, ranking: Ranking, blocks: int) -> str:
     return (
         f"{label_of_kind(Backbone, ranking.backbone)} from {ranking.pretraining}: mean ranks over "
         f"{len(ranking.blocks)} blocks of {cohorts}; 1 is the best\n"
-        f"Friedman p = {p_text(friedman(ranking))}; "
+        f"Friedman {p_equals(friedman(ranking))}; "
         + ("too few blocks to tell any two apart" if few else "bars: not told apart (Wilcoxon, Holm)")
     )

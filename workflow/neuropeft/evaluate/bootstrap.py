@@ -7,7 +7,7 @@ import numpy as np
 from neuropeft.evaluate.fast_draws import metric_draws
 from neuropeft.tasks.base import Array, TaskKind
 
-DRAWS = 2000
+DRAWS = 10_000
 RESAMPLED_AT_ONCE = 2_000_000  # weights: some ten arrays of so many numbers are in memory at a time
 
 

@@ -79,7 +79,7 @@ def _board(
                 _against_reference(words, score, comparisons.get(id(score))),
                 _against_controls(score, controls),
                 f"{trainable[group]:,}" if group in trainable else NONE,
-                f"{seconds[group]:,.0f}" if group in seconds else NONE,
+                f"{seconds[group]:,.3g}" if group in seconds else NONE,
                 *(MISSING if one is None or not one.values else f"{one.mean:.3f}" for one in of_others),
             ]
         )

@@ -33,7 +33,7 @@ from neuropeft.publish.report.collapse import collapsed_runs, warnings
 from neuropeft.publish.report.deviations import deviation_sheet
 from neuropeft.publish.report.findings import findings
 from neuropeft.publish.report.provenance import source_sheet, split_sheet, version_sheet, weight_sheet
-from neuropeft.publish.report.regimes import advice_sheet, regimes
+from neuropeft.publish.report.regimes import advice_sheet, few_tested, regimes
 from neuropeft.publish.sheet import Sheet
 from neuropeft.subsets import Subset
 
@@ -89,6 +89,7 @@ def _content(config: Config, results: Path, scores: Sequence[Score], costs: Cost
         "advice": advice_sheet(config, found, trainable, seconds, _subjects(costs)),
         "warnings": [
             *_missing(scores),
+            *few_tested(config, found),
             *warnings(config, collapsed_runs(config, results), contenders(config)),
         ],
         "boards": boards(config, scores, trainable, seconds),
@@ -139,7 +140,7 @@ def _facts(config: Config, scores: Sequence[Score], costs: Costs) -> dict[str, s
         "Methods": ", ".join(methods),
         "Starts": ", ".join("random weights" if start == "none" else start for start in starts),
         "Training took": (
-            ", ".join(f"{spent:,.1f} hours on {device}" for device, spent in hours.items()) or MISSING
+            ", ".join(f"{spent:,.2g} hours on {device}" for device, spent in hours.items()) or MISSING
         )
         + energy
         + (f"; {len(encoders(config))} encoders were pretrained" if encoders(config) else ""),

@@ -12,6 +12,7 @@ from neuropeft.publish.report.gaps import Wording, gap, gap_from_guessing, is_kn
 from neuropeft.publish.sheet import Sheet
 from neuropeft.subsets import Subset
 
+FEW = 20  # test subjects: resampling fewer gives intervals that are clearly too narrow
 GUESS = "mean"  # the control that is guessing, not a way to predict
 Trainable = Mapping[Group, int]  # trained parameters
 
@@ -99,6 +100,13 @@ def largest(some: Sequence[Regime]) -> list[Regime]:
     return list(found.values())
 
 
+def few_tested(config: Config, some: Sequence[Regime]) -> list[str]:
+    """Return a sentence that names where too few subjects are tested for intervals; none if nowhere."""
+    few = [one.place(config) for one in largest(some) if (one.methods[0].n or 0) < FEW]
+    what = f"fewer than {FEW} test subjects: intervals are too narrow there, and what is shown may be chance"
+    return [f"{'; '.join(few)}: {what}."] if few else []
+
+
 def choose(config: Config, regime: Regime, trainable: Trainable) -> tuple[Score | None, str]:
     """Return what to use in a regime, None if nothing is shown to beat guessing, and why.
 
@@ -150,7 +158,7 @@ def _cost(score: Score, trainable: Trainable, seconds: Mapping[Group, float]) ->
     group = score.contender.group
     if not score.contender.is_method or group not in seconds:
         return "no network"
-    return f"{trainable.get(group, 0):,} parameters in {seconds[group]:,.0f} s"
+    return f"{trainable.get(group, 0):,} parameters in {seconds[group]:,.3g} s"
 
 
 def advice_sheet(

@@ -11,7 +11,9 @@ from fabricated_results import MISSING_CELL, contender, small_config, small_resu
 from neuropeft import layout
 from neuropeft.config import Config
 from neuropeft.evaluate.compare import BETTER, WITHIN_NOISE, WORSE
+from neuropeft.evaluate.confounds import COLUMNS as CONFOUND_COLUMNS
 from neuropeft.evaluate.scores import Score, read_scores
+from neuropeft.evaluate.standing import standings
 from neuropeft.files import read_tsv, write_tsv
 from neuropeft.publish.flow_table import flow_records
 from neuropeft.publish.formats import write_sheet
@@ -91,6 +93,9 @@ def results(tmp_path_factory: pytest.TempPathFactory, shared):
         {"scan_id": f"ADNI00{n}_1", "subject": f"ADNI00{n}", "side": side} for n, side in enumerate(SIDES)
     ]
     write_tsv(layout.SPLIT.at(folder, **SPLIT), sides, ("scan_id", "subject", "side"))
+    told = {"confounder": "site", "levels": 2, "n": 50, "auc": 0.9, "ci_low": 0.8, "ci_high": 1.0}
+    confounds = [{**told, "source": source} for source in ("labels", "voxels")]
+    write_tsv(layout.CONFOUNDS.at(folder, task="age"), confounds, CONFOUND_COLUMNS)
     write_sheet(Sheet("ranks", "Shown <here>.", ("A", "B"), [["x", "1"]]), layout.TABLES.at(folder))
     layout.FIGURES.at(folder).mkdir()
     layout.FIGURE.at(folder, name="figure1.png").write_bytes(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\4\0\0\0\1\0")
@@ -146,6 +151,25 @@ def test_scores_stand_beside_published_figures_and_the_reference(page: Page, res
         row for row in rows if (row["Contender"], row["Training data"]) == ("ViT-B Full fine-tune", "100 %")
     )
     assert reference["Beside the reference"] == "reference"
+
+
+def test_a_method_stands_beside_the_best_of_its_controls(page: Page, results):
+    stands = {
+        one.score.contender: f"{one.verdict}: {one.name}"
+        for one in standings(read_scores(small_config(), results, with_draws=True))
+        if (one.score.contender.task, one.score.cohort, one.score.metric) == ("age", "SimA", "mae")
+    }
+    shown = {
+        (row["Contender"], row["Training data"]): row["Beside the best control"]
+        for row in page.table("age on SimA (simulated): MAE")
+    }
+    assert {shown[one.label, one.subset.label] for one in stands} == set(stands.values())
+    assert any(text.startswith("below") for text in stands.values())
+    assert shown["Control: predict the mean", "100 %"] == "-"
+
+
+def test_what_scores_may_come_from_is_said_on_the_first_page(page: Page):
+    assert "Warning: age goes with site (told from the labels with an AUC of 0.90" in page.text
 
 
 def test_a_run_that_says_the_same_of_everybody_is_named_with_what_to_use(page: Page):

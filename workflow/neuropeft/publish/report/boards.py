@@ -4,18 +4,18 @@ import math
 from collections.abc import Mapping, Sequence
 
 from neuropeft.config import Config
-from neuropeft.evaluate.compare import WORSE, Comparison, compare
+from neuropeft.evaluate.compare import Comparison, compare
 from neuropeft.evaluate.scores import Score
+from neuropeft.evaluate.standing import standings
 from neuropeft.files import MISSING
 from neuropeft.grid import Group, used_tasks
 from neuropeft.publish.labels import cohort_label, folds_text
 from neuropeft.publish.published import published_notes, published_score
-from neuropeft.publish.report.gaps import Wording, gap, wording
+from neuropeft.publish.report.gaps import Wording, wording
 from neuropeft.publish.sheet import Sheet
 from neuropeft.tasks import kind_of
 
 NONE = "-"
-BELOW = "BELOW"  # marks a method that is shown to be worse than a control
 
 
 def boards(
@@ -55,13 +55,13 @@ def _board(
     means = [score.mean for score in shown if score.values]
     words = wording(first, task.unit, means[0] if means else math.nan)
     by_metric = {(score.contender, score.metric): score for score in here}
-    controls = [score for score in shown if score.contender.is_control]
+    against = {id(one.score): f"{one.verdict}: {one.name}" for one in standings(shown)}
     published = {id(score): pair for score in shown if (pair := published_score(config, score))}
     known = {"Published": bool(published), "Ours - published": bool(published)}
     header = (
         *("Contender", "Training data", f"{first.title(task.unit)}", "95 % interval"),
         *(name for name, there in known.items() if there),
-        *("Beside the reference", "Beside controls", "Trained parameters", "Training of a cell (s)"),
+        *("Beside the reference", "Beside the best control", "Trained parameters", "Training of a cell (s)"),
         *(metric.title(task.unit) for metric in others),
     )
     rows = []
@@ -77,7 +77,7 @@ def _board(
                 words.interval(score.ci_low, score.ci_high),
                 *([_pair(words, pair), _difference(words, score, pair)] if published else []),
                 _against_reference(words, score, comparisons.get(id(score))),
-                _against_controls(score, controls),
+                against.get(id(score), NONE),
                 f"{trainable[group]:,}" if group in trainable else NONE,
                 f"{seconds[group]:,.3g}" if group in seconds else NONE,
                 *(MISSING if one is None or not one.values else f"{one.mean:.3f}" for one in of_others),
@@ -126,21 +126,3 @@ def _against_reference(words: Wording, score: Score, one: Comparison | None) -> 
         return "reference" if score.contender.is_reference else NONE
     interval = words.interval(one.ci_low, one.ci_high)
     return f"{one.difference:+.{words.digits}f} ({interval}), {one.verdict}"
-
-
-def _against_controls(score: Score, controls: Sequence[Score]) -> str:
-    """Return which controls a method or probe is shown to be worse than, or does not beat by its mean."""
-    if score.contender.is_control or not score.values:
-        return NONE
-    same = [
-        control
-        for control in controls
-        if control.contender.subset == score.contender.subset and control.values
-    ]
-    worse = [control for control in same if (one := gap(score, control)) and one.verdict == WORSE]
-    if worse:
-        return f"{BELOW} {', '.join(control.contender.short for control in worse)}"
-    behind = [
-        one for one in same if (one.mean > score.mean) == score.higher_is_better and one.mean != score.mean
-    ]
-    return f"not above {', '.join(control.contender.short for control in behind)}" if behind else "above all"

@@ -25,6 +25,7 @@ from neuropeft.grid import (
     used_backbones,
     used_tasks,
 )
+from neuropeft.publish.confound_table import confound_records, confound_warnings
 from neuropeft.publish.flow_table import flow_records
 from neuropeft.publish.html import render
 from neuropeft.publish.labels import cohort_label, simulated_text
@@ -82,6 +83,7 @@ def write_report(
 def _content(config: Config, results: Path, scores: Sequence[Score], costs: Costs) -> dict[str, Any]:
     trainable = trainable_parameters(costs)
     seconds, found = _seconds(costs), regimes(config, scores)
+    confounded = confound_warnings(config, confound_records(config, results))
     return {
         "simulated": simulated_text(config),
         "facts": _facts(config, scores, costs),
@@ -90,6 +92,7 @@ def _content(config: Config, results: Path, scores: Sequence[Score], costs: Cost
         "warnings": [
             *_missing(scores),
             *few_tested(config, found),
+            *(text for some in confounded.values() for text in some),
             *warnings(config, collapsed_runs(config, results), contenders(config)),
         ],
         "boards": boards(config, scores, trainable, seconds),

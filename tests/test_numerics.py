@@ -74,7 +74,7 @@ CHANGED: dict[str, set[str]] = {
     "inputs/t1w/resample.py": {"resample_to_template", "pack_cohort", "qc"},
     "inputs/t1w/kind.py": {"pack_cohort", "qc"},
     "inputs/image.py": set(),
-    "inputs/volume.py": set(),  # of a kind that no cohort of this configuration has
+    "inputs/volume.py": {"figures"},  # of a kind that no cohort has; figures have its colours of regions
     "inputs/store.py": {"list_excluded", "pack_cohort"},
     "inputs/qc.py": {"qc"},
     "cohorts/leaks.py": {"check_leaks", "check_pretraining"},
@@ -96,7 +96,7 @@ CHANGED: dict[str, set[str]] = {
     "train/features.py": {"features"},
     "evaluate/controls.py": {"controls"},
     "evaluate/probes.py": {"probes"},
-    "evaluate/confounds.py": {"confounds", "tables"},
+    "evaluate/confounds.py": {"confounds", "tables", "report"},
     "tasks/multilabel.py": set(),  # of a kind that no task of this configuration has
     "tasks/linear.py": {"controls", "probes", "finetune", "predict"},
     "evaluate/bootstrap.py": {"score", "confounds", "tables", "figures", "diagnostics", "report"},

@@ -119,6 +119,7 @@ ASKED = {
     "pack_cohort": ("cpu", 1, 0, scaled(4000), per_cohort(0.01)),
     "qc": ("cpu", 1, 0, scaled(4000), per_cohort(0.02)),
     "controls": ("cpu", 1, 0, scaled(8000), scaled(120)),
+    "confounds": ("cpu", 1, 0, scaled(8000), scaled(60)),
     "score": ("cpu", 1, 0, scaled(4000), scaled(60)),
     "pretrain": ("gpu", 8, 1, volumes, pretraining),
     "trial": ("gpu", 4, 1, volumes, searching),

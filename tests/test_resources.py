@@ -163,7 +163,8 @@ def test_every_rule_is_submitted_but_what_makes_links_or_looks_at_what_is_there(
     jobs: list[Job], tmp_path: Path
 ) -> None:
     assert planned.submitted(jobs) == ASKED.keys()
-    assert {job.rule.name for job in jobs} == ASKED.keys() | {"all", "cell", "choose", "people", "labels"}
+    local = {"all", "cell", "choose", "people", "labels", "sites"}
+    assert {job.rule.name for job in jobs} == ASKED.keys() | local
     arguments = ("--configfile", write_config(tmp_path, TINY), *SLURM, "--", "status", "tables_partial")
     looking = planned.jobs(tmp_path, *arguments)
     assert {job.rule.name for job in looking} == {"status", "tables_partial", "parameter_counts_partial"}

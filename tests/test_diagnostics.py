@@ -84,18 +84,17 @@ def test_a_gap_between_groups_is_found_and_a_small_group_flagged():
     error = np.where(np.arange(75) % 2, 6.0, 2.0) * rng.choice([-1, 1], 75) + rng.normal(0, 0.5, 75)
     test = run(np.full(75, 50.0), 50 + error)
     who = {
-        name: Person(age, "FM"[number % 2])
+        name: Person(age, "FM"[number % 2], "AAB"[number % 3] if number < 60 else "")
         for number, (name, age) in enumerate(zip(test.subjects, ages, strict=True))
     }
     rows = list(group_records(predicted(REGRESSION, test, test), who, []))
-    assert [row["group"] for row in rows] == ["women", "men", "20 to 39", "60 to 79"]
+    assert [row["group"] for row in rows] == ["women", "men", "20 to 39", "60 to 79", "site A", "site B"]
     assert [row["gap"] for row in rows[:2]] == pytest.approx([-4, 4], abs=0.3)
     assert 3 < rows[1]["gap_ci_low"] < rows[1]["gap"] < rows[1]["gap_ci_high"] < 5
-    assert [row["small"] for row in rows] == [False, False, True, True], "15 on one side"
-    assert {row["n"] + row["others"] for row in rows} == {75}
-    assert {row["variable"] for row in group_records(predicted(REGRESSION, test, test), who, ["age"])} == {
-        "sex"
-    }
+    assert [row["small"] for row in rows[:4]] == [False, False, True, True], "15 on one side"
+    assert [row["n"] + row["others"] for row in rows] == [75] * 4 + [60] * 2, "some sites are unknown"
+    others = group_records(predicted(REGRESSION, test, test), who, ["age"])
+    assert {row["variable"] for row in others} == {"sex", "site"}
     assert [band(age) for age in (19.9, 20, 80)] == ["below 20", "20 to 39", "80 and above"]
 
 
@@ -148,4 +147,6 @@ def test_brain_age_is_corrected_by_validation_and_ages_beyond_training_are_flagg
     bins = list(brain_age.bin_records(predicted(REGRESSION, validation, test)))
     assert [row["bin"] for row in bins] == ["40 to 49", "50 to 59", "60 to 69", "70 to 79"]
     assert bins[0]["ci_low"] > 0 > bins[-1]["ci_high"], "the young are judged too old, the old too young"
-    assert people(tmp_path, "age", "SimA")["45"] == Person(45.0, "F")
+    write_tsv(tmp_path / "cohorts/SimA/sites.tsv", [{"scan_id": "45", "site": "A"}], ("scan_id", "site"))
+    assert people(tmp_path, "age", "SimA")["45"] == Person(45.0, "F", "A")
+    assert people(tmp_path, "age", "SimA")["60"] == Person(60.0, "F", "")

@@ -372,7 +372,7 @@ class Jobs:
         return [layout.CONTROLS.of(task=first.task, split=split) for split in self.splits(first.task)]
 
     def diagnosed(self, wildcards: Any) -> list[str]:
-        """Return what tells how subjects are predicted: predictions, labels, splits, scores of controls."""
+        """Return what tells how subjects are predicted: predictions, labels, sites, splits, controls."""
         predictions = [
             layout.PREDICTIONS.of(**dict(zip(Cell._fields, base, strict=False)), cohort=cohort)
             for base in grid.bases(self.config)
@@ -383,6 +383,8 @@ class Jobs:
             for task in self.tasks
             for file in (*self.task_labels(task), *self.split_files(task, self.splits(task)))
         ]
+        tested = dict.fromkeys(cohort for task in self.tasks for cohort in self.task_cohorts(task))
+        people += [layout.SITES.of(cohort=cohort) for cohort in tested]
         controls = [
             layout.SCORES.of(scored=scored) for scored in self.scored if scored.startswith("controls/")
         ]

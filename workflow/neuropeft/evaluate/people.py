@@ -23,10 +23,11 @@ Change = Callable[[Run, Run], Run]  # (validation, test) -> test, as validation 
 
 @dataclass(frozen=True)
 class Person:
-    """A subject: age in years (NaN where unknown) and sex (empty where unknown)."""
+    """A subject: age in years (NaN where unknown), sex and site (empty where unknown)."""
 
-    age: float
-    sex: str
+    age: float = math.nan
+    sex: str = ""
+    site: str = ""
 
 
 @dataclass(frozen=True)
@@ -99,15 +100,15 @@ def read_predicted(config: Config, results: Path) -> list[Predicted]:
 
 
 def people(results: Path, task: str, cohort: str) -> dict[str, Person]:
-    """Return the subjects of a cohort that a task can use, by name; their age is that at their first scan."""
-    path = layout.LABELS.at(results, task=task, cohort=cohort)
-    return {
-        subject: Person(
-            math.nan if row["age"] == MISSING else float(row["age"]),
-            "" if row["sex"] == MISSING else row["sex"],
-        )
-        for subject, row in first_rows(read_tsv(path)).items()
-    }
+    """Return the subjects of a cohort that a task can use, by name, as they were at their first scan."""
+    labels = read_tsv(layout.LABELS.at(results, task=task, cohort=cohort))
+    sites = {row["scan_id"]: row["site"] for row in read_tsv(layout.SITES.at(results, cohort=cohort))}
+    found = {}
+    for subject, row in first_rows(labels).items():
+        texts = (row["age"], row["sex"], sites.get(row["scan_id"], MISSING))
+        age, sex, site = ("" if text == MISSING else text for text in texts)
+        found[subject] = Person(float(age or "nan"), sex, site)
+    return found
 
 
 def training_ages(results: Path, one: Predicted, seed: int, fold: int) -> tuple[float, float]:

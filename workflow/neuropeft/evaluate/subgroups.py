@@ -1,4 +1,4 @@
-"""How methods do in groups of subjects, by sex and age band, and on zero-shot subjects of matched ages."""
+"""How methods do in groups of subjects, by sex, age and site, and on zero-shot subjects of matched ages."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -22,15 +22,15 @@ Record = dict[str, object]
 
 
 def group_records(one: Predicted, who: Mapping[str, Person], skip: Sequence[str]) -> Iterator[Record]:
-    """Yield a row per group: its score, and the gap to all others whose sex or age is known.
+    """Yield a row per group: its score, and the gap to all others whose sex, age or site is known.
 
     Args:
         one: predictions.
-        who: age and sex of the subjects.
+        who: age, sex and site of the subjects.
         skip: `sex` or `age` where that is what is predicted.
     """
     runs, metric = one.tested(), one.kind.metrics[0]
-    subjects = [who.get(subject, Person(np.nan, "")) for subject in runs[0].subjects]
+    subjects = [who.get(subject, Person()) for subject in runs[0].subjects]
     weights = np.concatenate(list(resamples(len(subjects), DRAWS)))
     for variable, group, inside, outside in _groups(subjects):
         if variable in skip:
@@ -66,9 +66,7 @@ def matched_record(home: Predicted, away: Predicted, ages: Mapping[str, Person])
     metric = home.kind.metrics[0]
     sides = [(one, one.tested()) for one in (home, away)]
     found = [
-        np.array(
-            [ages.get(f"{one.cohort}/{subject}", Person(np.nan, "")).age for subject in runs[0].subjects]
-        )
+        np.array([ages.get(f"{one.cohort}/{subject}", Person()).age for subject in runs[0].subjects])
         for one, runs in sides
     ]
     pairs = match(*found)
@@ -115,9 +113,10 @@ def _groups(subjects: Sequence[Person]) -> Iterator[tuple[str, str, Mask, Mask]]
     sex = np.array([SEXES.get(one.sex, "") for one in subjects])
     order = np.argsort([one.age for one in subjects])  # bands from the youngest to the oldest
     bands = np.array(["" if np.isnan(one.age) else band(one.age) for one in subjects])
-    for variable, values in (("sex", sex), ("age", bands)):
-        names = dict.fromkeys(values[order].tolist() if variable == "age" else SEXES.values())
-        present = [name for name in names if name and (values == name).any()]
+    site = np.array([f"site {one.site}" if one.site else "" for one in subjects])
+    names = {"sex": list(SEXES.values()), "age": bands[order].tolist(), "site": sorted(site)}
+    for variable, values in (("sex", sex), ("age", bands), ("site", site)):
+        present = [name for name in dict.fromkeys(names[variable]) if name and (values == name).any()]
         for name in present if len(present) > 1 else ():
             yield variable, name, values == name, (values != name) & (values != "")
 

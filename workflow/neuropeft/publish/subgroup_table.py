@@ -20,8 +20,8 @@ MATCHED_COLUMNS = (
 )
 FEW = " *"
 SUBGROUP_NOTES = (
-    f"Gap: score of the group minus that of all others whose sex or age is known, with its 95 % bootstrap "
-    f"interval ({DRAWS:,} draws of subjects). Intervals are not corrected for the number of groups.",
+    f"Gap: score of the group minus that of all others whose sex, age or site is known, with its 95 % "
+    f"bootstrap interval ({DRAWS:,} draws of subjects), not corrected for the number of groups.",
     f"*: fewer than {SMALL} subjects in the group or beside it; read no more than the interval says.",
     "An AUC within a group leaves out how the groups differ in how many are ill.",
 )
@@ -53,7 +53,7 @@ def subgroup_sheet(config: Config, records: Sequence[Record]) -> Sheet:
     ]
     return Sheet(
         "subgroups",
-        "Scores in groups of subjects." if body else "Empty: neither sex nor age tells subjects apart.",
+        "Scores in groups of subjects." if body else "Empty: neither sex, age nor site tells subjects apart.",
         ("Task", "Cohort", "Method", "Group", "n", "Score", "95 % interval", "Gap", "95 % interval"),
         body,
         SUBGROUP_NOTES,

@@ -6,7 +6,7 @@ subjects caught who are filed under two names, and would they inflate the score?
 with the diagnosis warned of, and one that does not, not? interval: do 95 % intervals hold the truth in 95 %
 of studies?
 
-Run as: python benchmarks/validate.py [--cohorts 5] [--studies 1000] [--processes 2] [--parts effect,leak]
+Run as: python benchmarks/validate.py [--cohorts 10] [--studies 1000] [--processes 2] [--parts effect,leak]
 """
 
 import argparse
@@ -215,7 +215,7 @@ def sites(cohorts: int, processes: int) -> Iterator[Answer]:
     )
     false = sum(bool(one.warnings.get(task)) for one in found[BALANCED] for task in ("ad", "age"))
     text = f"{false} of {2 * cohorts} tasks"
-    yield Answer("site", "a warning where site is balanced", "in none", text, false <= 1)
+    yield Answer("site", "a warning where site is balanced", "in none", text, false <= 0.1 * 2 * cohorts)
 
 
 # -- intervals -------------------------------------------------------------------------------------
@@ -314,7 +314,7 @@ def answers(parts: Sequence[str], cohorts: int, studies: int, processes: int) ->
 def main() -> int:
     """Print and write the answers; return the number of wrong ones."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--cohorts", type=int, default=5, help="simulated cohorts of each sort")
+    parser.add_argument("--cohorts", type=int, default=10, help="simulated cohorts of each sort")
     parser.add_argument("--studies", type=int, default=1000, help="drawn studies for each interval")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--parts", type=lambda text: text.split(","), default=list(PARTS))

@@ -6,9 +6,11 @@ import json
 import os
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 
+from neuropeft.cli import main
 from workflow_command import STEPS, TINY, dry_run, jobs_in, snakemake, write_config
 
 LORA = "ad/vit_xxs/mae/lora"
@@ -103,6 +105,30 @@ def test_test_subjects_are_kept_from_training_and_pretraining(finished):
         with (splits / f"leaks/pretraining-mae/{cohort}.tsv").open() as stream:
             rows = {row["side"]: int(row["scans"]) for row in csv.DictReader(stream, delimiter="\t")}
         assert rows == {side: number, "pretraining": cost["train_scans"] + cost["validation_scans"]}
+
+
+def test_an_exported_model_gives_a_raw_scan_the_number_that_the_run_gave(
+    finished, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(finished)
+    model, config = tmp_path / "model", write_config(tmp_path, RUN)
+    assert main(["export", "--configfile", str(config), "--task", "age", "--out", str(model)]) == 0
+    said = capsys.readouterr().out
+    base, subset, split = re.search(r"\(age/(vit_xxs/\w+/\w+)/([\w-]+)/([\w-]+)\) is in", said).groups()
+    card = (model / "README.md").read_text()
+    assert "**Trained on simulated data: it says nothing about people.**" in card
+    assert "Control: predict the mean" in card
+    (row, *_) = [
+        row
+        for row in rows_of(Path(f"results/predictions/age/{base}/SimB.tsv"), delimiter="\t")
+        if (row["subset"], f"seed-{row['seed']}") == (subset, split)
+    ]
+    (mask,) = Path("results/simulated/SimB").rglob(f"*{row['subject']}*brain_mask.nii.gz")
+    (scan,) = Path("results/simulated/SimB").rglob(f"*{row['subject']}*_T1w.nii.gz")
+    given = ["--skull-strip", "given", "--mask", str(mask)]
+    assert main(["predict-scan", str(scan), "--model", str(model), *given]) == 0
+    told = dict(line.split("\t") for line in capsys.readouterr().out.splitlines())
+    assert float(told["age"].split()[0]) == pytest.approx(float(row["score"]), abs=1e-5)
 
 
 def test_a_second_run_does_nothing(finished):

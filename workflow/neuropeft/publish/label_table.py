@@ -15,7 +15,7 @@ from neuropeft.tasks import kind_of
 HEADER = ("Task", "Cohort", "Label", "Metric")
 NOTE = (
     "Mean over seeds (95 % interval) over the test subjects of whom the label is known for certain. - is not "
-    "part of the grid; n/a has no value, since the label is not both present and absent among them."
+    "part of the grid; n/a has no value: nothing is predicted, or the label is not both present and absent."
 )
 GUESSING = (
     "Guessing has an AUC of 0.5 and, as its average precision, the frequency of the label: what the control "

@@ -4,10 +4,10 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from neuropeft.evaluate.fast_draws import metric_draws
+from neuropeft.evaluate.fast_draws import FAST
 from neuropeft.tasks.base import Array, TaskKind
 
-DRAWS = 10_000
+DRAWS = 2000
 RESAMPLED_AT_ONCE = 2_000_000  # weights: some ten arrays of so many numbers are in memory at a time
 
 
@@ -62,11 +62,12 @@ def bootstrap_draws(
     """
     metrics = (*kind.metrics, *kind.parts)
     pieces: dict[str, list[Array]] = {metric.name: [] for metric in metrics}
-    finite = all(np.isfinite(score).all() for _, score, _ in runs)
+    fast = set(metrics) <= FAST.keys() and all(np.isfinite(score).all() for _, score, _ in runs)
     for weights in resamples(len(runs[0][0]), draws, seed):
+        measured = [] if fast else [kind.measure(*run, weights) for run in runs]
         for metric in metrics:
-            undefined = np.full((len(runs), len(weights)), np.nan)
-            pieces[metric.name].append(metric_draws(metric, runs, weights) if finite else undefined)
+            slow = [values[metric.name] for values in measured]
+            pieces[metric.name].append(FAST[metric](runs, weights) if fast else np.array(slow))
     taken = np.random.default_rng((seed, 1)).multinomial(seeds, [1 / seeds] * seeds, size=draws).T / seeds
     found = {}
     for name, of_metric in pieces.items():

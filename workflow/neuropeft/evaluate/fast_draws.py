@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from neuropeft.tasks.base import Array, Metric
+from neuropeft.tasks.base import Array
 from neuropeft.tasks.classification import Binary
 from neuropeft.tasks.metrics import auc
 from neuropeft.tasks.regression import Regression
@@ -88,10 +88,3 @@ FAST = {
     for metric in kind.metrics
     if metric.name in _BY_NAME
 }
-
-
-def metric_draws(metric: Metric, runs: Runs, weights: Array) -> Array:
-    """Return a metric of runs under weights [draws, n], [runs, draws]; NaN where it is not defined."""
-    if metric in FAST:
-        return FAST[metric](runs, weights)
-    return np.array([metric.value(y, score, rule, weights) for y, score, rule in runs])

@@ -27,7 +27,7 @@ from neuropeft.tasks.metrics import auc
 CONFOUNDERS = ("site", "sex")
 LABELS, VOXELS, FEATURES = "labels", "voxels", "features"  # where it is told from, beside the methods
 FEWEST = 10  # subjects that a site must have to count
-FOLDS = 5
+FOLDS, DRAWS = 5, 2000
 COLUMNS = (*("confounder", "levels", "source", "backbone", "pretraining", "n", "auc", "ci_low", "ci_high"),)
 
 Values = dict[str, Array]  # subject -> [features]
@@ -83,7 +83,7 @@ def tell(values: Values, level: Mapping[str, str], strata: Mapping[str, int]) ->
     area = float(_area(y, probabilities, stratum, np.ones(len(y))))
     if not np.isfinite(area):
         return None
-    drawn = [_area(y, probabilities, stratum, weights) for weights in resamples(len(y))]
+    drawn = [_area(y, probabilities, stratum, weights) for weights in resamples(len(y), DRAWS)]
     low, high = percentile_interval(np.concatenate(drawn))
     return {"levels": len(names), "n": len(y), "auc": area, "ci_low": low, "ci_high": high}
 

@@ -109,6 +109,8 @@ SIDES = ("train", "train", "val", "test")
 def page(results, tmp_path_factory: pytest.TempPathFactory) -> Page:
     out = tmp_path_factory.mktemp("report") / "report.html"
     shown = [layout.TABLE.at(results, name="ranks.html")], [layout.FIGURE.at(results, name="figure1.png")]
+    shown[1].append(layout.FIGURE.at(results, name="another_one.png"))  # that no caption is known of
+    shown[1][1].write_bytes(shown[1][0].read_bytes())
     write_report(small_config(), results, *shown, out)
     return Page(out.read_text())
 
@@ -127,7 +129,7 @@ def test_the_report_says_what_is_simulated_and_what_is_missing(page: Page):
 def test_tables_and_figures_of_the_run_are_in_the_report(page: Page):
     assert page.table("Ranks: Shown <here>.") == [{"A": "x", "B": "1"}]
     assert "Performance against trained parameters." in page.text
-    assert sum(one.startswith("data:image/png") for one in page.refers) == 1
+    assert sum(one.startswith("data:image/png") for one in page.refers) == 2
 
 
 def test_scores_stand_beside_published_figures_and_the_reference(page: Page, results):

@@ -49,6 +49,7 @@ CAPTIONS = {
     "reliability": "How often predicted probabilities come true.",
     "age_errors": "Errors of predicted age by age.",
     "reconstructions": "What a masked autoencoder makes of what it does not see.",
+    "segmentations": "The best, the median and the worst test subject.",
     "losses_pretraining": "Losses of the pretrainings.",
     "losses_finetuning": "Losses of the fine-tunes.",
 }
@@ -209,7 +210,7 @@ def _figures(config: Config, images: Sequence[Path]) -> list[dict[str, Any]]:
             found.append(
                 {
                     "name": path.stem,
-                    "caption": CAPTIONS.get(path.stem) or CAPTIONS[path.stem.partition("_")[0]],
+                    "caption": CAPTIONS.get(path.stem) or CAPTIONS.get(path.stem.partition("_")[0], ""),
                     "width": round(width),
                     "data": base64.b64encode(image).decode(),
                 }

@@ -3,6 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
@@ -81,7 +82,6 @@ class Backbone(nn.Module, ABC):
         takes: The scans that it takes.
         layer_count: How many layers it can be cut between; the last one gives the tokens.
         gives: The tokens that it gives.
-        gives_maps: The feature maps that it gives, from the first layers to the last.
         trained_by: Of a combination of methods, {parameter: which of them trains it}.
         recordable: Whether a training pass may be recorded as a CUDA graph, which must not wait for the GPU.
     """
@@ -90,7 +90,6 @@ class Backbone(nn.Module, ABC):
     LAST_STAGE: ClassVar[tuple[str, ...]] = ()
     takes: InputSpec
     gives: FeatureSpec
-    gives_maps: tuple[MapSpec, ...]
     layer_count: int = 1
     trained_by: Mapping[str, str]
     recordable: bool = True
@@ -103,9 +102,14 @@ class Backbone(nn.Module, ABC):
     def architecture(self) -> dict[str, Any]:
         """Return what weights must share with this network to fit, stored beside them."""
 
-    @abstractmethod
+    @cached_property
+    def gives_maps(self) -> tuple[MapSpec, ...]:
+        """The feature maps that it gives, from the first layers to the last; its tokens alone by default."""
+        return (MapSpec(self.gives.width, self.takes.size // self.gives.grid[-1]),)
+
     def maps(self, x: Tensor) -> list[Tensor]:
         """Return the feature maps [B, width, *grid] of scans [B, C, *S], as `gives_maps` lists them."""
+        return [self.tokens(x).transpose(1, 2).unflatten(2, self.gives.grid)]
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the features [B, width] of scans [B, C, *S]: the mean over tokens."""

@@ -131,7 +131,8 @@ def parameter_groups(
 
     Biases, norms, other 1-D parameters and learned positions get no weight decay. The matrices of the head
     learn at the method's `head_lr` times `REFERENCE_WIDTH` over their inputs: a step of Adam moves every
-    weight alike, so outputs of more inputs move further at the same rate.
+    weight alike, so outputs of more inputs move further at the same rate. Those of a decoder, whose norms
+    take such factors away, learn at `head_lr`.
 
     Args:
         model: The network, after `adapt`.
@@ -149,7 +150,7 @@ def parameter_groups(
         decayed = parameter.ndim > 1 and inner not in UNDECAYED
         if part == "head":
             rate = settings.get("head_lr") or settings["lr"]
-            rate *= REFERENCE_WIDTH / parameter[0].numel() if decayed else 1
+            rate *= REFERENCE_WIDTH / parameter.shape[1] if decayed and model.by_tokens else 1
         else:
             rate = settings["lr"] * factor(inner)
         label = part if decayed else f"{part}_no_decay"

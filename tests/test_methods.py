@@ -124,6 +124,8 @@ def test_a_decoder_sees_what_a_method_trains(backbone, method):
     }
     assert not silent
     assert all(name in delta_state(model) for name, value in model.head.named_parameters(prefix="head"))
+    groups = parameter_groups(model, method_settings(method).model_dump())
+    assert {group["lr"] for group in groups if group["name"].startswith("head")} == {1e-2}
 
 
 # Trainable parameters of the encoder, without the head, as published or as their formula gives.

@@ -184,8 +184,8 @@ def test_every_zero_shot_cohort_is_predicted_and_settings_reach_the_commands(tmp
         compared = f"--stored {stores[0]} --labels results/tasks/ad/C.tsv --zero-shot {stores[1]}"
         assert f"check-leaks --split {split} {compared}" in said
         assert (
-            f"controls --kind regression --size 0 --targets age --split results/splits/age/seed-{seed}.tsv"
-            in said
+            "controls --kind regression --size 0 --methods mean sex_site ridge_voxels --targets age"
+            f" --split results/splits/age/seed-{seed}.tsv" in said
         )
     trained = re.findall(r"^Reason: Missing output files: results/packs/.*", said, re.MULTILINE)
     assert len(trained) == jobs["finetune"]
@@ -204,8 +204,8 @@ def test_folds(tmp_path):
     assert (jobs["finetune"], jobs["predict"]) == (2 * (2 + 1), 4 * 2)
     assert "--seed 1 --fold 2 --folds 2 --validation 0.15 --out results/splits/ad/seed-1_fold-2.tsv" in said
     assert (
-        "controls --kind binary --size 2 --targets group --split results/splits/ad/seed-0_fold-1.tsv"
-        " --subsets fraction-50 fraction-100" in said
+        "controls --kind binary --size 2 --methods mean age_sex ridge_voxels --targets group"
+        " --split results/splits/ad/seed-0_fold-1.tsv --subsets fraction-50 fraction-100" in said
     )
     encoder = "results/pretraining/mae/vit_xxs/fold-{}/encoder.safetensors"
     for fold in (1, 2):

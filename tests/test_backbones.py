@@ -10,7 +10,9 @@ from neuropeft import backbones
 from neuropeft.backbones import vit
 from neuropeft.backbones.build import build_backbone, build_predictor
 from neuropeft.backbones.checkpoints import load_encoder, save_encoder
+from neuropeft.backbones.decoders import UNetDecoder
 from neuropeft.backbones.decoders import build_predictor as build_dense
+from neuropeft.backbones.decoders_2d import UPerNet
 from neuropeft.backbones.vit import ViT3D, ViTConfig, patchify, sincos_positions, unpatchify
 from neuropeft.config.backbones import Backbone as Settings
 from neuropeft.errors import UserError
@@ -63,12 +65,14 @@ def test_a_decoder_on_its_maps_gives_logits_of_every_voxel_that_are_each_scans_o
     assert maps[-1].shape[2:] == network.gives.grid
     edges = [one.shape[-1] for one in maps]
     assert edges == [-(-SIZE // one.stride) for one in network.gives_maps]
-    dense = build_dense(spec(settings), 3).eval()
-    logits = dense(x)
-    assert logits.shape == (2, 3, *x.shape[2:])
-    torch.testing.assert_close(dense(x[:1]), logits[:1], rtol=1e-3, atol=1e-4)
-    logits.sum().backward()
-    assert all(value.grad is not None for value in dense.head.parameters())
+    for decoder in backbone_settings(settings).decoders:
+        dense = build_dense(spec(settings), 3, decoder).eval()
+        assert isinstance(dense.head, {"unet": UNetDecoder, "upernet": UPerNet}[decoder])
+        logits = dense(x)
+        assert logits.shape == (2, 3, *x.shape[2:])
+        torch.testing.assert_close(dense(x[:1]), logits[:1], rtol=1e-3, atol=1e-4)
+        logits.sum().backward()
+        assert all(value.grad is not None for value in dense.head.parameters())
 
 
 def test_a_backbone_takes_the_input_that_its_settings_say_it_needs(network, settings):

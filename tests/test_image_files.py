@@ -252,6 +252,47 @@ def test_a_mask_is_as_large_as_its_image(tmp_path, shape, words):
     assert words is None or words in row["reason"]
 
 
+LABELLED = {**WINDOWED, "labels": [3, 255]}
+
+
+@pytest.mark.parametrize("fit", ["pad", "crop"])
+def test_a_mask_goes_into_the_square_with_its_image_and_comes_back(tmp_path, fit):
+    mask = np.zeros((60, 80), np.uint8)
+    mask[10:40, 20:50], mask[25:50, 40:65] = 255, 3
+    pixels = np.maximum(mask, 20)  # bright where the mask is
+    saved(tmp_path / "m.png", mask)
+    write_index(tmp_path, [index_row_of(tmp_path, "a", saved(tmp_path / "a.png", pixels), "m.png")])
+    (row,) = read_tsv(run_chunk(tmp_path, "x0", {**LABELLED, "fit": fit}, "image"))
+    labels = KIND.label_map(row, 32)
+    assert labels.dtype == np.uint8
+    assert set(np.unique(labels)) == {0, 3, 255}
+    bright = KIND.array(row, 32)[0] > 0.5
+    assert (bright == (labels == 255)).mean() > 0.97, "borders alone differ"
+    own = KIND.to_own_grid(row, np.stack([labels == value for value in (3, 255)]).astype(np.float32))
+    assert np.array_equal(own.labels, mask)
+    found = np.where(own.maps[0] > 0.5, 3, 0) + np.where(own.maps[1] > 0.5, 255, 0)
+    assert found.shape == mask.shape
+    assert (found == mask).mean() > 0.95
+    KIND.write_label_map(row, mask, tmp_path / "a_dseg")
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "a_dseg.png")), mask)
+
+
+@pytest.mark.parametrize(
+    ("mask", "words"),
+    [
+        (np.full((60, 80), 4, np.uint8), "holds 4, which the `labels`"),
+        (np.dstack([GREY, GREY, 0 * GREY]), "colours"),
+        (np.zeros((60, 81), np.uint8), "has 81 x 60 pixels"),
+    ],
+)
+def test_a_mask_that_cannot_be_learnt_excludes_its_image(tmp_path, mask, words):
+    saved(tmp_path / "m.png", mask)
+    write_index(tmp_path, [index_row_of(tmp_path, "a", saved(tmp_path / "a.png", GREY), "m.png")])
+    (row,) = read_tsv(run_chunk(tmp_path, "x0", LABELLED, "image"))
+    assert row["status"] == "failed"
+    assert words in row["reason"]
+
+
 def photograph(number, size=(300, 300)):
     """Return a soft pattern in the round field of a camera that is the same for all."""
     random = np.random.default_rng(number).uniform(60, 200, (20, 20)).astype(np.float32)

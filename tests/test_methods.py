@@ -42,6 +42,7 @@ from neuropeft.methods.adapt import (
 from neuropeft.methods.base import Method
 
 VIT, DENSENET = BACKBONES[:2]
+SLICES = next(one for one in BACKBONES if one["kind"] == "vit_slices")
 LORA = METHODS[4]
 IDS = [f"{label(backbone)}-{label(method)}" for backbone, method in PAIRS]
 
@@ -100,7 +101,7 @@ DENSE = {
     [
         (backbone, method)
         for backbone, method in PAIRS
-        if backbone in (VIT, DENSENET) and method["kind"] in DENSE and not method.get("targets")
+        if backbone in (VIT, DENSENET, SLICES) and method["kind"] in DENSE and not method.get("targets")
     ],
     ids=lambda one: label(one),
 )

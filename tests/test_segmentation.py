@@ -1,5 +1,6 @@
 """Label maps: from a file to the store, from a prediction back to the scan's grid, and how they compare."""
 
+import json
 import os
 
 import nibabel as nib
@@ -18,13 +19,13 @@ from neuropeft.contenders import contenders
 from neuropeft.evaluate.scores import Score
 from neuropeft.files import read_tsv, write_tsv
 from neuropeft.inputs import input_kind
+from neuropeft.inputs.base import OUTLINES
 from neuropeft.inputs.io import read_own
 from neuropeft.inputs.store import pack
-from neuropeft.inputs.volume import OUTLINES
 from neuropeft.publish.segmentations import draw_segmentations
 from neuropeft.store import open_store
 from neuropeft.subsets import WHOLE
-from neuropeft.tasks import of_spec
+from neuropeft.tasks import kind_of, of_spec
 from neuropeft.tasks.overlap import Overlap, overlap
 from neuropeft.train.data import Volumes
 from neuropeft.train.dense import patches, predicted, whole_outputs
@@ -251,6 +252,50 @@ def test_what_an_empty_region_counts_is_stated():
 def test_regions_that_cannot_be_told_apart_are_refused(settings, words):
     with pytest.raises(ValidationError, match=words):
         segmentation(**settings)
+
+
+SEGMENTS = {
+    "cohorts": {"Skin": {"table": "images.csv", "input": {"kind": "image", "labels": [255]}}},
+    "tasks": {
+        "lesion": {"kind": "segmentation", "classes": {"lesion": 255}, "train": "Skin", "distances": "pixels"}
+    },
+    "backbones": {
+        kind: {"kind": kind, "width": 48, "depth": 1, "heads": 4, "decoder": {"depth": 1, "heads": 4}}
+        for kind in ("vit_2d", "vit_slices")
+    }
+    | {"resnet50_2d": {"kind": "resnet50_2d"}},
+    "methods": {"scratch": {"kind": "scratch", "lr": 1e-3}},
+    "grid": [
+        {"tasks": ["lesion"], "backbones": ["vit_2d", "resnet50_2d"], "methods": ["scratch"], "seeds": [0]}
+    ],
+}
+
+
+def with_task(**changes):
+    """Return the configuration SEGMENTS, its task changed."""
+    raw = json.loads(json.dumps(SEGMENTS))
+    raw["tasks"]["lesion"] |= changes
+    return Config.model_validate(raw)
+
+
+def test_distances_in_images_are_in_pixels():
+    with pytest.raises(ValidationError, match=r"`tasks.lesion.distances` is mm, .* set it to pixels"):
+        with_task(distances="mm")
+    labels = [metric.label for metric in kind_of(with_task().tasks["lesion"]).metrics]
+    assert labels == ["Dice", "HD95 (pixels)", "surface Dice"]
+
+
+@pytest.mark.parametrize(
+    ("decoder", "left"),
+    [(None, ["vit_2d", "resnet50_2d"]), ("unet", ["vit_2d", "resnet50_2d"]), ("upernet", ["vit_2d"])],
+)
+def test_a_decoder_stands_on_backbones_that_it_is_for(decoder, left):
+    config = with_task(decoder=decoder)
+    assert {cell.backbone for cell in grid.cells(config)} == {*left}
+    reason = "lesion on resnet50_2d needs the decoder unet, not upernet"
+    assert (reason in grid.skipped(config)) == (len(left) == 1)
+    (cell, *_) = grid.cells(config)
+    assert of_spec(grid.cell_spec(config, cell)["task"]).decoded_by == decoder
 
 
 # -- scans that are larger than the network --------------------------------------------------------

@@ -85,7 +85,7 @@ def add_label_maps(store: Path) -> Path:
         of_scan[box[0], box[1], corner[2] : corner[2] + edge // 4] = 2
         volume[0] = 0.3 * volume[0] + 3 * of_scan
         row["label_sha1"] = hashlib.sha1(of_scan.tobytes()).hexdigest()
-        affine = np.diag([2.0, 2.0, 2.0, 1.0])
+        row["input"], affine = "volume", np.diag([2.0, 2.0, 2.0, 1.0])
         for column, data in (("preproc", volume[0].astype(np.float32)), ("dseg", of_scan)):
             row[column] = str(store / f"{row['scan_id']}_{column}.nii")
             save(Path(row[column]), nib.Nifti1Image(data, affine))

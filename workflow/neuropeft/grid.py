@@ -6,7 +6,7 @@ from itertools import product
 from typing import Any, NamedTuple
 
 from neuropeft import layout
-from neuropeft.config import Block, Config
+from neuropeft.config import Block, Config, SegmentationTask, Task
 from neuropeft.errors import UserError
 from neuropeft.split_names import fold_part, split_name
 from neuropeft.subsets import WHOLE, Subset, fraction, shots
@@ -138,6 +138,9 @@ def _bases(config: Config, block: Block) -> tuple[list[Base], list[str]]:
             if lacking := _lacking(config, backbone, config.tasks[task].train, config.tasks[task].needs):
                 reasons.append(f"{task} on {backbone} needs {lacking}")
                 continue
+            if unfit := _unfit(config.tasks[task], config.backbones[backbone].decoders):
+                reasons.append(f"{task} on {backbone} needs {unfit}")
+                continue
             size = config.preprocessing.size
             whole = config.tasks[task].seen(size) == size or not config.backbones[backbone].has_positions
             found += [(task, backbone, start, method) for start in starts if whole or start == NO_PRETRAINING]
@@ -155,6 +158,13 @@ def _lacking(config: Config, backbone: str, cohort: str, needs: frozenset[str] =
     given = config.cohorts[cohort].input
     lacking = (config.backbones[backbone].needs | needs) - given.provides
     return f"{_listed(lacking)}, which input {given.kind} of {cohort} does not provide" if lacking else ""
+
+
+def _unfit(task: Task, decoders: frozenset[str]) -> str:
+    """Return what a task's decoder must be for a backbone that has feature maps for these; empty if it is."""
+    if not isinstance(task, SegmentationTask) or task.decoder in (None, *decoders):
+        return ""
+    return f"the decoder {' or '.join(sorted(decoders))}, not {task.decoder}"
 
 
 def _starts(config: Config, block: Block, backbone: str, method: str) -> tuple[list[str], list[str]]:

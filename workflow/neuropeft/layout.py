@@ -90,7 +90,7 @@ CELL_STATE = Place(f"_state/cells/{CELL_PATH}")
 
 # -- what is predicted and scored --
 PREDICTIONS = Place("predictions/{task}/{backbone}/{pretraining}/{method}/{cohort}.tsv")
-LABEL_MAP = "{scan}_dseg.nii.gz"  # a predicted one, on its scan's own grid
+LABEL_MAP = "{scan}_dseg"  # a predicted one, on its scan's own grid; .nii.gz, of images .png
 CONTROLS = Place("controls/{task}/{split}")
 FEATURES = Place("features/{pretraining}/{backbone}{fold_part}/{cohort}.npy")
 CONFOUNDS = Place("confounds/{task}.tsv")

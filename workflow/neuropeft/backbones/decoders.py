@@ -100,11 +100,18 @@ class DensePredictor(Predictor):
         return self.raw(x)
 
 
-def build_predictor(backbone: Mapping[str, Any], outputs: int) -> DensePredictor:
-    """Return a randomly initialised network of `outputs` logits a voxel; see `build.build_predictor`."""
+def build_predictor(backbone: Mapping[str, Any], outputs: int, decoder: str | None = None) -> DensePredictor:
+    """Return a randomly initialised network.
+
+    Args:
+        backbone: As for `build.build_backbone`.
+        outputs: Logits of a voxel.
+        decoder: `unet`, or `upernet` for a transformer in 2D, which is what such a one has by default.
+    """
     network = build_backbone(backbone)
     takes, maps = network.takes, network.gives_maps
     flat = takes.dims == 2 or network.gives.by_slice
-    if flat and len({one.stride for one in maps}) == 1:
+    usual = "upernet" if flat and len({one.stride for one in maps}) == 1 else "unet"
+    if (decoder or usual) == "upernet":
         return DensePredictor(network, UPerNet(maps[0].width, outputs, len(maps)))
     return DensePredictor(network, UNetDecoder(maps, takes.channels, takes.dims, outputs))

@@ -56,9 +56,8 @@ class UPerNet(nn.Module):
         return self._decode(slices, scans.shape[2:4]).unflatten(0, (len(scans), -1)).movedim(1, -1)
 
     def _decode(self, maps: Sequence[Tensor], size: torch.Size) -> Tensor:
-        first, *middle, last = maps
-        above = (*middle, self.pooled(last))
-        laterals = [self.neck(first), *(to(level) for to, level in zip(self.lateral, above, strict=True))]
+        levels, ways = (*maps[:-1], self.pooled(maps[-1])), (self.neck, *self.lateral)
+        laterals = [way(level) for way, level in zip(ways, levels, strict=True)]
         # Each map takes in the one above as that is, not what became of it: as in the authors' code.
         summed = [self.smooth(low + high) for low, high in itertools.pairwise(laterals)]
         logits = self.classify(self.fuse(torch.cat([*summed, laterals[-1]], dim=1)))

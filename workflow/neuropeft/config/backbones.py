@@ -25,9 +25,11 @@ class _Backbone(Kind):
             name, and `an importer` of weights from elsewhere.
         needs: What a cohort's kind of input must provide.
         has_positions: Whether its weights fit scans of one size, since places have positions.
+        decoders: Which decoders of `config.tasks` its feature maps are for.
     """
 
     provides: ClassVar[frozenset[str]]
+    decoders: ClassVar[frozenset[str]] = frozenset({"unet"})
     needs: ClassVar[frozenset[str]] = frozenset({"3D", "one channel"})
     has_positions: ClassVar[bool] = False
 
@@ -141,6 +143,7 @@ class ViT2D(_OfImages, Transformer):
 
     label: ClassVar[str] = "2D ViT"
     provides: ClassVar[frozenset[str]] = OF_WHOLE_SCANS
+    decoders: ClassVar[frozenset[str]] = frozenset({"unet", "upernet"})
     dims: ClassVar[int] = 2
     kind: Literal["vit_2d"]
     class_token: bool = Field(default=True, description="whether a class token goes before those of patches")
@@ -166,6 +169,7 @@ class ViTSlices(Transformer):
 
     label: ClassVar[str] = "2D ViT of slices"
     provides: ClassVar[frozenset[str]] = TRANSFORMER | {"tokens in 3D"}
+    decoders: ClassVar[frozenset[str]] = frozenset({"upernet"})
     dims: ClassVar[int] = 2
     kind: Literal["vit_slices"]
     channels: int = Field(default=1, ge=1, description="channels of a volume")

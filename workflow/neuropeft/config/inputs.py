@@ -148,15 +148,25 @@ class Image(_Input):
         default="pad",
         description="how an image fills its square: whole, with black beside it, or with its middle",
     )
+    labels: list[Annotated[int, Field(ge=1, le=255)]] = Field(
+        default=[],
+        description="what masks may hold beside 0, such as [255]; without it they are checked, not learnt",
+    )
 
     @property
     def depth(self) -> int:
         """Channels of its arrays."""
         return self.channels
 
+    @property
+    def provides(self) -> frozenset[str]:
+        """Label maps, beside what all kinds provide."""
+        return super().provides | ({"label maps"} if self.labels else frozenset())
+
     def told(self, cohort: Any, size: int) -> dict[str, Any]:
-        """The squares that images are put into."""
-        return {"size": size, "channels": self.channels, "fit": self.fit}
+        """The squares that images are put into, and the values of label maps."""
+        told = {"size": size, "channels": self.channels, "fit": self.fit}
+        return told | ({"labels": self.labels} if self.labels else {})
 
 
 def _named(value: Any) -> Any:

@@ -138,6 +138,12 @@ class Config(Model):
                         f"`tasks.{name}.{where}.{key}` names the value {unknown[0]}, which "
                         f"`cohorts.{task.train}.input.labels` does not list: list it there or leave it out"
                     )
+            unit = "pixels" if self.cohorts[task.train].input.dims == 2 else "mm"
+            if task.distances != unit:
+                raise ValueError(
+                    f"`tasks.{name}.distances` is {task.distances}, but those of {task.train} are in {unit}: "
+                    f"set it to {unit}"
+                )
         return self
 
     @model_validator(mode="after")

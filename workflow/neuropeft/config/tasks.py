@@ -199,7 +199,17 @@ class SegmentationTask(_Task):
         "{whole: [1, 2, 4], core: [1, 4], enhancing: [4]}",
     )
     tolerance: float = Field(
-        default=1.0, gt=0, description="how far apart, in mm, surfaces count as the same in surface Dice"
+        default=1.0,
+        gt=0,
+        description="how far apart surfaces count as the same in surface Dice, in mm or pixels",
+    )
+    distances: Literal["mm", "pixels"] = Field(
+        default="mm", description="what they are in; of images, whose pixels have no known size, pixels"
+    )
+    decoder: Literal["unet", "upernet"] | None = Field(
+        default=None,
+        description="what makes regions of a backbone's feature maps: a U-Net's, on a ViT a light UNETR's; "
+        "or UPerNet (Xiao 2018), of 2D transformers alone, which have it by default",
     )
 
     patch: int | None = Field(
@@ -246,9 +256,9 @@ class SegmentationTask(_Task):
 
     @property
     def told(self) -> str:  # type: ignore[override]
-        """The regions, whether they hold one another, and the tolerance."""
+        """The regions, whether they hold one another, the tolerance, and what is not as it is by default."""
         told = {"regions": self.values, "nested": bool(self.regions), "tolerance_mm": self.tolerance}
-        return json.dumps(told, sort_keys=False)
+        return json.dumps(told | self.model_dump(include={"distances", "decoder"}, exclude_defaults=True))
 
     @property
     def target_columns(self) -> dict[str, str]:

@@ -12,6 +12,8 @@ from neuropeft.files import MISSING
 from neuropeft.store import pool
 
 Row = dict[str, str]
+# Bright colours of Paul Tol's "bright" scheme, which the colour-blind can tell apart, on grey.
+OUTLINES = ("#66ccee", "#ccbb44", "#ee6677", "#228833")
 
 
 class Folders(NamedTuple):
@@ -72,6 +74,20 @@ class Number(NamedTuple):
     drawn: bool = True
 
 
+class OwnGrid(NamedTuple):
+    """Maps of a scan, and its label map, on the grid of its file.
+
+    Attributes:
+        maps: float32 [n, *S].
+        labels: uint8 [*S].
+        voxel_mm: edges of a voxel, one for each axis; 1 of a pixel.
+    """
+
+    maps: np.ndarray
+    labels: np.ndarray
+    voxel_mm: list[float]
+
+
 class InputKind(ABC):
     """A kind of input, without state.
 
@@ -79,6 +95,9 @@ class InputKind(ABC):
 
     Attributes:
         numbers: what QC shows of every scan, by column.
+        name: of the kind, if its scans may have label maps.
+        label_columns: columns of its last chunk table by which label maps come back to the grid of a file.
+        label_suffix: of files of label maps.
         fit: the column of `numbers` by which the worst of equally conspicuous scans is found: the lowest.
         fit_label: what captions call it.
         legend: what QC pictures show, a sentence or two.
@@ -86,6 +105,9 @@ class InputKind(ABC):
     """
 
     numbers: ClassVar[Mapping[str, Number]]
+    name: ClassVar[str]
+    label_columns: ClassVar[tuple[str, ...]]
+    label_suffix: ClassVar[str]
     fit: ClassVar[str]
     fit_label: ClassVar[str]
     legend: ClassVar[str]
@@ -100,12 +122,28 @@ class InputKind(ABC):
         """
 
     def label_map(self, row: Row, size: int) -> np.ndarray | None:
-        """Return the label map of a scan on the grid of its array, uint8 [*size]; None if it has none.
+        """Return the label map `dseg` of a scan on the grid of its array, uint8 [*size]; None if it has none.
 
         Raises:
             UserError: a file that a step wrote cannot be read.
         """
         return None
+
+    def to_own_grid(self, row: Row, maps: np.ndarray) -> OwnGrid:
+        """Bring maps of a scan that has a label map to the grid of its file.
+
+        Args:
+            row: of its store.
+            maps: float32 [n, *size], on the grid of its array.
+
+        Raises:
+            UserError: a file that a step wrote cannot be read.
+        """
+        raise NotImplementedError
+
+    def write_label_map(self, row: Row, labels: np.ndarray, path: Path) -> None:
+        """Write a label map, uint8, on the grid of a scan's file; `label_suffix` is added to the path."""
+        raise NotImplementedError
 
     def signature(self, array: np.ndarray) -> np.ndarray:
         """Return what tells a stored array from those of other people, which `leaks` compares.
@@ -125,6 +163,13 @@ class InputKind(ABC):
         Args:
             rows: {caption: row of the last chunk table}.
         """
+
+
+def outline(axis: Any, labels: np.ndarray, values: list[int]) -> None:
+    """Draw the borders of each label of a slice; each of the scan's `values` has its colour in all slices."""
+    for number, value in enumerate(values):
+        if (inside := labels == value).any():
+            axis.contour(inside, [0.5], colors=OUTLINES[number % len(OUTLINES)], linewidths=0.8)
 
 
 def standard(values: np.ndarray) -> np.ndarray:

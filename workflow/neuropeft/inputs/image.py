@@ -1,14 +1,14 @@
 """2D images of any kind, photographs and radiographs: put into a square with their aspect kept, 0 to 1."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from neuropeft.errors import UserError, fault
 from neuropeft.files import MISSING, atomic_path
-from neuropeft.inputs.base import Folders, InputKind, Number, Row, Step, standard
+from neuropeft.inputs.base import Folders, InputKind, Number, OwnGrid, Row, Step, outline, standard
 from neuropeft.inputs.io import ScanError, check_there
 from neuropeft.inputs.picture import pixel_hash, read_picture
 from neuropeft.store import pool
@@ -34,9 +34,15 @@ class Image(InputKind):
         "aspect": Number("width / height", 0.2, 5.0),
         "shorter_side": Number("shorter side, pixels", 16, 20_000),
     }
+    name = "image"
+    label_columns = ("dseg", "fit")
+    label_suffix = ".png"
     fit = "sharpness"
     fit_label = "sharpness"
-    legend = "Images as they are stored. Sharpness is that of the stored size: enlarged images have little."
+    legend = (
+        "Images as they are stored. Sharpness is that of the stored size: enlarged images have little. Lines "
+        "are the borders of labels."
+    )
     shown = 24
 
     def array(self, row: Row, size: int) -> np.ndarray:
@@ -45,6 +51,32 @@ class Image(InputKind):
         if pixels.ndim == 2:
             return np.broadcast_to(pixels, (int(row["channels"]), *pixels.shape))
         return np.moveaxis(pixels, -1, 0)
+
+    def label_map(self, row: Row, size: int) -> np.ndarray | None:
+        """Return the label of the nearest pixel of the image's own grid, uint8 [size, size]."""
+        from PIL import Image
+
+        if row["dseg"] == MISSING:
+            return None
+        labels = _own_pixels(row["dseg"])
+        placed = _placed(labels.shape, size, row["fit"])
+        resized = Image.fromarray(labels).resize(placed.shape[::-1], Image.Resampling.NEAREST)
+        square = np.zeros((size, size), np.uint8)
+        square[placed.there] = np.asarray(resized)[placed.kept]
+        return square
+
+    def to_own_grid(self, row: Row, maps: np.ndarray) -> OwnGrid:
+        """Interpolate maps of the square at the pixels of the image's file; 0 in what was cut off."""
+        labels = _own_pixels(row["dseg"])
+        placed = _placed(labels.shape, maps.shape[-1], row["fit"])
+        whole = np.zeros((*placed.shape, len(maps)), np.float32)
+        whole[placed.kept] = np.moveaxis(maps[:, *placed.there], 0, -1)
+        own = _resized(whole, np.array(labels.shape))
+        return OwnGrid(np.moveaxis(own, -1, 0), labels, [1.0, 1.0])
+
+    def write_label_map(self, row: Row, labels: np.ndarray, path: Path) -> None:
+        """Write it as PNG."""
+        _save_labels(path.with_name(path.name + self.label_suffix), labels)
 
     def signature(self, array: np.ndarray) -> np.ndarray:
         """Return the fine detail of an image, wherever it is strong or weak, away from black.
@@ -73,7 +105,10 @@ class Image(InputKind):
         for axis in axes:
             axis.axis("off")
         for axis, (caption, row) in zip(axes, rows.items(), strict=False):
-            axis.imshow(_read_own(row["preproc"]), cmap="gray", vmin=0, vmax=1)
+            shown = _read_own(row["preproc"])
+            axis.imshow(shown, cmap="gray", vmin=0, vmax=1)
+            if (labels := self.label_map(row, len(shown))) is not None:
+                outline(axis, labels, np.unique(labels[labels > 0]).tolist())
             axis.set_title("\n".join(caption.split("   ")), color="white", fontsize=6, pad=2)
         figure.subplots_adjust(0.005, 0.005, 0.995, 1 - 0.35 / (2.2 * lines), wspace=0.03, hspace=0.25)
         return figure
@@ -91,15 +126,33 @@ def into_square(pixels: np.ndarray, size: int, fit: str) -> tuple[np.ndarray, np
     Returns:
         float32 [size, size] or [size, size, 3] within 0..1, and the image alone, before it is padded.
     """
-    shape = np.array(pixels.shape[:2])
-    edge = shape.max() if fit == "pad" else shape.min()
-    small = np.maximum(1, np.rint(shape * (size / edge))).astype(int)
-    image = _resized(pixels, small)
-    cut = np.maximum(small - size, 0) // 2
-    image = image[cut[0] : cut[0] + size, cut[1] : cut[1] + size]
-    missing = size - np.array(image.shape[:2])
-    sides = [(before, total - before) for before, total in zip(missing // 2, missing, strict=True)]
-    return np.pad(image, [*sides, *[(0, 0)] * (image.ndim - 2)]), image
+    placed = _placed(pixels.shape[:2], size, fit)
+    image = _resized(pixels, np.array(placed.shape))[placed.kept]
+    square = np.zeros((size, size, *pixels.shape[2:]), np.float32)
+    square[placed.there] = image
+    return square, image
+
+
+class _Placed(NamedTuple):
+    """How an image lies in a square: it is resized to `shape`, and what is `kept` of it lies `there`."""
+
+    shape: tuple[int, int]
+    kept: tuple[slice, slice]
+    there: tuple[slice, slice]
+
+
+def _placed(own: tuple[int, ...], size: int, fit: str) -> _Placed:
+    """Return how an image of the shape `own` lies in a square of this edge; see `into_square`."""
+    edge = max(own) if fit == "pad" else min(own)
+    height, width = (max(1, round(side * (size / edge))) for side in own)
+    kept, there = zip(*(_middles(side, size) for side in (height, width)), strict=True)
+    return _Placed((height, width), kept, there)
+
+
+def _middles(side: int, size: int) -> tuple[slice, slice]:
+    """Return the part of a side that fits into an edge, and where on it that lies."""
+    cut, before, length = max(side - size, 0) // 2, max(size - side, 0) // 2, min(side, size)
+    return slice(cut, cut + length), slice(before, before + length)
 
 
 def _resized(pixels: np.ndarray, shape: np.ndarray) -> np.ndarray:
@@ -136,9 +189,7 @@ def _work(row: Row, folders: Folders, settings: Mapping[str, Any]) -> dict[str, 
     if low == high:
         raise ScanError(f"{row['path']} is {'all black' if high == 0 else 'constant'}: it shows nothing")
     height, width = pixels.shape[:2]
-    if row["mask"] != MISSING:
-        check_there(row["mask"], row["mask_size"])
-        _check_mask(row, read_picture(row["mask"]).shape[:2], (height, width))
+    dseg = _label_map(row, (height, width), folders, settings.get("labels", []))
     square, image = into_square(pixels, int(settings["size"]), settings["fit"])
     if square.ndim == 3 and settings["channels"] == 1:
         square = square @ LUMINANCE
@@ -147,6 +198,8 @@ def _work(row: Row, folders: Folders, settings: Mapping[str, Any]) -> dict[str, 
     return {
         "raw_sha1": pixel_hash(pixels),
         "preproc": str(path),
+        "dseg": dseg,
+        "fit": settings["fit"],
         "channels": settings["channels"],
         **_measured(image if image.ndim == 2 else image @ LUMINANCE),
         "aspect": width / height,
@@ -154,10 +207,35 @@ def _work(row: Row, folders: Folders, settings: Mapping[str, Any]) -> dict[str, 
     }
 
 
-def _check_mask(row: Row, mask: tuple[int, ...], image: tuple[int, ...]) -> None:
-    if mask != image:
-        of_mask, of_image = (f"{width} x {height}" for height, width in (mask, image))
-        raise ScanError(f"the mask {row['mask']} has {of_mask} pixels, its image {of_image}: give its own")
+def _label_map(row: Row, image: tuple[int, int], folders: Folders, allowed: Sequence[int]) -> str:
+    """Check the mask of an image of this shape; keep it as it is, if its values are learnt."""
+    path = row["mask"]
+    if path == MISSING:
+        return MISSING
+    check_there(path, row["mask_size"])
+    mask = read_picture(path)
+    if mask.shape[:2] != image:
+        of_mask, of_image = (f"{width} x {height}" for height, width in (mask.shape[:2], image))
+        raise ScanError(f"the mask {path} has {of_mask} pixels, its image {of_image}: give its own")
+    if not allowed:
+        return MISSING
+    if mask.dtype != np.uint8 or mask.ndim == 3:
+        raise ScanError(f"the mask {path} has colours or more than 8 bits: give one of grey values up to 255")
+    if unknown := sorted(set(np.unique(mask).tolist()) - {0, *allowed}):
+        raise ScanError(
+            f"the mask {path} holds {', '.join(map(str, unknown[:5]))}, which the `labels` of its cohort's "
+            "input do not list: fix the mask, or list it there"
+        )
+    kept = folders.derivative(row, "desc-own_dseg.png")
+    _save_labels(kept, mask)
+    return str(kept)
+
+
+def _save_labels(path: Path, labels: np.ndarray) -> None:
+    from PIL import Image
+
+    with atomic_path(path) as partial:
+        Image.fromarray(labels).save(partial, format="PNG")
 
 
 def _save(path: Path, square: np.ndarray) -> None:
@@ -171,17 +249,22 @@ def _save(path: Path, square: np.ndarray) -> None:
 
 def _read_own(path: str) -> np.ndarray:
     """Read an image that `_save` wrote, as float32 within 0..1; raise `UserError` if it cannot be read."""
+    pixels = _own_pixels(path)
+    return pixels.astype(np.float32) / np.float32(255 if pixels.dtype == np.uint8 else 65535)
+
+
+def _own_pixels(path: str) -> np.ndarray:
+    """Read the pixels of a PNG that a step wrote; raise `UserError` if it cannot be read."""
     from PIL import Image
 
     try:
         with Image.open(path, formats=("PNG",)) as image:
-            pixels = np.asarray(image)
+            return np.asarray(image)
     except (OSError, SyntaxError) as error:
         raise fault(error, path) or UserError(
             f"cannot read {path}: {error}; delete its cohort's chunk tables to make it again"
         ) from error
-    return pixels.astype(np.float32) / np.float32(255 if pixels.dtype == np.uint8 else 65535)
 
 
-STEP = Step("prepare_images", _work, ("preproc", "channels", *Image.numbers))
+STEP = Step("prepare_images", _work, ("preproc", "dseg", "fit", "channels", *Image.numbers))
 KIND = Image()

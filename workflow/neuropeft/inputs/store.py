@@ -17,8 +17,8 @@ from neuropeft.inputs.steps import read_chunks
 from neuropeft.progress import track
 from neuropeft.store import LABEL_MAPS, SIGNATURES
 
-# What a store says of label maps: their hash, the map on the scan's own grid, and the prepared scan.
-LABEL_COLUMNS = ("label_sha1", "dseg", "preproc")
+# What a store says of label maps, beside the kind's `label_columns`: their hash, and the kind of input.
+LABEL_COLUMNS = ("label_sha1", "input")
 EXCLUDED_COLUMNS = ("scan_id", "subject", "session", "path", "step", "reason")
 
 
@@ -51,7 +51,7 @@ def pack(
         volumes: .npy file to write, float16 [scans, channels, *size].
         scans: .tsv file to write, a row per volume, its QC numbers and the hashes of its bytes and its scan.
             Where scans have label maps, these go to `store.LABEL_MAPS` beside the volumes, and LABEL_COLUMNS
-            are added.
+            and the kind's `label_columns` are added.
         max_excluded_share: largest share of the scans that may have failed.
         size: edge of the arrays in voxels.
 
@@ -73,8 +73,11 @@ def pack(
     if any(row.get("dseg", MISSING) != MISSING for row in kept):
         shape = (len(kept), *np.load(volumes, mmap_mode="r").shape[2:])
         of_labels = write_labels(path, (kind.label_map(row, size) for row in kept), shape)
-        stored = [row | {"label_sha1": digest} for row, digest in zip(stored, of_labels, strict=True)]
-        columns += LABEL_COLUMNS
+        stored = [
+            row | {"label_sha1": digest, "input": kind.name}
+            for row, digest in zip(stored, of_labels, strict=True)
+        ]
+        columns += LABEL_COLUMNS + kind.label_columns
     write_tsv(scans, stored, columns)
 
 

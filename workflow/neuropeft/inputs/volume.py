@@ -1,6 +1,7 @@
 """3D images that are cut out and turned already: checked, put into a cube and z-scored, as they are."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
 import nibabel as nib
@@ -8,7 +9,7 @@ import numpy as np
 
 from neuropeft.files import MISSING
 from neuropeft.inputs.arrays import resize, zscore
-from neuropeft.inputs.base import Folders, InputKind, Number, Row, Step
+from neuropeft.inputs.base import Folders, InputKind, Number, OwnGrid, Row, Step, outline
 from neuropeft.inputs.io import (
     ScanError,
     check_there,
@@ -32,6 +33,9 @@ class Volume(InputKind):
         "filled": Number("share of the cube that the image fills", 0.02, 1.0, low_only=True),
         "brightest": Number("brightest voxel, SDs above the mean", 0.9, 50.0),
     }
+    name = "volume"
+    label_columns = ("dseg", "preproc")
+    label_suffix = ".nii.gz"
     fit = "filled"
     fit_label = "fills"
     legend = (
@@ -52,6 +56,20 @@ class Volume(InputKind):
         cube = (size,) * 3, read_own(row["preproc"]).affine
         return np.asarray(resample_from_to(read_own(row["dseg"]), cube, order=0).dataobj).astype(np.uint8)
 
+    def to_own_grid(self, row: Row, maps: np.ndarray) -> OwnGrid:
+        """Interpolate maps of the cube at the voxels of the scan's file."""
+        from nibabel.processing import resample_from_to
+
+        truth, grid = read_own(row["dseg"]), read_own(row["preproc"]).affine
+        own = [resample_from_to(nib.Nifti1Image(one, grid), truth, order=1) for one in maps]
+        labels = np.asarray(truth.dataobj).astype(np.uint8)
+        edges = voxel_sizes(truth.affine).tolist()
+        return OwnGrid(np.stack([np.asarray(one.dataobj) for one in own]), labels, edges)
+
+    def write_label_map(self, row: Row, labels: np.ndarray, path: Path) -> None:
+        """Write it as NIfTI."""
+        save_image(path.with_name(path.name + self.label_suffix), labels, read_own(row["dseg"]).affine)
+
     def montage(self, rows: Mapping[str, Row]) -> Any:
         """Draw three slices through the middle of each image."""
         from matplotlib.figure import Figure
@@ -67,22 +85,11 @@ class Volume(InputKind):
                 middle = np.take(cube, cube.shape[direction] // 2, axis=direction).T
                 axis.imshow(middle, cmap="gray", vmin=low, vmax=top, origin="lower")
                 if labels is not None:
-                    _outline(axis, np.take(labels, len(cube) // 2, axis=direction).T, values)
+                    outline(axis, np.take(labels, len(cube) // 2, axis=direction).T, values)
                 axis.axis("off")
             line[0].set_title(caption, color="white", fontsize=9, loc="left")
         figure.subplots_adjust(0.005, 0.005, 0.995, 1 - 0.22 / (2.2 * len(rows)), wspace=0.02, hspace=0.16)
         return figure
-
-
-def _outline(axis: Any, labels: np.ndarray, values: list[int]) -> None:
-    """Draw the borders of each label of a slice; each of the scan's `values` has its colour in all slices."""
-    for number, value in enumerate(values):
-        if (inside := labels == value).any():
-            axis.contour(inside, [0.5], colors=OUTLINES[number % len(OUTLINES)], linewidths=0.8)
-
-
-# Bright colours of Paul Tol's "bright" scheme, which the colour-blind can tell apart, on grey.
-OUTLINES = ("#66ccee", "#ccbb44", "#ee6677", "#228833")
 
 
 def into_cube(image: nib.Nifti1Image, size: int, settings: Mapping[str, Any]) -> nib.Nifti1Image:

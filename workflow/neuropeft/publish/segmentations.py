@@ -9,7 +9,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from nibabel.processing import resample_from_to
 from numpy.typing import NDArray
 
 from neuropeft import layout
@@ -19,21 +18,22 @@ from neuropeft.contenders import Contender
 from neuropeft.evaluate.scores import Score, primary_metric
 from neuropeft.files import read_tsv
 from neuropeft.grid import Cell
-from neuropeft.inputs.io import read_own
-from neuropeft.inputs.volume import OUTLINES
+from neuropeft.inputs import input_kind
+from neuropeft.inputs.base import OUTLINES
 from neuropeft.publish.labels import cohort_label
 from neuropeft.publish.style import DOUBLE_COLUMN, FONT_SIZE, new_figure, words_only
 from neuropeft.split_names import split_name
 from neuropeft.store import open_store
 
-PLANES = {"sagittal": 0, "coronal": 1, "axial": 2}  # axis that is cut, of volumes in RAS order
+# Axis that is cut, of volumes in RAS order.
+PLANES: Mapping[str, int | None] = {"sagittal": 0, "coronal": 1, "axial": 2}
 SHOWN = ("best", "median", "worst")
 TITLE_HEIGHT = 0.7  # inches
 Row = Mapping[str, str]
 
 
 def draw_segmentations(config: Config, results: Path, scores: Sequence[Score], name: str) -> Figure:
-    """Draw a row for each of three test subjects and a column for each plane, through the true regions.
+    """Draw a row for each of three test subjects, and a column for each plane through the true regions.
 
     They are those of the method with the best mean Dice on the largest subset, and of its first seed and
     fold.
@@ -54,21 +54,24 @@ def draw_segmentations(config: Config, results: Path, scores: Sequence[Score], n
         return words_only(f"No regions to show: nothing has been predicted of {name}.")
     predictions = layout.PREDICTIONS.at(results, **_names(best), cohort=task.train)
     rows = _chosen(read_tsv(predictions), best, task)
-    figure = new_figure(DOUBLE_COLUMN, DOUBLE_COLUMN / 3 * len(rows) + TITLE_HEIGHT)
-    axes = figure.subplots(len(rows), len(PLANES), squeeze=False)
+    planes = PLANES if config.cohorts[task.train].input.dims == 3 else {"": None}
+    figure = new_figure(DOUBLE_COLUMN / 3 * len(planes), DOUBLE_COLUMN / 3 * len(rows) + TITLE_HEIGHT)
+    axes = figure.subplots(len(rows), len(planes), squeeze=False)
     store = open_store(layout.STORE.at(results, cohort=task.train))
     for line, (title, row) in zip(axes, rows.items(), strict=True):
         at = store.index_of(row["scan_id"])
         split = split_name(int(row["seed"]), int(row["fold"]))
         found = layout.label_maps(predictions, row["subset"], split)
         volume, truth = store.volumes[at, 0].astype(np.float32), store.labels[at]
-        grid = truth.shape, read_own(store.rows[at]["preproc"]).affine
-        image = read_own(found / layout.LABEL_MAP.format(scan=row["scan_id"]))
-        predicted = np.asarray(resample_from_to(image, grid, order=0).dataobj)
+        kind = input_kind(store.rows[at]["input"])
+        image = found / (layout.LABEL_MAP.format(scan=row["scan_id"]) + kind.label_suffix)
+        predicted = kind.label_map(store.rows[at] | {"dseg": str(image)}, len(truth))
         low, high = np.percentile(volume, [1, 99.5])
-        for axis, (plane, cut) in zip(line, PLANES.items(), strict=True):
-            place = int((truth > 0).sum(tuple({0, 1, 2} - {cut})).argmax())
-            slices = [np.rot90(np.take(one, place, axis=cut)) for one in (volume, truth, predicted)]
+        for axis, (plane, cut) in zip(line, planes.items(), strict=True):
+            slices = [volume, truth, predicted]
+            if cut is not None:
+                place = int((truth > 0).sum(tuple({0, 1, 2} - {cut})).argmax())
+                slices = [np.rot90(np.take(one, place, axis=cut)) for one in slices]
             _show(axis, task, slices, (low, high))
             if axis in axes[0]:
                 axis.set_title(plane)

@@ -96,6 +96,7 @@ class TaskKind(ABC):
         regresses: whether linear models are ridge regressions; logistic ones otherwise.
         learner: the module that makes what the loop trains of it, `learner`, and scores of it, `predicted`.
         decoder: the module that builds its network, if that gives no outputs of a whole scan.
+        decoded_by: which of that module's decoders it has, if settings say.
         size: how many classes or labels it tells apart; 0 for values.
     """
 
@@ -108,6 +109,7 @@ class TaskKind(ABC):
     parts: tuple[Metric, ...] = ()
     learner: ClassVar[str] = "train.supervised"
     decoder: ClassVar[str] = ""
+    decoded_by: str | None = None
 
     def __init__(self, size: int, told: str = "") -> None:
         """Make the kind for a number of classes or labels; `told` is what else settings say, as JSON."""

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from neuropeft.config import SegmentationTask
 
 SUBJECTS = 3  # one for each side of a split
-SORTS = (("dice", "Dice", True), ("hd95", "HD95 (mm)", False), ("nsd", "surface Dice", True))
+SORTS = (("dice", "Dice", True), ("hd95", "HD95 ({unit})", False), ("nsd", "surface Dice", True))
 
 
 def _mean_of(columns: list[int], y: Array, score: Array, rule: Array, weights: Array | None) -> Array:
@@ -47,22 +47,25 @@ class Segmentation(TaskKind):
         Args:
             size: How many there are.
             told: JSON of `regions`, {name: values of the label map}, whether they are `nested`, and
-                `tolerance_mm` of surface Dice.
+                `tolerance_mm` of surface Dice; `distances`, if not mm; and `decoder`, if given.
         """
         super().__init__(size, told)
         settings = json.loads(told)
         self.regions: dict[str, list[int]] = settings["regions"]
         self.nested: bool = settings["nested"]
         self.tolerance_mm: float = settings["tolerance_mm"]
+        self.decoded_by = settings.get("decoder")
+        unit = settings.get("distances", "mm")
+        sorts = [(name, label.format(unit=unit), higher) for name, label, higher in SORTS]
         columns = {sort: list(range(sort, size * len(SORTS), len(SORTS))) for sort in range(len(SORTS))}
         self.metrics = tuple(
             Metric(name, label, higher, partial(_mean_of, columns[sort]))
-            for sort, (name, label, higher) in enumerate(SORTS)
+            for sort, (name, label, higher) in enumerate(sorts)
         )
         self.parts = tuple(
             Metric(f"{name}_{region}", label, higher, partial(_mean_of, [columns[sort][region]]), part=region)
             for region in range(size)
-            for sort, (name, label, higher) in enumerate(SORTS)
+            for sort, (name, label, higher) in enumerate(sorts)
         )
 
     # -- targets --

@@ -8,15 +8,12 @@ from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import nibabel as nib
-import numpy as np
 import torch
-from nibabel.processing import resample_from_to
 from torch import Tensor
 
 from neuropeft import layout
 from neuropeft.backbones.heads import Predictor
-from neuropeft.inputs.io import read_own, save_image, voxel_sizes
+from neuropeft.inputs import input_kind
 from neuropeft.methods.adapt import delta_state, load_delta, method_of
 from neuropeft.tasks.base import Array, Objective
 from neuropeft.tasks.overlap import dice
@@ -176,9 +173,7 @@ def predicted(
 def _on_own_grid(kind: Segmentation, probabilities: Array, shown: "Shown", scan: str) -> list[float]:
     """Bring the probabilities [regions, *S] of a scan to its own grid, write its label map and compare it."""
     row = shown.store.rows[shown.store.index_of(scan)]
-    truth, grid = read_own(row["dseg"]), read_own(row["preproc"]).affine
-    own = [resample_from_to(nib.Nifti1Image(one, grid), truth, order=1) for one in probabilities]
-    labels = kind.label_map(np.stack([np.asarray(one.dataobj) for one in own]))
-    save_image(shown.folder / layout.LABEL_MAP.format(scan=scan), labels, truth.affine)
-    wanted = np.asarray(truth.dataobj).astype(np.uint8)
-    return kind.compared(labels, wanted, voxel_sizes(truth.affine).tolist())
+    own = input_kind(row["input"]).to_own_grid(row, probabilities)
+    labels = kind.label_map(own.maps)
+    input_kind(row["input"]).write_label_map(row, labels, shown.folder / layout.LABEL_MAP.format(scan=scan))
+    return kind.compared(labels, own.labels, own.voxel_mm)

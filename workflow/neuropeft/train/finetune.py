@@ -200,7 +200,9 @@ def make_model(spec: Mapping[str, Any], encoder_path: str | Path | None) -> Pred
     backbone = {**spec["backbone"], "drop_path": training["drop_path"]}
     kind = kind_of(spec)
     if kind.decoder:
-        model = import_module(f"neuropeft.{kind.decoder}").build_predictor(backbone, kind.outputs)
+        model = import_module(f"neuropeft.{kind.decoder}").build_predictor(
+            backbone, kind.outputs, kind.decoded_by
+        )
     else:
         model = build_predictor(backbone, kind.outputs, training["pool"], training["feature_norm"])
     if encoder_path is not None:

@@ -5,6 +5,7 @@ import io
 import numpy as np
 import pytest
 from PIL import Image
+from pydantic import ValidationError
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, JPEGLosslessSV1, generate_uid
 
@@ -291,6 +292,17 @@ def test_a_mask_that_cannot_be_learnt_excludes_its_image(tmp_path, mask, words):
     (row,) = read_tsv(run_chunk(tmp_path, "x0", LABELLED, "image"))
     assert row["status"] == "failed"
     assert words in row["reason"]
+
+
+def test_a_threshold_makes_one_label_of_a_soft_mask(tmp_path):
+    soft = np.tile(np.linspace(0, 255, 80).astype(np.uint8), (60, 1))
+    saved(tmp_path / "m.png", soft)
+    write_index(tmp_path, [index_row_of(tmp_path, "a", saved(tmp_path / "a.png", GREY), "m.png")])
+    told = Settings(kind="image", labels=[3], threshold=127).told(None, 32)
+    (row,) = read_tsv(run_chunk(tmp_path, "x0", told, "image"))
+    assert np.array_equal(np.asarray(Image.open(row["dseg"])), 3 * (soft > 127))
+    with pytest.raises(ValidationError, match="one label"):
+        Settings(kind="image", labels=[3, 4], threshold=127)
 
 
 def photograph(number, size=(300, 300)):

@@ -152,6 +152,20 @@ class Image(_Input):
         default=[],
         description="what masks may hold beside 0, such as [255]; without it they are checked, not learnt",
     )
+    threshold: int | None = Field(
+        default=None,
+        ge=0,
+        lt=255,
+        description="of masks with soft borders, as resized files have: what is above becomes the one label, "
+        "all else 0",
+    )
+
+    @model_validator(mode="after")
+    def _a_threshold_makes_one_label(self) -> "Image":
+        check_no_repeats("labels", self.labels)
+        if self.threshold is not None and len(self.labels) != 1:
+            raise ValueError("a `threshold` makes one label of a mask: give one in `labels`, or remove it")
+        return self
 
     @property
     def depth(self) -> int:
@@ -166,7 +180,7 @@ class Image(_Input):
     def told(self, cohort: Any, size: int) -> dict[str, Any]:
         """The squares that images are put into, and the values of label maps."""
         told = {"size": size, "channels": self.channels, "fit": self.fit}
-        return told | ({"labels": self.labels} if self.labels else {})
+        return told | self.model_dump(include={"labels", "threshold"}, exclude_defaults=True)
 
 
 def _named(value: Any) -> Any:

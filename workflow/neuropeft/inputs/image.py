@@ -1,6 +1,6 @@
 """2D images of any kind, photographs and radiographs: put into a square with their aspect kept, 0 to 1."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -189,7 +189,7 @@ def _work(row: Row, folders: Folders, settings: Mapping[str, Any]) -> dict[str, 
     if low == high:
         raise ScanError(f"{row['path']} is {'all black' if high == 0 else 'constant'}: it shows nothing")
     height, width = pixels.shape[:2]
-    dseg = _label_map(row, (height, width), folders, settings.get("labels", []))
+    dseg = _label_map(row, (height, width), folders, settings)
     square, image = into_square(pixels, int(settings["size"]), settings["fit"])
     if square.ndim == 3 and settings["channels"] == 1:
         square = square @ LUMINANCE
@@ -207,7 +207,7 @@ def _work(row: Row, folders: Folders, settings: Mapping[str, Any]) -> dict[str, 
     }
 
 
-def _label_map(row: Row, image: tuple[int, int], folders: Folders, allowed: Sequence[int]) -> str:
+def _label_map(row: Row, image: tuple[int, int], folders: Folders, settings: Mapping[str, Any]) -> str:
     """Check the mask of an image of this shape; keep it as it is, if its values are learnt."""
     path = row["mask"]
     if path == MISSING:
@@ -217,14 +217,16 @@ def _label_map(row: Row, image: tuple[int, int], folders: Folders, allowed: Sequ
     if mask.shape[:2] != image:
         of_mask, of_image = (f"{width} x {height}" for height, width in (mask.shape[:2], image))
         raise ScanError(f"the mask {path} has {of_mask} pixels, its image {of_image}: give its own")
-    if not allowed:
+    if not (allowed := settings.get("labels")):
         return MISSING
     if mask.dtype != np.uint8 or mask.ndim == 3:
         raise ScanError(f"the mask {path} has colours or more than 8 bits: give one of grey values up to 255")
+    if (threshold := settings.get("threshold")) is not None:
+        mask = np.where(mask > threshold, allowed[0], 0).astype(np.uint8)
     if unknown := sorted(set(np.unique(mask).tolist()) - {0, *allowed}):
         raise ScanError(
             f"the mask {path} holds {', '.join(map(str, unknown[:5]))}, which the `labels` of its cohort's "
-            "input do not list: fix the mask, or list it there"
+            "input do not list: list them there, fix the mask, or give a `threshold` if its borders are soft"
         )
     kept = folders.derivative(row, "desc-own_dseg.png")
     _save_labels(kept, mask)

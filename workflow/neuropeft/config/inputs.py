@@ -162,7 +162,7 @@ class Image(_Input):
 
     @model_validator(mode="after")
     def _a_threshold_makes_one_label(self) -> "Image":
-        check_no_repeats("labels", self.labels)
+        check_no_repeats("labels", [str(label) for label in self.labels])
         if self.threshold is not None and len(self.labels) != 1:
             raise ValueError("a `threshold` makes one label of a mask: give one in `labels`, or remove it")
         return self

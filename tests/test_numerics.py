@@ -73,8 +73,8 @@ CHANGED: dict[str, set[str]] = {
     "inputs/t1w/register.py": {"register_to_template"},
     "inputs/t1w/resample.py": {"resample_to_template", "pack_cohort", "qc"},
     "inputs/t1w/kind.py": {"pack_cohort", "qc"},
-    "inputs/image.py": set(),
-    "inputs/volume.py": {"figures"},  # of a kind that no cohort has; figures have its colours of regions
+    "inputs/image.py": set(),  # of a kind that no cohort has
+    "inputs/volume.py": set(),
     "inputs/store.py": {"list_excluded", "pack_cohort"},
     "inputs/qc.py": {"qc"},
     "cohorts/leaks.py": {"check_leaks", "check_pretraining"},

@@ -76,8 +76,7 @@ def _common(methods: Mapping[str, Mapping[Block, Score]]) -> tuple[Block, ...]:
 
 def ranks(some: Sequence[Score]) -> Array:
     """Return the ranks of scores of one block, [methods]; 1 is the best, ties share a rank."""
-    values = np.array([score.mean for score in some])
-    return rankdata(-values if some[0].higher_is_better else values)
+    return rankdata([score.order for score in some])
 
 
 def on_one_scale(config: Config, ranking: Ranking, scores: Sequence[Score]) -> Array:

@@ -69,15 +69,19 @@ def compare(scores: Sequence[Score]) -> list[Comparison]:
     references: dict[tuple[object, ...], list[Score]] = {}
     for score in scores:
         if score.contender.is_reference:
-            references.setdefault(_where(score), []).append(score)
+            references.setdefault(where(score), []).append(score)
     for there in references.values():
         there.sort(key=lambda score: score.contender.pretraining == NO_PRETRAINING)
     compared = []
     for score in scores:
-        there = references.get(_where(score), [])
+        there = references.get(where(score), [])
         reference = next((other for other in there if _same_place(score, other)), score)
-        if reference is not score and _comparable(score, reference):
-            compared.append(_compare(score, reference))
+        same_seeds = score.contender.seeds == reference.contender.seeds
+        if reference is not score and same_seeds and (pair := paired(score, reference)):
+            difference, draws = pair
+            low, high = percentile_interval(draws)
+            name, p = "/".join(reference.contender.line), p_value(difference, draws, score.n)
+            compared.append(Comparison(score, name, difference, low, high, p))
     return _corrected(compared)
 
 
@@ -90,19 +94,25 @@ def tie_groups(scores: Sequence[Score]) -> dict[int, int]:
     groups: dict[int, int] = {}
     places: dict[tuple[object, ...], list[Score]] = {}
     for score in scores:
-        if score.contender.is_method and score.complete and score.draws is not None:
-            places.setdefault((*_where(score), score.subjects), []).append(score)
+        if score.contender.is_method and score.comparable:
+            places.setdefault((*where(score), score.subjects), []).append(score)
     for place in places.values():
-        left = sorted(place, key=lambda score: -score.mean if score.higher_is_better else score.mean)
+        left = sorted(place, key=lambda score: score.order)
         number = 0
         while left:
             number += 1
             best, *others = left
-            p = holm([_compare(other, best).p for other in others])
+            p = holm([_p(other, best) for other in others])
             tied = [best, *(other for other, one in zip(others, p, strict=True) if one >= ALPHA)]
             groups |= {id(score): number for score in tied}
             left = [score for score in left if id(score) not in groups]
     return groups
+
+
+def _p(score: Score, other: Score) -> float:
+    pair = paired(score, other)
+    assert pair is not None, "they are of one place"
+    return p_value(*pair, score.n)
 
 
 def holm(p: Sequence[float]) -> Array:
@@ -126,7 +136,8 @@ def _corrected(compared: Sequence[Comparison]) -> list[Comparison]:
     return found
 
 
-def _where(score: Score) -> tuple[object, ...]:
+def where(score: Score) -> tuple[object, ...]:
+    """Return the task, subset, cohort and metric that scores must share to be compared."""
     return score.contender.task, score.contender.subset, score.cohort, score.metric
 
 
@@ -139,24 +150,16 @@ def _same_place(score: Score, reference: Score) -> bool:
     return same_start and one.backbone in (other.backbone, NO_BACKBONE)
 
 
-def _comparable(score: Score, reference: Score) -> bool:
-    return (
-        score.complete
-        and reference.complete
-        and score.draws is not None
-        and reference.draws is not None
-        and (score.contender.seeds, score.subjects) == (reference.contender.seeds, reference.subjects)
-    )
+def paired(score: Score, other: Score) -> tuple[float, Array] | None:
+    """Return the difference of two scores of one metric, each the mean over its own seeds, and its draws.
 
-
-def _compare(score: Score, reference: Score) -> Comparison:
+    None unless both are comparable and of the same subjects: a control that needs an age may be of fewer.
+    """
+    if not (score.comparable and other.comparable) or score.subjects != other.subjects:
+        return None
     assert score.draws is not None
-    assert reference.draws is not None
-    differences = score.draws.astype(np.float64) - reference.draws
-    difference = score.mean - reference.mean
-    low, high = percentile_interval(differences)
-    p = p_value(difference, differences, score.n)
-    return Comparison(score, "/".join(reference.contender.line), difference, low, high, p)
+    assert other.draws is not None
+    return score.mean - other.mean, score.draws.astype(np.float64) - other.draws
 
 
 def p_value(difference: float, draws: Array, subjects: int | None = None) -> float:

@@ -70,9 +70,19 @@ class Score:
         return float(np.std(list(self.values.values()), ddof=1)) if len(self.values) > 1 else math.nan
 
     @property
+    def order(self) -> float:
+        """The mean, its sign turned so that scores of one metric are sorted by it, the best first."""
+        return -self.mean if self.higher_is_better else self.mean
+
+    @property
     def complete(self) -> bool:
         """Whether every seed of the grid has a value."""
         return len(self.values) == len(self.contender.seeds)
+
+    @property
+    def comparable(self) -> bool:
+        """Whether it is complete and has bootstrap draws, which paired comparisons take."""
+        return self.complete and self.draws is not None
 
 
 def primary_metric(task: Task) -> Metric:

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from neuropeft.contenders import Contender
 from neuropeft.evaluate.bootstrap import percentile_interval
+from neuropeft.evaluate.compare import paired, where
 from neuropeft.evaluate.scores import Score
 from neuropeft.grid import NO_PRETRAINING
+from neuropeft.tasks.base import Array
 
 
 @dataclass(frozen=True)
@@ -56,23 +56,18 @@ def standings(scores: Sequence[Score]) -> list[Standing]:
     """
     places: dict[tuple[object, ...], list[Score]] = {}
     for score in scores:
-        places.setdefault(_place(score), []).append(score)
+        places.setdefault(where(score), []).append(score)
     found = []
     for score in scores:
         if score.contender.is_method:
             controls = [
-                other
-                for other in places[_place(score)]
-                if _is_control(other.contender, score.contender) and _comparable(score, other)
+                (other, pair)
+                for other in places[where(score)]
+                if _is_control(other.contender, score.contender) and (pair := paired(score, other))
             ]
             if controls:
-                sign = 1 if score.higher_is_better else -1
-                found.append(_stand(score, max(controls, key=lambda one: sign * one.mean), sign))
+                found.append(_stand(score, *min(controls, key=lambda one: one[0].order)))
     return found
-
-
-def _place(score: Score) -> tuple[object, ...]:
-    return score.contender.task, score.contender.subset, score.cohort, score.metric
 
 
 def _is_control(one: Contender, method: Contender) -> bool:
@@ -83,13 +78,6 @@ def _is_control(one: Contender, method: Contender) -> bool:
     return one.is_control or (one.backbone == method.backbone and one.pretraining in starts)
 
 
-def _comparable(score: Score, control: Score) -> bool:
-    drawn = score.draws is not None and control.draws is not None
-    return drawn and score.complete and control.complete and score.subjects == control.subjects
-
-
-def _stand(score: Score, control: Score, sign: int) -> Standing:
-    assert score.draws is not None
-    assert control.draws is not None
-    better = sign * (score.draws.astype(np.float64) - control.draws)
-    return Standing(score, control, sign * (score.mean - control.mean), *percentile_interval(better))
+def _stand(score: Score, control: Score, pair: tuple[float, Array]) -> Standing:
+    sign, (difference, draws) = 1 if score.higher_is_better else -1, pair
+    return Standing(score, control, sign * difference, *percentile_interval(sign * draws))

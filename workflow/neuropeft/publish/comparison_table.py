@@ -71,7 +71,7 @@ def _place(config: Config, score: Score, groups: dict[int, int], order: dict[str
         metrics.index(score.metric),
         score.contender.place[0],
         groups.get(id(score), 0),
-        -score.mean if score.higher_is_better else score.mean,
+        score.order,
         score.contender.place,
     )
 

@@ -46,7 +46,7 @@ def learning_curves(config: Config, scores: Sequence[Score], costs: Costs) -> di
     for score in scores:
         one = score.contender
         is_first = score.metric == primary_metric(config.tasks[one.task]).name
-        if one.is_method and is_first and not score.zero_shot and score.complete and score.draws is not None:
+        if one.is_method and is_first and not score.zero_shot and score.comparable:
             found.setdefault((one.task, one.line), []).append(score)
     curves = {}
     for (task, line), some in found.items():

@@ -65,11 +65,10 @@ def _block(
     width = max((len(score.contender.label) for score in shown), default=0)
     head = f"{metric.label:>8}  {'SD':>8}  {'95 % interval':>18}  {'seeds':>5}  {'trainable':>11}"
     yield f"  {'':{width}}  {head}"
-    sign = -1 if metric.higher_is_better else 1
 
     def best_first(score: Score) -> tuple[int, bool, float]:
         # Methods, probes and controls apart; what has no value comes last.
-        return score.contender.place[0], not score.values, sign * score.mean if score.values else 0.0
+        return score.contender.place[0], not score.values, score.order if score.values else 0.0
 
     below = {id(one.score): f"  {one.verdict}: {one.name}" for one in standings(shown) if one.is_below}
     for score in sorted(shown, key=best_first):

@@ -99,7 +99,7 @@ def _board(
 
 
 def _best_first(score: Score) -> tuple[bool, float]:
-    return not score.values, -score.mean if score.higher_is_better else score.mean
+    return not score.values, score.order
 
 
 def _value(words: Wording, score: Score) -> str:

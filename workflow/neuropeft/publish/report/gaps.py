@@ -7,7 +7,7 @@ import numpy as np
 
 from neuropeft.config import Config
 from neuropeft.evaluate.bootstrap import percentile_interval
-from neuropeft.evaluate.compare import BETTER, WITHIN_NOISE, WORSE, p_value
+from neuropeft.evaluate.compare import BETTER, WITHIN_NOISE, WORSE, p_value, paired
 from neuropeft.evaluate.scores import Score
 from neuropeft.tasks import kind_of
 from neuropeft.tasks.base import Metric
@@ -37,22 +37,14 @@ class Gap:
         return WORSE if self.high < 0 else WITHIN_NOISE
 
 
-def is_known(score: Score) -> bool:
-    """Whether all seeds of a score are there, with bootstrap draws."""
-    return score.complete and score.draws is not None and math.isfinite(score.mean)
-
-
 def gap(score: Score, other: Score) -> Gap | None:
     """Return how much better a score is than another of its task, cohort and metric.
 
     Their seeds may differ in number: each is the mean over its own. None where seeds are missing, or where
     other subjects were tested, as of a control that needs an age which not all have.
     """
-    if not (is_known(score) and is_known(other)) or score.subjects != other.subjects:
-        return None
-    assert score.draws is not None
-    assert other.draws is not None
-    return _gap(score, score.mean - other.mean, score.draws.astype(np.float64) - other.draws)
+    pair = paired(score, other)
+    return _gap(score, *pair) if pair else None
 
 
 def gap_from_guessing(config: Config, score: Score, mean: Score | None) -> Gap | None:

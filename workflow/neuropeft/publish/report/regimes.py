@@ -8,7 +8,7 @@ from neuropeft.evaluate.compare import ALPHA, BETTER, holm
 from neuropeft.evaluate.scores import Score, primary_metric
 from neuropeft.grid import Group, used_tasks
 from neuropeft.publish.labels import cohort_label
-from neuropeft.publish.report.gaps import Wording, gap, gap_from_guessing, is_known, wording
+from neuropeft.publish.report.gaps import Wording, gap, gap_from_guessing, wording
 from neuropeft.publish.sheet import Sheet
 from neuropeft.subsets import Subset
 
@@ -67,13 +67,13 @@ def regimes(config: Config, scores: Sequence[Score]) -> list[Regime]:
                 score
                 for score in scores
                 if (score.contender.task, score.cohort, score.metric) == (name, cohort, metric.name)
-                and is_known(score)
+                and score.comparable
             ]
             trained = {score.contender.subset for score in here if score.contender.is_method}
             for subset in sorted(trained, reverse=True):
                 some = sorted(
                     (score for score in here if score.contender.subset == subset),
-                    key=lambda score: -score.mean if score.higher_is_better else score.mean,
+                    key=lambda score: score.order,
                 )
                 controls = [score for score in some if score.contender.sort == "controls"]
                 methods = tuple(score for score in some if score.contender.is_method)
@@ -118,12 +118,7 @@ def choose(config: Config, regime: Regime, trainable: Trainable) -> tuple[Score 
         *regime.probes,
         *sorted(regime.methods, key=lambda score: trainable.get(score.contender.group, 0)),
     ]
-    best = next(
-        score
-        for score in sorted(
-            simplest_first, key=lambda score: -score.mean if score.higher_is_better else score.mean
-        )
-    )
+    best = min(simplest_first, key=lambda score: score.order)
     above = gap_from_guessing(config, best, regime.guess)
     if above is not None and above.verdict != BETTER:
         named = f"{regime.name(best)} ({regime.words.value(best)})"

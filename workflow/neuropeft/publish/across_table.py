@@ -8,7 +8,7 @@ from neuropeft.evaluate.across import across, friedman, reference_place, too_few
 from neuropeft.evaluate.blocks import rankings
 from neuropeft.evaluate.scores import Score
 from neuropeft.files import MISSING
-from neuropeft.publish.cells import number, p_equals, p_text
+from neuropeft.publish.cells import number, p_equals, p_text, part_breaks
 from neuropeft.publish.comparison_table import REFERENCE
 from neuropeft.publish.labels import cohort_label
 from neuropeft.publish.sheet import Sheet
@@ -78,7 +78,8 @@ def across_sheet(config: Config, records: Sequence[Record]) -> Sheet:
         for row in records
     ]
     starts = [line[:2] for line in body]
-    first = [index for index, start in enumerate(starts) if index == 0 or start != starts[index - 1]]
+    breaks = part_breaks(body, 2)
+    first = [0, *sorted(breaks)] if body else []
     notes = [note.format(config.statistics.equivalence) for note in NOTES]
     header = ("Mean rank", "Difference", "p (Holm)", "Worse", "Equal", "Better", "Verdict")
     return Sheet(
@@ -87,7 +88,7 @@ def across_sheet(config: Config, records: Sequence[Record]) -> Sheet:
         ("Backbone", "Start", "Method", *header),
         body,
         [*notes, *(_about(body[index], starts.count(starts[index]), records[index]) for index in first)],
-        frozenset(first[1:]),
+        breaks,
         text_columns=3,
     )
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from neuropeft.config import Config
+from neuropeft.evaluate.scores import primary_metric
 from neuropeft.files import MISSING
 from neuropeft.publish.labels import cohort_label
 
@@ -30,6 +31,12 @@ def p_equals(p: float) -> str:
     """Return `p = 0.034` or `p < 0.001`."""
     text = p_text(p)
     return f"p {text}" if text.startswith("<") else f"p = {text}"
+
+
+def task_text(config: Config, task: str) -> str:
+    """Return a task and its first metric, with the unit."""
+    spec = config.tasks[task]
+    return f"{task}: {primary_metric(spec).title(spec.unit)}"
 
 
 def cohort_text(config: Config, row: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ from neuropeft import layout
 from neuropeft.config import Config
 from neuropeft.files import MISSING, read_tsv
 from neuropeft.grid import pretrained, used_cohorts, used_tasks
+from neuropeft.publish.cells import part_breaks
 from neuropeft.publish.labels import cohort_label, is_simulated, is_synthetic
 from neuropeft.publish.published import published_cohort
 from neuropeft.publish.sheet import Sheet
@@ -110,7 +111,6 @@ def cohort_sheet(records: Sequence[Mapping[str, object]]) -> Sheet:
     ]
     if any(record["synthetic"] for record in records):
         notes.append("Synthetic volumes are painted, to pretrain on only; they are of no real people.")
-    cohorts = [str(record["cohort"]) for record in records]
     if any(record["source"] == "published" for record in records):
         notes.append("published: Dhinagar et al. 2024, Table 2, as printed.")
     if any(record["source"] == "published" and record["cohort"] == "OASIS" for record in records):
@@ -118,8 +118,7 @@ def cohort_sheet(records: Sequence[Mapping[str, object]]) -> Sheet:
     caption = "Cohorts as used."
     if any(record["simulated"] for record in records):
         caption += " Simulated data is marked; it says nothing about real brains."
-    breaks = frozenset(index for index in range(1, len(rows)) if cohorts[index] != cohorts[index - 1])
-    return Sheet("table2", caption, header, rows, notes, breaks, text_columns=3)
+    return Sheet("table2", caption, header, rows, notes, part_breaks(rows, 1), text_columns=3)
 
 
 def _number(value: object) -> str:

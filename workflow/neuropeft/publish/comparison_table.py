@@ -6,7 +6,7 @@ from typing import Any
 from neuropeft.config import Config
 from neuropeft.evaluate.compare import Comparison, tie_groups
 from neuropeft.evaluate.scores import Score, primary_metric
-from neuropeft.publish.cells import cohort_text, p_text, part_breaks
+from neuropeft.publish.cells import cohort_text, p_text, part_breaks, task_text
 from neuropeft.publish.rank_table import TIES
 from neuropeft.publish.records import GROUP_COLUMNS
 from neuropeft.publish.sheet import Sheet
@@ -133,9 +133,8 @@ def comparison_sheet(config: Config, records: Sequence[Record]) -> Sheet:
 
 
 def _line(config: Config, row: Record) -> list[str]:
-    metric = primary_metric(config.tasks[row["task"]])
     head = [
-        f"{row['task']}: {metric.title(config.tasks[row['task']].unit)}",
+        task_text(config, row["task"]),
         cohort_text(config, row),
         row["subset"].label,
         row["label"],

@@ -10,6 +10,7 @@ from neuropeft.contenders import Contender, contenders
 from neuropeft.evaluate.confounds import COLUMNS, FEATURES, FEWEST, LABELS, VOXELS
 from neuropeft.files import MISSING, read_tsv
 from neuropeft.grid import NO_PRETRAINING, used_tasks
+from neuropeft.publish.cells import part_breaks
 from neuropeft.publish.labels import cohort_label
 from neuropeft.publish.sheet import Sheet
 
@@ -84,12 +85,12 @@ def confound_sheet(config: Config, records: Sequence[Record]) -> Sheet:
         for one in records
     ]
     warnings = [text for texts in confound_warnings(config, records).values() for text in texts]
-    places = [(row[0], row[2]) for row in rows]
-    breaks = frozenset(i for i in range(1, len(rows)) if places[i] != places[i - 1])
     caption = "From what site and sex can be told."
     if not rows:
         caption += " Empty: no cohort has two sites or sexes of enough subjects, or nothing is predicted yet."
-    return Sheet("confounds", caption, header, rows, [*warnings, *NOTES], breaks, text_columns=5)
+    return Sheet(
+        "confounds", caption, header, rows, [*warnings, *NOTES], part_breaks(rows, 3), text_columns=5
+    )
 
 
 def _names(config: Config) -> Any:

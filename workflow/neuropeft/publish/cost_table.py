@@ -11,6 +11,7 @@ from neuropeft.files import MISSING
 from neuropeft.forecast.seconds import training_seconds
 from neuropeft.grid import Cell, used_tasks
 from neuropeft.peaks import peak_of
+from neuropeft.publish.cells import part_breaks
 from neuropeft.publish.sheet import Sheet
 
 Cost = Mapping[str, Any]
@@ -94,7 +95,7 @@ def cost_sheet(config: Config, costs: Costs) -> Sheet:
         ("Task", "Contender", *(column.title for column in known), "Cells"),
         rows,
         (*NOTES, *left_out, accuracy(config, costs)),
-        frozenset(place for place in range(1, len(rows)) if shown[place].task != shown[place - 1].task),
+        part_breaks(rows, 1),
         text_columns=2,
     )
 

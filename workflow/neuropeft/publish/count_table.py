@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from neuropeft.config import Backbone, Method, label_of_kind
+from neuropeft.publish.cells import part_breaks
 from neuropeft.publish.sheet import Sheet
 
 COUNT_COLUMNS = (
@@ -40,15 +41,13 @@ def count_sheet(rows: Sequence[Mapping[str, object]]) -> Sheet:
         ]
         for row in rows
     ]
-    backbones = [row[0] for row in body]
-    breaks = frozenset(index for index in range(1, len(body)) if backbones[index] != backbones[index - 1])
     return Sheet(
         "table1",
         "Trainable parameters of each method for a task with two classes, ours beside published.",
         header,
         body,
         ("The paper counts the head in some rows and not in others; the last column tells which.",),
-        breaks,
+        part_breaks(body, 1),
         text_columns=2,
     )
 

@@ -4,7 +4,6 @@ Everything is of the methods with the largest subset of their task, and derives 
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +22,8 @@ from neuropeft.publish.brain_age_table import (
 )
 from neuropeft.publish.calibration_table import CALIBRATION_COLUMNS, calibration_sheet
 from neuropeft.publish.diagnostic_figures import draw_age_errors, draw_reliability
-from neuropeft.publish.formats import write_sheet
-from neuropeft.publish.labels import simulated_text
+from neuropeft.publish.formats import Tables
 from neuropeft.publish.records import GROUP_COLUMNS
-from neuropeft.publish.sheet import Sheet, write_csv
 from neuropeft.publish.style import print_style, save
 from neuropeft.publish.subgroup_table import (
     MATCHED_COLUMNS,
@@ -59,10 +56,7 @@ def write_diagnostics(config: Config, results: Path, tables: Path, figures: Path
         (one.contender.task, one.cohort): people(results, one.contender.task, one.cohort) for one in predicted
     }
 
-    def write(sheet: Sheet, rows: Sequence[Mapping[str, object]], columns: Sequence[str]) -> None:
-        write_csv(tables / f"{sheet.name}.csv", rows, columns)
-        write_sheet(replace(sheet, caption=f"{sheet.caption} {simulated_text(config)}".rstrip()), tables)
-
+    write = Tables(config, tables).write
     calibrated = [_place(one) | calibration(one) for one in binary]
     write(calibration_sheet(config, calibrated), calibrated, CALIBRATION_COLUMNS)
 

@@ -11,6 +11,7 @@ from neuropeft.cohorts.splits import SIDES
 from neuropeft.config import Config
 from neuropeft.files import MISSING, read_tsv
 from neuropeft.grid import cells, splits_of, used_cohorts, used_tasks
+from neuropeft.publish.cells import part_breaks
 from neuropeft.publish.labels import cohort_label
 from neuropeft.publish.sheet import Sheet
 
@@ -122,8 +123,8 @@ def flow_sheet(config: Config, records: Sequence[Mapping[str, Any]]) -> Sheet:
             else "."
         ),
     ]
-    breaks = frozenset(place for place in range(1, len(rows)) if rows[place][0] != rows[place - 1][0])
-    return Sheet("flow", "Where scans and subjects went.", header, rows, notes, breaks, text_columns=4)
+    caption = "Where scans and subjects went."
+    return Sheet("flow", caption, header, rows, notes, part_breaks(rows, 1), text_columns=4)
 
 
 def _text(value: object) -> str:

@@ -7,6 +7,7 @@ from neuropeft.config import Config, SegmentationTask
 from neuropeft.contenders import Contender
 from neuropeft.evaluate.scores import Score
 from neuropeft.files import MISSING
+from neuropeft.publish.cells import part_breaks
 from neuropeft.publish.labels import cohort_label
 from neuropeft.publish.score_tables import NOT_IN_GRID, select
 from neuropeft.publish.sheet import Sheet
@@ -62,7 +63,7 @@ def label_sheet(config: Config, scores: Sequence[Score]) -> Sheet:
         (*HEADER, *(f"{one.owner}\n{one.name}" for one in columns.values())),
         rows,
         notes,
-        frozenset(i for i in range(1, len(rows)) if rows[i][:2] != rows[i - 1][:2]),
+        part_breaks(rows, 2),
         text_columns=len(HEADER),
     )
 

@@ -11,7 +11,7 @@ from neuropeft.evaluate.costs import Costs, subset_sizes
 from neuropeft.evaluate.learning import REACH, Curve, doubled, fit, scans_to_match
 from neuropeft.evaluate.scores import Score, primary_metric
 from neuropeft.grid import NO_PRETRAINING
-from neuropeft.publish.cells import cohort_text, interval, number, part_breaks
+from neuropeft.publish.cells import cohort_text, interval, number, part_breaks, task_text
 from neuropeft.publish.sheet import Sheet
 
 LINE_COLUMNS = ("task", "cohort", "backbone", "pretraining", "method")
@@ -131,7 +131,7 @@ def curve_sheet(config: Config, records: Sequence[Record]) -> Sheet:
     """Lay out a line for each method."""
     body = [
         [
-            _task(config, row),
+            task_text(config, row["task"]),
             cohort_text(config, row),
             row["label"],
             f"{row['subsets']}",
@@ -158,7 +158,7 @@ def match_sheet(config: Config, records: Sequence[Record]) -> Sheet:
     """Lay out a line for each method and subset."""
     body = [
         [
-            _task(config, row),
+            task_text(config, row["task"]),
             cohort_text(config, row),
             row["label"],
             f"{row['subset'].label}, {row['scans']:,}",
@@ -183,8 +183,3 @@ def _needed(row: Record) -> list[str]:
         return [row["reason"], "-", "-"]
     high = "more than can be said" if math.isinf(row["needed_high"]) else f"{row['needed_high']:,.0f}"
     return [f"{row['needed']:,.0f}", f"{row['needed_low']:,.0f} to {high}", f"{row['more']:+,.0f}"]
-
-
-def _task(config: Config, row: Record) -> str:
-    task = config.tasks[row["task"]]
-    return f"{row['task']}: {primary_metric(task).title(task.unit)}"

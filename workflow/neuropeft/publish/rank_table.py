@@ -12,6 +12,7 @@ from neuropeft.evaluate.bootstrap import percentile_interval
 from neuropeft.evaluate.compare import tie_groups
 from neuropeft.evaluate.scores import Score
 from neuropeft.files import MISSING
+from neuropeft.publish.cells import part_breaks
 from neuropeft.publish.sheet import Sheet
 from neuropeft.tasks.base import Array
 
@@ -106,13 +107,12 @@ def rank_sheet(config: Config, records: Sequence[Record]) -> Sheet:
         ]
         for row in records
     ]
-    parts = [row[:2] for row in body]
     return Sheet(
         "ranks",
         "Mean ranks of methods that start from the same weights.",
         ("Backbone", "Start", "Method", "Mean rank", "95 % interval", *blocks),
         body,
         NOTES,
-        frozenset(index for index in range(1, len(body)) if parts[index] != parts[index - 1]),
+        part_breaks(body, 2),
         text_columns=3,
     )

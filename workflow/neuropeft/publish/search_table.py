@@ -8,6 +8,7 @@ from neuropeft import layout
 from neuropeft.config import Backbone, Config, Method, label_of_kind
 from neuropeft.config.search import Choices, Range, Search
 from neuropeft.grid import cells
+from neuropeft.publish.cells import part_breaks
 from neuropeft.publish.sheet import Sheet
 from neuropeft.searches import Searches
 from neuropeft.train.choices import PRUNED, read_choice_rows, read_trials
@@ -67,14 +68,13 @@ def search_sheet(config: Config, records: Sequence[Record]) -> Sheet:
         ]
         for (task, backbone, start, method), of_group in groups.items()
     ]
-    tasks = [row[0] for row in body]
     return Sheet(
         "search",
         "Settings that the search has chosen for each method, by validation.",
         ("Task", "Backbone", "Start", "Method", "Trials", *names),
         body,
         _notes(search, any(record["fold"] for record in records)),
-        frozenset(index for index in range(1, len(body)) if tasks[index] != tasks[index - 1]),
+        part_breaks(body, 1),
         text_columns=4,
     )
 

@@ -4,9 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from neuropeft.config import Config
-from neuropeft.evaluate.scores import primary_metric
 from neuropeft.evaluate.subgroups import CALIPER, DRAWS, SMALL
-from neuropeft.publish.cells import cohort_text, interval, number, part_breaks
+from neuropeft.publish.cells import cohort_text, interval, number, part_breaks, task_text
 from neuropeft.publish.records import GROUP_COLUMNS
 from neuropeft.publish.sheet import Sheet
 
@@ -39,7 +38,7 @@ def subgroup_sheet(config: Config, records: Sequence[Record]) -> Sheet:
     """Lay out a line for each method, cohort and group."""
     body = [
         [
-            _task(config, row),
+            task_text(config, row["task"]),
             cohort_text(config, {**row, "n": row["n"] + row["others"]}),
             row["label"],
             row["group"] + FEW * row["small"],
@@ -66,7 +65,7 @@ def matched_sheet(config: Config, records: Sequence[Record]) -> Sheet:
     """Lay out a line for each method and zero-shot cohort."""
     body = [
         [
-            _task(config, row),
+            task_text(config, row["task"]),
             cohort_text(config, row),
             row["label"],
             f"{row['pairs']}{FEW * row.get('small', True)}",
@@ -87,8 +86,3 @@ def matched_sheet(config: Config, records: Sequence[Record]) -> Sheet:
         part_breaks(body, 2),
         text_columns=3,
     )
-
-
-def _task(config: Config, row: Record) -> str:
-    task = config.tasks[row["task"]]
-    return f"{row['task']}: {primary_metric(task).title(task.unit)}"

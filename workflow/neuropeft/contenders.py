@@ -23,8 +23,9 @@ from neuropeft.probe_names import PROBES
 from neuropeft.subsets import Subset
 
 NO_BACKBONE = "control"  # stands for the backbone of a control that has none
+MEAN = "mean"  # the control that is guessing, not a way to predict
 CONTROLS = {
-    "mean": "predict the mean",
+    MEAN: "predict the mean",
     "age_sex": "age + sex, except the target",
     "sex_site": "sex + site",
     "morphometry": "linear model on region volumes",

@@ -7,12 +7,13 @@ import numpy as np
 from scipy.stats import rankdata
 
 from neuropeft.config import Config
+from neuropeft.contenders import MEAN
+from neuropeft.evaluate.compare import where
 from neuropeft.evaluate.scores import Score, primary_metric
 from neuropeft.subsets import Subset
 from neuropeft.tasks.base import Array
 
 FEWEST = 3  # methods that are worth a ranking
-MEAN = "mean"  # the control that errors are divided by
 Block = tuple[str, str, Subset]  # task, cohort, subset
 
 
@@ -79,6 +80,15 @@ def ranks(some: Sequence[Score]) -> Array:
     return rankdata([score.order for score in some])
 
 
+def guesses(scores: Sequence[Score]) -> dict[tuple[object, ...], float]:
+    """Return the scores of predicting the training mean, by task, subset, cohort and metric."""
+    return {
+        where(score): score.mean
+        for score in scores
+        if score.contender.sort == "controls" and score.contender.method == MEAN and score.complete
+    }
+
+
 def on_one_scale(config: Config, ranking: Ranking, scores: Sequence[Score]) -> Array:
     """Return the scores of a ranking so that tasks can be compared, [blocks, methods]; higher is better.
 
@@ -86,16 +96,12 @@ def on_one_scale(config: Config, ranking: Ranking, scores: Sequence[Score]) -> A
     that share; a block without that control is NaN. What is no error in a unit is taken as it is, or
     subtracted from 1 where lower is better.
     """
-    trivial = {
-        (score.contender.task, score.cohort, score.contender.subset, score.metric): score.mean
-        for score in scores
-        if score.contender.sort == "controls" and score.contender.method == MEAN and score.complete
-    }
+    trivial = guesses(scores)
     rows = []
     for (task, cohort, subset), row in zip(ranking.blocks, ranking.scores, strict=True):
         metric = primary_metric(config.tasks[task])
         values = np.array([score.mean for score in row])
         if metric.in_unit:
-            values = values / trivial.get((task, cohort, subset, metric.name), np.nan)
+            values = values / trivial.get((task, subset, cohort, metric.name), np.nan)
         rows.append(values if metric.higher_is_better else 1 - values)
     return np.array(rows)

@@ -28,7 +28,7 @@ CONFOUNDERS = ("site", "sex")
 LABELS, VOXELS, FEATURES = "labels", "voxels", "features"  # where it is told from, beside the methods
 FEWEST = 10  # subjects that a site must have to count
 FOLDS, DRAWS = 5, 2000
-COLUMNS = (*("confounder", "levels", "source", "backbone", "pretraining", "n", "auc", "ci_low", "ci_high"),)
+COLUMNS = ("confounder", "levels", "source", "backbone", "pretraining", "n", "auc", "ci_low", "ci_high")
 
 Values = dict[str, Array]  # subject -> [features]
 

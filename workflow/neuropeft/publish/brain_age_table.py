@@ -15,7 +15,8 @@ BRAIN_AGE_COLUMNS = (
     *("mae_corrected", "mean_error_corrected", "slope_corrected", "outside", "mae_inside", "mae_outside"),
 )
 BIN_COLUMNS = (
-    *(*GROUP_COLUMNS, "cohort", "zero_shot", "bin", "n", "mae", "mean_error", "ci_low", "ci_high", "small"),
+    *(*GROUP_COLUMNS, "cohort", "zero_shot"),
+    *("bin", "n", "mae", "mean_error", "ci_low", "ci_high", "small"),
 )
 EMPTY = "Empty: no task predicts age."
 NOTES = (

@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from neuropeft.config import Config
+from neuropeft.evaluate.blocks import guesses
 from neuropeft.evaluate.brain_age import bin_records, brain_age_record
 from neuropeft.evaluate.calibration import calibration
 from neuropeft.evaluate.people import Person, Predicted, people, read_predicted
-from neuropeft.evaluate.scores import Score, read_scores
+from neuropeft.evaluate.scores import read_scores
 from neuropeft.evaluate.subgroups import group_records, matched_record
 from neuropeft.publish.brain_age_table import (
     BIN_COLUMNS,
@@ -51,7 +52,7 @@ def write_diagnostics(config: Config, results: Path, tables: Path, figures: Path
     predicted = read_predicted(config, results)
     binary = [one for one in predicted if isinstance(one.kind, Binary)]
     aged = [one for one in predicted if one.kind.regresses and _target(config, one) == "age"]
-    of_mean = _mean_errors(read_scores(config, results))
+    of_mean = guesses(read_scores(config, results))
     who = {
         (one.contender.task, one.cohort): people(results, one.contender.task, one.cohort) for one in predicted
     }
@@ -72,7 +73,7 @@ def write_diagnostics(config: Config, results: Path, tables: Path, figures: Path
 
     ageing = [
         _place(one)
-        | brain_age_record(one, results, of_mean.get((*one.contender.group[::4], one.cohort), np.nan))
+        | brain_age_record(one, results, of_mean.get((*one.contender.group[::4], one.cohort, "mae"), np.nan))
         for one in aged
     ]
     write(brain_age_sheet(config, ageing), ageing, BRAIN_AGE_COLUMNS)
@@ -94,15 +95,6 @@ def _target(config: Config, one: Predicted) -> str:
     """Return the column that is predicted; empty where there are several."""
     columns = list(config.tasks[one.contender.task].target_columns.values())
     return columns[0] if len(columns) == 1 else ""
-
-
-def _mean_errors(scores: Iterable[Score]) -> dict[tuple[object, ...], float]:
-    """Return the first metric of predicting the mean by task, subset and cohort."""
-    return {
-        (one.contender.task, one.contender.subset, one.cohort): one.mean
-        for one in scores
-        if one.contender.method == "mean" and one.metric == "mae"
-    }
 
 
 def _matched(

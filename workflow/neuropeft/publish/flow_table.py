@@ -84,12 +84,13 @@ def _of_task(config: Config, results: Path, task: str, cohort: str) -> Record:
         layout.SPLIT.at(results, task=task, split=split)
         for split in splits_of(cell for cell in cells(config) if cell.task == task)
     ]
-    sides = [_sides(path) for path in paths if path.is_file()]
+    sides = [subjects_of_sides(path) for path in paths if path.is_file()]
     return {"role": "trained on", **counted, **{side: _range([one[side] for one in sides]) for side in SIDES}}
 
 
-def _sides(path: Path) -> Counter[str]:
-    return Counter({row["subject"]: row["side"] for row in read_tsv(path)}.values())
+def subjects_of_sides(split: Path) -> Counter[str]:
+    """Return how many subjects are on each side of a split."""
+    return Counter({row["subject"]: row["side"] for row in read_tsv(split)}.values())
 
 
 def _range(numbers: Sequence[int]) -> str | int | None:

@@ -22,7 +22,8 @@ NOTES = {
 
 
 @cache
-def _read(name: str) -> list[dict[str, str]]:
+def read_reference(name: str) -> list[dict[str, str]]:
+    """Return the rows of a CSV of `publish/reference`."""
     text = (files("neuropeft") / "publish" / "reference" / name).read_text(encoding="utf-8")
     return list(csv.DictReader(text.splitlines()))
 
@@ -54,7 +55,7 @@ def _of_lian(score: Score) -> tuple[str, float, float] | None:
     contender, names = score.contender, ("backbone", "pretraining", "method", "cohort", "fraction")
     ours = *contender.line, score.cohort, str(contender.subset.size)
     if score.metric == "auc" and contender.subset.of_all and not score.zero_shot:
-        for row in _read(LIAN):
+        for row in read_reference(LIAN):
             if tuple(row[name] for name in names) == ours:
                 return LIAN, float(row["auroc_percent"]) / 100, math.nan
     return None
@@ -66,7 +67,7 @@ def _of_dhinagar(config: Config, score: Score) -> tuple[str, float, float] | Non
         return None
     if score.metric == "mae" and config.tasks[contender.task].unit != "years":
         return None
-    for row in _read(DHINAGAR):
+    for row in read_reference(DHINAGAR):
         if (
             (row["task"], row["backbone"], row["method"])
             == (contender.task, contender.backbone, contender.method)
@@ -85,4 +86,4 @@ def published_cohort(config: Config, cohort: str) -> dict[str, str] | None:
     """
     if config.cohorts[cohort].simulated is not None or config.cohorts[cohort].synthetic is not None:
         return None
-    return next((row for row in _read("dhinagar2024_table2.csv") if row["cohort"] == cohort), None)
+    return next((row for row in read_reference("dhinagar2024_table2.csv") if row["cohort"] == cohort), None)

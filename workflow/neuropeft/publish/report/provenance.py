@@ -1,18 +1,16 @@
 """Where results come from: versions, hardware, splits, weights, and what else was used, with licences."""
 
-import csv
 import platform
 from collections import Counter
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
-from importlib.resources import files
 from pathlib import Path
 
 from neuropeft import layout
 from neuropeft.config import Config
 from neuropeft.config.inputs import T1w
 from neuropeft.evaluate.costs import Costs
-from neuropeft.files import MISSING, read_tsv
+from neuropeft.files import MISSING
 from neuropeft.grid import (
     Encoder,
     cells,
@@ -23,6 +21,8 @@ from neuropeft.grid import (
     synthetic_cohorts,
     used_tasks,
 )
+from neuropeft.publish.flow_table import subjects_of_sides
+from neuropeft.publish.published import read_reference
 from neuropeft.publish.sheet import Sheet
 from neuropeft.records import file_digest, read_record
 
@@ -67,8 +67,8 @@ def split_sheet(config: Config, results: Path) -> Sheet:
         for split in splits_of(cell for cell in cells(config) if cell.task == task):
             path = layout.SPLIT.at(results, task=task, split=split)
             if path.is_file():
-                sides = Counter({row["subject"]: row["side"] for row in read_tsv(path)}.values())
-                text = ", ".join(f"{count} {side}" for side, count in sides.items())
+                sides = subjects_of_sides(path).items()
+                text = ", ".join(f"{count} {side}" for side, count in sides)
                 rows.append([task, split, text, file_digest(path)])
     return Sheet(
         "splits",
@@ -120,11 +120,10 @@ def _origin(config: Config, one: Encoder) -> tuple[str, str, str]:
 
 def source_sheet(config: Config) -> Sheet:
     """List what else was used, as far as this configuration uses it."""
-    text = (files("neuropeft.publish") / "reference" / "sources.csv").read_text(encoding="utf-8")
     used = set(_used(config))
     rows = [
         [row["what"], row["used_for"], row["licence"], row["citation"]]
-        for row in csv.DictReader(text.splitlines())
+        for row in read_reference("sources.csv")
         if row["key"] in used
     ]
     return Sheet(

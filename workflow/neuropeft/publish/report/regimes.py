@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from neuropeft.config import Config
+from neuropeft.contenders import MEAN
 from neuropeft.evaluate.compare import ALPHA, BETTER, holm
 from neuropeft.evaluate.scores import Score, primary_metric
 from neuropeft.grid import Group, used_tasks
@@ -13,7 +14,6 @@ from neuropeft.publish.sheet import Sheet
 from neuropeft.subsets import Subset
 
 FEW = 20  # test subjects: resampling fewer gives intervals that are clearly too narrow
-GUESS = "mean"  # the control that is guessing, not a way to predict
 Trainable = Mapping[Group, int]  # trained parameters
 
 
@@ -84,8 +84,8 @@ def regimes(config: Config, scores: Sequence[Score]) -> list[Regime]:
                         subset,
                         methods,
                         tuple(score for score in some if score.contender.sort == "probes"),
-                        tuple(score for score in controls if score.contender.method != GUESS),
-                        next((score for score in controls if score.contender.method == GUESS), None),
+                        tuple(score for score in controls if score.contender.method != MEAN),
+                        next((score for score in controls if score.contender.method == MEAN), None),
                         wording(metric, task.unit, methods[0].mean),
                     )
                 )

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 from neuropeft import layout
@@ -15,6 +15,7 @@ from neuropeft.evaluate.tested import Tested
 from neuropeft.files import MISSING, read_tsv
 from neuropeft.grid import cells, subsets_of
 from neuropeft.split_names import split_name
+from neuropeft.subsets import Subset
 from neuropeft.tasks import kind_of
 from neuropeft.tasks.base import Run, TaskKind
 
@@ -114,8 +115,14 @@ def people(results: Path, task: str, cohort: str) -> dict[str, Person]:
 def training_ages(results: Path, one: Predicted, seed: int, fold: int) -> tuple[float, float]:
     """Return the lowest and the highest age that a cell was trained on; NaN where no age is known."""
     task = one.contender.task
-    sides = read_split(layout.SPLIT.at(results, task=task, split=split_name(seed, fold)))
-    trained = {row["scan_id"] for row in take_subset(sides, one.contender.subset, one.kind, TRAIN, task)}
-    labels = read_tsv(layout.LABELS.at(results, task=task, cohort=one.source.cohorts[0]))
-    ages = [float(row["age"]) for row in labels if row["scan_id"] in trained and row["age"] != MISSING]
+    split = layout.SPLIT.at(results, task=task, split=split_name(seed, fold))
+    labels = layout.LABELS.at(results, task=task, cohort=one.source.cohorts[0])
+    return _ages(split, labels, one.contender.subset, one.kind, task)
+
+
+@cache  # all methods of a task are trained on the same subjects
+def _ages(split: Path, labels: Path, subset: Subset, kind: TaskKind, task: str) -> tuple[float, float]:
+    trained = {row["scan_id"] for row in take_subset(read_split(split), subset, kind, TRAIN, task)}
+    rows = read_tsv(labels)
+    ages = [float(row["age"]) for row in rows if row["scan_id"] in trained and row["age"] != MISSING]
     return min(ages, default=math.nan), max(ages, default=math.nan)

@@ -14,19 +14,17 @@ from torch import Tensor
 from neuropeft import layout
 from neuropeft.backbones.heads import Predictor
 from neuropeft.inputs import input_kind
-from neuropeft.methods.adapt import delta_state, load_delta, method_of
 from neuropeft.tasks.base import Array, Objective
 from neuropeft.tasks.overlap import dice
 from neuropeft.tasks.segmentation import Segmentation
 from neuropeft.train.augment import augment, read_augmentation
 from neuropeft.train.data import as_input, generator
-from neuropeft.train.gradients import summed_gradients
 from neuropeft.train.labels import Sides, subject_weights
 from neuropeft.train.learner import Batch, Learner
 from neuropeft.train.memory import BatchSize, in_batches
 from neuropeft.train.prefetch import TrainingBatches
 from neuropeft.train.sources import kind_of
-from neuropeft.train.supervised import forward_outputs
+from neuropeft.train.supervised import forward_outputs, with_method
 
 if TYPE_CHECKING:
     from neuropeft.train.finetune import Shared
@@ -46,7 +44,7 @@ def learner(
 ) -> Learner:
     """Return what the loop trains of a cell; see `supervised.learner`."""
     volumes, training, seed = shared.volumes, spec["training"], int(spec["seed"])
-    changes, method, kind = read_augmentation(training["augment"]), method_of(spec["method"]), _kind(spec)
+    changes, kind = read_augmentation(training["augment"]), _kind(spec)
     at_once, device = BatchSize(int(training["batch_size"])), volumes.device
     both, count = [*sides.train, *sides.validation], len(sides.train)
     rows = torch.tensor([shared.places[row["scan_id"]] for row in both], device=volumes.data.device)
@@ -61,14 +59,12 @@ def learner(
         x, labels = patches(x, labels, edge, seed, step, first)
         return (weights[of.to(device)] * goal.loss(forward(x), labels)).sum()
 
-    def loss(batch: Batch) -> tuple[Tensor, int]:
+    def loss(batch: Batch) -> Tensor:
         place = seed, batch.step, batch.first, batch.total
         x = augment(as_input(batch.volumes), changes, *place)
         labels = shared.labels.batch(of_labels[batch.rows.to(of_labels.device)])
         labels = augment(labels[:, None], changes.of_places, *place, mode="nearest")[:, 0]
-        total = weighted(x, labels, batch.rows, batch.step, batch.first)
-        penalty = method.penalty(model.backbone, spec["method"])
-        return total if penalty is None else total + len(batch.rows) * penalty, len(batch.rows)
+        return weighted(x, labels, batch.rows, batch.step, batch.first)
 
     def unchanged_loss(some: Tensor) -> Tensor:
         return weighted(volumes.batch(rows[some]), shared.labels.batch(of_labels[some]), some, 0, 0)
@@ -85,19 +81,8 @@ def learner(
             numbers = torch.cat(in_batches(checked, torch.arange(count, len(both)), at_once)).mean(0)
         return {"val_loss": float(numbers[0]), "val_metric": float(numbers[1])}
 
-    if method.wants_gradients(spec["method"]):
-        found = summed_gradients(model, unchanged_loss, torch.arange(count), at_once)
-        method.select(model.backbone, spec["method"], found)
-    return Learner(
-        model,
-        batches.get,
-        loss,
-        validate,
-        lambda: delta_state(model),
-        lambda state: load_delta(model, state),
-        lambda step: method.before_step(model.backbone, spec["method"], step, seed),
-        lambda step: method.after_step(model.backbone, spec["method"], step, steps),
-    )
+    everyone = torch.arange(count)
+    return with_method(spec, model, batches, loss, validate, unchanged_loss, everyone, at_once, steps)
 
 
 def _kind(spec: Mapping[str, Any]) -> Segmentation:

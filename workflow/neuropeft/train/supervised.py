@@ -127,7 +127,7 @@ def learner(
     volumes, places, head = shared.volumes, shared.places, model.head
     assert isinstance(head, Head), "a kind with a decoder names another module"
     training, seed, device = spec["training"], int(spec["seed"]), volumes.device
-    changes, method = read_augmentation(training["augment"]), method_of(spec["method"])
+    changes = read_augmentation(training["augment"])
     mixed_precision, at_once = training["mixed_precision"], BatchSize(int(training["batch_size"]))
     both, count = [*sides.train, *sides.validation], len(sides.train)
     # Where the volumes are, so that finding them does not wait for the device.
@@ -146,12 +146,10 @@ def learner(
     forward = _training_pass(network, model.backbone, training)
     batches = TrainingBatches(volumes, rows[:count], int(training["batch_size"]), seed)
 
-    def loss(batch: Batch) -> tuple[Tensor, int]:
+    def loss(batch: Batch) -> Tensor:
         changed = augment(as_input(batch.volumes), changes, seed, batch.step, batch.first, batch.total)
         here = batch.rows.to(device, non_blocking=True)
-        total = (weights[here] * goal.loss(forward(changed), train_targets[here])).sum()
-        penalty = method.penalty(model.backbone, spec["method"])
-        return total if penalty is None else total + len(here) * penalty, len(here)
+        return (weights[here] * goal.loss(forward(changed), train_targets[here])).sum()
 
     def unchanged_loss(some: Tensor) -> Tensor:
         outputs, here = forward_outputs(network, volumes.batch(rows[some]), mixed_precision), some.to(device)
@@ -186,14 +184,47 @@ def learner(
         of_first = [sides.train[place] for place in first.tolist()]
         subjects = [row["subject"] for row in of_first]
         start_from_probe(head, kind, tokens, kind.array(row["y"] for row in of_first), subjects, goal)
+    everyone = torch.arange(count, device=rows.device)
+    return with_method(spec, model, batches, loss, validate, unchanged_loss, everyone, at_once, steps)
+
+
+def with_method(
+    spec: Mapping[str, Any],
+    model: Predictor,
+    batches: TrainingBatches,
+    loss: Callable[[Batch], Tensor],
+    validate: Callable[[], dict[str, float]],
+    unchanged_loss: Callable[[Tensor], Tensor],
+    everyone: Tensor,
+    at_once: BatchSize,
+    steps: int,
+) -> Learner:
+    """Return the learner of an adapted network, with all that its method has a say in.
+
+    Args:
+        spec: What defines the cell.
+        model: The adapted network.
+        batches: Its training scans.
+        loss: Batch -> the weighted loss summed over its scans.
+        validate: See `Learner`.
+        unchanged_loss: Some of `everyone` -> the same of training scans as they are, without augmentation.
+        everyone: What `unchanged_loss` calls the training scans, [n].
+        at_once: How many scans pass through at a time.
+        steps: The most steps.
+    """
+    method, seed = method_of(spec["method"]), int(spec["seed"])
     if method.wants_gradients(spec["method"]):
-        everyone = torch.arange(count, device=rows.device)
         found = summed_gradients(model, unchanged_loss, everyone, at_once)
         method.select(model.backbone, spec["method"], found)
+
+    def penalised(batch: Batch) -> tuple[Tensor, int]:
+        total, penalty = loss(batch), method.penalty(model.backbone, spec["method"])
+        return total if penalty is None else total + len(batch.rows) * penalty, len(batch.rows)
+
     return Learner(
         model,
         batches.get,
-        loss,
+        penalised,
         validate,
         lambda: delta_state(model),
         lambda state: load_delta(model, state),

@@ -99,10 +99,15 @@ def _same_voxels(one: Sequence[Image], other: Sequence[Image]) -> Iterator[tuple
 
 
 def _same_looks(one: Sequence[Image], other: Sequence[Image], same: float) -> Iterator[tuple[int, int]]:
-    signatures = np.stack([image.signature for image in other]).T
+    ours, theirs = (np.stack([image.signature for image in side]) for side in (one, other))
+    yield from alike(ours, theirs, same)
+
+
+def alike(one: np.ndarray, other: np.ndarray, same: float) -> Iterator[tuple[int, int]]:
+    """Yield the places of signatures [n, f] and [m, f] whose correlation is above `same`, in pairs."""
     for start in range(0, len(one), BLOCK):
-        block = np.stack([image.signature for image in one[start : start + BLOCK]])
-        yield from ((start + int(i), int(j)) for i, j in np.argwhere(block @ signatures > same))
+        found = np.argwhere(one[start : start + BLOCK] @ other.T > same)
+        yield from ((start + int(i), int(j)) for i, j in found)
 
 
 def _split_images(split: Path, stored: Path) -> list[Image]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from neuropeft.cohorts.leaks import alike
 from neuropeft.cohorts.readers import Record, read_cohort
 from neuropeft.config import Cohort
 from neuropeft.config.inputs import Image as Settings
@@ -16,8 +17,6 @@ from neuropeft.inputs.io import ScanError
 from neuropeft.inputs.picture import read_picture
 from neuropeft.progress import track
 from neuropeft.tasks.values import is_missing
-
-BLOCK = 1024  # images whose correlations with all others are held at a time
 
 
 def group_duplicates(table: Path, out: Path, size: int) -> tuple[int, int]:
@@ -66,11 +65,7 @@ def _lookalikes(records: Sequence[Record], size: int) -> list[tuple[int, int]]:
         places.append(place)
         signatures.append(KIND.signature(np.atleast_3d(square).transpose(2, 0, 1).astype(np.float16)))
     known = np.array(signatures)
-    return [
-        (places[start + i], places[j])
-        for start in range(0, len(known), BLOCK)
-        for i, j in np.argwhere(known[start : start + BLOCK] @ known.T > Settings.same)
-    ]
+    return [(places[i], places[j]) for i, j in alike(known, known, Settings.same)]
 
 
 def _groups(number: int, pairs: Sequence[tuple[int, int]]) -> NDArray[np.intp]:

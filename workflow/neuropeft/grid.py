@@ -1,7 +1,7 @@
 """The run table: all cells of the grid, valid combinations only, and what each of them resolves to."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -56,6 +56,11 @@ class Cell(NamedTuple):
     def path(self) -> str:
         """Where its results and its state are, below their folders."""
         return layout.CELL_PATH.format(**self.names)
+
+
+def names_of(shared: Sequence[Any]) -> dict[str, Any]:
+    """Return what places of `layout` call cells by that share their first fields, a `Base` or a `Group`."""
+    return dict(zip(Cell._fields, shared, strict=False))
 
 
 def base_of(wildcards: Any) -> Base:

@@ -364,7 +364,7 @@ class Jobs:
         """Return the predictions of the contenders that are scored together."""
         first = self.scored[wildcards.scored][0]
         if first.sort == "cells":
-            names = dict(zip(grid.Cell._fields, first.group, strict=False))
+            names = grid.names_of(first.group)
             return [layout.PREDICTIONS.of(**names, cohort=cohort) for cohort in self.task_cohorts(first.task)]
         if first.sort == "probes":
             one = Probed(*first.group[:3])
@@ -374,7 +374,7 @@ class Jobs:
     def diagnosed(self, wildcards: Any) -> list[str]:
         """Return what tells how subjects are predicted: predictions, labels, sites, splits, controls."""
         predictions = [
-            layout.PREDICTIONS.of(**dict(zip(Cell._fields, base, strict=False)), cohort=cohort)
+            layout.PREDICTIONS.of(**grid.names_of(base), cohort=cohort)
             for base in grid.bases(self.config)
             for cohort in self.task_cohorts(base[0])
         ]
@@ -398,10 +398,7 @@ class Jobs:
         """Return what site and sex of a task's training cohort are told from: features and predictions."""
         cohort = self.config.tasks[wildcards.task].train
         spec = contenders.confound_spec(self.config, wildcards.task)
-        names = [
-            dict(zip(grid.Cell._fields, (wildcards.task, *one["line"]), strict=False))
-            for one in spec["contenders"]
-        ]
+        names = [grid.names_of((wildcards.task, *one["line"])) for one in spec["contenders"]]
         tables = [layout.LABELS.of(task=wildcards.task, cohort=cohort), layout.SITES.of(cohort=cohort)]
         features = [layout.FEATURES.of(**one, cohort=cohort) for one in spec["features"]]
         predictions = [layout.PREDICTIONS.of(**one, cohort=cohort) for one in names]

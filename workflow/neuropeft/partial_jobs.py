@@ -6,7 +6,7 @@ from typing import Any
 
 from neuropeft import grid, layout, probe_grid
 from neuropeft.cells.status import Cells
-from neuropeft.grid import Cell, base_of
+from neuropeft.grid import base_of, names_of
 from neuropeft.jobs import Jobs
 
 
@@ -45,7 +45,7 @@ class PartialJobs:
         found = []
         for base, deltas in self.cells.deltas.items():
             for cohort in self.jobs.task_cohorts(base[0]):
-                names = dict(zip(Cell._fields[: len(base)], base, strict=True)) | {"cohort": cohort}
+                names = names_of(base) | {"cohort": cohort}
                 group, whole = SimpleNamespace(**names), Path(layout.PREDICTIONS.of(**names))
                 if self.cells.predicted(base, whole) == deltas.keys():
                     found += there(whole)

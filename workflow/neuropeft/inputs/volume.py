@@ -77,7 +77,7 @@ class Volume(InputKind):
         figure = Figure(figsize=(6.0, 2.2 * len(rows)), facecolor="black")
         axes = figure.subplots(len(rows), 3, squeeze=False)
         for line, (caption, row) in zip(axes, rows.items(), strict=True):
-            cube = self.array(row, 0)[0]
+            cube = _channels_first(read_own(row["preproc"]))[0]
             labels = self.label_map(row, len(cube))
             values = [] if labels is None else np.unique(labels[labels > 0]).tolist()
             low, top = np.quantile(cube, (0.005, 0.995))

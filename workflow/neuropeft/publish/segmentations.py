@@ -17,7 +17,7 @@ from neuropeft.config import Config, SegmentationTask
 from neuropeft.contenders import Contender
 from neuropeft.evaluate.scores import Score, primary_metric
 from neuropeft.files import read_tsv
-from neuropeft.grid import Cell
+from neuropeft.grid import names_of
 from neuropeft.inputs import input_kind
 from neuropeft.inputs.base import OUTLINES
 from neuropeft.publish.labels import cohort_label
@@ -52,7 +52,7 @@ def draw_segmentations(config: Config, results: Path, scores: Sequence[Score], n
     best = _best(config, scores, name)
     if best is None:
         return words_only(f"No regions to show: nothing has been predicted of {name}.")
-    predictions = layout.PREDICTIONS.at(results, **_names(best), cohort=task.train)
+    predictions = layout.PREDICTIONS.at(results, **names_of(best.group), cohort=task.train)
     rows = _chosen(read_tsv(predictions), best, task)
     planes = PLANES if config.cohorts[task.train].input.dims == 3 else {"": None}
     figure = new_figure(DOUBLE_COLUMN / 3 * len(planes), DOUBLE_COLUMN / 3 * len(rows) + TITLE_HEIGHT)
@@ -97,10 +97,6 @@ def _best(config: Config, scores: Sequence[Score], name: str) -> Contender | Non
     ]
     ranked = sorted(of_task, key=lambda score: (score.contender.subset, score.mean))
     return ranked[-1].contender if ranked else None
-
-
-def _names(contender: Contender) -> dict[str, Any]:
-    return dict(zip(Cell._fields, contender.group, strict=False))
 
 
 def _chosen(rows: Sequence[Row], best: Contender, task: SegmentationTask) -> dict[str, Row]:

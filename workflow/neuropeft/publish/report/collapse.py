@@ -11,7 +11,7 @@ from neuropeft.cohorts.splits import TEST
 from neuropeft.config import Config
 from neuropeft.contenders import Contender, contenders
 from neuropeft.evaluate.predictions import read_predictions
-from neuropeft.grid import Base
+from neuropeft.grid import Base, names_of
 from neuropeft.tasks import kind_of
 from neuropeft.tasks.base import Array, Run
 
@@ -35,8 +35,7 @@ def collapsed_runs(config: Config, results: Path) -> Collapsed:
     found: Collapsed = {}
     for base, some in of_base.items():
         task = config.tasks[base[0]]
-        names = dict(zip(("task", "backbone", "pretraining", "method"), base, strict=True))
-        path = layout.PREDICTIONS.at(results, **names, cohort=task.train)
+        path = layout.PREDICTIONS.at(results, **names_of(base), cohort=task.train)
         if not path.is_file():
             continue
         collapsed = finds_nothing if task.kind == REGIONS else has_collapsed

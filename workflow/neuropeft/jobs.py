@@ -7,7 +7,6 @@ of the rule that asks.
 import json
 import shlex
 from collections.abc import Collection, Iterable
-from functools import cache, cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,6 @@ from neuropeft.cohorts.prepare import Tables
 from neuropeft.cohorts.simulate import participants, scan_name
 from neuropeft.cohorts.sources import chunk_sources
 from neuropeft.config import Config
-from neuropeft.contenders import Contender
 from neuropeft.grid import Cell, base_of
 from neuropeft.packs import Pack, pack_of, packs
 from neuropeft.probe_grid import Probed
@@ -71,11 +69,6 @@ class Jobs:
         self.simulated = [name for name in self.cohorts if config.cohorts[name].simulated is not None]
         self.tasks = grid.used_tasks(config)
 
-    @cached_property
-    def scored(self) -> dict[str, list[Contender]]:
-        """The contenders that are scored together, by the name of what they share; few jobs ask."""
-        return contenders.scored_together(self.config)
-
     def train_labels(self, task: str) -> str:
         """Return the labels of a task in its training cohort."""
         return layout.LABELS.of(task=task, cohort=self.config.tasks[task].train)
@@ -108,12 +101,6 @@ class Jobs:
     def _task_modules(self, task: str, trained: bool) -> Iterable[str]:
         one = self.config.tasks[task]
         return tasks.modules_of(one.spec(task)) if trained else [tasks.module_of(one.kind)]
-
-    def published_code(self, module: str) -> str:
-        """Return the version of the code of a module and of the kinds of all tasks."""
-        return numerics.version(
-            module, *sorted({tasks.module_of(self.config.tasks[task].kind) for task in self.tasks})
-        )
 
     def seeds(self, task: str) -> list[int]:
         """Return the seeds of a task."""
@@ -359,74 +346,3 @@ class Jobs:
                 layout.PRETRAINING_LEAKS.of(**names, fold_part=fold_part(fold)) for fold in sorted(folds)
             ]
         return reports
-
-    def predictions_scored(self, wildcards: Any) -> list[str]:
-        """Return the predictions of the contenders that are scored together."""
-        first = self.scored[wildcards.scored][0]
-        if first.sort == "cells":
-            names = grid.names_of(first.group)
-            return [layout.PREDICTIONS.of(**names, cohort=cohort) for cohort in self.task_cohorts(first.task)]
-        if first.sort == "probes":
-            one = Probed(*first.group[:3])
-            return [layout.PROBES.of(**one._asdict(), split=split) for split in self.splits(first.task)]
-        return [layout.CONTROLS.of(task=first.task, split=split) for split in self.splits(first.task)]
-
-    def diagnosed(self, wildcards: Any) -> list[str]:
-        """Return what tells how subjects are predicted: predictions, labels, sites, splits, controls."""
-        predictions = [
-            layout.PREDICTIONS.of(**grid.names_of(base), cohort=cohort)
-            for base in grid.bases(self.config)
-            for cohort in self.task_cohorts(base[0])
-        ]
-        people = [
-            file
-            for task in self.tasks
-            for file in (*self.task_labels(task), *self.split_files(task, self.splits(task)))
-        ]
-        tested = dict.fromkeys(cohort for task in self.tasks for cohort in self.task_cohorts(task))
-        people += [layout.SITES.of(cohort=cohort) for cohort in tested]
-        controls = [
-            layout.SCORES.of(scored=scored) for scored in self.scored if scored.startswith("controls/")
-        ]
-        return [*predictions, *people, *controls]
-
-    def score_spec(self, wildcards: Any) -> str:
-        """Return what the scores of contenders that are scored together depend on, as JSON."""
-        return json.dumps(contenders.score_spec(self.config, self.scored[wildcards.scored]), sort_keys=True)
-
-    def confound_inputs(self, wildcards: Any) -> list[str]:
-        """Return what site and sex of a task's training cohort are told from: features and predictions."""
-        cohort = self.config.tasks[wildcards.task].train
-        spec = contenders.confound_spec(self.config, wildcards.task)
-        names = [grid.names_of((wildcards.task, *one["line"])) for one in spec["contenders"]]
-        tables = [layout.LABELS.of(task=wildcards.task, cohort=cohort), layout.SITES.of(cohort=cohort)]
-        features = [layout.FEATURES.of(**one, cohort=cohort) for one in spec["features"]]
-        predictions = [layout.PREDICTIONS.of(**one, cohort=cohort) for one in names]
-        return [*tables, self.volumes(cohort), *features, *predictions]
-
-    def confound_spec(self, wildcards: Any) -> str:
-        """Return what the confounds of a task depend on, as JSON."""
-        return json.dumps(contenders.confound_spec(self.config, wildcards.task), sort_keys=True)
-
-    def score_code(self, wildcards: Any) -> str:
-        """Return the version of the code that scores contenders of a task."""
-        kind = self.config.tasks[self.scored[wildcards.scored][0].task].kind
-        return numerics.version("evaluate.score", tasks.module_of(kind))
-
-    @cache  # noqa: B019 (there is one, as long as the workflow)
-    def result_files(self, wildcards: Any) -> list[str]:
-        """Return everything that tables and figures derive from: scores, costs, histories and cohorts."""
-        scores = [
-            place.of(scored=scored) for scored in self.scored for place in (layout.SCORES, layout.SCORE_DRAWS)
-        ]
-        trained = [place.of(**cell.names) for cell in self.table for place in (layout.COST, layout.HISTORY)]
-        trained += [
-            place.of(**encoder.names)
-            for encoder in grid.encoders(self.config)
-            for place in (layout.PRETRAINING_COST, layout.PRETRAINING_HISTORY)
-        ]
-        stores = [self.stored_scans(cohort) for cohort in self.cohorts]
-        stores += [layout.SUBJECTS.of(cohort=cohort) for cohort in self.scanned]
-        linear = [task for task in self.tasks if self.config.tasks[task].linear]
-        confounds = [layout.CONFOUNDS.of(task=task) for task in linear]
-        return [*scores, *confounds, *trained, *stores]

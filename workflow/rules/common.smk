@@ -17,6 +17,7 @@ from neuropeft.config.read import load_config, read_yaml
 from neuropeft.errors import UserError
 from neuropeft.jobs import Jobs
 from neuropeft.partial_jobs import PartialJobs
+from neuropeft.score_jobs import ScoreJobs
 from neuropeft.searches import Searches
 from neuropeft.split_names import FOLD_PART, SPLIT_PATTERN, seed_and_fold, split_name
 from neuropeft.subsets import SUBSET_PATTERN
@@ -97,6 +98,7 @@ except UserError as error:
     raise WorkflowError(str(error))
 
 PARTIAL = PartialJobs(JOBS, CELLS)
+SCORING = ScoreJobs(JOBS)
 
 
 # It has the lock of the folder, and a dry run does not come here.

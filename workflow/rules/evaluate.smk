@@ -63,7 +63,7 @@ rule controls:
 # Once for all that is published: what contenders are predicted together is scored together, with its bootstrap draws.
 rule score:
     input:
-        JOBS.predictions_scored,
+        SCORING.predictions_scored,
     output:
         table=layout.SCORES,
         draws=layout.SCORE_DRAWS,
@@ -77,8 +77,8 @@ rule score:
         mem_mb=lambda wildcards, attempt: 4000 * attempt,
         runtime=lambda wildcards, attempt: 60 * attempt,
     params:
-        code=JOBS.score_code,
-        spec=JOBS.score_spec,
+        code=SCORING.score_code,
+        spec=SCORING.score_spec,
     message:
         "Scoring {wildcards.scored}"
     shell:
@@ -88,7 +88,7 @@ rule score:
 # Once for a task: whether its site and sex can be told from labels, features and predictions takes seconds.
 rule confounds:
     input:
-        JOBS.confound_inputs,
+        SCORING.confound_inputs,
     output:
         layout.CONFOUNDS,
     log:
@@ -100,7 +100,7 @@ rule confounds:
         runtime=lambda wildcards, attempt: 60 * attempt,
     params:
         code=lambda wildcards: JOBS.code("evaluate.confounds", wildcards, "task"),
-        spec=JOBS.confound_spec,
+        spec=SCORING.confound_spec,
     message:
         "Telling site and sex from labels, features and predictions of task {wildcards.task}"
     shell:

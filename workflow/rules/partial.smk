@@ -40,7 +40,7 @@ rule tables_partial:
     conda:
         "../../envs/report.yaml"
     params:
-        code=lambda wildcards: JOBS.published_code("publish.tables"),
+        code=lambda wildcards: SCORING.published_code("publish.tables"),
         config=lambda wildcards: CONFIG.model_dump_json(),
         out=lambda wildcards, output: os.path.dirname(output[0]),
     message:

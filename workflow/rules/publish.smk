@@ -72,7 +72,7 @@ rule parameter_counts:
 
 rule tables:
     input:
-        results=JOBS.result_files,
+        results=SCORING.result_files,
         counts=layout.PARAMETER_COUNTS,
         search=lambda wildcards: SEARCHES.files(),
     output:
@@ -82,7 +82,7 @@ rule tables:
     conda:
         "../../envs/report.yaml"
     params:
-        code=lambda wildcards: JOBS.published_code("publish.tables"),
+        code=lambda wildcards: SCORING.published_code("publish.tables"),
         config=lambda wildcards: CONFIG.model_dump_json(),
         out=lambda wildcards, output: os.path.dirname(output[0]),
     message:
@@ -94,7 +94,7 @@ rule tables:
 
 rule figures:
     input:
-        results=JOBS.result_files,
+        results=SCORING.result_files,
     output:
         [report(figure, category="Figures") if figure.endswith(".png") else figure for figure in FIGURES],
     log:
@@ -102,7 +102,7 @@ rule figures:
     conda:
         "../../envs/report.yaml"
     params:
-        code=lambda wildcards: JOBS.published_code("publish.figures"),
+        code=lambda wildcards: SCORING.published_code("publish.figures"),
         config=lambda wildcards: CONFIG.model_dump_json(),
         out=lambda wildcards, output: os.path.dirname(output[0]),
     message:
@@ -114,7 +114,7 @@ rule figures:
 rule report:
     input:
         expand(layout.QC_TABLE, cohort=JOBS.scanned),
-        results=JOBS.result_files,
+        results=SCORING.result_files,
         tables=[table for table in (*TABLES, *DIAGNOSTICS) if table.endswith(".html")],
         figures=[figure for figure in (*FIGURES, *DIAGNOSTICS) if figure.endswith(".png")],
         templates=expand(
@@ -128,7 +128,7 @@ rule report:
     conda:
         "../../envs/report.yaml"
     params:
-        code=lambda wildcards: JOBS.published_code("publish.report.page"),
+        code=lambda wildcards: SCORING.published_code("publish.report.page"),
         config=lambda wildcards: CONFIG.model_dump_json(),
     message:
         "Writing the report"
@@ -139,7 +139,7 @@ rule report:
 
 rule diagnostics:
     input:
-        JOBS.diagnosed,
+        SCORING.diagnosed,
     output:
         [
             report(file, category="Subjects") if file.endswith((".csv", ".png")) else file
@@ -150,7 +150,7 @@ rule diagnostics:
     conda:
         "../../envs/report.yaml"
     params:
-        code=lambda wildcards: JOBS.published_code("publish.diagnostics"),
+        code=lambda wildcards: SCORING.published_code("publish.diagnostics"),
         config=lambda wildcards: CONFIG.model_dump_json(),
         tables=lambda wildcards, output: os.path.dirname(output[0]),
         figures=lambda wildcards, output: os.path.dirname(output[-1]),

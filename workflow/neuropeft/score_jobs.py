@@ -1,0 +1,106 @@
+"""What jobs read that score predictions, and that publish what came out."""
+
+import json
+from functools import cache, cached_property
+from typing import Any
+
+from neuropeft import contenders, grid, layout, numerics, tasks
+from neuropeft.contenders import Contender
+from neuropeft.jobs import Jobs
+from neuropeft.probe_grid import Probed
+
+
+class ScoreJobs:
+    """What becomes of the predictions of the run table of `jobs`; wildcards are those of the rules."""
+
+    def __init__(self, jobs: Jobs) -> None:
+        """Look at nothing yet."""
+        self.jobs = jobs
+
+    @cached_property
+    def scored(self) -> dict[str, list[Contender]]:
+        """The contenders that are scored together, by the name of what they share; few jobs ask."""
+        return contenders.scored_together(self.jobs.config)
+
+    def predictions_scored(self, wildcards: Any) -> list[str]:
+        """Return the predictions of the contenders that are scored together."""
+        first = self.scored[wildcards.scored][0]
+        if first.sort == "cells":
+            names = grid.names_of(first.group)
+            return [
+                layout.PREDICTIONS.of(**names, cohort=cohort) for cohort in self.jobs.task_cohorts(first.task)
+            ]
+        if first.sort == "probes":
+            one = Probed(*first.group[:3])
+            return [layout.PROBES.of(**one._asdict(), split=split) for split in self.jobs.splits(first.task)]
+        return [layout.CONTROLS.of(task=first.task, split=split) for split in self.jobs.splits(first.task)]
+
+    def diagnosed(self, wildcards: Any) -> list[str]:
+        """Return what tells how subjects are predicted: predictions, labels, sites, splits, controls."""
+        predictions = [
+            layout.PREDICTIONS.of(**grid.names_of(base), cohort=cohort)
+            for base in grid.bases(self.jobs.config)
+            for cohort in self.jobs.task_cohorts(base[0])
+        ]
+        people = [
+            file
+            for task in self.jobs.tasks
+            for file in (*self.jobs.task_labels(task), *self.jobs.split_files(task, self.jobs.splits(task)))
+        ]
+        tested = dict.fromkeys(cohort for task in self.jobs.tasks for cohort in self.jobs.task_cohorts(task))
+        people += [layout.SITES.of(cohort=cohort) for cohort in tested]
+        controls = [
+            layout.SCORES.of(scored=scored) for scored in self.scored if scored.startswith("controls/")
+        ]
+        return [*predictions, *people, *controls]
+
+    def score_spec(self, wildcards: Any) -> str:
+        """Return what the scores of contenders that are scored together depend on, as JSON."""
+        return json.dumps(
+            contenders.score_spec(self.jobs.config, self.scored[wildcards.scored]), sort_keys=True
+        )
+
+    def confound_inputs(self, wildcards: Any) -> list[str]:
+        """Return what site and sex of a task's training cohort are told from: features and predictions."""
+        cohort = self.jobs.config.tasks[wildcards.task].train
+        spec = contenders.confound_spec(self.jobs.config, wildcards.task)
+        names = [grid.names_of((wildcards.task, *one["line"])) for one in spec["contenders"]]
+        tables = [layout.LABELS.of(task=wildcards.task, cohort=cohort), layout.SITES.of(cohort=cohort)]
+        features = [layout.FEATURES.of(**one, cohort=cohort) for one in spec["features"]]
+        predictions = [layout.PREDICTIONS.of(**one, cohort=cohort) for one in names]
+        return [*tables, self.jobs.volumes(cohort), *features, *predictions]
+
+    def confound_spec(self, wildcards: Any) -> str:
+        """Return what the confounds of a task depend on, as JSON."""
+        return json.dumps(contenders.confound_spec(self.jobs.config, wildcards.task), sort_keys=True)
+
+    def score_code(self, wildcards: Any) -> str:
+        """Return the version of the code that scores contenders of a task."""
+        kind = self.jobs.config.tasks[self.scored[wildcards.scored][0].task].kind
+        return numerics.version("evaluate.score", tasks.module_of(kind))
+
+    @cache  # noqa: B019 (there is one, as long as the workflow)
+    def result_files(self, wildcards: Any) -> list[str]:
+        """Return everything that tables and figures derive from: scores, costs, histories and cohorts."""
+        scores = [
+            place.of(scored=scored) for scored in self.scored for place in (layout.SCORES, layout.SCORE_DRAWS)
+        ]
+        trained = [
+            place.of(**cell.names) for cell in self.jobs.table for place in (layout.COST, layout.HISTORY)
+        ]
+        trained += [
+            place.of(**encoder.names)
+            for encoder in grid.encoders(self.jobs.config)
+            for place in (layout.PRETRAINING_COST, layout.PRETRAINING_HISTORY)
+        ]
+        stores = [self.jobs.stored_scans(cohort) for cohort in self.jobs.cohorts]
+        stores += [layout.SUBJECTS.of(cohort=cohort) for cohort in self.jobs.scanned]
+        linear = [task for task in self.jobs.tasks if self.jobs.config.tasks[task].linear]
+        confounds = [layout.CONFOUNDS.of(task=task) for task in linear]
+        return [*scores, *confounds, *trained, *stores]
+
+    def published_code(self, module: str) -> str:
+        """Return the version of the code of a module and of the kinds of all tasks."""
+        return numerics.version(
+            module, *sorted({tasks.module_of(self.jobs.config.tasks[task].kind) for task in self.jobs.tasks})
+        )

@@ -56,15 +56,15 @@ class Planted:
         ageing: correlation of the region of age with age.
         site: by how many SDs the region of the scanner is brighter at site B.
         agreement: share of the patients at site B, and of the others at site A.
-        twins: whether every scan is filed under a second subject's name, too.
-        subjects: number of subjects, without their twins.
+        filed_twice: whether every scan is filed under a second subject's name, too.
+        subjects: number of subjects, each counted once.
     """
 
     effect: float = 0.0
     ageing: float = 0.0
     site: float = 0.0
     agreement: float = 0.5
-    twins: bool = False
+    filed_twice: bool = False
     subjects: int = 300
 
     @property
@@ -130,7 +130,7 @@ def write_cohort(results: Path, planted: Planted, seed: int) -> None:
     n = planted.subjects
     regions = brightness.reshape(n, 2, 2, 2).repeat(REGION, 1).repeat(REGION, 2).repeat(REGION, 3)
     volumes = regions + NOISE * np.random.default_rng([seed, 1]).normal(size=regions.shape)
-    names = [f"{name}{i:04d}" for name in ("subject", "twin")[: 1 + planted.twins] for i in range(n)]
+    names = [f"{name}{i:04d}" for name in ("subject", "again")[: 1 + planted.filed_twice] for i in range(n)]
     people = [{**drawn[i % n], "subject": name, "scan_id": name} for i, name in enumerate(names)]
     arrays = (volumes[i % n][None].astype(np.float32) for i in range(len(people)))
     stored = layout.STORED_SCANS.at(results, cohort=COHORT)

@@ -168,7 +168,7 @@ def _sign(one: Score, other: Score) -> tuple[bool, bool]:
 
 def leaks(cohorts: int, processes: int) -> Iterator[Answer]:
     """Would subjects who are filed twice inflate the score, and are they caught?"""
-    filed = Planted(subjects=150, twins=True)
+    filed = Planted(subjects=150, filed_twice=True)
     plain = Planted(subjects=300)
     found = outcomes((plain, filed), cohorts, processes, ["scratch"])
     for method in ("ridge_voxels", "scratch"):
@@ -180,7 +180,9 @@ def leaks(cohorts: int, processes: int) -> Iterator[Answer]:
     for sort, planted in ((filed, "refused"), (plain, "passed")):
         refused = sum(is_refused(sort, seed) for seed in range(cohorts))
         text = f"{refused} of {cohorts} refused"
-        yield Answer("leak", "the check before training", planted, text, refused == cohorts * sort.twins)
+        yield Answer(
+            "leak", "the check before training", planted, text, refused == cohorts * sort.filed_twice
+        )
 
 
 def is_refused(planted: Planted, seed: int) -> bool:

@@ -112,7 +112,8 @@ VERBS = {
         for name in _imported(ast.unparse(node))
         if name.startswith("neuropeft.")
     ]
-    for node in ast.parse((ROOT / "workflow/neuropeft/verbs.py").read_text()).body
+    for path in ROOT.glob("workflow/neuropeft/verbs*.py")
+    for node in ast.parse(path.read_text()).body
     if isinstance(node, ast.FunctionDef)
 }
 

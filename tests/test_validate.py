@@ -33,7 +33,7 @@ def test_the_planted_truth_is_in_the_simulated_scans(tmp_path: Path) -> None:
 
 
 def test_people_who_are_filed_twice_are_refused_and_others_are_not() -> None:
-    assert validate.is_refused(studies.Planted(subjects=24, twins=True), 0)
+    assert validate.is_refused(studies.Planted(subjects=24, filed_twice=True), 0)
     assert not validate.is_refused(studies.Planted(subjects=24), 0)
 
 

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from neuropeft import verbs, verbs_for_people
+from neuropeft import verbs, verbs_for_people, verbs_of_results
 from neuropeft.errors import FAULTS, UserError, fault
 from neuropeft.layout import RESULTS
 from neuropeft.peaks import PEAKS
@@ -238,7 +238,7 @@ def _add_task_kind(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_evaluation(verb: Verb) -> None:
-    controls = verb("controls", verbs.controls)
+    controls = verb("controls", verbs_of_results.controls)
     _add_task_kind(controls)
     controls.add_argument("--methods", nargs="+", required=True, help="the controls")
     controls.add_argument("--targets", nargs="+", required=True, help="columns that are predicted")
@@ -246,35 +246,35 @@ def _add_evaluation(verb: Verb) -> None:
     controls.add_argument("--subsets", type=Subset.parse, nargs="+", required=True)
     controls.add_argument("--cohorts", nargs="+", required=True)
 
-    probes = verb("probes", verbs.probes)
+    probes = verb("probes", verbs_of_results.probes)
     _add_task_kind(probes)
     _paths(probes, "--split", "--out")
     probes.add_argument("--subsets", type=Subset.parse, nargs="+", required=True)
     probes.add_argument("--cohorts", nargs="+", required=True)
     _path_lists(probes, "--features")
 
-    score = verb("score", verbs.score)
+    score = verb("score", verbs_of_results.score)
     score.add_argument("--spec", required=True)
     _paths(score, "--table", "--draws")
 
-    confounds = verb("confounds", verbs.confounds)
+    confounds = verb("confounds", verbs_of_results.confounds)
     confounds.add_argument("--spec", required=True)
     _paths(confounds, "--out")
 
-    tables = verb("tables", verbs.tables)
+    tables = verb("tables", verbs_of_results.tables)
     tables.add_argument("--config-json", required=True)
     _paths(tables, "--counts", "--out")
     tables.add_argument("--partial", action="store_true")
 
-    figures = verb("figures", verbs.figures)
+    figures = verb("figures", verbs_of_results.figures)
     figures.add_argument("--config-json", required=True)
     _paths(figures, "--out")
 
-    report = verb("report", verbs.report)
+    report = verb("report", verbs_of_results.report)
     report.add_argument("--config-json", required=True)
     _path_lists(report, "--tables", "--figures")
     _paths(report, "--out")
 
-    diagnostics = verb("diagnostics", verbs.diagnostics)
+    diagnostics = verb("diagnostics", verbs_of_results.diagnostics)
     diagnostics.add_argument("--config-json", required=True)
     _paths(diagnostics, "--tables", "--figures")

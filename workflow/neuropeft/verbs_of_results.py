@@ -1,0 +1,84 @@
+"""The verbs that fit controls and probes, score, and publish; each imports what it needs."""
+
+import argparse
+import json
+
+from neuropeft.verbs import RESULTS, task_kind_of
+
+
+def controls(options: argparse.Namespace) -> None:
+    """Fit the controls of a task."""
+    from neuropeft.evaluate.controls import write_controls
+
+    write_controls(
+        task_kind_of(options),
+        options.methods,
+        options.targets,
+        options.split,
+        options.subsets,
+        options.cohorts,
+        options.out,
+    )
+
+
+def probes(options: argparse.Namespace) -> None:
+    """Fit the probes of a frozen backbone on a task."""
+    from neuropeft.evaluate.probes import write_probes
+
+    write_probes(
+        task_kind_of(options),
+        options.split,
+        options.subsets,
+        options.cohorts,
+        options.features,
+        options.out,
+    )
+
+
+def score(options: argparse.Namespace) -> None:
+    """Score contenders that are predicted together."""
+    from neuropeft.evaluate.score import score
+
+    score(json.loads(options.spec), RESULTS, options.table, options.draws)
+
+
+def confounds(options: argparse.Namespace) -> None:
+    """Write how well site and sex can be told in the training cohort of a task."""
+    from neuropeft.evaluate.confounds import write_confounds
+
+    write_confounds(json.loads(options.spec), RESULTS, options.out)
+
+
+def tables(options: argparse.Namespace) -> None:
+    """Write the tables."""
+    from neuropeft.config import Config
+    from neuropeft.publish.tables import write_partial_tables, write_tables
+
+    write = write_partial_tables if options.partial else write_tables
+    write(Config.model_validate_json(options.config_json), RESULTS, options.counts, options.out)
+
+
+def figures(options: argparse.Namespace) -> None:
+    """Draw the figures."""
+    from neuropeft.config import Config
+    from neuropeft.publish.figures import write_figures
+
+    write_figures(Config.model_validate_json(options.config_json), RESULTS, options.out)
+
+
+def report(options: argparse.Namespace) -> None:
+    """Write the report."""
+    from neuropeft.config import Config
+    from neuropeft.publish.report.page import write_report
+
+    config = Config.model_validate_json(options.config_json)
+    write_report(config, RESULTS, options.tables, options.figures, options.out)
+
+
+def diagnostics(options: argparse.Namespace) -> None:
+    """Write what predictions say of subjects."""
+    from neuropeft.config import Config
+    from neuropeft.publish.diagnostics import write_diagnostics
+
+    config = Config.model_validate_json(options.config_json)
+    write_diagnostics(config, RESULTS, options.tables, options.figures)

@@ -1,4 +1,4 @@
-"""Confounds: a planted one is told from labels, features and predictions; none is where none was planted."""
+"""Confounds: a planted one is found in labels, features and predictions; none is where none was planted."""
 
 import json
 
@@ -8,7 +8,7 @@ import pytest
 from fabricated_results import small_config
 from neuropeft import layout
 from neuropeft.contenders import confound_spec
-from neuropeft.evaluate.confounds import FEWEST, beyond_target, tell, write_confounds
+from neuropeft.evaluate.confounds import FEWEST, beyond_target, predictability, write_confounds
 from neuropeft.files import read_tsv, write_tsv
 from neuropeft.publish.confound_table import confound_records, confound_sheet, confound_warnings
 from neuropeft.tasks import task_kind
@@ -26,7 +26,7 @@ def by_subject(values):
 
 
 @pytest.mark.parametrize("kind", TARGETS)
-def test_beyond_the_label_a_site_is_told_from_predictions_that_have_learnt_it_alone(kind):
+def test_beyond_the_label_a_site_is_found_in_predictions_that_have_learnt_it_alone(kind):
     rng = np.random.default_rng(0)
     site = np.arange(SUBJECTS) % 2
     y = TARGETS[kind](site, rng)
@@ -36,7 +36,7 @@ def test_beyond_the_label_a_site_is_told_from_predictions_that_have_learnt_it_al
     level = by_subject(np.array(["one", "two"])[site])
     strata = of_kind.strata(by_subject(y))
     fair, unfair = (
-        tell(by_subject(beyond_target(of_kind, y, signal + noise + learnt)), level, strata)
+        predictability(by_subject(beyond_target(of_kind, y, signal + noise + learnt)), level, strata)
         for learnt in (0.0, np.outer(2.0 * site, np.arange(noise.shape[1]) + 1))
     )
     assert fair["auc"] < 0.7 < unfair["ci_low"]
@@ -48,17 +48,17 @@ def test_sites_of_few_subjects_and_unknown_ones_do_not_count():
     few = np.flatnonzero(sites == "c")[FEWEST - 1 :]
     sites[few] = "n/a"
     values = by_subject(rng.normal(size=(80, 3)) + 2.0 * (sites == "a")[:, None])
-    told = tell(values, by_subject(sites), {})
-    assert (told["levels"], told["n"]) == (2, 40)
-    assert told["auc"] > 0.9
-    assert tell(values, by_subject(np.where(sites == "b", "n/a", sites)), {}) is None
+    found = predictability(values, by_subject(sites), {})
+    assert (found["levels"], found["n"]) == (2, 40)
+    assert found["auc"] > 0.9
+    assert predictability(values, by_subject(np.where(sites == "b", "n/a", sites)), {}) is None
 
 
 # -- from files to warnings ------------------------------------------------------------------------
 
 
 def write_inputs(results, config, confounded):
-    """Write what the confounds of `ad` are told from, with subjects half of whom were scanned elsewhere."""
+    """Write the inputs of the confounds of `ad`; half of the subjects were scanned elsewhere."""
     rng = np.random.default_rng(0)
     spec = confound_spec(config, "ad")
     wanted = ["full", "lora"]
@@ -105,25 +105,25 @@ def test_a_planted_confound_is_warned_of_before_and_after_adaptation(tmp_path, c
     spec = json.loads(json.dumps(write_inputs(tmp_path, config, confounded)))
     out = layout.CONFOUNDS.at(tmp_path, task="ad")
     write_confounds(spec, tmp_path, out)
-    told = {
+    found = {
         (row["source"], row["backbone"], row["pretraining"]): float(row["ci_low"]) > 0.5
         for row in read_tsv(out)
         if row["confounder"] == "site"
     }
-    assert told["labels", "n/a", "n/a"] == confounded
-    assert told["features", "vit_b", "mae"]
-    assert told["full", "vit_b", "mae"]
-    assert not told["lora", "vit_b", "mae"]
-    assert not told["voxels", "n/a", "n/a"]
+    assert found["labels", "n/a", "n/a"] == confounded
+    assert found["features", "vit_b", "mae"]
+    assert found["full", "vit_b", "mae"]
+    assert not found["lora", "vit_b", "mae"]
+    assert not found["voxels", "n/a", "n/a"]
     records = confound_records(config, tmp_path)
     warnings = confound_warnings(config, records)
     if not confounded:
         assert not warnings
         return
     (warning,) = warnings["ad"]
-    assert warning.startswith("Warning: ad goes with site (told from the labels with an AUC of 0.")
-    assert "can be told from frozen ViT-B from mae: scores may come from it." in warning
-    assert "from the predictions of ViT-B Full fine-tune." in warning
+    assert warning.startswith("Warning: ad goes with site (predicted from the labels with an AUC of 0.")
+    assert "can be predicted from frozen ViT-B from mae: scores may come from it." in warning
+    assert "the predictions of ViT-B Full fine-tune show it." in warning
     sheet = confound_sheet(config, records)
     assert sheet.notes[0] == warning
     assert {row[2] for row in sheet.rows} == {"site", "sex"}

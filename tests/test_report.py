@@ -10,10 +10,10 @@ import pytest
 from fabricated_results import MISSING_CELL, contender, small_config, small_results
 from neuropeft import layout
 from neuropeft.config import Config
+from neuropeft.evaluate.against_controls import against_controls
 from neuropeft.evaluate.compare import BETTER, WITHIN_NOISE, WORSE
 from neuropeft.evaluate.confounds import COLUMNS as CONFOUND_COLUMNS
 from neuropeft.evaluate.scores import Score, read_scores
-from neuropeft.evaluate.standing import standings
 from neuropeft.files import read_tsv, write_tsv
 from neuropeft.publish.flow_table import flow_records
 from neuropeft.publish.formats import write_sheet
@@ -93,8 +93,8 @@ def results(tmp_path_factory: pytest.TempPathFactory, shared):
         {"scan_id": f"ADNI00{n}_1", "subject": f"ADNI00{n}", "side": side} for n, side in enumerate(SIDES)
     ]
     write_tsv(layout.SPLIT.at(folder, **SPLIT), sides, ("scan_id", "subject", "side"))
-    told = {"confounder": "site", "levels": 2, "n": 50, "auc": 0.9, "ci_low": 0.8, "ci_high": 1.0}
-    confounds = [{**told, "source": source} for source in ("labels", "voxels")]
+    row = {"confounder": "site", "levels": 2, "n": 50, "auc": 0.9, "ci_low": 0.8, "ci_high": 1.0}
+    confounds = [{**row, "source": source} for source in ("labels", "voxels")]
     write_tsv(layout.CONFOUNDS.at(folder, task="age"), confounds, CONFOUND_COLUMNS)
     write_sheet(Sheet("ranks", "Shown <here>.", ("A", "B"), [["x", "1"]]), layout.TABLES.at(folder))
     layout.FIGURES.at(folder).mkdir()
@@ -158,7 +158,7 @@ def test_scores_stand_beside_published_figures_and_the_reference(page: Page, res
 def test_a_method_stands_beside_the_best_of_its_controls(page: Page, results):
     stands = {
         one.score.contender: f"{one.verdict}: {one.name}"
-        for one in standings(read_scores(small_config(), results, with_draws=True))
+        for one in against_controls(read_scores(small_config(), results, with_draws=True))
         if (one.score.contender.task, one.score.cohort, one.score.metric) == ("age", "SimA", "mae")
     }
     shown = {
@@ -171,7 +171,7 @@ def test_a_method_stands_beside_the_best_of_its_controls(page: Page, results):
 
 
 def test_what_scores_may_come_from_is_said_on_the_first_page(page: Page):
-    assert "Warning: age goes with site (told from the labels with an AUC of 0.90" in page.text
+    assert "Warning: age goes with site (predicted from the labels with an AUC of 0.90" in page.text
 
 
 def test_a_run_that_says_the_same_of_everybody_is_named_with_what_to_use(page: Page):

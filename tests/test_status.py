@@ -51,7 +51,7 @@ def finish_state(config: Config, results: Path, cell: Cell, **cost: object) -> N
     finish(config, results, state_folder(results, cell) / FINISHED, cell, **cost)
 
 
-def standings(config: Config, results: Path) -> dict[Cell, CellStatus]:
+def statuses(config: Config, results: Path) -> dict[Cell, CellStatus]:
     return Cells(config, results).statuses
 
 
@@ -103,7 +103,7 @@ def test_every_cell_is_counted_once(
     with write(state_folder(tmp_path, running) / "lock").open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         text = printed(config, tmp_path, capsys)
-        states = Counter(standing.state for standing in standings(config, tmp_path).values())
+        states = Counter(one.state for one in statuses(config, tmp_path).values())
     assert states == {"done": 2, "running": 1, "failed": 2, "missing": 5}
     assert states.total() == len(cells(config))
     assert counted(text) == {
@@ -213,13 +213,13 @@ def test_a_cell_made_from_something_else_is_not_done_whatever_the_times(
     finish_state(config, tmp_path, cell)
     same_times()
     os.utime(tmp_path / "pretraining/mae/vit_xxs/encoder.safetensors")
-    assert standings(config, tmp_path)[cell].state == "done"
+    assert statuses(config, tmp_path)[cell].state == "done"
     change(tmp_path, rows)
     same_times()
     os.utime(
         tmp_path / "cohorts/SimA/store/scans.tsv", (61, 61)
     )  # read once by a process until it is touched
-    found = standings(config, tmp_path)[cell]
+    found = statuses(config, tmp_path)[cell]
     assert (found.state, found.reason.split()[-1]) == ("missing", part)
 
 
@@ -232,7 +232,7 @@ def test_damaged_files_are_named_and_never_a_traceback(
         finish_state(config, tmp_path, cell)
         path = state_folder(tmp_path, cell) / FINISHED / name
         path.write_text(damage(path.read_text()))
-    assert {one.state for one in standings(config, tmp_path).values()} == {"missing"}
+    assert {one.state for one in statuses(config, tmp_path).values()} == {"missing"}
     text = printed(config, tmp_path, capsys)
     path = state_folder(tmp_path, cells(config)[0]) / FINISHED / "delta.safetensors"
     assert f"{path} is damaged" in " ".join(text.split())
@@ -247,7 +247,7 @@ def test_cells_of_a_fold_wait_for_its_own_encoder_and_split(
     for cell in (first, second):
         finish_state(folded, tmp_path, cell)
     write_record([write(tmp_path / "pretraining/mae/vit_xxs/fold-2/encoder.safetensors")], {})
-    found = standings(folded, tmp_path)
+    found = statuses(folded, tmp_path)
     assert len(found) == 20
     assert (found[first].state, found[second].state) == ("done", "missing")
     note_failure(state_folder(tmp_path, second), "too few subjects")
@@ -266,19 +266,19 @@ def test_a_cell_whose_split_would_be_another_one_by_now_is_not_done(config: Conf
     cell = Cell("ad", "vit_xxs", "mae", "lora", fraction(50), 0)
     rows = make_data(config, tmp_path)
     finish_state(config, tmp_path, cell)
-    assert standings(config, tmp_path)[cell].state == "done"
+    assert statuses(config, tmp_path)[cell].state == "done"
     other = config.model_copy(update={"splits": config.splits.model_copy(update={"test": 0.4})})
-    assert standings(other, tmp_path)[cell].state == "missing"
+    assert statuses(other, tmp_path)[cell].state == "missing"
     folded = config.model_copy(update={"splits": Splits(folds=2, validation=0.2)})
     of_fold = cell._replace(fold=2)
     split(folded, tmp_path, "--fold=2", "--folds=2", "--validation=0.2", name="seed-0_fold-2")
     finish_state(folded, tmp_path, of_fold)
-    assert standings(folded, tmp_path)[of_fold].state == "done"
+    assert statuses(folded, tmp_path)[of_fold].state == "done"
     three = config.model_copy(update={"splits": Splits(folds=3, validation=0.2)})
-    assert standings(three, tmp_path)[of_fold].state == "missing"
+    assert statuses(three, tmp_path)[of_fold].state == "missing"
     corrected = [row | {"y": 1} if row["scan_id"] == "s0" else row for row in rows]
     write_tsv(tmp_path / "tasks/ad/SimA.tsv", corrected, ("scan_id", "subject", "session", "y", "sex"))
-    assert standings(config, tmp_path)[cell].state == "missing"
+    assert statuses(config, tmp_path)[cell].state == "missing"
 
 
 def test_a_job_that_ended_without_a_word(
@@ -331,7 +331,7 @@ def test_preprocessing_and_pretraining(
 
 def test_time_left_follows_from_the_nearest_finished_cells(config: Config, tmp_path: Path) -> None:
     def seconds(*wanted: Cell) -> float | None:
-        found = standings(config, tmp_path)
+        found = statuses(config, tmp_path)
         kept = {cell: one for cell, one in found.items() if one.state == "done" or cell in wanted}
         return estimate(kept).seconds
 
@@ -349,7 +349,7 @@ def test_time_left_follows_from_the_nearest_finished_cells(config: Config, tmp_p
     assert seconds(cell("age", "lora", 100, 0)) == 120
     finish_state(config, tmp_path, cell("age", "scratch", 100, 0), train_seconds=1.0, train_scans=120)
     assert seconds(cell("age", "lora", 100, 0)) == 360
-    assert estimate(standings(config, tmp_path)).far == 4  # age by lora and ad by scratch
+    assert estimate(statuses(config, tmp_path)).far == 4  # age by lora and ad by scratch
     finish_state(config, tmp_path, cell("ad", "lora", 100, 0), train_seconds=100.0, train_scans=40)
     assert seconds(whole) == 100
 

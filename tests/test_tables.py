@@ -8,9 +8,9 @@ import pytest
 
 from fabricated_results import contender, small_config, small_results
 from neuropeft.config import Config
+from neuropeft.evaluate.against_controls import against_controls
 from neuropeft.evaluate.compare import compare
 from neuropeft.evaluate.scores import Score, primary_metric, read_scores
-from neuropeft.evaluate.standing import standings
 from neuropeft.files import write_tsv
 from neuropeft.probe_names import PROBES
 from neuropeft.publish import score_tables
@@ -290,7 +290,7 @@ def test_a_method_is_told_where_it_stands_against_its_best_control(results):
         else one
         for one in scores
     ]
-    assert len(standings(fewer)) >= len(standings(scores)) > 0
+    assert len(against_controls(fewer)) >= len(against_controls(scores)) > 0
     (age,) = rows_of(
         results, "table3.csv", task="age", cohort="SimA", metric="mae", backbone="vit_b", method="lora"
     )

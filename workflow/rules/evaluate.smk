@@ -85,7 +85,7 @@ rule score:
         "python -m neuropeft score --spec {params.spec:q} --table {output.table} --draws {output.draws} > {log} 2>&1"
 
 
-# Once for a task: whether its site and sex can be told from labels, features and predictions takes seconds.
+# Once for a task: whether its site and sex can be predicted from labels, features and predictions takes seconds.
 rule confounds:
     input:
         SCORING.confound_inputs,
@@ -102,6 +102,6 @@ rule confounds:
         code=lambda wildcards: JOBS.code("evaluate.confounds", wildcards, "task"),
         spec=SCORING.confound_spec,
     message:
-        "Telling site and sex from labels, features and predictions of task {wildcards.task}"
+        "Predicting site and sex from labels, features and predictions of task {wildcards.task}"
     shell:
         "python -m neuropeft confounds --spec {params.spec:q} --out {output} > {log} 2>&1"

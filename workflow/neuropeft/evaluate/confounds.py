@@ -1,7 +1,7 @@
-"""Confounds: can site and sex be told from a task's labels, from features, and from predictions?
+"""Confounds: can site and sex be predicted from a task's labels, features or predictions?
 
 If the labels of a task go with the site and features show the site, a score may come from the scanner and not
-from the brain. Both are asked in the same way: how well does a linear discriminant tell the sites apart, on
+from the brain. Both are asked in the same way: how well does a linear discriminant separate the sites, on
 subjects that it was not fitted on? From predictions it is asked beyond the label: among subjects of one
 class, or of one fifth of the values, of whose predictions the line through all by target is taken away.
 """
@@ -25,7 +25,7 @@ from neuropeft.tasks.base import Array, TaskKind
 from neuropeft.tasks.metrics import auc
 
 CONFOUNDERS = ("site", "sex")
-LABELS, VOXELS, FEATURES = "labels", "voxels", "features"  # where it is told from, beside the methods
+LABELS, VOXELS, FEATURES = "labels", "voxels", "features"  # sources, beside the methods
 FEWEST = 10  # subjects that a site must have to count
 FOLDS, DRAWS = 5, 2000
 COLUMNS = ("confounder", "levels", "source", "backbone", "pretraining", "n", "auc", "ci_low", "ci_high")
@@ -34,7 +34,7 @@ Values = dict[str, Array]  # subject -> [features]
 
 
 def write_confounds(spec: Mapping[str, Any], results: Path, out: Path) -> None:
-    """Write how well site and sex can be told in the training cohort of a task.
+    """Write how well site and sex can be predicted in the training cohort of a task.
 
     Args:
         spec: what `confound_spec` of `contenders` returned.
@@ -56,13 +56,15 @@ def write_confounds(spec: Mapping[str, Any], results: Path, out: Path) -> None:
             level = {subject: people[subject][confounder] for subject in values}
             beyond = names["source"] not in (LABELS, VOXELS, FEATURES)
             strata = kind.strata({subject: people[subject]["y"] for subject in values}) if beyond else {}
-            if (told := tell(values, level, strata)) is not None:
-                found.append({"confounder": confounder, **names, **told})
+            if (row := predictability(values, level, strata)) is not None:
+                found.append({"confounder": confounder, **names, **row})
     write_tsv(out, found, COLUMNS)
 
 
-def tell(values: Values, level: Mapping[str, str], strata: Mapping[str, int]) -> dict[str, float] | None:
-    """Return how well a level of each subject, such as its site, is told from its values.
+def predictability(
+    values: Values, level: Mapping[str, str], strata: Mapping[str, int]
+) -> dict[str, float] | None:
+    """Return how well a level of each subject, such as its site, can be predicted from its values.
 
     Args:
         values: [features] of each subject.
@@ -130,7 +132,7 @@ def _out_of_fold(features: Array, y: NDArray[np.int_]) -> Array:
     return cross_val_predict(model, features, y, cv=folds, method="predict_proba")
 
 
-# -- what it is told from --------------------------------------------------------------------------
+# -- sources ---------------------------------------------------------------------------------------
 
 
 def _people(results: Path, task: str, cohort: str) -> dict[str, dict[str, Any]]:

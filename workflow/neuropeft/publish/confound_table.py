@@ -1,4 +1,4 @@
-"""The table of confounds: from what site and sex can be told; warnings where scores may come from them."""
+"""The table of confounds: from what site and sex can be predicted; warnings where that may make scores."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,12 +15,12 @@ from neuropeft.publish.labels import cohort_label
 from neuropeft.publish.sheet import Sheet
 
 CHANCE = 0.5
-CONFOUND_COLUMNS = ("task", "cohort", *COLUMNS, "told")
+CONFOUND_COLUMNS = ("task", "cohort", *COLUMNS, "above_chance")
 NOTES = (
-    "AUC: how well a linear discriminant tells the sites (the sexes) of the training cohort apart, on "
+    "AUC: how well a linear discriminant separates the sites (the sexes) of the training cohort, on "
     "subjects that it was not fitted on; of several sites the mean over them. One scan each; sites of fewer "
-    f"than {FEWEST} subjects are left out. Told: the 95 % interval over subjects lies above 0.5; it is "
-    "somewhat too narrow, since the discriminant is not fitted anew in its draws.",
+    f"than {FEWEST} subjects are left out. Above chance: the 95 % interval over subjects lies above 0.5; it "
+    "is somewhat too narrow, since the discriminant is not fitted anew in its draws.",
     "Labels: from what is predicted. Voxels: averaged to 10 x 10 x 10. Frozen: from the mean token, before "
     "anything is adapted. Others: from a method's predictions, among test subjects of the same class (of a "
     "value: of the same fifth, less the line by target), so that only what goes beyond the label counts.",
@@ -34,9 +34,10 @@ def confound_records(config: Config, results: Path) -> list[Record]:
     for task in used_tasks(config):
         path = layout.CONFOUNDS.at(results, task=task)
         for row in read_tsv(path) if path.is_file() else []:
-            told = float(row["ci_low"]) > CHANCE if row["ci_low"] != MISSING else False
+            above = float(row["ci_low"]) > CHANCE if row["ci_low"] != MISSING else False
             numbers = {key: float(row[key]) for key in ("auc", "ci_low", "ci_high") if row[key] != MISSING}
-            found.append({"task": task, "cohort": config.tasks[task].train, **row, **numbers, "told": told})
+            place = {"task": task, "cohort": config.tasks[task].train}
+            found.append({**place, **row, **numbers, "above_chance": above})
     return found
 
 
@@ -44,31 +45,42 @@ def confound_warnings(config: Config, records: Sequence[Record]) -> dict[str, li
     """Return a sentence for each task and confounder that a score may come from."""
     names, found = _names(config), dict[str, list[str]]()
     for first in records:
-        if first["source"] != LABELS or not first["told"]:
+        if first["source"] != LABELS or not first["above_chance"]:
             continue
-        told = [
+        above = [
             one
             for one in records
-            if (one["task"], one["confounder"]) == (first["task"], first["confounder"]) and one["told"]
+            if (one["task"], one["confounder"]) == (first["task"], first["confounder"])
+            and one["above_chance"]
         ]
-        seen = [names(one) for one in told if one["source"] in (VOXELS, FEATURES)]
-        predicted = [names(one) for one in told if one["source"] not in (LABELS, VOXELS, FEATURES)]
+        seen = [names(one) for one in above if one["source"] in (VOXELS, FEATURES)]
+        predicted = [names(one) for one in above if one["source"] not in (LABELS, VOXELS, FEATURES)]
         if seen or predicted:
             text = (
-                f"Warning: {first['task']} goes with {first['confounder']} (told from the labels with an AUC "
-                f"of {first['auc']:.2f}, {first['ci_low']:.2f} to {first['ci_high']:.2f})"
+                f"Warning: {first['task']} goes with {first['confounder']} (predicted from the labels with "
+                f"an AUC of {first['auc']:.2f}, {first['ci_low']:.2f} to {first['ci_high']:.2f})"
             )
-            text += f", which can be told from {_listed(seen)}" if seen else ""
+            text += f", which can be predicted from {_listed(seen)}" if seen else ""
             text += ": scores may come from it."
             if predicted:
-                text += f" Beyond the label it is told from the predictions of {_listed(predicted)}."
+                text += f" Beyond the label, the predictions of {_listed(predicted)} show it."
             found.setdefault(first["task"], []).append(text)
     return found
 
 
 def confound_sheet(config: Config, records: Sequence[Record]) -> Sheet:
     """Lay out the table for readers."""
-    header = ("Task", "Cohort", "What", "Levels", "Told from", "Subjects", "AUC", "95 % interval", "Told")
+    header = (
+        "Task",
+        "Cohort",
+        "What",
+        "Levels",
+        "Predicted from",
+        "Subjects",
+        "AUC",
+        "95 % interval",
+        "Above chance",
+    )
     names = _names(config)
     rows = [
         [
@@ -80,12 +92,12 @@ def confound_sheet(config: Config, records: Sequence[Record]) -> Sheet:
             str(one["n"]),
             f"{one['auc']:.3f}",
             f"{one['ci_low']:.3f} to {one['ci_high']:.3f}",
-            "yes" if one["told"] else "-",
+            "yes" if one["above_chance"] else "-",
         ]
         for one in records
     ]
     warnings = [text for texts in confound_warnings(config, records).values() for text in texts]
-    caption = "From what site and sex can be told."
+    caption = "From what site and sex can be predicted."
     if not rows:
         caption += " Empty: no cohort has two sites or sexes of enough subjects, or nothing is predicted yet."
     return Sheet(

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 
 from neuropeft.config import Config
+from neuropeft.evaluate.against_controls import against_controls
 from neuropeft.evaluate.compare import Comparison
 from neuropeft.evaluate.costs import COST_KEYS, Costs, trainable_parameters
 from neuropeft.evaluate.scores import Score
-from neuropeft.evaluate.standing import standings
 from neuropeft.publish.cost_table import estimated_seconds
 from neuropeft.publish.labels import is_simulated, metric_name
 from neuropeft.publish.published import published_score
@@ -61,10 +61,10 @@ def score_records(
 ) -> list[dict[str, object]]:
     """Return one row per score, with the columns `SCORE_COLUMNS`.
 
-    `difference` and what follows from it compare with the reference method (see `evaluate.compare`), and
-    `over_control` with the best control: positive is better, whatever the metric (see `evaluate.standing`).
+    `difference` and what follows from it compare with the reference method (see `evaluate.compare`),
+    `over_control` with the best control (`evaluate.against_controls`). Positive is better in every metric.
     """
-    against = {id(one.score): one for one in standings(scores)}
+    against = {id(one.score): one for one in against_controls(scores)}
     comparisons = {id(comparison.score): comparison for comparison in compared}
     trainable = trainable_parameters(costs)
     records: list[dict[str, object]] = []
@@ -103,13 +103,13 @@ def score_records(
                 "verdict": comparison.verdict,
                 "within_noise": comparison.within_noise,
             }
-        if (standing := against.get(id(score))) is not None:
+        if (compared := against.get(id(score))) is not None:
             record |= {
-                "best_control": "/".join(standing.control.contender.line),
-                "over_control": standing.difference,
-                "over_control_ci_low": standing.ci_low,
-                "over_control_ci_high": standing.ci_high,
-                "below_control": standing.is_below,
+                "best_control": "/".join(compared.control.contender.line),
+                "over_control": compared.difference,
+                "over_control_ci_low": compared.ci_low,
+                "over_control_ci_high": compared.ci_high,
+                "below_control": compared.is_below,
             }
         records.append(record)
     return records

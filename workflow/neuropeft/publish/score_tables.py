@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 
 from neuropeft.config import Config
 from neuropeft.contenders import Contender, Line, backbone_label, main_backbones
+from neuropeft.evaluate.against_controls import AgainstControl, against_controls
 from neuropeft.evaluate.bootstrap import DRAWS
 from neuropeft.evaluate.compare import BETTER, WITHIN_NOISE, WORSE, Comparison
 from neuropeft.evaluate.scores import Score, primary_metric
-from neuropeft.evaluate.standing import Standing, standings
 from neuropeft.files import MISSING
 from neuropeft.grid import Group, used_backbones, used_tasks
 from neuropeft.probe_names import PERMUTATIONS
@@ -90,7 +90,7 @@ def score_sheet(
         caption = "Empty: the grid has no further backbone."
         return Sheet(f"table{table}", caption, HEADER, (), (), text_columns=4)
     columns = _columns(shown)
-    against = {id(one.score): one for one in standings(shown)}
+    against = {id(one.score): one for one in against_controls(shown)}
     rows: list[list[str]] = []
     breaks = set()
     for task in dict.fromkeys(score.contender.task for score in shown):
@@ -157,7 +157,7 @@ def _task_rows(
     columns: Sequence[Line],
     trainable: Mapping[Group, int],
     marks: Mapping[int, str],
-    against: Mapping[int, Standing],
+    against: Mapping[int, AgainstControl],
 ) -> list[list[str]]:
     name = scores[0].contender.task
     task = config.tasks[name]
@@ -183,7 +183,7 @@ def _metric_rows(
     cohort: str,
     metric: Metric,
     marks: Mapping[int, str],
-    against: Mapping[int, Standing],
+    against: Mapping[int, AgainstControl],
 ) -> list[list[str]]:
     present = [score for score in line if score is not None]
     task = config.tasks[present[0].contender.task]

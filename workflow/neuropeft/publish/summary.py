@@ -8,9 +8,9 @@ from neuropeft import layout
 from neuropeft.cells.status import Cells
 from neuropeft.config import Config
 from neuropeft.errors import UserError
+from neuropeft.evaluate.against_controls import against_controls
 from neuropeft.evaluate.costs import read_costs, trainable_parameters
 from neuropeft.evaluate.scores import NOT_SCORED, Score, primary_metric, read_scores
-from neuropeft.evaluate.standing import standings
 from neuropeft.files import MISSING
 from neuropeft.grid import Group, scanned_cohorts, used_cohorts, used_tasks
 from neuropeft.publish.confound_table import confound_records, confound_warnings
@@ -70,7 +70,7 @@ def _block(
         # Methods, probes and controls apart; what has no value comes last.
         return score.contender.place[0], not score.values, score.order if score.values else 0.0
 
-    below = {id(one.score): f"  {one.verdict}: {one.name}" for one in standings(shown) if one.is_below}
+    below = {id(one.score): f"  {one.verdict}: {one.name}" for one in against_controls(shown) if one.is_below}
     for score in sorted(shown, key=best_first):
         yield f"  {score.contender.label:{width}}  {_values(score, trainable)}{below.get(id(score), '')}"
 

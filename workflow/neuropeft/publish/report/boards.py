@@ -4,9 +4,9 @@ import math
 from collections.abc import Mapping, Sequence
 
 from neuropeft.config import Config
+from neuropeft.evaluate.against_controls import against_controls
 from neuropeft.evaluate.compare import Comparison, compare
 from neuropeft.evaluate.scores import Score
-from neuropeft.evaluate.standing import standings
 from neuropeft.files import MISSING
 from neuropeft.grid import Group, used_tasks
 from neuropeft.publish.labels import cohort_label, folds_text
@@ -55,7 +55,7 @@ def _board(
     means = [score.mean for score in shown if score.values]
     words = wording(first, task.unit, means[0] if means else math.nan)
     by_metric = {(score.contender, score.metric): score for score in here}
-    against = {id(one.score): f"{one.verdict}: {one.name}" for one in standings(shown)}
+    against = {id(one.score): f"{one.verdict}: {one.name}" for one in against_controls(shown)}
     published = {id(score): pair for score in shown if (pair := published_score(config, score))}
     known = {"Published": bool(published), "Ours - published": bool(published)}
     header = (

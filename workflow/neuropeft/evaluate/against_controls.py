@@ -1,4 +1,4 @@
-"""Where a method stands against its controls: is it worth more than what needs no fine-tune?"""
+"""A method against its controls: is it worth more than what needs no fine-tune?"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from neuropeft.tasks.base import Array
 
 
 @dataclass(frozen=True)
-class Standing:
+class AgainstControl:
     """A method's score against the best of its controls.
 
     Attributes:
@@ -46,7 +46,7 @@ class Standing:
         return "its untrained twin" if self.control.contender.is_method else self.control.contender.short
 
 
-def standings(scores: Sequence[Score]) -> list[Standing]:
+def against_controls(scores: Sequence[Score]) -> list[AgainstControl]:
     """Compare every method with the best of its controls on the same subjects.
 
     They are the controls of its task, the probes of its frozen backbone, pretrained and untrained, and its
@@ -66,7 +66,7 @@ def standings(scores: Sequence[Score]) -> list[Standing]:
                 if _is_control(other.contender, score.contender) and (pair := paired(score, other))
             ]
             if controls:
-                found.append(_stand(score, *min(controls, key=lambda one: one[0].order)))
+                found.append(_compare(score, *min(controls, key=lambda one: one[0].order)))
     return found
 
 
@@ -78,6 +78,6 @@ def _is_control(one: Contender, method: Contender) -> bool:
     return one.is_control or (one.backbone == method.backbone and one.pretraining in starts)
 
 
-def _stand(score: Score, control: Score, pair: tuple[float, Array]) -> Standing:
+def _compare(score: Score, control: Score, pair: tuple[float, Array]) -> AgainstControl:
     sign, (difference, draws) = 1 if score.higher_is_better else -1, pair
-    return Standing(score, control, sign * difference, *percentile_interval(sign * draws))
+    return AgainstControl(score, control, sign * difference, *percentile_interval(sign * draws))

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from neuropeft import layout
+from neuropeft.cells.costs import cell_folder
 from neuropeft.config import Config
 from neuropeft.contenders import Contender, contenders, controls_of, score_spec, scored_together
-from neuropeft.evaluate.costs import cell_folder
 from neuropeft.evaluate.score import score
 from neuropeft.evaluate.scores import Score, read_scores
 from neuropeft.files import write_tsv

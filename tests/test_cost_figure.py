@@ -3,7 +3,7 @@
 import pytest
 
 from fabricated_results import fabricate, small_config, small_results
-from neuropeft.evaluate.costs import read_costs
+from neuropeft.cells.costs import read_costs
 from neuropeft.evaluate.scores import read_scores
 from neuropeft.publish.cost_figure import COSTS, draw_costs, pareto_front
 from neuropeft.publish.cost_table import accuracy, cost_sheet, estimated_seconds

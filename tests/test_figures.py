@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from drawn import legend, panel, read_csv, words
 from fabricated_results import small_config, small_results
-from neuropeft.evaluate.costs import cell_folder, read_costs, trainable_parameters
+from neuropeft.cells.costs import cell_folder, read_costs, trainable_parameters
 from neuropeft.evaluate.scores import read_scores
 from neuropeft.grid import Cell
 from neuropeft.publish.curves import curve_backbones, draw_curves

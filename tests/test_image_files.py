@@ -10,11 +10,11 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, JPEGLosslessSV1, generate_uid
 
 from kinds import picture
+from neuropeft.cohorts.duplicates import group_duplicates
 from neuropeft.cohorts.index import index_cohort, index_row
 from neuropeft.config import Cohort
 from neuropeft.config.inputs import Image as Settings
 from neuropeft.files import read_tsv, write_tsv
-from neuropeft.inputs.duplicates import group_duplicates
 from neuropeft.inputs.image import KIND, LUMINANCE, into_square
 from neuropeft.inputs.io import ScanError
 from neuropeft.inputs.picture import read_picture

@@ -5,8 +5,8 @@ import pytest
 
 from drawn import panel, read_csv, words
 from fabricated_results import small_config, small_results
+from neuropeft.cells.costs import cell_folder
 from neuropeft.errors import UserError
-from neuropeft.evaluate.costs import cell_folder
 from neuropeft.grid import Cell
 from neuropeft.publish.losses import (
     draw_finetuning_losses,

@@ -62,7 +62,7 @@ def schema(options: argparse.Namespace) -> None:
 
 def group_duplicates(options: argparse.Namespace) -> None:
     """Write a table of 2D images anew, in which images that look the same have one subject."""
-    from neuropeft.inputs.duplicates import group_duplicates
+    from neuropeft.cohorts.duplicates import group_duplicates
 
     before, after = group_duplicates(options.table, options.out, options.size)
     print(f"{options.out}: {after} subjects instead of {before}; images that look the same share one")

@@ -1,1 +1,1 @@
-"""Cells of the grid: what has become of them, and what of the results does not count any more."""
+"""Cells of the grid: what has become of them, what they cost, and which results do not count any more."""

@@ -14,11 +14,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from neuropeft import grid, layout
+from neuropeft.cells.costs import cell_folder
 from neuropeft.cells.status import Cells
 from neuropeft.cohorts.prepare import Tables
 from neuropeft.cohorts.sources import changed_file, store_sources, synthetic_sources
 from neuropeft.errors import UserError
-from neuropeft.evaluate.costs import cell_folder
 from neuropeft.jobs import Jobs
 from neuropeft.records import read_record
 from neuropeft.searches import Searches

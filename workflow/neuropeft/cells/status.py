@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from neuropeft import layout
+from neuropeft.cells.costs import cell_folder, read_cost
 from neuropeft.cohorts.splits import SPLIT_COLUMNS, make_split, read_usable
 from neuropeft.config import Config
 from neuropeft.errors import UserError
-from neuropeft.evaluate.costs import cell_folder, read_cost
 from neuropeft.files import format_tsv
 from neuropeft.grid import Base, Cell, cell_spec, cells, encoder_fold, encoder_of
 from neuropeft.records import Digests, read_record

@@ -11,11 +11,11 @@ from pathlib import Path
 from statistics import fmean
 
 from neuropeft import layout
+from neuropeft.cells.costs import read_cost
 from neuropeft.cells.status import Cells
 from neuropeft.config import Config
 from neuropeft.contenders import Contender, contenders
 from neuropeft.errors import UserError, suggest
-from neuropeft.evaluate.costs import read_cost
 from neuropeft.grid import Cell, cells, encoder_of, used_tasks
 from neuropeft.tasks import kind_of
 

@@ -8,9 +8,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
 
+from neuropeft.cells.costs import Costs
 from neuropeft.config import Config
 from neuropeft.contenders import backbone_label
-from neuropeft.evaluate.costs import Costs
 from neuropeft.evaluate.scores import Score, primary_metric
 from neuropeft.grid import Group
 from neuropeft.publish.panel import panel_title, score_axis

@@ -4,9 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import Any, NamedTuple
 
+from neuropeft.cells.costs import Costs
 from neuropeft.config import Config
 from neuropeft.contenders import Contender, contenders
-from neuropeft.evaluate.costs import Costs
 from neuropeft.files import MISSING
 from neuropeft.forecast.seconds import training_seconds
 from neuropeft.grid import Cell, used_tasks

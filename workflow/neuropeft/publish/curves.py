@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from neuropeft.cells.costs import Costs, subset_sizes
 from neuropeft.config import Config
 from neuropeft.contenders import Contender, Line, backbone_label, main_backbones
-from neuropeft.evaluate.costs import Costs, subset_sizes
 from neuropeft.evaluate.scores import Score, primary_metric
 from neuropeft.grid import used_tasks
 from neuropeft.publish.panel import FITTED, TRIVIAL, draw_references, panel_title, references, score_axis

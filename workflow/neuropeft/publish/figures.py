@@ -6,8 +6,8 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from neuropeft import layout
+from neuropeft.cells.costs import read_costs, trainable_parameters
 from neuropeft.config import Config
-from neuropeft.evaluate.costs import read_costs, trainable_parameters
 from neuropeft.evaluate.scores import read_scores
 from neuropeft.grid import Encoder, autoencoded, encoder_folds, segmented
 from neuropeft.publish.cost_figure import draw_costs

@@ -4,10 +4,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from neuropeft.cells.costs import Costs, subset_sizes
 from neuropeft.config import Config
 from neuropeft.contenders import Line
 from neuropeft.evaluate.bootstrap import percentile_interval
-from neuropeft.evaluate.costs import Costs, subset_sizes
 from neuropeft.evaluate.learning import REACH, Curve, doubled, fit, scans_to_match
 from neuropeft.evaluate.scores import Score, primary_metric
 from neuropeft.grid import NO_PRETRAINING

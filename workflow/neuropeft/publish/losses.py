@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from neuropeft import layout
+from neuropeft.cells.costs import cell_folder
 from neuropeft.config import Config
 from neuropeft.contenders import backbone_label, contenders, main_backbones
-from neuropeft.evaluate.costs import cell_folder
 from neuropeft.files import read_tsv
 from neuropeft.grid import Cell, Group, cells, encoders
 from neuropeft.publish.labels import cohort_label

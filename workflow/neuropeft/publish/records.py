@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
+from neuropeft.cells.costs import COST_KEYS, Costs, trainable_parameters
 from neuropeft.config import Config
 from neuropeft.evaluate.against_controls import against_controls
 from neuropeft.evaluate.compare import Comparison
-from neuropeft.evaluate.costs import COST_KEYS, Costs, trainable_parameters
 from neuropeft.evaluate.scores import Score
 from neuropeft.publish.cost_table import estimated_seconds
 from neuropeft.publish.labels import is_simulated, metric_name

@@ -5,11 +5,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from neuropeft import layout
+from neuropeft.cells.costs import read_costs, trainable_parameters
 from neuropeft.cells.status import Cells
 from neuropeft.config import Config
 from neuropeft.errors import UserError
 from neuropeft.evaluate.against_controls import against_controls
-from neuropeft.evaluate.costs import read_costs, trainable_parameters
 from neuropeft.evaluate.scores import NOT_SCORED, Score, primary_metric, read_scores
 from neuropeft.files import MISSING
 from neuropeft.grid import Group, scanned_cohorts, used_cohorts, used_tasks

@@ -5,10 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from neuropeft import layout
+from neuropeft.cells.costs import Costs, read_cost, read_costs, trainable_parameters
 from neuropeft.cells.status import Cells
 from neuropeft.config import Config
 from neuropeft.evaluate.compare import Comparison, compare
-from neuropeft.evaluate.costs import Costs, read_cost, read_costs, trainable_parameters
 from neuropeft.evaluate.partial import find_partial, score_all
 from neuropeft.evaluate.scores import Score, read_scores
 from neuropeft.files import read_tsv

@@ -12,10 +12,10 @@ from typing import Any
 import yaml
 
 from neuropeft import layout
+from neuropeft.cells.costs import Costs, read_costs, trainable_parameters
 from neuropeft.config import Config
 from neuropeft.contenders import backbone_label, contenders, main_backbones
 from neuropeft.errors import UserError
-from neuropeft.evaluate.costs import Costs, read_costs, trainable_parameters
 from neuropeft.evaluate.scores import NOT_SCORED, Score, read_scores
 from neuropeft.files import MISSING, atomic_path, read_tsv
 from neuropeft.grid import (

@@ -7,9 +7,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from neuropeft import layout
+from neuropeft.cells.costs import Costs
 from neuropeft.config import Config
 from neuropeft.config.inputs import T1w
-from neuropeft.evaluate.costs import Costs
 from neuropeft.files import MISSING
 from neuropeft.grid import (
     Encoder,

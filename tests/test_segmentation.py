@@ -14,6 +14,7 @@ from pydantic import ValidationError
 import tiny_cells
 from neuropeft import grid, layout
 from neuropeft.backbones.base import InputSpec
+from neuropeft.backbones.decoders import build_predictor
 from neuropeft.config import Cohort, Config, SegmentationTask
 from neuropeft.contenders import contenders
 from neuropeft.evaluate.scores import Score
@@ -210,6 +211,15 @@ def test_regions_may_hold_one_another_and_are_painted_from_the_outside():
     classes = segmentation()
     assert classes.outputs == 3
     assert classes.label_map(np.array([[0.2, 0.5, 0.3], [0.2, 0.2, 0.6]])).tolist() == [0, 1, 4]
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_head_starts_from_how_often_regions_are(nested):
+    kind = segmentation(classes={}, regions={"all": [1, 4], "core": [4]}) if nested else segmentation()
+    shares = torch.tensor([0.02, 0.001])
+    model = build_predictor(tiny_cells.BACKBONE, kind.outputs)
+    model.start_at(kind.prior_logits(shares))
+    torch.testing.assert_close(kind.scores(model.head.classify.bias[None], (), 1.0)[0], shares)
 
 
 @pytest.mark.parametrize("nested", [False, True])

@@ -26,6 +26,7 @@ SPREAD: Mapping[int, type[nn.ConvTranspose2d | nn.ConvTranspose3d]] = {
     2: nn.ConvTranspose2d,
     3: nn.ConvTranspose3d,
 }
+CONVOLUTION: Mapping[int, type[nn.Conv2d | nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}
 LINEAR = {2: "bilinear", 3: "trilinear"}
 
 
@@ -61,7 +62,7 @@ class UNetDecoder(nn.Module):
         for below, width in itertools.pairwise(widths):
             self.narrow.append(Convolution(dims, below, width, kernel_size=1, conv_only=True))
             self.blocks.append(block(2 * width, width))
-        self.last = Convolution(dims, FINEST, outputs, kernel_size=1, conv_only=True)
+        self.classify = CONVOLUTION[dims](FINEST, outputs, 1)
 
     def forward(self, scans: Tensor, maps: Sequence[Tensor]) -> Tensor:
         """Return logits [B, outputs, *S] of scans [B, C, *S] whose maps [B, width, *grid] a backbone gave."""
@@ -70,7 +71,7 @@ class UNetDecoder(nn.Module):
         for narrow, block, skip in zip(self.narrow, self.blocks, skips, strict=True):
             x = F.interpolate(narrow(x), skip.shape[2:], mode=LINEAR[skip.ndim - 2])
             x = block(torch.cat([x, skip], dim=1))
-        return self.last(x)
+        return self.classify(x)
 
 
 def _levels(gives: Sequence[MapSpec]) -> dict[int, int]:
@@ -90,6 +91,11 @@ class DensePredictor(Predictor):
     """`backbone` (scans -> feature maps) and `head`, a decoder (scans and maps -> logits of every voxel)."""
 
     by_tokens = False
+
+    def start_at(self, logits: Tensor) -> None:
+        """Have the untrained head tell these logits [outputs] of every voxel, apart from what it sees."""
+        with torch.no_grad():
+            self.head.classify.bias.copy_(logits)
 
     def raw(self, x: Tensor) -> Tensor:
         """Return the logits [B, outputs, *S] of scans [B, C, *S]."""

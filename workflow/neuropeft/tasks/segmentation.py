@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from neuropeft.cohorts.index import Scan
     from neuropeft.config import SegmentationTask
 
+RAREST = 1e-6  # share of voxels that a region is taken to have at least
 SUBJECTS = 3  # one for each side of a split
 SORTS = (("dice", "Dice", True), ("hd95", "HD95 ({unit})", False), ("nsd", "surface Dice", True))
 
@@ -132,6 +133,15 @@ class Segmentation(TaskKind):
             torch.stack([labels == value for value in values]).any(0) for values in self.regions.values()
         ]
         return torch.stack(of_regions, dim=1)
+
+    def prior_logits(self, shares: "Tensor") -> "Tensor":
+        """Return the logits [outputs] that tell in every voxel how often regions are, of shares [regions]."""
+        import torch
+
+        shares = shares.clamp(RAREST, 1 - RAREST)
+        if self.nested:
+            return shares.logit()
+        return torch.cat([(1 - shares.sum(0, keepdim=True)).clamp_min(RAREST), shares]).log()
 
     def found(self, probabilities: "Tensor") -> "Tensor":
         """Return which voxels are predicted to be in each region, of probabilities [B, regions, *S]."""

@@ -116,3 +116,100 @@ def test_med_tunings_count_is_reproduced_exactly(row):
     beside = 0 if whole else backbone.positions.numel() + 2 * 768
     assert beside in (0, 50_688)
     assert round((counts.total + beside) / 1e6, 3) == millions
+
+
+# Trainable parameters of the encoder, without the head, as published or as their formula gives.
+COUNTS = {
+    ("vit_b", "scratch"): 88_202_496,
+    ("vit_b", "linear"): 0,
+    ("vit_b", "partial"): 7_089_408,
+    ("vit_b", "partial_4"): 28_353_024,
+    ("vit_b", "attention"): 28_348_416,
+    ("vit_b", "attention_qv"): 14_174_208,
+    ("vit_b", "layernorm"): 38_400,
+    ("vit_b", "lora"): 294_912,
+    ("vit_b", "bitfit"): 102_912,
+    ("vit_b", "houlsby"): 3_559_680,
+    ("vit_b", "pfeiffer"): 1_189_632,
+    ("vit_b", "parallel"): 7_091_712,
+    ("vit_b", "adaptformer"): 1_189_632,
+    ("vit_b", "adapter_plus"): 165_984,
+    ("vit_b", "adapter_drop"): 521_808,
+    ("vit_b", "compacter"): 57_088,
+    ("vit_b", "adapter_bias"): 46_092,
+    ("vit_b", "pro_tuning"): 4_810_752,
+    ("vit_b", "st_adapter"): 7_110_144,
+    ("vit_b", "convpass"): 355_200,
+    ("vit_b", "med_tuning"): 2_842_744,
+    ("vit_s", "scratch"): 12_220_800,
+    ("vit_s", "layernorm"): 9_984,
+    ("vit_s", "adapter_drop"): 18_840,
+    ("vit_s", "med_tuning"): 391_484,
+    ("vit_b", "difffit"): 102_912 + 19_200 + 12 * 2 * 768,  # biases, scales of norms, new scales
+    ("vit_b", "fairtune"): 28_348_416 + 12 * 2 * 768,  # attention and norm1
+    ("vit_b", "gps"): 2 * 12 * 9 * 768,  # one weight and the bias of each neuron
+    ("vit_b", "gps_3"): 4 * 12 * 9 * 768,
+    ("vit_b", "vpt_shallow"): 7_680,
+    ("vit_b", "vpt_deep"): 92_160,
+    ("vit_b", "vpt_deep_50"): 460_800,
+    ("vit_b", "prefix"): 184_320,
+    ("vit_b", "prefix_mlp"): 9_857_024,
+    ("vit_s", "attention_qv"): 6 * 2 * 384 * 385,
+    ("vit_s", "vpt_deep"): 6 * 10 * 384,
+    ("vit_l", "scratch"): 24 * (12 * 1024**2 + 13 * 1024) + 4097 * 1024 + 2 * 1024,
+    ("vit_b", "rslora"): 294_912,
+    ("vit_b", "lora_plus"): 294_912,
+    ("vit_b", "dora"): 294_912 + 2 * 12 * 768,  # and one per adapted row
+    ("vit_b", "lnlora"): 626_688,
+    ("vit_b", "adalora"): 2 * 12 * (2 * 12 * 768 + 12),
+    ("vit_b", "dylora"): 294_912,
+    ("vit_b", "vera"): 2 * 12 * (256 + 768),
+    ("vit_b", "fact_tk"): 30_976,
+    ("vit_b", "fact_tt"): 61_440,
+    ("vit_b", "repadapter"): 2 * 12 * (8 * 768 + 8 + 4 * 768 + 768),
+    ("vit_b", "ssf"): 205_824,
+    ("vit_b", "ia3"): 55_296,
+    ("vit_s", "dora"): 73_728 + 2 * 6 * 384,
+    ("vit_s", "vera"): 2 * 6 * (256 + 384),
+    ("vit_s", "ia3"): 6 * 6 * 384,
+    ("densenet121", "scratch"): 11_242_624,
+    ("densenet121", "linear"): 0,
+    ("densenet121", "bitfit"): 41_824,
+    ("resnet50", "scratch"): 46_155_072,
+    ("resnet50", "bitfit"): 26_560,
+    # Of a CNN: every convolution has a batch norm, of scale and shift; 58 and 16 kernels have 3^3 voxels.
+    ("densenet121", "batchnorm"): 83_648,
+    ("densenet121", "last_block"): 3_339_776,
+    ("densenet121", "ssf_conv"): 20_480,
+    ("densenet121", "lora_conv"): 1_954_744,
+    ("densenet121", "tsa"): 58 * 128 * 32,
+    ("densenet121", "series"): 58 * 32**2,
+    ("densenet121", "conv_adapter"): 58 * (128 * 27 + 32 + 32 * 32 + 2 * 32),
+    ("resnet50", "batchnorm"): 53_120,
+    ("resnet50", "last_block"): 29_120_512,
+    ("resnet50", "ssf_conv"): 53_120,
+    ("resnet50", "lora_conv"): 1_180_856,
+    ("resnet50", "tsa"): 3 * 64**2 + 4 * 128**2 + 6 * 256**2 + 3 * 512**2,
+    ("resnet50", "series"): 3 * 64**2 + 4 * 128**2 + 6 * 256**2 + 3 * 512**2,
+}
+OPTIONS = {
+    "houlsby": {"reduction": 8},
+    "pfeiffer": {"reduction": 12},
+    **{kind: {"r": 8} for kind in ("lora", "rslora", "lora_plus", "dora")},
+    "partial_4": {"kind": "partial", "blocks": 4},
+    "fairtune": {"mask": ["norm1+attn"]},
+    "gps_3": {"kind": "gps", "connections": 3},
+    "vpt_deep_50": {"kind": "vpt_deep", "prompts": 50},
+    "prefix": {"prompts": 10},
+    "prefix_mlp": {"kind": "prefix", "prompts": 10, "reparameterised": True},
+}
+SHAPES = {**BACKBONES, "vit_l": {"kind": "vit", "width": 1024, "depth": 24, "heads": 16}}
+
+
+@pytest.mark.parametrize(("backbone", "kind"), COUNTS, ids=["-".join(pair) for pair in COUNTS])
+def test_as_many_parameters_are_trained_as_published(backbone, kind):
+    method = method_settings({"kind": kind, **OPTIONS.get(kind, {})}).model_dump()
+    with torch.device("meta"):
+        model = build_predictor(SHAPES.get(backbone, {"kind": backbone}), 2)
+        adapt(model, method, torch.default_generator)
+    assert count(model).encoder == COUNTS[backbone, kind]

@@ -1,4 +1,6 @@
 # neuropeft: preprocess cohorts, pretrain a masked autoencoder, fine-tune every cell, publish tables and curves.
+# The package behind the rules is workflow/neuropeft. There layout.py says where everything lies (PREDICTIONS, say), cells/
+# why a result is made again, and methods/ how each method works; README.md, "Add your own", how to add one.
 from pathlib import Path
 
 from snakemake.utils import min_version
@@ -24,19 +26,19 @@ if DeploymentMethod.APPTAINER in workflow.deployment_settings.deployment_method:
     container: str(Path(workflow.basedir, "envs", "neuropeft.sif"))  # envs/neuropeft.def says how to build it
 
 
-include: "workflow/rules/resources.smk"
-include: "workflow/rules/cohorts.smk"
-include: "workflow/rules/t1w.smk"
-include: "workflow/rules/prepare.smk"
-include: "workflow/rules/stores.smk"
-include: "workflow/rules/splits.smk"
-include: "workflow/rules/pretrain.smk"
-include: "workflow/rules/search.smk"
-include: "workflow/rules/finetune.smk"
-include: "workflow/rules/evaluate.smk"
-include: "workflow/rules/probes.smk"
-include: "workflow/rules/publish.smk"
-include: "workflow/rules/partial.smk"
+include: "workflow/rules/resources.smk"  # what jobs ask for
+include: "workflow/rules/cohorts.smk"  # who is in a cohort: labels, sites; simulated scans
+include: "workflow/rules/t1w.smk"  # heads -> brains in MNI152
+include: "workflow/rules/prepare.smk"  # images and volumes -> arrays
+include: "workflow/rules/stores.smk"  # the arrays of a cohort, what was excluded, its QC page
+include: "workflow/rules/splits.smk"  # who is trained, validated and tested on; no leaks
+include: "workflow/rules/pretrain.smk"  # encoders, trained here or imported
+include: "workflow/rules/search.smk"  # the settings that cells are trained with
+include: "workflow/rules/finetune.smk"  # the cells
+include: "workflow/rules/evaluate.smk"  # predictions, controls, scores, confounds
+include: "workflow/rules/probes.smk"  # linear models and k-NN on frozen backbones
+include: "workflow/rules/publish.smk"  # tables, figures, report
+include: "workflow/rules/partial.smk"  # status, and tables of what is finished by now
 
 
 rule all:

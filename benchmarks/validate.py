@@ -1,6 +1,6 @@
-"""Does the benchmark tell the truth? Its own code meets simulated cohorts in which the truth is planted.
+"""Does the benchmark find what is planted? Its own code meets cohorts in which the truth is planted.
 
-Five parts, each with what was planted beside what was told. effect: do AUC and MAE move with the planted
+Five parts, each with what was planted beside what was found. effect: do AUC and MAE move with the planted
 effect? order: is the order of methods the same in other cohorts, within the stated intervals? leak: are
 subjects caught who are filed under two names, and would they inflate the score? site: is a site that goes
 with the diagnosis warned of, and one that does not, not? interval: do 95 % intervals hold the truth in 95 %
@@ -45,7 +45,7 @@ SIZES = (25, 50, 100, 200)  # test subjects
 JUDGED = 100  # test subjects from which the coverage of intervals is judged
 GOAL = (0.93, 0.97)
 PARTS = ("effect", "order", "leak", "site", "interval")
-COLUMNS = ("part", "question", "planted", "told", "holds")
+COLUMNS = ("part", "question", "planted", "found", "holds")
 
 NOTES = (
     "effect: means over the cohorts at effects that grow from none; at best is what an ideal reader of the "
@@ -58,12 +58,12 @@ NOTES = (
 
 @dataclass(frozen=True)
 class Answer:
-    """What was planted, what was told, and whether that is right; None where it is not judged."""
+    """What was planted, what was found, and whether that is right; None where it is not judged."""
 
     part: str
     question: str
     planted: str
-    told: str
+    found: str
     holds: bool | None = None
 
 
@@ -72,7 +72,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the benchmark told of a cohort: scores, and warnings by task."""
+    """What the benchmark found in a cohort: scores, and warnings by task."""
 
     scores: list[Score]
     warnings: dict[str, list[str]]
@@ -103,12 +103,12 @@ def mapped(function: Callable[[Any], Any], jobs: Sequence[Any], processes: int) 
 def outcomes(
     planted: Sequence[Planted], cohorts: int, processes: int, methods: Sequence[str]
 ) -> dict[Planted, list[Outcome]]:
-    """Return what the benchmark tells of so many cohorts of each sort."""
+    """Return what the benchmark finds in so many cohorts of each sort."""
     jobs = [(one, 100 * number + place) for place, one in enumerate(planted) for number in range(cohorts)]
     found = mapped(partial(outcome, methods=methods), jobs, processes)
     by_sort: dict[Planted, list[Outcome]] = {}
-    for (one, _), told in zip(jobs, found, strict=True):
-        by_sort.setdefault(one, []).append(told)
+    for (one, _), cohort in zip(jobs, found, strict=True):
+        by_sort.setdefault(one, []).append(cohort)
     return by_sort
 
 
@@ -325,16 +325,16 @@ def main() -> int:
     started, used = time.monotonic(), time.process_time()
     found = list(answers(options.parts, options.cohorts, options.studies, options.processes))
     rows = [
-        [one.part, one.question, one.planted, one.told, {True: "yes", False: "NO", None: "-"}[one.holds]]
+        [one.part, one.question, one.planted, one.found, {True: "yes", False: "NO", None: "-"}[one.holds]]
         for one in found
     ]
     caption = (
-        f"Simulated data: what was planted and what the benchmark told, {options.cohorts} cohorts of each "
+        f"Simulated data: what was planted and what the benchmark found, {options.cohorts} cohorts of each "
         f"sort and {options.studies} studies for each interval."
     )
     write_csv(options.out / "validate.csv", [dict(zip(COLUMNS, row, strict=True)) for row in rows], COLUMNS)
     sheet = Sheet(
-        "validate", caption, ("Part", "Question", "Planted", "Told", "Holds"), rows, NOTES, text_columns=5
+        "validate", caption, ("Part", "Question", "Planted", "Found", "Holds"), rows, NOTES, text_columns=5
     )
     write_sheet(sheet, options.out)
     print(markdown(sheet))

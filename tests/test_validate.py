@@ -38,8 +38,8 @@ def test_people_who_are_filed_twice_are_refused_and_others_are_not() -> None:
 
 
 @pytest.fixture
-def told():
-    """What an honest benchmark would tell of three cohorts of each level."""
+def outcomes():
+    """What an honest benchmark would find in three cohorts of each level."""
     template = next(iter(contenders(small_config())))
     rng = np.random.default_rng(0)
 
@@ -70,8 +70,8 @@ def told():
     return {level: [outcome(level) for _ in range(3)] for level in validate.LEVELS}
 
 
-def test_an_honest_benchmark_passes(told) -> None:
-    answers = [*validate.effects(told), *validate.order(told)]
+def test_an_honest_benchmark_passes(outcomes) -> None:
+    answers = [*validate.effects(outcomes), *validate.order(outcomes)]
     assert len(answers) == 2 * len(validate.LEARNERS) + 3
     assert all(one.holds for one in answers)
 
@@ -80,22 +80,22 @@ def test_an_honest_benchmark_passes(told) -> None:
     ("method", "task", "lie"),
     [("lora", "ad", 0.95), ("shuffled", "ad", 0.7), ("scratch", "age", 1.0)],
 )
-def test_a_lie_is_told(told, method: str, task: str, lie: float) -> None:
+def test_a_lie_is_found(outcomes, method: str, task: str, lie: float) -> None:
     """A score that does not depend on what was planted, or skill where there can be none."""
-    for some in told.values():
+    for some in outcomes.values():
         for one in some:
             score = one.of(task, method)
             one.scores[one.scores.index(score)] = replace(
                 score, values={0: lie}, ci_low=lie - 0.04, ci_high=lie + 0.04
             )
-    assert [one.question for one in validate.effects(told) if not one.holds]
+    assert [one.question for one in validate.effects(outcomes) if not one.holds]
 
 
-def test_an_order_that_changes_between_cohorts_is_told(told) -> None:
-    for some in told.values():
+def test_an_order_that_changes_between_cohorts_is_found(outcomes) -> None:
+    for some in outcomes.values():
         first = some[0].of("ad", "lora")
         some[0].scores[some[0].scores.index(first)] = replace(first, values={0: 1.0}, draws=first.draws + 1)
-    ad, age = validate.order(told)
+    ad, age = validate.order(outcomes)
     assert not ad.holds
     assert age.holds
 

@@ -49,6 +49,7 @@ def test_images_are_built_from_the_lock_and_nothing_else(recipe, lock):
     assert cuda == f"torch=={lock['torch']}", "what its wheel pins, which is no part of the lock"
     assert "requirements.lock /opt/requirements.lock" in text
     assert f"python:{PYTHON}" in text
+    assert recipe == "neuropeft.def" or text.endswith("USER neuropeft\n"), "Docker runs it as root otherwise"
 
 
 APPTAINER = ("--software-deployment-method", "apptainer")

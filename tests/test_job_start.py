@@ -97,7 +97,8 @@ def stand_in(folder: Path, name: str, script: str) -> None:
 def in_shell(folder: Path, command: str, **environment: str) -> str:
     """Return what a command of a job prints, where the programs in `folder` come before others."""
     path = f"{folder}:{os.environ['PATH']}"
-    variables = {**os.environ, "PATH": path, "PYTHONPATH": "", **environment}
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    variables |= {"PATH": path, **environment}
     run = ["bash", "-c", shell._process_prefix + command]
     return subprocess.run(run, env=variables, cwd=folder, capture_output=True, text=True, check=True).stdout
 

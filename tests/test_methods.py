@@ -1,4 +1,4 @@
-"""What every method must do, on every backbone that it fits, and the door to them."""
+"""What every method must do, on every backbone that it fits."""
 
 import copy
 from typing import Any, NamedTuple, get_args

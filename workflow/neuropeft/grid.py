@@ -59,12 +59,12 @@ class Cell(NamedTuple):
 
 
 def names_of(shared: Sequence[Any]) -> dict[str, Any]:
-    """Return what places of `layout` call cells by that share their first fields, a `Base` or a `Group`."""
+    """Return the wildcards of `layout` for cells that share their first fields, a `Base` or a `Group`."""
     return dict(zip(Cell._fields, shared, strict=False))
 
 
 def base_of(wildcards: Any) -> Base:
-    """Return what wildcards say that cells share which are predicted together."""
+    """Return the base that wildcards name: the cells that are predicted together."""
     return wildcards.task, wildcards.backbone, wildcards.pretraining, wildcards.method
 
 

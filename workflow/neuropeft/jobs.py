@@ -82,7 +82,7 @@ class Jobs:
         return layout.STORED_SCANS.of(cohort=cohort)
 
     def task_kind_arguments(self, task: str) -> str:
-        """Return what tells a command the kind of a task."""
+        """Return the arguments that give a command the kind of a task."""
         one = self.config.tasks[task]
         told = f" --told {shlex.quote(one.told)}" if one.told else ""
         return f"--kind {one.kind} --size {one.size}{told}"
@@ -111,7 +111,7 @@ class Jobs:
         return grid.splits_of(cell for cell in self.table if cell.task == task)
 
     def pack_table(self, cell: Cell) -> str:
-        """Return what says that the pack of a cell has been trained."""
+        """Return the table that is there once the pack of a cell has been trained."""
         return layout.PACK.of(**self.pack_of[cell].names)
 
     def pack_named(self, wildcards: Any) -> Pack:
@@ -135,7 +135,7 @@ class Jobs:
         return self.encoders(self.packs[self.pack_named(wildcards)])
 
     def pack_choices(self, wildcards: Any) -> str | list[str]:
-        """Return what a search has chosen for a pack's cells, if there is one."""
+        """Return the table of what a search chose for a pack's cells, if there is one."""
         return self.choices(self.packs[self.pack_named(wildcards)][0])
 
     def encoders(self, some: Collection[Cell]) -> list[str]:
@@ -144,7 +144,7 @@ class Jobs:
         return [layout.ENCODER.of(**encoder.names) for encoder in found if encoder is not None]
 
     def cell_sources(self, cell: Cell) -> str:
-        """Return what tells a command what a cell is trained from."""
+        """Return the arguments that give a command all that a cell is trained from."""
         split = layout.SPLIT.of(**cell.names)
         scans = self.stored_scans(self.config.tasks[cell.task].train)
         encoders = "".join(f" --encoder {encoder}" for encoder in self.encoders([cell]))
@@ -152,7 +152,7 @@ class Jobs:
         return f"--split {split} --store-scans {scans}{encoders}{choices}"
 
     def choices(self, cell: Cell) -> str | list[str]:
-        """Return what a search chooses for a cell, if there is one."""
+        """Return the table of what a search chooses for a cell, if there is one."""
         if self.config.training.search is None:
             return []
         part = fold_part(grid.encoder_fold(self.config, cell))
@@ -202,11 +202,11 @@ class Jobs:
         return self.config.cohorts[wildcards.cohort].input.steps[step]
 
     def step_settings(self, wildcards: Any) -> str:
-        """Return what the steps of a cohort's kind of input are told, as JSON."""
+        """Return the settings of the steps of a cohort's kind of input, as JSON."""
         return json.dumps(self._told(wildcards.cohort))
 
     def chunk_sources(self, cohort: str) -> dict[str, str]:
-        """Return what all steps of a cohort's kind of input depend on, beside the scans."""
+        """Return code and settings that the steps of a cohort's kind of input depend on."""
         return chunk_sources(self.config.cohorts[cohort].input.steps, self._told(cohort))
 
     def _told(self, cohort: str) -> dict[str, Any]:
@@ -230,7 +230,7 @@ class Jobs:
         return self.config.cohorts[cohort].input.same
 
     def simulated_chunk(self, wildcards: Any) -> str | list[str]:
-        """Return what says that a chunk's scans have been simulated, for a simulated cohort."""
+        """Return the table of a chunk's simulated scans; nothing for other cohorts."""
         return layout.SIMULATED_CHUNK if wildcards.cohort in self.simulated else []
 
     def simulated_participants(self, cohort: str, chunk: str) -> str:
@@ -298,7 +298,7 @@ class Jobs:
         return sites + regions
 
     def evaluated_subjects(self, task: str, cohort: str, names: Iterable[str]) -> list[str]:
-        """Return what says who is predicted: the splits in the training cohort, everybody elsewhere."""
+        """Return the tables of who is predicted: splits in the training cohort, labels elsewhere."""
         if cohort != self.config.tasks[task].train:
             return [layout.LABELS.of(task=task, cohort=cohort)]
         return self.split_files(task, names)

@@ -24,7 +24,7 @@ AGAIN = "start the workflow again, which makes damaged results anew"
 
 
 def stamp(path: Path) -> Stamp:
-    """Return what changes whenever somebody writes to a file."""
+    """Return size, times and inode of a file, some of which change whenever somebody writes to it."""
     state = path.stat()
     return [state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino]
 

@@ -36,7 +36,7 @@ class ScoreJobs:
         return [layout.CONTROLS.of(task=first.task, split=split) for split in self.jobs.splits(first.task)]
 
     def diagnosed(self, wildcards: Any) -> list[str]:
-        """Return what tells how subjects are predicted: predictions, labels, sites, splits, controls."""
+        """Return the files that diagnostics read: predictions, labels, sites, splits, controls."""
         predictions = [
             layout.PREDICTIONS.of(**grid.names_of(base), cohort=cohort)
             for base in grid.bases(self.jobs.config)
@@ -55,13 +55,13 @@ class ScoreJobs:
         return [*predictions, *people, *controls]
 
     def score_spec(self, wildcards: Any) -> str:
-        """Return what the scores of contenders that are scored together depend on, as JSON."""
+        """Return the specification of contenders that are scored together, as JSON."""
         return json.dumps(
             contenders.score_spec(self.jobs.config, self.scored[wildcards.scored]), sort_keys=True
         )
 
     def confound_inputs(self, wildcards: Any) -> list[str]:
-        """Return what site and sex of a task's training cohort are told from: features and predictions."""
+        """Return the files from which site and sex of a training cohort are predicted."""
         cohort = self.jobs.config.tasks[wildcards.task].train
         spec = contenders.confound_spec(self.jobs.config, wildcards.task)
         names = [grid.names_of((wildcards.task, *one["line"])) for one in spec["contenders"]]
@@ -71,7 +71,7 @@ class ScoreJobs:
         return [*tables, self.jobs.volumes(cohort), *features, *predictions]
 
     def confound_spec(self, wildcards: Any) -> str:
-        """Return what the confounds of a task depend on, as JSON."""
+        """Return the specification of a task's confounds, as JSON."""
         return json.dumps(contenders.confound_spec(self.jobs.config, wildcards.task), sort_keys=True)
 
     def score_code(self, wildcards: Any) -> str:

@@ -48,11 +48,11 @@ class Searches:
         return found
 
     def all(self) -> list[Searched]:
-        """Return what is searched; nothing without a search."""
+        """Return every base and fold that has trials of its own; none without a search."""
         return list(self.of_choice)
 
     def named(self, wildcards: Any) -> Searched:
-        """Return what the wildcards of a rule name."""
+        """Return the one that the wildcards of a rule name."""
         return Searched(*base_of(wildcards), fold_in(wildcards.fold_part))
 
     def cells(self, one: Searched) -> list[Cell]:
@@ -91,7 +91,7 @@ class Searches:
         return number * self.search.share * len(self.cells(one))
 
     def settings(self) -> str:
-        """Return what is tried, as canonical JSON."""
+        """Return the settings of the search, as canonical JSON."""
         return self.search.model_dump_json()
 
     def files(self) -> list[str]:

@@ -112,7 +112,7 @@ class _Grid:
             self.networks[kind] = of_cell(grid.cell_spec(self.config, cell))
 
     def _kind(self, cell: Cell) -> tuple[Any, ...]:
-        """Return what tells a cell's network from others: heads of one size are alike."""
+        """Return a key that cells of the same network share: heads of one size are alike."""
         task = self.config.tasks[cell.task]
         return cell.backbone, cell.method, task.kind, task.size, task.told
 

@@ -1,4 +1,4 @@
-"""The door to every method: adapt a network, and store what training it changed."""
+"""Adapt a network by any method, and store what training it changed."""
 
 from collections.abc import Collection, Mapping
 from importlib import import_module

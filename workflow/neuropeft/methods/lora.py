@@ -1,4 +1,4 @@
-"""LoRA (Hu et al. 2022) and its kin: low-rank updates of linear layers, with q, k and v of qkv apart."""
+"""LoRA (Hu et al. 2022) and its variants: low-rank updates of linear layers, with q, k and v of qkv apart."""
 
 import math
 from collections.abc import Iterable, Mapping

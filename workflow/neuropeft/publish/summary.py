@@ -1,4 +1,4 @@
-"""The closing words of a run: main scores beside the controls, and where everything lies."""
+"""The summary of a run: main scores beside the controls, and where everything lies."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence

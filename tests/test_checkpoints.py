@@ -58,6 +58,21 @@ def test_another_architecture_is_refused_by_its_key(tmp_path, key, value):
         load_encoder(tmp_path / "encoder.safetensors", vit.build({**BACKBONE, key: value}))
 
 
+def test_weights_of_whole_scans_start_a_network_of_patches(tmp_path):
+    whole, part = vit.build({**BACKBONE, "image_size": 48}), vit.build(BACKBONE)
+    ramp = torch.arange(6.0).expand(48, 6, 6, 6)  # grows along the last axis, as the order of places has it
+    whole.positions.copy_(ramp.flatten(1).T)
+    trained(whole)
+    save_encoder(tmp_path / "encoder.safetensors", whole, {})
+    load_encoder(tmp_path / "encoder.safetensors", part)
+    assert torch.equal(part.blocks[1].mlp.fc1.weight, whole.blocks[1].mlp.fc1.weight)
+    found = part.positions.view(4, 4, 4, 48)
+    torch.testing.assert_close(found[0, 3, :, 7], torch.tensor([0.25, 1.75, 3.25, 4.75]))
+    assert (found == found[:1, :1]).all()
+    report = import_encoder(tmp_path / "encoder.safetensors", tmp_path / "own.safetensors", part, {})
+    assert report == ["positions of 216 places were interpolated to 64"]
+
+
 def test_missing_and_unexpected_keys_are_listed(tmp_path):
     from safetensors.torch import save_file
 
@@ -124,13 +139,13 @@ def test_our_positions_are_those_of_monai():
     torch.testing.assert_close(vit.build({**BACKBONE, "image_size": 40}).positions, theirs.data)
 
 
-def test_a_checkpoint_of_another_image_size_is_refused(tmp_path):
+def test_a_checkpoint_of_another_image_size_says_that_it_is_interpolated(tmp_path):
     from monai.networks.nets import ViT
 
     theirs = ViT(**{**MONAI, "img_size": 48}, num_heads=4)
     torch.save(theirs.state_dict(), tmp_path / "monai.pt")
-    with pytest.raises(UserError, match=r"positions \[216, 48\] for \[64, 48\]"):
-        import_encoder(tmp_path / "monai.pt", tmp_path / "e.safetensors", vit.build(BACKBONE), {})
+    report = import_encoder(tmp_path / "monai.pt", tmp_path / "e.safetensors", vit.build(BACKBONE), {})
+    assert report[-1] == "positions of 216 places were interpolated to 64"
 
 
 def test_a_checkpoint_that_is_no_monai_transformer_is_refused():

@@ -192,7 +192,7 @@ def test_one_channel_takes_the_sum_over_channels(images, tmp_path):
 def test_positions_are_interpolated_to_another_grid(tmp_path):
     state = timm_vit(size=56)
     network, report = imported(VIT, state, tmp_path)
-    assert report == ["positions of 7 x 7 places were interpolated to 4 x 4"]
+    assert report == ["positions of 49 places were interpolated to 16"]
     square = state["pos_embed"][0, 1:].T.view(1, WIDTH, 7, 7)
     expected = F.interpolate(square, (4, 4), mode="bicubic").view(WIDTH, 16).T
     torch.testing.assert_close(network.positions, expected)
@@ -227,7 +227,7 @@ def test_published_shapes_fit(shape):
         network = build_backbone(settings | {"patch_size": patch, "image_size": 224})
         state, _ = import_vit_2d(timm_vit(width, depth, patch, size, layer_scale), network)
     wanted = {name: value.shape for name, value in network.state_dict().items()}
-    assert {name: value.shape for name, value in state.items()} == wanted
+    assert {name: value.shape for name, value in network.fitted(state).items()} == wanted
 
 
 def test_parameters_are_as_many_as_published():

@@ -146,15 +146,7 @@ def _bases(config: Config, block: Block) -> tuple[list[Base], list[str]]:
             if unfit := _unfit(config.tasks[task], config.backbones[backbone].decoders):
                 reasons.append(f"{task} on {backbone} needs {unfit}")
                 continue
-            size = config.preprocessing.size
-            whole = config.tasks[task].seen(size) == size or not config.backbones[backbone].has_positions
-            found += [(task, backbone, start, method) for start in starts if whole or start == NO_PRETRAINING]
-            reasons += [
-                f"{task} on {backbone} cannot start from {start}, which has the positions of whole scans and "
-                "not those of patches"
-                for start in starts
-                if not whole and start != NO_PRETRAINING
-            ]
+            found += [(task, backbone, start, method) for start in starts]
     return found, reasons
 
 

@@ -102,6 +102,10 @@ class Backbone(nn.Module, ABC):
     def architecture(self) -> dict[str, Any]:
         """Return what weights must share with this network to fit, stored beside them."""
 
+    def fitted(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the weights of a network of this architecture, made for scans of another size, for this."""
+        return dict(state)
+
     @cached_property
     def gives_maps(self) -> tuple[MapSpec, ...]:
         """The feature maps that it gives, from the first layers to the last; its tokens alone by default."""

@@ -43,6 +43,8 @@ def save_tensors(path: str | Path, state: Mapping[str, Tensor], metadata: Mappin
 def load_encoder(path: str | Path, encoder: Backbone) -> dict[str, str]:
     """Load a file written by `save_encoder` into `encoder`, in place.
 
+    What it was made for may be scans of another size, see `Backbone.fitted`.
+
     Returns:
         The metadata of the file.
 
@@ -54,14 +56,14 @@ def load_encoder(path: str | Path, encoder: Backbone) -> dict[str, str]:
     different = [
         f"{key} {stored[key]} for {wanted[key]}"
         for key in wanted
-        if stored.get(key, wanted[key]) != wanted[key]
+        if key != "image_size" and stored.get(key, wanted[key]) != wanted[key]
     ]
     if different:
         raise UserError(
             f"the encoder {path} is of another architecture ({', '.join(different)}); "
             "change the backbone or choose another pretraining"
         )
-    load_strictly(encoder, state, str(path))
+    load_strictly(encoder, encoder.fitted(state), str(path))
     return metadata
 
 

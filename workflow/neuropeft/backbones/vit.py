@@ -19,6 +19,7 @@ from neuropeft.backbones.base import CONVOLUTIONS, SIZE, Backbone, FeatureSpec, 
 from neuropeft.errors import UserError
 
 POSITION_TEMPERATURE = 10000.0
+RESIZED = {2: "bicubic", 3: "trilinear"}
 EPS = 1e-5  # that LayerNorms add to variances
 
 
@@ -92,6 +93,20 @@ def sincos_positions(grid: int, width: int, dims: int = 3) -> Tensor:
     angles = [axis.flatten()[:, None] * frequency for axis in (second, first, *rest)]  # each [N, bands]
     positions = torch.cat([part for angle in angles for part in (angle.sin(), angle.cos())], dim=1).float()
     return F.pad(positions, (0, width % (2 * dims)))
+
+
+def resized_positions(positions: Tensor, grid: int, dims: int) -> Tensor:
+    """Return positions [g^dims, width] of a grid for another one, [grid^dims, width].
+
+    In 2D they are interpolated as by Hugging Face's DINOv2, bicubic, and in 3D trilinear; corners are not
+    aligned, and there is no antialiasing.
+    """
+    edge = round(len(positions) ** (1 / dims))
+    if edge == grid or edge**dims != len(positions):
+        return positions
+    image = positions.float().view(1, *[edge] * dims, -1).movedim(-1, 1)  # [1, width, g, g, ...]
+    resized = F.interpolate(image, (grid,) * dims, mode=RESIZED[dims], align_corners=False)
+    return resized.flatten(2).squeeze(0).T.contiguous()
 
 
 def patch_view(x: Tensor, patch: int) -> Tensor:
@@ -339,6 +354,12 @@ class ViT(Backbone):
         """Return the shape of the network; stochastic depth is a matter of training: weights fit with any."""
         shape = {key: value for key, value in asdict(self.config).items() if key != "drop_path"}
         return {"kind": self.KIND, **shape}
+
+    def fitted(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the weights of such a network of scans of any size, its positions interpolated to this."""
+        positions = {name: state[name] for name in ("positions",) if name in state}
+        sizes = self.config.grid, self.config.DIMS
+        return {**state, **{name: resized_positions(value, *sizes) for name, value in positions.items()}}
 
     def layer_of(self, name: str) -> int:
         """Return the block of a parameter, or the layer of the final norm; 0 for what is below or new."""

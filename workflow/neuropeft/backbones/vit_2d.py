@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from neuropeft.backbones.images import Standardise
@@ -92,19 +91,6 @@ class ViT2D(ViT):
         shape = super().architecture()
         del shape["features"]
         return shape | self.standardise.values
-
-
-def resized_positions(positions: Tensor, grid: int) -> Tensor:
-    """Return positions [g^2, width] of a square grid for another one, [grid^2, width].
-
-    They are interpolated as by Hugging Face's DINOv2: bicubic, corners not aligned, without antialiasing.
-    """
-    edge = round(len(positions) ** 0.5)
-    if edge == grid:
-        return positions
-    image = positions.float().view(1, edge, edge, -1).permute(0, 3, 1, 2)  # [1, width, g, g]
-    resized = F.interpolate(image, (grid, grid), mode="bicubic", align_corners=False)
-    return resized.flatten(2).squeeze(0).T.contiguous()
 
 
 def build(settings: Mapping[str, Any]) -> ViT2D:

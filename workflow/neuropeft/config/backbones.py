@@ -24,14 +24,12 @@ class _Backbone(Kind):
             `tokens in 3D`, `stages` of layers, of which the last one is known, `bias`, parameters of that
             name, and `an importer` of weights from elsewhere.
         needs: What a cohort's kind of input must provide.
-        has_positions: Whether its weights fit scans of one size, since places have positions.
         decoders: Which decoders of `config.tasks` its feature maps are for.
     """
 
     provides: ClassVar[frozenset[str]]
     decoders: ClassVar[frozenset[str]] = frozenset({"unet"})
     needs: ClassVar[frozenset[str]] = frozenset({"3D", "one channel"})
-    has_positions: ClassVar[bool] = False
 
     @classmethod
     def label_of(cls, name: str) -> str:
@@ -54,7 +52,6 @@ class Transformer(_Backbone):
         dims: Axes of a scan.
     """
 
-    has_positions: ClassVar[bool] = True
     dims: ClassVar[int]
     width: int = Field(ge=6, description="embedding width")
     depth: int = Field(ge=1, description="number of blocks")

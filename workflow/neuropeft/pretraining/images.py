@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from neuropeft.backbones.base import Backbone
-from neuropeft.backbones.vit_2d import ViT2D, resized_positions
+from neuropeft.backbones.vit_2d import ViT2D
 from neuropeft.errors import UserError
 
 State = dict[str, Tensor]
@@ -81,8 +81,6 @@ def import_vit_2d(state: Mapping[str, Tensor], encoder: Backbone) -> tuple[State
         ours["class_token"] = token
     elif token is not None:
         report.append("the class token was dropped: features differ from those of the network it was in")
-    if "positions" in ours:
-        report += _fit_positions(ours, encoder.config.grid)
     kept = re.compile(r"blocks\.\d+\..+|norm\.(weight|bias)")
     ours |= {name: value for name, value in named.items() if kept.fullmatch(name)}
     report += _ignored(named.keys() - ours.keys())
@@ -142,15 +140,6 @@ def _split_positions(positions: Tensor, has_token: bool) -> tuple[Tensor, Tensor
     if has_token and round((len(positions) - 1) ** 0.5) ** 2 == len(positions) - 1:
         return positions[1:], positions[0]
     return positions, 0.0
-
-
-def _fit_positions(state: State, grid: int) -> list[str]:
-    """Resize positions to the grid; return the report."""
-    edge = round(len(state["positions"]) ** 0.5)
-    if edge == grid or edge**2 != len(state["positions"]):
-        return []
-    state["positions"] = resized_positions(state["positions"], grid)
-    return [f"positions of {edge} x {edge} places were interpolated to {grid} x {grid}"]
 
 
 def _fit_channels(state: State, name: str, channels: int) -> list[str]:

@@ -51,16 +51,22 @@ def import_encoder(
         content, stored = read_tensors(source)
         if "architecture" in stored:
             save_encoder(path, encoder, {**load_encoder(source, encoder), **metadata})
-            return []
+            return _resized(content, encoder)
     else:
         content = _read(source)
     kind = encoder.architecture()["kind"]
     if kind not in IMPORTERS:
         raise UserError(f"weights from elsewhere cannot be taken over for a {kind}; choose another backbone")
     state, report = IMPORTERS[kind](content, encoder)
-    load_strictly(encoder, state, str(source))
+    load_strictly(encoder, encoder.fitted(state), str(source))
+    report += _resized(state, encoder)
     save_encoder(path, encoder, {**metadata, "import": "; ".join(report)})
     return report
+
+
+def _resized(state: Mapping[str, Tensor], encoder: Backbone) -> list[str]:
+    theirs, own = (len(one.get("positions", ())) for one in (state, encoder.state_dict()))
+    return [] if theirs == own else [f"positions of {theirs} places were interpolated to {own}"]
 
 
 def _read(source: str | Path) -> dict[str, Tensor]:

@@ -111,23 +111,26 @@ def test_the_ixi_run_dry_runs(tmp_path, monkeypatch):
     assert skull_stripping(said) == {"IXI": "deepbet", "ds002748": "stripped"}
 
 
-def images_table(path, **columns):
+def images_table(path, suffix, **columns):
     """Make a table of empty images; the values of each column alternate."""
     path.parent.mkdir(parents=True, exist_ok=True)
     mark = "," if path.suffix == ".csv" else "\t"
     lines = [mark.join(["path", "subject", *columns])]
     for number in range(300):
-        (path.parent / f"{number}.png").touch()
+        (path.parent / f"{number}{suffix}").touch()
         values = (str(values[number % len(values)]) for values in columns.values())
-        lines.append(mark.join([f"{number}.png", f"s{number}", *values]))
+        lines.append(mark.join([f"{number}{suffix}", f"s{number}", *values]))
     path.write_text("\n".join(lines) + "\n")
 
 
-PAPERS = {"lian2024": ["lian2024"], "dutt2023": ["methods", "dutt2023"], "open2d": ["open2d"]}
+PAPERS = {
+    **{"lian2024": ["lian2024"], "dutt2023": ["methods", "dutt2023"], "open2d": ["open2d"]},
+    **{"medtuning_brats": ["medtuning_brats"], "medtuning_kits": ["medtuning_kits"]},
+}
 
 
 @pytest.mark.parametrize("name", PAPERS)
-def test_the_configurations_of_images_dry_run(tmp_path, monkeypatch, name):
+def test_the_configurations_of_other_papers_dry_run(tmp_path, monkeypatch, name):
     """One seed and two methods of each block: every task, cohort, backbone and start."""
     *first, last = (read_yaml(ROOT / f"workflow/configs/{part}.yaml") for part in PAPERS[name])
     config = {**last, "methods": {**(first[0]["methods"] if first else {}), **last["methods"]}}
@@ -139,10 +142,15 @@ def test_the_configurations_of_images_dry_run(tmp_path, monkeypatch, name):
         weights = Path(os.path.expandvars(start["weights"]))
         weights.parent.mkdir(parents=True, exist_ok=True)
         weights.touch()
-    for task in load_config(config, None).tasks.values():
+    read = load_config(config, None)
+    for task in read.tasks.values():
         classes = [value for values in getattr(task, "classes", {}).values() for value in as_list(values)]
         columns = dict.fromkeys(task.target_columns.values(), classes or [1, 0]) | task.filters()
-        images_table(Path(os.path.expandvars(config["cohorts"][task.train]["table"])), **columns)
+        cohort = read.cohorts[task.train]
+        if (mask := cohort.input.mask_column) and task.kind == "segmentation":
+            columns[mask] = ["mask"]
+        table = Path(os.path.expandvars(cohort.table))
+        images_table(table, ".png" if cohort.input.dims == 2 else ".nii.gz", **columns)
     jobs = dry_run(tmp_path, config)
     assert jobs["import_encoder"] == len(config["pretraining"])
     assert jobs["split"] == len(config["tasks"])

@@ -1,5 +1,6 @@
-"""Tables of Lian et al. 2024 by its configuration: subsets beside the published figures, and labels."""
+"""Tables of Lian 2024 and Med-Tuning by their configurations, beside the published figures."""
 
+import csv
 import math
 
 import numpy as np
@@ -20,12 +21,12 @@ CONFIG = read_config(ROOT / "workflow/configs/lian2024.yaml", None)
 PAPER = ROOT / "workflow/neuropeft/publish/reference/lian2024_tables.csv"
 
 
-def scored(value, metrics):
+def scored(value, metrics, config=CONFIG):
     """Return scores of all cell groups: fabricated, the same for all but full fine-tuning."""
     return [
         Score(
             one,
-            CONFIG.tasks[one.task].train,
+            config.tasks[one.task].train,
             False,
             metric,
             True,
@@ -35,9 +36,9 @@ def scored(value, metrics):
             subjects="the same",
             draws=np.linspace(-0.1, 0.1, 100) * one.subset.size / 10 + value - 0.02 * one.is_reference,
         )
-        for one in contenders(CONFIG)
+        for one in contenders(config)
         if one.sort == "cells"
-        for metric in metrics(CONFIG.tasks[one.task])
+        for metric in metrics(config.tasks[one.task])
     ]
 
 
@@ -101,3 +102,37 @@ def test_each_label_has_its_lines_under_its_name():
     assert sheet.rows[-1][4:].count("0.800 (0.700 to 0.900)") == 2, "lora_32 from mae and mrm"
     assert metric_name(CONFIG.tasks["chexpert"], "ap_4") == "ap_Effusion"
     assert metric_name(CONFIG.tasks["chexpert"], "brier") == "brier"
+
+
+def of_regions(metrics):
+    """Return the configurations of Med-Tuning, and scores of their cells."""
+    for name in ("medtuning_brats", "medtuning_kits"):
+        config = read_config(ROOT / f"workflow/configs/{name}.yaml", None)
+        yield config, scored(0.7, lambda task: [one.name for one in metrics(kind_of(task))], config)
+
+
+def test_every_published_figure_of_a_region_stands_beside_ours():
+    found = []
+    for config, some in of_regions(lambda kind: kind.parts):
+        found += [pair[0] for score in some if (pair := published_score(config, score))]
+        sheet = label_sheet(config, some)
+        assert any("Shen et al. 2024" in note for note in sheet.notes)
+        head = sheet.header.index("2D ViT of slices-B\nMed-Tuning")
+        rows = {tuple(row[:4]): row[head] for row in sheet.rows}
+    assert rows["kits", "KiTS19", "tumor", "Dice, published"] == "0.645"
+    reference = list(csv.DictReader(PAPER.with_name("medtuning_tables.csv").read_text().splitlines()))
+    printed = [float(row["dice_percent"]) / 100 for row in reference]
+    printed += [float(row["hausdorff_mm"]) for row in reference if row["hausdorff_mm"]]
+    assert sorted(found) == sorted(printed)
+
+
+def test_the_published_mean_over_regions_is_the_papers_composite():
+    *_, (config, some) = of_regions(lambda kind: kind.metrics)
+    found = {
+        (score.contender.method, score.metric): pair[0]
+        for score in some
+        if (pair := published_score(config, score))
+    }
+    assert found["st_adapter", "dice"] == pytest.approx(0.7581)
+    assert {metric for _, metric in found} == {"dice"}, "no distances are printed"
+    assert ("lora", "dice") not in found

@@ -9,6 +9,7 @@ from neuropeft.evaluate.scores import Score
 from neuropeft.files import MISSING
 from neuropeft.publish.cells import part_breaks
 from neuropeft.publish.labels import cohort_label
+from neuropeft.publish.published import published_notes, published_score
 from neuropeft.publish.score_tables import NOT_IN_GRID, select
 from neuropeft.publish.sheet import Sheet
 from neuropeft.tasks import kind_of
@@ -53,10 +54,18 @@ def label_sheet(config: Config, scores: Sequence[Score]) -> Sheet:
     rows = []
     for (task, cohort, metric), found in lines.items():
         label, title = _parts(config, next(iter(found.values())))[metric]
-        cells = [_cell(found.get(line)) for line in columns]
-        rows.append([task, cohort_label(config, cohort), label, title, *cells])
+        of_columns = [found.get(line) for line in columns]
+        head = [task, cohort_label(config, cohort), label]
+        rows.append([*head, title, *(_cell(score) for score in of_columns)])
+        published = [score and published_score(config, score) for score in of_columns]
+        if any(published):
+            texts = (f"{pair[0]:.3f}" if pair else NOT_IN_GRID for pair in published)
+            rows.append([*head, f"{title}, published", *texts])
     segments = {isinstance(config.tasks[task], SegmentationTask) for task, *_ in lines}
-    notes = (NOTE, *([GUESSING] if False in segments else []), *([OF_REGIONS] if True in segments else []))
+    notes = (
+        *(NOTE, *([GUESSING] if False in segments else []), *([OF_REGIONS] if True in segments else [])),
+        *published_notes(config, shown),
+    )
     return Sheet(
         "labels",
         "Single labels of tasks with several.",

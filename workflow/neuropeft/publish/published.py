@@ -1,7 +1,8 @@
-"""Figures of Dhinagar et al. 2024 and Lian et al. 2024, as data, and which of ours they stand beside."""
+"""Figures of Dhinagar 2024, Lian 2024 and Med-Tuning, as data, and which of ours they stand beside."""
 
 import csv
 import math
+import statistics
 from collections.abc import Iterable
 from functools import cache
 from importlib.resources import files
@@ -12,12 +13,18 @@ from neuropeft.subsets import WHOLE
 
 METRIC_NAMES = {"auc": "auc", "mae_years": "mae"}
 DHINAGAR, LIAN = "dhinagar2024_tables3_4.csv", "lian2024_tables.csv"
+MED_TUNING = "medtuning_tables.csv"
+# Column and size of the unit of its figures.
+REGION_METRICS = {"dice": ("dice_percent", 100), "hd95": ("hausdorff_mm", 1)}
 NOTES = {
     DHINAGAR: "published: Dhinagar et al. 2024, Tables 3 and 4, mean (SD) over three seeds; what is not from "
     "scratch there was pretrained as a masked autoencoder on UK Biobank.",
     LIAN: "published: Lian et al. 2024, Tables 1 to 5, one run each; LoRA has the ranks that its authors "
     "recommend for each amount of labels. They tested on other subjects: those of their own splits of NIH "
     "and RSNA, and CheXpert's official test set.",
+    MED_TUNING: "published: Med-Tuning (Shen et al. 2024) as in CAP5516, lecture 13, one run each, on other "
+    "test subjects. Means over regions are ours, of the printed figures. The source names no percentile of "
+    "its Hausdorff distance.",
 }
 
 
@@ -48,7 +55,7 @@ def published_notes(config: Config, scores: Iterable[Score]) -> list[str]:
 def _published(config: Config, score: Score) -> tuple[str, float, float] | None:
     if config.cohorts[score.cohort].simulated is not None:
         return None
-    return _of_dhinagar(config, score) or _of_lian(score)
+    return _of_dhinagar(config, score) or _of_lian(score) or _of_med_tuning(config, score)
 
 
 def _of_lian(score: Score) -> tuple[str, float, float] | None:
@@ -59,6 +66,26 @@ def _of_lian(score: Score) -> tuple[str, float, float] | None:
             if tuple(row[name] for name in names) == ours:
                 return LIAN, float(row["auroc_percent"]) / 100, math.nan
     return None
+
+
+def _of_med_tuning(config: Config, score: Score) -> tuple[str, float, float] | None:
+    """Return the figure of a region, or the mean of them where the score is that of all regions."""
+    contender, (sort, _, number) = score.contender, score.metric.partition("_")
+    if contender.subset != WHOLE or score.zero_shot or sort not in REGION_METRICS:
+        return None
+    column, unit = REGION_METRICS[sort]
+    regions = config.tasks[contender.task].part_names
+    wanted = [regions[int(number)]] if number else regions
+    ours = *contender.line, score.cohort
+    found = {
+        row["region"]: float(row[column]) / unit
+        for row in read_reference(MED_TUNING)
+        if tuple(row[name] for name in ("backbone", "pretraining", "method", "cohort")) == ours
+        and row[column]
+    }
+    if not set(wanted) <= found.keys():
+        return None
+    return MED_TUNING, statistics.mean(found[region] for region in wanted), math.nan
 
 
 def _of_dhinagar(config: Config, score: Score) -> tuple[str, float, float] | None:

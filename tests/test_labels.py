@@ -5,7 +5,7 @@ import re
 import pytest
 
 from neuropeft.cohorts.index import Scan
-from neuropeft.cohorts.labels import task_rows
+from neuropeft.cohorts.labels import left_out, task_rows
 from neuropeft.config import BinaryTask, MultilabelTask, RegressionTask, Task
 from neuropeft.errors import UserError
 from neuropeft.tasks.values import comparable, finite
@@ -49,7 +49,10 @@ def refuse(message: str, task: Task, scans: list[Scan], name: str = "one") -> No
 
 
 def test_classes_become_indices_and_other_values_are_left_out(capsys) -> None:
-    found = rows(binary(), cohort("CN control CN AD AD AD MCI n/a cn"))
+    scans = cohort("CN control CN AD AD AD MCI n/a cn")
+    found = rows(binary(), scans)
+    without = {row["subject"]: row["reason"] for row in left_out(binary(), scans, found)}
+    assert without == {"g": "group is MCI", "h": "group is n/a", "i": "group is cn"}
     assert [(row["subject"], row["y"]) for row in found] == [*zip("abcdef", [0, 0, 0, 1, 1, 1], strict=True)]
     assert (
         "2 scans of cohort one belong to none of its classes and are left out: group is 'MCI' (1 scans), 'cn'"

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,7 +118,8 @@ def _file_state(path: str) -> tuple[int, int, tuple[int, int] | None]:
         if error.errno in FAULTS and not isinstance(error, PermissionError):
             raise fault(error, path) or error from error
         return -1, 0, None
-    readable = os.access(path, os.R_OK)  # or a file that is made readable later would not count as changed
+    # Or a file that is made readable later would not count as changed.
+    readable = stat.S_ISREG(state.st_mode) and os.access(path, os.R_OK)
     return state.st_size if readable else -1, state.st_mtime_ns, (state.st_dev, state.st_ino)
 
 

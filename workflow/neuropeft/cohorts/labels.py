@@ -11,6 +11,7 @@ from neuropeft.tasks import kind_of
 from neuropeft.tasks.values import Place, age_in_years, common_values, comparable, normal_sex
 
 TASK_COLUMNS = ("scan_id", "subject", "session", "y", "sex", "age")
+LEFT_OUT_COLUMNS = ("scan_id", "subject", "session", "path", "reason")
 Row = dict[str, Any]
 
 
@@ -35,14 +36,9 @@ def task_rows(task_name: str, task: Task, cohort: str, scans: Sequence[Scan], so
     named = {f"where.{column}": column for column in task.where} | task.target_columns
     for key, column in named.items():
         _require(place, key, column, columns)
-    wanted = {column: {comparable(column, v) for v in values} for column, values in task.filters().items()}
-    kept = [
-        scan
-        for scan in sorted(scans, key=lambda scan: (scan.subject, session_key(scan.session), scan.scan_id))
-        if all(comparable(column, scan.labels.get(column, "")) in wanted[column] for column in wanted)
-    ]
+    kept = _filtered(task, scans)
     if not kept:
-        seen = "; ".join(f"{column} has {common_values(scans, column)}" for column in wanted)
+        seen = "; ".join(f"{column} has {common_values(scans, column)}" for column in task.filters())
         raise place.error("where", f"the filter leaves none of {len(scans)} scans", f"relax it; {seen}")
     kind = kind_of(task)
     targets = kind.read(place, task, kept)
@@ -60,6 +56,33 @@ def task_rows(task_name: str, task: Task, cohort: str, scans: Sequence[Scan], so
     ]
     kind.check(place, task, rows, kept)
     return rows
+
+
+def left_out(task: Task, scans: Sequence[Scan], rows: Sequence[Row]) -> list[Row]:
+    """Return LEFT_OUT_COLUMNS of each scan that passes the filter of a task and is in none of its `rows`."""
+    used = {row["scan_id"] for row in rows}
+    return [
+        {"scan_id": scan.scan_id, "subject": scan.subject, "session": scan.session, "path": scan.path}
+        | {"reason": _why_left_out(task, scan)}
+        for scan in _filtered(task, scans)
+        if scan.scan_id not in used
+    ]
+
+
+def _why_left_out(task: Task, scan: Scan) -> str:
+    columns = task.target_columns.values()
+    values = [f"{column} is {scan.labels.get(column, '').strip() or '(empty)'}" for column in columns]
+    return "; ".join(values) or "it has no label map"
+
+
+def _filtered(task: Task, scans: Sequence[Scan]) -> list[Scan]:
+    """Return the scans that pass the filter of a task, by subject and session."""
+    wanted = {column: {comparable(column, v) for v in values} for column, values in task.filters().items()}
+    return [
+        scan
+        for scan in sorted(scans, key=lambda scan: (scan.subject, session_key(scan.session), scan.scan_id))
+        if all(comparable(column, scan.labels.get(column, "")) in wanted[column] for column in wanted)
+    ]
 
 
 # -- columns ---------------------------------------------------------------------------------------

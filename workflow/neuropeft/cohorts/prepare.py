@@ -14,7 +14,7 @@ from pathlib import Path
 from neuropeft import layout
 from neuropeft.cohorts.chunks import by_chunk
 from neuropeft.cohorts.index import Scan, index_cohort, index_row, write_index
-from neuropeft.cohorts.labels import TASK_COLUMNS, Row, task_rows
+from neuropeft.cohorts.labels import LEFT_OUT_COLUMNS, TASK_COLUMNS, Row, left_out, task_rows
 from neuropeft.cohorts.morphometry import read_morphometry
 from neuropeft.cohorts.readers import label_source
 from neuropeft.cohorts.splits import TRAIN, make_split, take_subset
@@ -43,12 +43,14 @@ class Tables:
         texts: people, sites and region volumes of every cohort and labels of every task, by where jobs read
             them.
         sizes: rows of each of these tables.
+        left_out: scans that tasks have no target for, by where people read of them; no job does.
     """
 
     results: Path
     scans: Indexes
     texts: Mapping[Path, str]
     sizes: Mapping[Path, int]
+    left_out: Mapping[Path, str]
 
     @cache  # noqa: B019 (there is one, as long as the workflow)
     def chunks(self, cohort: str) -> dict[str, list[dict[str, str]]]:
@@ -68,11 +70,17 @@ class Tables:
                     partial.write_text(text, encoding="utf-8")
 
     def publish(self, cohorts: Collection[str]) -> None:
-        """Write the indexes of some cohorts, and those that are not there; the folder must be locked."""
+        """Write the indexes of some cohorts, and those that are not there, and which scans tasks leave out.
+
+        The folder must be locked.
+        """
         for cohort, scans in self.scans.items():
             path = layout.SCANS.at(self.results, cohort=cohort)
             if cohort in cohorts or not path.exists():
                 write_index(path, scans)
+        for path, text in self.left_out.items():
+            with atomic_path(path) as partial:
+                partial.write_text(text, encoding="utf-8")
 
 
 def prepare(config: Config, results: Path) -> Tables:
@@ -93,11 +101,15 @@ def prepare(config: Config, results: Path) -> Tables:
         _check_one_subject_per_file(name, scans)
         _tell_absent(name, scans)
     labels: dict[tuple[str, str], Sequence[Row]] = {}
+    without: dict[Path, str] = {}
     for name in used_tasks(config):
         task = config.tasks[name]
         for cohort in (task.train, *task.zero_shot):
             source = label_source(cohort, config.cohorts[cohort])
             labels[name, cohort] = task_rows(name, task, cohort, indexes[cohort], source)
+            rows = left_out(task, indexes[cohort], labels[name, cohort])
+            place = layout.LEFT_OUT.at(results, task=name, cohort=cohort)
+            without[place] = format_tsv(rows, LEFT_OUT_COLUMNS)
         _check_subsets(config, name, labels[name, task.train])
     _check_cohorts_apart(config, indexes, labels)
     texts = {
@@ -112,7 +124,8 @@ def prepare(config: Config, results: Path) -> Tables:
             volumes = read_morphometry(cohort, Path(table), scans)
             texts[layout.MORPHOMETRY.at(results, cohort=cohort)] = format_tsv(volumes, list(volumes[0]))
         _tell_left(cohort, scans, results)
-    return Tables(results, indexes, texts, {path: text.count("\n") - 1 for path, text in texts.items()})
+    sizes = {path: text.count("\n") - 1 for path, text in texts.items()}
+    return Tables(results, indexes, texts, sizes, without)
 
 
 def _people(cohort: str, scans: Sequence[Scan]) -> list[dict[str, object]]:

@@ -101,6 +101,8 @@ def absence(path: str | Path) -> str:
     """Return why a scan or mask is none that may be read."""
     if os.path.isfile(path):
         return f"{path} may not be read; make it readable"
+    if os.path.isdir(path):
+        return f"{path} is a folder; name the file in it"
     link = "a link to a file that is not there (fetch it, for example by `datalad get`)"
     return f"{path} is {link if os.path.islink(path) else 'missing'}"
 

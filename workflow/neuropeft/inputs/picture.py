@@ -39,7 +39,8 @@ def read_picture(path: str | Path) -> np.ndarray:
         if not path.is_file():
             raise ScanError(absence(path))
         with path.open("rb") as stream:
-            start = stream.read(DICOM_MAGIC.stop)
+            if not (start := stream.read(DICOM_MAGIC.stop)):
+                raise ScanError(f"{path} is empty (0 bytes)")
         if start[DICOM_MAGIC] == b"DICM":
             from neuropeft.inputs.dicom import read_dicom
 

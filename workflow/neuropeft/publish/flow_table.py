@@ -116,7 +116,8 @@ def flow_sheet(config: Config, records: Sequence[Mapping[str, Any]]) -> Sheet:
     notes = [
         "Found: scans of the cohort's table or folder. Excluded: what could not be read or processed; each "
         f"scan with its reason is in {layout.EXCLUDED.of(cohort='COHORT')}. With a label: ready scans that "
-        "the task has a target for, and that pass its filter.",
+        "the task has a target for, and that pass its filter; the others that pass it are in "
+        f"{layout.LEFT_OUT.of(task='TASK', cohort='COHORT')}.",
         "Train, validation and test are subjects of a split, at all training subjects"
         + (
             f"; with {config.splits.folds} folds every subject is tested on once."

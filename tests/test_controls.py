@@ -3,11 +3,15 @@
 import numpy as np
 import pytest
 
+import tiny_cells
+from neuropeft import layout
 from neuropeft.cohorts.splits import read_split, take_subset
 from neuropeft.errors import UserError
 from neuropeft.evaluate.controls import write_controls
+from neuropeft.evaluate.mean_label_map import write_mean_label_maps
 from neuropeft.evaluate.predictions import RunKey, read_predictions
 from neuropeft.files import read_tsv, write_tsv
+from neuropeft.store import open_store
 from neuropeft.subsets import fraction
 from neuropeft.tasks import task_kind
 from neuropeft.tasks.metrics import auc
@@ -209,3 +213,33 @@ def test_a_fraction_is_fitted_on_its_own_subjects_and_validated_by_its_share(tmp
     assert constant.score == pytest.approx(np.mean([row["y"] for row in few]), abs=1e-6)
     sizes = [len(both[RunKey("mean", fraction(percent), 3, "val")].subjects) for percent in (20, 100)]
     assert sizes == [2, 9]
+
+
+def test_the_mean_label_map_is_what_most_training_subjects_have(tmp_path):
+    for cohort, scans in (("home", 16), ("away", 4)):
+        folder = tiny_cells.make_store(layout.STORE.at(tmp_path, cohort=cohort), scans=scans)
+        tiny_cells.add_label_maps(folder)
+    home, away = (open_store(layout.STORE.at(tmp_path, cohort=cohort)) for cohort in ("home", "away"))
+    split = tiny_cells.make_split(
+        layout.SPLIT.at(tmp_path, task="regions", split="seed-0"), home.path, validation=2, test=4
+    )
+    named = [row | {"y": row["scan_id"]} for row in read_tsv(split)]
+    write_tsv(split, named, list(named[0]))
+    labels = [{**row, "y": row["scan_id"]} for row in away.rows]
+    write_tsv(layout.LABELS.at(tmp_path, task="regions", cohort="away"), labels, ("scan_id", "subject", "y"))
+    kind, out = task_kind("segmentation", 2, tiny_cells.DENSE["segmentation"]), tmp_path / "controls"
+    write_mean_label_maps(kind, "mean", split, [fraction(50), fraction(100)], ["home", "away"], out)
+
+    def dice(train, one, value):
+        shares = np.stack([(train == label).mean(0) for label in (0, 1, 2)])
+        found, true = shares.argmax(0) == value, one == value
+        return 2 * (found & true).sum() / (found.sum() + true.sum())
+
+    for store, cohort, side, first in ((home, "home", "test", 12), (away, "away", "zero-shot", 0)):
+        runs = read_predictions(out / f"{cohort}.tsv", kind)
+        for share, trained in ((50, 5), (100, 10)):
+            run = runs[RunKey("mean", fraction(share), 0, side)]
+            assert len(run.subjects) == 4
+            for place, scores in enumerate(run.score):
+                wanted = [dice(home.labels[:trained], store.labels[first + place], value) for value in (1, 2)]
+                np.testing.assert_allclose(scores[[0, 3]], wanted, atol=1e-5)

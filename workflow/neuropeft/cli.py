@@ -239,12 +239,13 @@ def _add_task_kind(parser: argparse.ArgumentParser) -> None:
 
 def _add_evaluation(verb: Verb) -> None:
     controls = verb("controls", verbs_of_results.controls)
-    _add_task_kind(controls)
-    controls.add_argument("--methods", nargs="+", required=True, help="the controls")
     controls.add_argument("--targets", nargs="+", required=True, help="columns that are predicted")
-    _paths(controls, "--split", "--out")
-    controls.add_argument("--subsets", type=Subset.parse, nargs="+", required=True)
-    controls.add_argument("--cohorts", nargs="+", required=True)
+    for one in (controls, verb("mean-label-map", verbs_of_results.mean_label_map)):
+        _add_task_kind(one)
+        one.add_argument("--methods", nargs="+", required=True, help="the controls")
+        _paths(one, "--split", "--out")
+        one.add_argument("--subsets", type=Subset.parse, nargs="+", required=True)
+        one.add_argument("--cohorts", nargs="+", required=True)
 
     probes = verb("probes", verbs_of_results.probes)
     _add_task_kind(probes)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from neuropeft.config import Config
+from neuropeft.config import Config, SegmentationTask
 from neuropeft.grid import (
     NO_PRETRAINING,
     Group,
@@ -31,6 +31,7 @@ CONTROLS = {
     "morphometry": "linear model on region volumes",
     "ridge_voxels": "linear model on voxels",
 }
+MEAN_LABEL_MAP = "mean label map"  # what guessing is called of regions
 REFERENCE_KIND = "full"  # what others are compared with, unless `statistics.reference` names a method
 
 Line = tuple[str, str, str]  # backbone, pretraining, method: a column of tables, a curve
@@ -110,10 +111,13 @@ class Contender:
 
 
 def controls_of(config: Config, task: str) -> list[str]:
-    """Return the controls of a task: of age, sex and site is one, of anything else age and sex."""
+    """Return the controls of a task: of age, sex and site is one, of anything else age and sex.
+
+    Regions have but the one that is guessing.
+    """
     spec = config.tasks[task]
     if not spec.linear:
-        return []
+        return [MEAN] if isinstance(spec, SegmentationTask) else []
     left_out = {"age_sex" if "age" in spec.target_columns.values() else "sex_site"}
     if config.cohorts[spec.train].morphometry is None:
         left_out.add("morphometry")
@@ -132,7 +136,9 @@ def contenders(config: Config) -> list[Contender]:
     probed = linearly_predicted(config, all_cells)
     found += [_probe(config, starts, group, of_task[group[0]]) for group in probe_groups(probed)]
     for task, seeds_of_task in of_task.items():
+        regions = isinstance(config.tasks[task], SegmentationTask)
         for control in controls_of(config, task):
+            name = MEAN_LABEL_MAP if regions else CONTROLS[control]
             for subset in subsets_of(all_cells, task):
                 found.append(
                     Contender(
@@ -140,8 +146,8 @@ def contenders(config: Config) -> list[Contender]:
                         group=(task, NO_BACKBONE, NO_PRETRAINING, control, subset),
                         seeds=seeds_of_task,
                         owner="Control:",
-                        name=CONTROLS[control],
-                        short=CONTROLS[control],
+                        name=name,
+                        short=name,
                         is_control=True,
                         is_reference=False,
                         place=(2, len(config.backbones), list(CONTROLS).index(control)),

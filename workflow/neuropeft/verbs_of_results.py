@@ -21,6 +21,16 @@ def controls(options: argparse.Namespace) -> None:
     )
 
 
+def mean_label_map(options: argparse.Namespace) -> None:
+    """Compare the mean label map of a segmentation with those of scans."""
+    from neuropeft.evaluate.mean_label_map import write_mean_label_maps
+    from neuropeft.tasks.segmentation import Segmentation
+
+    kind, (method,) = task_kind_of(options), options.methods
+    assert isinstance(kind, Segmentation), "the rule gives no other"
+    write_mean_label_maps(kind, method, options.split, options.subsets, options.cohorts, options.out)
+
+
 def probes(options: argparse.Namespace) -> None:
     """Fit the probes of a frozen backbone on a task."""
     from neuropeft.evaluate.probes import write_probes

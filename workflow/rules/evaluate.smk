@@ -41,6 +41,8 @@ rule controls:
         directory(layout.CONTROLS),
     log:
         "results/logs/controls/{task}/{split}.log",
+    wildcard_constraints:
+        task=one_of(set(CONFIG.tasks) - set(grid.segmented(CONFIG))),
     conda:
         "../../envs/report.yaml"
     resources:
@@ -58,6 +60,36 @@ rule controls:
     shell:
         "python -m neuropeft controls {params.kind} --methods {params.methods} --targets {params.targets:q}"
         " --split {input.split} --subsets {params.subsets} --cohorts {params.cohorts} --out {output} > {log} 2>&1"
+
+
+# The control of regions: they are found where most training subjects have them.
+rule mean_label_map:
+    input:
+        split=layout.SPLIT,
+        labels=lambda wildcards: JOBS.task_labels(wildcards.task),
+        volumes=lambda wildcards: [JOBS.volumes(cohort) for cohort in JOBS.task_cohorts(wildcards.task)],
+    output:
+        directory(layout.CONTROLS),
+    log:
+        "results/logs/controls/{task}/{split}.log",
+    wildcard_constraints:
+        task=one_of(grid.segmented(CONFIG)),
+    conda:
+        "../../envs/torch.yaml"
+    resources:
+        mem_mb=lambda wildcards, attempt: 8000 * attempt,
+        runtime=lambda wildcards, attempt: 240 * attempt,
+    params:
+        code=lambda wildcards: JOBS.code("evaluate.mean_label_map", wildcards, "task"),
+        kind=lambda wildcards: JOBS.task_kind_arguments(wildcards.task),
+        methods=lambda wildcards: contenders.controls_of(CONFIG, wildcards.task),
+        subsets=lambda wildcards: grid.subsets_of(JOBS.table, wildcards.task),
+        cohorts=lambda wildcards: JOBS.task_cohorts(wildcards.task),
+    message:
+        "Comparing the mean label map of task {wildcards.task} ({wildcards.split})"
+    shell:
+        "python -m neuropeft mean-label-map {params.kind} --methods {params.methods} --split {input.split}"
+        " --subsets {params.subsets} --cohorts {params.cohorts} --out {output} > {log} 2>&1"
 
 
 # Once for all that is published: what contenders are predicted together is scored together, with its bootstrap draws.

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 
 from neuropeft.config import Config
-from neuropeft.contenders import CONTROLS
+from neuropeft.contenders import MEAN
 from neuropeft.evaluate.scores import Score, primary_metric
 from neuropeft.publish.labels import cohort_label, seeds_text
 from neuropeft.publish.style import GREY
@@ -40,7 +40,7 @@ def references(
     voxels that was fitted on the same subset.
     """
     controls = {
-        score.contender.method: score.mean
+        score.contender.method: (f"control: {score.contender.short}", score.mean)
         for score in scores
         if score.contender.sort == "controls"
         and (score.contender.task, score.contender.subset) == (task, subset)
@@ -51,10 +51,10 @@ def references(
     lines = []
     if (chance := kind_of(config.tasks[task]).chance) is not None:
         lines.append(("chance", chance, TRIVIAL))
-    elif "mean" in controls:
-        lines.append((f"control: {CONTROLS['mean']}", controls["mean"], TRIVIAL))
+    elif MEAN in controls:
+        lines.append((*controls[MEAN], TRIVIAL))
     if VOXELS in controls:
-        lines.append((f"control: {CONTROLS[VOXELS]}", controls[VOXELS], FITTED))
+        lines.append((*controls[VOXELS], FITTED))
     return lines
 
 

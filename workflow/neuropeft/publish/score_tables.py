@@ -42,8 +42,9 @@ NOTES = (
     "untrained twin. below: the method is worse than that; within noise: the paired 95 % interval over "
     "subjects of their difference holds 0. A method that is below has shown no use.",
     "Controls use the training subjects that the methods of their task use. Predict the mean: training mean "
-    "or class frequency. Linear models: ridge or logistic regression on age and sex, on sex and site, on "
-    "region volumes that the cohort brings along, or on voxels averaged to 10 x 10 x 10.",
+    "or class frequency. Mean label map: regions where most of them have these. Linear models: ridge or "
+    "logistic regression on age and sex, on sex and site, on region volumes that the cohort brings along, or "
+    "on voxels averaged to 10 x 10 x 10.",
 )
 FOLDS_NOTE = (
     "{}-fold: every subject is tested on once per seed. In the training cohort the predictions of a seed's "

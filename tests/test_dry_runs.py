@@ -125,7 +125,7 @@ def images_table(path, suffix, **columns):
 
 PAPERS = {
     **{"lian2024": ["lian2024"], "dutt2023": ["methods", "dutt2023"], "open2d": ["open2d"]},
-    **{"medtuning_brats": ["medtuning_brats"], "medtuning_kits": ["medtuning_kits"]},
+    **{name: [name] for name in ("medtuning_brats", "medtuning_kits", "segment2d")},
 }
 
 
@@ -154,6 +154,9 @@ def test_the_configurations_of_other_papers_dry_run(tmp_path, monkeypatch, name)
     jobs = dry_run(tmp_path, config)
     assert jobs["import_encoder"] == len(config["pretraining"])
     assert jobs["split"] == len(config["tasks"])
+    segments = [task for task in read.tasks.values() if task.kind == "segmentation"]
+    assert jobs.get("mean_label_map", 0) == len(segments)
+    assert jobs.get("controls", 0) == len(read.tasks) - len(segments)
 
 
 def as_list(value):

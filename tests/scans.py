@@ -68,7 +68,7 @@ def index_row(subject: str, path: Path, session="n/a", chunk="x0", mask="n/a") -
     """Return the row of a scan in its cohort's index."""
     scan_id = f"sub-{subject}" + ("" if session == "n/a" else f"_ses-{session}")
     row = {"scan_id": scan_id, "subject": subject, "session": session, "path": path, "mask": mask}
-    return row | {"size": 1 if path.exists() else -1, "mask_size": 1, "chunk": chunk}
+    return row | {"size": 1 if path.is_file() else -1, "mask_size": 1, "chunk": chunk}
 
 
 def write_index(root: Path, rows: Iterable[Mapping[str, object]]) -> None:

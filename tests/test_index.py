@@ -145,6 +145,9 @@ def test_missing_file_keeps_its_row(bids: Path) -> None:
     (bids / "sub-03/anat/sub-03_T1w.nii.gz").symlink_to("not-fetched")
     scan = index(bids)["sub-03"]
     assert (scan.size, scan.mtime_ns, scan.file) == (-1, 0, None)
+    (bids / "sub-03/anat/sub-03_T1w.nii.gz").unlink()
+    (bids / "sub-03/anat/sub-03_T1w.nii.gz").mkdir()
+    assert index(bids)["sub-03"].size == -1, "a folder is no scan"
 
 
 @pytest.mark.parametrize(("code", "stops"), [("EIO", True), ("ESTALE", True), ("EACCES", False)])

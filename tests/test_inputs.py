@@ -29,6 +29,7 @@ GENERAL = {
     "empty": (lambda path: path.write_bytes(b""), "not a readable"),
     "text": (lambda path: path.write_bytes(b"not an image" * 100), "is not"),
     "missing": (lambda path: path.unlink(), "is missing"),
+    "folder": (lambda path: (path.unlink(), path.mkdir()), "is a folder"),
 }
 # Takes a cohort from its index to the QC page, by the verbs, as jobs do.
 PIPELINE = """

@@ -40,7 +40,7 @@ def read_picture(path: str | Path) -> np.ndarray:
             raise ScanError(absence(path))
         with path.open("rb") as stream:
             if not (start := stream.read(DICOM_MAGIC.stop)):
-                raise ScanError(f"{path} is empty (0 bytes)")
+                raise ScanError(f"{path} is empty, not a readable image")
         if start[DICOM_MAGIC] == b"DICM":
             from neuropeft.inputs.dicom import read_dicom
 

@@ -95,7 +95,7 @@ class DensePredictor(Predictor):
     def start_at(self, logits: Tensor) -> None:
         """Have the untrained head tell these logits [outputs] of every voxel, apart from what it sees."""
         with torch.no_grad():
-            self.head.classify.bias.copy_(logits)
+            self.head.classify.bias.copy_(logits)  # type: ignore[operator, union-attr]
 
     def raw(self, x: Tensor) -> Tensor:
         """Return the logits [B, outputs, *S] of scans [B, C, *S]."""

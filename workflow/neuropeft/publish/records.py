@@ -103,13 +103,13 @@ def score_records(
                 "verdict": comparison.verdict,
                 "within_noise": comparison.within_noise,
             }
-        if (compared := against.get(id(score))) is not None:
+        if (best := against.get(id(score))) is not None:
             record |= {
-                "best_control": "/".join(compared.control.contender.line),
-                "over_control": compared.difference,
-                "over_control_ci_low": compared.ci_low,
-                "over_control_ci_high": compared.ci_high,
-                "below_control": compared.is_below,
+                "best_control": "/".join(best.control.contender.line),
+                "over_control": best.difference,
+                "over_control_ci_low": best.ci_low,
+                "over_control_ci_high": best.ci_high,
+                "below_control": best.is_below,
             }
         records.append(record)
     return records

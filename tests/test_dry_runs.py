@@ -216,7 +216,7 @@ def test_folds(tmp_path):
     assert "--seed 1 --fold 2 --folds 2 --validation 0.15 --out results/splits/ad/seed-1_fold-2.tsv" in said
     assert (
         "controls --kind binary --size 2 --methods mean age_sex ridge_voxels --targets group"
-        " --split results/splits/ad/seed-0_fold-1.tsv --subsets fraction-50 fraction-100" in said
+        " --split results/splits/ad/seed-0_fold-1.tsv --subsets shots-1 fraction-100" in said
     )
     encoder = "results/pretraining/mae/vit_xxs/fold-{}/encoder.safetensors"
     for fold in (1, 2):

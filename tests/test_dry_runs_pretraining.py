@@ -25,6 +25,7 @@ def test_weights_from_elsewhere_are_imported_instead_of_trained(tmp_path):
     done = snakemake(tmp_path, "--configfile", path, "--cores", "1", imported)
     assert done.returncode == 0, done.stdout + done.stderr
     load_encoder(tmp_path / imported, encoder)
+    assert bytes(tmp_path) not in (tmp_path / imported).read_bytes(), "no path of this machine"
     shutil.rmtree(tmp_path / ".snakemake")
     for seed, again in ((0, {}), (1, {"import_encoder": 1})):
         if seed:

@@ -79,9 +79,7 @@ def test_a_run_ends_with_tables_figures_and_qc(finished):
         "all but that of further backbones, which there are none of"
     )
     assert "simulated" in (finished / "results/tables/table3.md").read_text()
-    cost = json.loads(
-        (finished / "results/cells/ad/vit_xxs/mae/lora/fraction-50/seed-1/cost.json").read_text()
-    )
+    cost = json.loads((finished / "results/cells/ad/vit_xxs/mae/lora/shots-1/seed-1/cost.json").read_text())
     (chosen,) = rows_of(finished / f"results/search/{LORA}/chosen.tsv", delimiter="\t")
     assert (cost["chosen_lr"], cost["chosen_r"]) == (float(chosen["lr"]), int(chosen["r"]))
     assert cost["trainable"] == 2 * 2 * 2 * 48 * int(chosen["r"]), "A and B of q and v in two blocks"
@@ -139,7 +137,7 @@ def test_a_longer_seed_list_runs_its_new_cells_only(finished):
     config = copy.deepcopy(RUN)
     config["grid"][1]["seeds"] = [0, 1, 2]
     jobs = dry_run(finished, config)
-    # fractions 50 and 100 of seed 2 join the pack of ad by lora, which is predicted anew
+    # one shot and all subjects of seed 2 join the pack of ad by lora, which is predicted anew
     assert (jobs["finetune"], jobs["cell"], jobs["predict"]) == (1, 6, 2)
     assert jobs["score"] < len(list((finished / "results/scores").rglob("*.tsv"))), "age is not scored again"
     assert jobs["split"] == 1
@@ -236,7 +234,7 @@ def planned(folder, config, *arguments):
         ("cohorts/SimA/store/volumes.npy", "flip", {"pack_cohort": 1}, {"n4_bias_correction"}),
         ("pretraining/mae/vit_xxs/encoder.safetensors", "flip", {"pretrain": 1}, {"pack_cohort"}),
         (
-            f"cells/{LORA}/fraction-50/seed-1/delta.safetensors",
+            f"cells/{LORA}/shots-1/seed-1/delta.safetensors",
             "cut",
             {"cell": 1},
             {"finetune"},
@@ -257,10 +255,10 @@ def test_a_damaged_result_is_named_and_made_again(alone, name, how, makers, spar
 
 def test_the_plain_command_makes_a_damaged_delta_again(alone):
     assert planned(alone, RUN) == ({}, []), "copied alone, and nothing has changed"
-    delta = alone / f"results/cells/{LORA}/fraction-50/seed-1/delta.safetensors"
+    delta = alone / f"results/cells/{LORA}/shots-1/seed-1/delta.safetensors"
     whole = delta.read_bytes()
     damage(delta, "flip")
-    damage(alone / f"results/_state/cells/{LORA}/fraction-50/seed-1/finished/delta.safetensors", "flip")
+    damage(alone / f"results/_state/cells/{LORA}/shots-1/seed-1/finished/delta.safetensors", "flip")
     path = write_config(alone, RUN)
     done = snakemake(alone, "--configfile", path, "--cores", "2", "--show-failed-logs")
     assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
@@ -311,7 +309,7 @@ def unfinished(finished, tmp_path_factory):
     """
     folder = tmp_path_factory.mktemp("copy") / "unfinished"
     shutil.copytree(finished, folder)
-    for cell in (f"{LORA}/fraction-50/seed-1", f"{LORA}/fraction-100/seed-1"):
+    for cell in (f"{LORA}/shots-1/seed-1", f"{LORA}/fraction-100/seed-1"):
         shutil.rmtree(folder / "results/cells" / cell)
         shutil.rmtree(folder / "results/_state/cells" / cell)
     for group in (LORA, "ad/vit_xxs/none/scratch"):
@@ -341,7 +339,7 @@ def test_partial_tables_are_of_what_is_finished(unfinished):
     }
     assert {path.name for path in tables.glob("*.csv")} == whole
     wanted = {"task": "ad", "cohort": "SimA", "metric": "auc"}
-    (half,) = rows_of(tables / "scores.csv", **wanted, method="lora", subset="fraction-50")
+    (half,) = rows_of(tables / "scores.csv", **wanted, method="lora", subset="shots-1")
     assert (half["seeds"], half["seeds_expected"], half["reason"]) == ("1", "2", "no predictions of seed 1")
     (scratch,) = rows_of(tables / "scores.csv", **wanted, method="scratch")
     assert (scratch["mean"], scratch["seeds"]) == ("n/a", "0")
@@ -359,13 +357,13 @@ def test_partial_tables_are_of_what_is_finished(unfinished):
 
 
 def test_partial_tables_are_renewed_when_more_is_finished(unfinished, finished, tmp_path):
-    folder, cell = tmp_path / "more", f"_state/cells/{LORA}/fraction-50/seed-1"
+    folder, cell = tmp_path / "more", f"_state/cells/{LORA}/shots-1/seed-1"
     shutil.copytree(unfinished, folder)
     shutil.copytree(finished / "results" / cell, folder / "results" / cell)
     partial_tables(folder)
     tables = folder / "results/partial/tables"
     assert "PARTIAL: 7 of 10 cells" in (tables / "table3.md").read_text()
-    wanted = {"task": "ad", "cohort": "SimA", "metric": "auc", "method": "lora", "subset": "fraction-50"}
+    wanted = {"task": "ad", "cohort": "SimA", "metric": "auc", "method": "lora", "subset": "shots-1"}
     (partial,), (full,) = (
         rows_of(path, **wanted) for path in (tables / "scores.csv", finished / "results/tables/scores.csv")
     )

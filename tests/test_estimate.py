@@ -115,8 +115,8 @@ def test_every_stage_is_counted(config: Config, tables: Tables, found: Forecast)
     assert stage(found, "preparation").jobs == 4 * chunks + 2 * WHOLE_COHORT_JOBS
     assert (stage(found, "pretraining").jobs, stage(found, "search").jobs) == (1, 0)
     tuning = stage(found, "fine-tuning")
-    assert (tuning.jobs, tuning.cells) == (len(packs(config, cells(config))), len(cells(config))) == (5, 10)
-    assert tuning.seconds == pytest.approx(sum(found.cell_seconds.values()) + 5 * START_SECONDS)
+    assert (tuning.jobs, tuning.cells) == (len(packs(config, cells(config))), len(cells(config))) == (6, 10)
+    assert tuning.seconds == pytest.approx(sum(found.cell_seconds.values()) + 6 * START_SECONDS)
     assert set(found.cell_seconds) == set(cells(config))
     assert found.disk["stores"] == 14 * 32**3 * 2
     # Four methods and tasks on two cohorts; tokens of the encoder and of the untrained network.
@@ -142,7 +142,7 @@ def test_finished_cells_replace_the_guess(found: Forecast) -> None:
     on_cpu = list(screen(found, "H100", Estimate(7200.0, 6, 4, 0, ("cpu",)), 3600.0))
     for lines, device in ((on_gpu, "GPU"), (on_cpu, "CPU")):
         (line,) = (one for one in lines if one.startswith("fine-tuning"))
-        assert line.split()[:5] == ["fine-tuning", "5", "10", "3", device]
+        assert line.split()[:5] == ["fine-tuning", "6", "10", "3", device]
     assert any("In all 3 GPU-hours, 1.5 to 6.1" in line for line in on_gpu)
     assert any("In all 0.0" in line for line in on_cpu), "hours of a CPU are none of a GPU"
 

@@ -33,7 +33,9 @@ TINY = ROOT / "tests/tiny.yaml"
 
 @pytest.fixture
 def config() -> Config:
-    return read_config(TINY, None).model_copy(update={"cells_per_job": 2})
+    config = read_config(TINY, None)
+    halves = config.grid[1].model_copy(update={"fractions": [50, 100], "shots": []})
+    return config.model_copy(update={"cells_per_job": 2, "grid": [config.grid[0], halves]})
 
 
 def finish(
@@ -145,7 +147,7 @@ def test_a_single_method_is_named(config: Config, tmp_path: Path, capsys: pytest
 def test_the_verb_looks_where_it_is_told_to(
     config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    finish_state(config, tmp_path, cells(config)[0])
+    finish_state(config, tmp_path, cells(config)[-1])
     assert main(["status", "--configfile", str(TINY), "--results", str(tmp_path)]) == 0
     assert counted(capsys.readouterr().out)["all"] == [1, 0, 0, 9, 10]
 

@@ -174,6 +174,8 @@ METHODS = [
     {"kind": "fact_tk", "r": 4},
     {"kind": "fact_tt", "r": 4},
     {"kind": "repadapter", "m": 4},
+    {"kind": "svdiff"},
+    {"kind": "untuned"},
     {"kind": "ssf"},
     {"kind": "ia3"},
 ]

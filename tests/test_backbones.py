@@ -23,7 +23,7 @@ WITHOUT_SITES = {"tokens", "tokens of whole scans", "tokens in 3D", "stages", "b
 def test_the_table_and_the_settings_know_the_same_kinds_and_all_are_tested():
     settings = get_args(get_args(Settings)[0])
     kinds = [get_args(one.model_fields["kind"].annotation)[0] for one in settings]
-    assert set(kinds) == set(backbones.MODULES) == {one["kind"] for one in BACKBONES}
+    assert set(kinds) == set(backbones.MODULES) == {one["kind"] for one in BACKBONES} | {"diffusion"}
 
 
 @pytest.fixture(scope="module", params=BACKBONES, ids=label)

@@ -125,7 +125,7 @@ def images_table(path, suffix, **columns):
 
 PAPERS = {
     **{"lian2024": ["lian2024"], "dutt2023": ["methods", "dutt2023"], "open2d": ["open2d"]},
-    **{name: [name] for name in ("medtuning_brats", "medtuning_kits", "segment2d")},
+    **{name: [name] for name in ("medtuning_brats", "medtuning_kits", "segment2d", "dutt2023_generation")},
 }
 
 
@@ -138,12 +138,14 @@ def test_the_configurations_of_other_papers_dry_run(tmp_path, monkeypatch, name)
         block |= {"seeds": [0], "methods": block["methods"][:2]}
     for variable in re.findall(r"\$(\w+)", yaml.safe_dump(config)):
         monkeypatch.setenv(variable, str(tmp_path / "data" / variable))
-    for start in config["pretraining"].values():
-        weights = Path(os.path.expandvars(start["weights"]))
+    read = load_config(config, None)
+    tasks = read.tasks.values()
+    named = [start["weights"] for start in config["pretraining"].values()]
+    for file in [*named, *(scorer for task in tasks for scorer in task.scorers)]:
+        weights = Path(os.path.expandvars(file))
         weights.parent.mkdir(parents=True, exist_ok=True)
         weights.touch()
-    read = load_config(config, None)
-    for task in read.tasks.values():
+    for task in tasks:
         classes = [value for values in getattr(task, "classes", {}).values() for value in as_list(values)]
         columns = dict.fromkeys(task.target_columns.values(), classes or [1, 0]) | task.filters()
         cohort = read.cohorts[task.train]
@@ -154,9 +156,9 @@ def test_the_configurations_of_other_papers_dry_run(tmp_path, monkeypatch, name)
     jobs = dry_run(tmp_path, config)
     assert jobs["import_encoder"] == len(config["pretraining"])
     assert jobs["split"] == len(config["tasks"])
-    segments = [task for task in read.tasks.values() if task.kind == "segmentation"]
+    segments = [task for task in tasks if task.kind == "segmentation"]
     assert jobs.get("mean_label_map", 0) == len(segments)
-    assert jobs.get("controls", 0) == len(read.tasks) - len(segments)
+    assert jobs.get("controls", 0) == len(tasks) - len(segments)
 
 
 def as_list(value):

@@ -415,7 +415,7 @@ def test_the_best_the_median_and_the_worst_subject_are_shown(tmp_path):
         for row, value in zip(read_tsv(store / "scans.tsv"), (0.5, 0.9, 0.2, 0.7, 0.6), strict=True)
     ]
     write_tsv(table, rows, list(rows[0]))
-    folder = layout.label_maps(table, str(best.subset), "seed-0")
+    folder = layout.predicted_files(table, str(best.subset), "seed-0")
     folder.mkdir(parents=True)
     for row in read_tsv(store / "scans.tsv"):
         save(folder / f"{row['scan_id']}_dseg.nii.gz", nib.load(row["dseg"]))

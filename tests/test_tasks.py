@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import tiny_cells
+from neuropeft import layout
 from neuropeft.cohorts.splits import make_split, read_split, write_split
 from neuropeft.errors import UserError
 from neuropeft.evaluate.bootstrap import bootstrap_draws
@@ -28,6 +29,8 @@ LABELS = task_kind("multilabel", 2)
 def made(kind):
     """Return targets of some scans as tables hold them, and features [n, 5] from which they can be told."""
     features = np.random.default_rng(0).normal(size=(NUMBER, 5))
+    if kind == "generation":
+        return [f"text: {number} is well" for number in range(NUMBER)], features
     if kind in tiny_cells.DENSE:
         return [f"sub-{number:03d}_ses-1" for number in range(NUMBER)], features
     return [tiny_cells.TASKS[kind][1](a, b) for a, b in features[:, :2]], features
@@ -87,6 +90,12 @@ def test_targets_survive_a_split_and_a_prediction_file(kind, example, tmp_path):
         for row in rows
     ]
     write_tsv(tmp_path / "p.tsv", table, [*COLUMNS, *columns])
+    folder = layout.predicted_files(tmp_path / "p.tsv", "fraction-100", "seed-0")
+    folder.mkdir(parents=True)  # where a kind that draws images has their features, here none
+    none = np.empty((NUMBER, 0))
+    np.savez(
+        folder / layout.FEATURES_OF_IMAGES, scan_id=[row["scan_id"] for row in rows], drawn=none, real=none
+    )
     run = read_predictions(tmp_path / "p.tsv", kind)[RunKey("", fraction(100), 0, "test")]
     np.testing.assert_array_equal(run.y, kind.truth(targets))
     assert run.score.shape == (
@@ -140,6 +149,7 @@ def run_of(kind, y, score):
     return Run(tuple(map(str, range(len(y)))), y, score, prior)
 
 
+@pytest.mark.parametrize("name", [name for name in KINDS if name != "generation"])  # see test_generation
 def test_a_cell_is_trained_and_predicted(name, kind, example, tmp_path):
     targets, _, _ = example
     store = tiny_cells.make_store(tmp_path / "store", scans=NUMBER)

@@ -40,9 +40,12 @@ TASKS: dict[str, tuple[int, Callable[[float, float], Any]]] = {
         lambda a, b: f"{int(a > 0)}|{'n/a' if abs(b) > 1 else '1?' if b > 0.9 else int(b > 0.5)}",
     ),
 }
-# Kinds without linear models, whose targets are label maps -> what their settings tell them.
+# Kinds without linear models, whose targets are label maps or texts -> what their settings tell them.
 DENSE = {
-    "segmentation": json.dumps({"regions": {"front": [1], "back": [2]}, "nested": False, "tolerance_mm": 1.0})
+    "generation": "",
+    "segmentation": json.dumps(
+        {"regions": {"front": [1], "back": [2]}, "nested": False, "tolerance_mm": 1.0}
+    ),
 }
 LORA = {"kind": "lora", "r": 2, "alpha": 2.0, "targets": ["q", "v"], "dropout": 0.0}
 WORKFLOW = Path(__file__).parents[1] / "workflow"

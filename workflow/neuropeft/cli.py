@@ -224,6 +224,12 @@ def _add_models(verb: Verb) -> None:
     predict = verb("predict", verbs.predict)
     _path_lists(predict, "--deltas", "--encoders", "--subjects")
     _paths(predict, "--store", "--out")
+    predict.add_argument("--told", default="", help="what predictions alone depend on, as JSON")
+    predict.add_argument("--described", type=Path, help="what `describe` wrote of the cohort's images")
+
+    describe = verb("describe", verbs.describe)
+    describe.add_argument("--told", required=True, help="the networks, as JSON")
+    _paths(describe, "--labels", "--store", "--out")
 
     features = verb("features", verbs.features)
     features.add_argument("--backbone", required=True)

@@ -32,6 +32,8 @@ CONTROLS = {
     "ridge_voxels": "linear model on voxels",
 }
 MEAN_LABEL_MAP = "mean label map"  # what guessing is called of regions
+REAL = "real_images"  # the control of tasks that draw images, better than what is drawn
+REAL_LABEL = "training images"
 REFERENCE_KIND = "full"  # what others are compared with, unless `statistics.reference` names a method
 
 Line = tuple[str, str, str]  # backbone, pretraining, method: a column of tables, a curve
@@ -116,6 +118,8 @@ def controls_of(config: Config, task: str) -> list[str]:
     Regions have but the one that is guessing.
     """
     spec = config.tasks[task]
+    if spec.kind == "generation":
+        return [REAL]
     if not spec.linear:
         return [MEAN] if isinstance(spec, SegmentationTask) else []
     left_out = {"age_sex" if "age" in spec.target_columns.values() else "sex_site"}
@@ -138,7 +142,7 @@ def contenders(config: Config) -> list[Contender]:
     for task, seeds_of_task in of_task.items():
         regions = isinstance(config.tasks[task], SegmentationTask)
         for control in controls_of(config, task):
-            name = MEAN_LABEL_MAP if regions else CONTROLS[control]
+            label = MEAN_LABEL_MAP if regions else CONTROLS.get(control, REAL_LABEL)
             for subset in subsets_of(all_cells, task):
                 found.append(
                     Contender(
@@ -146,11 +150,11 @@ def contenders(config: Config) -> list[Contender]:
                         group=(task, NO_BACKBONE, NO_PRETRAINING, control, subset),
                         seeds=seeds_of_task,
                         owner="Control:",
-                        name=name,
-                        short=name,
+                        name=label,
+                        short=label,
                         is_control=True,
                         is_reference=False,
-                        place=(2, len(config.backbones), list(CONTROLS).index(control)),
+                        place=(2, len(config.backbones), [*CONTROLS, REAL].index(control)),
                     )
                 )
     return found
@@ -164,19 +168,19 @@ def _of_cells(
     label = settings.label_of(method)
     if settings.shuffle_labels:
         label = f"{settings.kind} on shuffled labels"
+    is_control = settings.shuffle_labels or settings.is_control
     owner = backbone_label(config, backbone)
     return Contender(
         sort="cells",
         group=group,
         seeds=seeds,
-        owner=f"Control: {owner}" if settings.shuffle_labels else owner,
+        owner=f"Control: {owner}" if is_control else owner,
         name=label + _from_start(starts, backbone, start),
         short=label.removesuffix(" fine-tune"),
-        is_control=settings.shuffle_labels,
-        is_reference=not settings.shuffle_labels
-        and (method == named if named else settings.kind == REFERENCE_KIND),
+        is_control=is_control,
+        is_reference=not is_control and (method == named if named else settings.kind == REFERENCE_KIND),
         place=(
-            2 if settings.shuffle_labels else 0,
+            2 if is_control else 0,
             list(config.backbones).index(backbone),
             list(config.methods).index(method),
             _start_place(config, start),

@@ -6,7 +6,7 @@ from itertools import product
 from typing import Any, NamedTuple
 
 from neuropeft import layout
-from neuropeft.config import Block, Config, SegmentationTask, Task
+from neuropeft.config import Backbone, Block, Config, GenerationTask, SegmentationTask, Task
 from neuropeft.errors import UserError
 from neuropeft.split_names import fold_part, split_name
 from neuropeft.subsets import WHOLE, Subset, fraction, shots
@@ -143,7 +143,7 @@ def _bases(config: Config, block: Block) -> tuple[list[Base], list[str]]:
             if lacking := _lacking(config, backbone, config.tasks[task].train, config.tasks[task].needs):
                 reasons.append(f"{task} on {backbone} needs {lacking}")
                 continue
-            if unfit := _unfit(config.tasks[task], config.backbones[backbone].decoders):
+            if unfit := _unfit(config.tasks[task], config.backbones[backbone]):
                 reasons.append(f"{task} on {backbone} needs {unfit}")
                 continue
             found += [(task, backbone, start, method) for start in starts]
@@ -157,8 +157,11 @@ def _lacking(config: Config, backbone: str, cohort: str, needs: frozenset[str] =
     return f"{_listed(lacking)}, which input {given.kind} of {cohort} does not provide" if lacking else ""
 
 
-def _unfit(task: Task, decoders: frozenset[str]) -> str:
-    """Return what a task's decoder must be for a backbone that has feature maps for these; empty if it is."""
+def _unfit(task: Task, backbone: Backbone) -> str:
+    """Return what a task needs for a backbone to have outputs for it; empty if nothing."""
+    decoders = backbone.decoders
+    if isinstance(task, GenerationTask) != ("denoiser" in backbone.provides):
+        return "a backbone that draws images" if isinstance(task, GenerationTask) else "one that reads images"
     if not isinstance(task, SegmentationTask) or task.decoder in (None, *decoders):
         return ""
     return f"the decoder {' or '.join(sorted(decoders))}, not {task.decoder}"
@@ -170,6 +173,9 @@ def _starts(config: Config, block: Block, backbone: str, method: str) -> tuple[l
     both = f"{method} on {backbone}"
     if lacking := wanted.needs - provided:
         return [], [f"{both} needs {_listed(lacking)}, which the backbone does not provide"]
+    drawn = "denoiser" in provided
+    if wanted.start == "none" and drawn:
+        return [], [f"{both} would start from random weights, from which nothing is drawn"]
     if wanted.start == "none":
         return [NO_PRETRAINING], []
     if not block.pretraining:
@@ -177,7 +183,7 @@ def _starts(config: Config, block: Block, backbone: str, method: str) -> tuple[l
     starts, reasons = [], []
     for start in block.pretraining:
         if start == NO_PRETRAINING:
-            invalid = "it needs pretrained weights" if wanted.start == "weights" else ""
+            invalid = "it needs pretrained weights" if wanted.start == "weights" or drawn else ""
         else:
             lacking = config.pretraining[start].needs - provided
             invalid = f"that needs {_listed(lacking)}, which the backbone does not provide" if lacking else ""
@@ -278,6 +284,11 @@ def segmented(config: Config) -> list[str]:
     return [task for task in used_tasks(config) if config.tasks[task].kind == "segmentation"]
 
 
+def generated(config: Config) -> list[str]:
+    """Return the tasks of the grid that draw images, of which figures show some."""
+    return [task for task in used_tasks(config) if config.tasks[task].kind == "generation"]
+
+
 def used_backbones(config: Config) -> list[str]:
     """Return the backbones of the grid, in the order of the configuration."""
     used = {backbone for _, backbone, *_ in bases(config)}
@@ -316,7 +327,7 @@ def cell_spec(config: Config, cell: Cell) -> dict[str, Any]:
     method = config.methods[cell.method].model_dump(mode="json")
     return {
         "cell": "/".join(map(str, cell if cell.fold else cell[:-1])),
-        "task": task.spec(cell.task),
+        "task": task.trained(cell.task),
         "backbone": {
             **backbone_spec(config, cell.backbone),
             "image_size": task.seen(config.preprocessing.size),

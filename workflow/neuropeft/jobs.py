@@ -87,20 +87,36 @@ class Jobs:
         told = f" --told {shlex.quote(one.told)}" if one.told else ""
         return f"--kind {one.kind} --size {one.size}{told}"
 
+    def described(self, task: str) -> list[str]:
+        """Return what is said of the images of a task's cohort, if it draws some."""
+        draws = self.config.tasks[task].kind == "generation"
+        return [layout.DESCRIBED.of(task=task)] if draws else []
+
+    def prediction_arguments(self, task: str) -> str:
+        """Return what tells a command how a task is predicted, if its trainings do not say all of it."""
+        told = self.config.tasks[task].of_predictions
+        return f" --told {shlex.quote(told)} --described {self.described(task)[0]}" if told else ""
+
+    def controls_module(self, task: str) -> str:
+        """Return the module that makes the controls of a task."""
+        return tasks.kind_of(self.config.tasks[task]).controls
+
     def code(self, module: str, wildcards: Any, *named: str) -> str:
         """Return the version of the code of a module and of the kinds that the `named` wildcards name."""
         kinds = {
             "cohort": lambda name: [inputs.module_of(self.config.cohorts[name].input.kind)],
-            "task": lambda name: self._task_modules(name, module.startswith("train.")),
+            "task": lambda name: self._task_modules(name, module),
             "backbone": lambda name: [backbones.module_of(self.config.backbones[name].kind)],
             "pretraining": lambda name: [pretraining.module_of(self.config.pretraining[name].kind)],
             "method": lambda name: methods.modules_of(self.config.methods[name].model_dump()),
         }
         return numerics.version(module, *chain(*(kinds[one](getattr(wildcards, one)) for one in named)))
 
-    def _task_modules(self, task: str, trained: bool) -> Iterable[str]:
+    def _task_modules(self, task: str, module: str) -> Iterable[str]:
         one = self.config.tasks[task]
-        return tasks.modules_of(one.spec(task)) if trained else [tasks.module_of(one.kind)]
+        if not module.startswith("train."):
+            return [tasks.module_of(one.kind)]
+        return tasks.modules_of(one.spec(task), predicts=module == "train.predict")
 
     def seeds(self, task: str) -> list[int]:
         """Return the seeds of a task."""
@@ -295,7 +311,7 @@ class Jobs:
         sites = [layout.SITES.of(cohort=cohort) for cohort in cohorts if "sex_site" in controls]
         measured = [cohort for cohort in cohorts if self.config.cohorts[cohort].morphometry is not None]
         regions = [layout.MORPHOMETRY.of(cohort=cohort) for cohort in measured if "morphometry" in controls]
-        return sites + regions
+        return sites + regions + self.described(wildcards.task)
 
     def evaluated_subjects(self, task: str, cohort: str, names: Iterable[str]) -> list[str]:
         """Return the tables of who is predicted: splits in the training cohort, labels elsewhere."""

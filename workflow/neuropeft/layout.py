@@ -31,8 +31,8 @@ def chunk_table(step: str) -> Place:
     return Place(f"cohorts/{{cohort}}/chunks/{{chunk}}/{step}.tsv")
 
 
-def label_maps(predictions: Path, subset: str, split: str) -> Path:
-    """Return the folder of the label maps that a cell predicts, beside the table of predictions."""
+def predicted_files(predictions: Path, subset: str, split: str) -> Path:
+    """Return the folder of the label maps or images that a cell predicts, beside the table of predictions."""
     return predictions.with_suffix("") / subset / split
 
 
@@ -92,6 +92,10 @@ CELL_STATE = Place(f"_state/cells/{CELL_PATH}")
 # -- what is predicted and scored --
 PREDICTIONS = Place("predictions/{task}/{backbone}/{pretraining}/{method}/{cohort}.tsv")
 LABEL_MAP = "{scan}_dseg"  # a predicted one, on its scan's own grid; .nii.gz, of images .png
+IMAGE = "{scan}.png"  # a drawn one, of a scan's text
+DRAWN = "images.tsv"  # which images are there, and their seeds
+FEATURES_OF_IMAGES = "features.npz"  # of drawn images and of the real ones of their texts
+DESCRIBED = Place("described/{task}.npz")  # features of a cohort's images, and agreement with texts
 CONTROLS = Place("controls/{task}/{split}")
 FEATURES = Place("features/{pretraining}/{backbone}{fold_part}/{cohort}.npy")
 CONFOUNDS = Place("confounds/{task}.tsv")

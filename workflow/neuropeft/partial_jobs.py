@@ -38,6 +38,7 @@ class PartialJobs:
             "volumes": there(self.jobs.volumes(wildcards.cohort)),
             "subjects": there(*subjects),
             "leaks": there(*self.jobs.test_checks(wildcards, deltas)),
+            "described": there(*self.jobs.described(wildcards.task)),
         }
 
     def predictions(self) -> list[str]:

@@ -284,7 +284,16 @@ def predict(options: argparse.Namespace) -> None:
     _lease_gpu()
     from neuropeft.train.predict import predict
 
-    predict(options.deltas, options.encoders, options.store, options.subjects, options.out)
+    given = (options.deltas, options.encoders, options.store, options.subjects, options.out)
+    predict(*given, told=options.told, described=options.described)
+
+
+def describe(options: argparse.Namespace) -> None:
+    """Say what the networks of a task make of the images and texts of a cohort."""
+    _lease_gpu()
+    from neuropeft.train.describe import write_described
+
+    write_described(options.labels, options.store, json.loads(options.told), options.out)
 
 
 def features(options: argparse.Namespace) -> None:

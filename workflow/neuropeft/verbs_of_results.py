@@ -2,23 +2,16 @@
 
 import argparse
 import json
+from importlib import import_module
 
 from neuropeft.verbs import RESULTS, task_kind_of
 
 
 def controls(options: argparse.Namespace) -> None:
     """Fit the controls of a task."""
-    from neuropeft.evaluate.controls import write_controls
-
-    write_controls(
-        task_kind_of(options),
-        options.methods,
-        options.targets,
-        options.split,
-        options.subsets,
-        options.cohorts,
-        options.out,
-    )
+    kind = task_kind_of(options)
+    who = (options.methods, options.targets, options.split, options.subsets, options.cohorts)
+    import_module(f"neuropeft.{kind.controls}").write_controls(kind, *who, options.out)
 
 
 def mean_label_map(options: argparse.Namespace) -> None:

@@ -1,6 +1,32 @@
 # Predictions on the tasks' own cohorts and on zero-shot cohorts, the controls beside them, and the scores of all.
 
 
+# What the networks that judge drawn images say of the cohort's own: once for all methods.
+rule describe:
+    input:
+        volumes=lambda wildcards: JOBS.volumes(CONFIG.tasks[wildcards.task].train),
+        labels=lambda wildcards: JOBS.train_labels(wildcards.task),
+        networks=lambda wildcards: CONFIG.tasks[wildcards.task].scorers,
+    output:
+        layout.DESCRIBED,
+    log:
+        "results/logs/describe/{task}.log",
+    conda:
+        "../../envs/torch.yaml"
+    resources:
+        mem_mb=lambda wildcards, attempt: training_mb(CONFIG.tasks[wildcards.task].train, attempt),
+        runtime=lambda wildcards, attempt: 120 * attempt,
+        gpu=1,
+    params:
+        code=lambda wildcards: numerics.version("train.describe"),
+        told=lambda wildcards: CONFIG.tasks[wildcards.task].told_networks,
+    message:
+        "Describing the images of task {wildcards.task}"
+    shell:
+        "python -m neuropeft describe --told {params.told:q} --labels {input.labels}"
+        " --store $(dirname {input.volumes}) --out {output} > {log} 2>&1"
+
+
 rule predict:
     input:
         deltas=JOBS.group_deltas,
@@ -10,6 +36,7 @@ rule predict:
             wildcards.task, wildcards.cohort, grid.splits_of(JOBS.group_cells(wildcards))
         ),
         leaks=lambda wildcards: JOBS.test_checks(wildcards, JOBS.group_cells(wildcards)),
+        described=lambda wildcards: JOBS.described(wildcards.task),
     output:
         layout.PREDICTIONS,
     log:
@@ -24,11 +51,12 @@ rule predict:
         gpu=1,
     params:
         code=lambda wildcards: JOBS.code("train.predict", wildcards, "task", "backbone", "method"),
+        told=lambda wildcards: JOBS.prediction_arguments(wildcards.task),
     message:
         "Predicting {wildcards.task} on {wildcards.cohort} ({wildcards.backbone}, {wildcards.method})"
     shell:
         "python -m neuropeft predict --deltas {input.deltas:q} --encoders {input.encoders:q} --store $(dirname {input.volumes:q})"
-        " --subjects {input.subjects:q} --out {output} > {log} 2>&1"
+        " --subjects {input.subjects:q}{params.told} --out {output} > {log} 2>&1"
 
 
 rule controls:
@@ -49,7 +77,7 @@ rule controls:
         mem_mb=lambda wildcards, attempt: 8000 * attempt,
         runtime=lambda wildcards, attempt: 120 * attempt,
     params:
-        code=lambda wildcards: JOBS.code("evaluate.controls", wildcards, "task"),
+        code=lambda wildcards: JOBS.code(JOBS.controls_module(wildcards.task), wildcards, "task"),
         kind=lambda wildcards: JOBS.task_kind_arguments(wildcards.task),
         targets=lambda wildcards: list(CONFIG.tasks[wildcards.task].target_columns.values()),
         subsets=lambda wildcards: grid.subsets_of(JOBS.table, wildcards.task),

@@ -29,6 +29,7 @@ FIGURE_NAMES = [
             "losses_pretraining",
             "losses_finetuning",
             *(f"segmentations_{task}" for task in grid.segmented(CONFIG)),
+            *(f"generations_{task}" for task in grid.generated(CONFIG)),
             *(f"reconstructions_{'_'.join(pair)}" for pair in grid.autoencoded(CONFIG)),
         )
         for kind in ("png", "svg", "pdf")

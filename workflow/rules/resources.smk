@@ -53,7 +53,7 @@ def predict_minutes(wildcards, attempt):
     return estimates.predict_minutes(
         CONFIG.backbones[wildcards.backbone],
         CONFIG.preprocessing.size,
-        len(JOBS.group_cells(wildcards)),
+        len(JOBS.group_cells(wildcards)) * CONFIG.tasks[wildcards.task].passes,
         JOBS.labelled(wildcards.task, wildcards.cohort),
         attempt,
     )

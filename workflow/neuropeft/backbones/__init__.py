@@ -10,6 +10,7 @@ MODULES = {
     "densenet121": "backbones.densenet121",
     "resnet50": "backbones.resnet50",
     "resnet50_2d": "backbones.resnet50_2d",
+    "diffusion": "backbones.diffusion",
 }
 
 

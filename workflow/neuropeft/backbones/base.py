@@ -76,8 +76,9 @@ class Backbone(nn.Module, ABC):
     """A network from scans to tokens.
 
     Attributes:
-        SITES: {kind of site: class of its modules}; with what no module stands for, such as tokens, they are
-            what the backbone's settings say that it provides.
+        SITES: {kind of site: class of its modules, or classes}; with what no module stands for, such as
+            tokens, they are what the backbone's settings say that it provides.
+        NAMES: What methods call a linear layer that has another name here, such as `q`.
         LAST_STAGE: Names of the modules from the last stage of layers on, of a network that has stages.
         takes: The scans that it takes.
         layer_count: How many layers it can be cut between; the last one gives the tokens.
@@ -86,7 +87,8 @@ class Backbone(nn.Module, ABC):
         recordable: Whether a training pass may be recorded as a CUDA graph, which must not wait for the GPU.
     """
 
-    SITES: ClassVar[Mapping[str, type[nn.Module]]]
+    SITES: ClassVar[Mapping[str, type[nn.Module] | tuple[type[nn.Module], ...]]]
+    NAMES: ClassVar[Mapping[str, str]] = {}
     LAST_STAGE: ClassVar[tuple[str, ...]] = ()
     takes: InputSpec
     gives: FeatureSpec
@@ -128,6 +130,10 @@ class Backbone(nn.Module, ABC):
         if kind not in self.SITES:
             raise self.lacks(kind)
         return [site for site in _children(self) if isinstance(site.module, self.SITES[kind])]
+
+    def width_of(self, module: nn.Module) -> int:
+        """Return the channels of what the module of a site gives."""
+        return self.gives.width
 
     def layer_of(self, name: str) -> int:
         """Return the layer, from 0, that holds the parameter `name`; 0 where they are not told apart."""

@@ -165,7 +165,7 @@ class _Look:
         for base in dict.fromkeys(cell.base for cell in self.jobs.table):
             members = [cell for cell in self.jobs.table if cell.base == base]
             deltas = self.of_cells.delta_digests(base)
-            spec = grid.cell_spec(self.config, members[0])
+            spec, told = grid.cell_spec(self.config, members[0]), self.config.tasks[base[0]].of_predictions
             for cohort in self.jobs.task_cohorts(base[0]):
                 path = layout.PREDICTIONS.at(self.results, **members[0].names, cohort=cohort)
                 if not path.exists():
@@ -173,7 +173,7 @@ class _Look:
                 tables = self.jobs.evaluated_subjects(base[0], cohort, grid.splits_of(members))
                 subjects = [sha256 for table in tables if (sha256 := self.digests.of(Path(table)))]
                 scans = self.digests.written(layout.STORED_SCANS.at(self.results, cohort=cohort)) or ""
-                yield from self._files(path, prediction_sources(spec, deltas, scans, subjects))
+                yield from self._files(path, prediction_sources(spec, deltas, scans, subjects, told))
 
     def _files(self, first: Path, sources: dict[str, str]) -> Found:
         """Yield the files of one job, of which this is the first, if they do not count."""

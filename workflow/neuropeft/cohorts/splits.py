@@ -16,7 +16,7 @@ from neuropeft.cohorts.folds import deal_folds
 from neuropeft.errors import UserError
 from neuropeft.files import MISSING, read_tsv, write_tsv
 from neuropeft.subsets import Subset
-from neuropeft.tasks.values import SCAN, SEVERAL
+from neuropeft.tasks.values import SCAN, SEVERAL, TEXT
 
 if TYPE_CHECKING:
     from neuropeft.tasks.base import TaskKind
@@ -131,7 +131,8 @@ def read_split(path: str | Path) -> list[dict[str, Any]]:
 
 
 def _y(text: str) -> int | float | str:
-    if SEVERAL in text or text.startswith(SCAN):  # several labels, or the scan whose label map it is
+    # Several labels, the scan whose label map it is, or a text.
+    if SEVERAL in text or text.startswith((SCAN, TEXT)):
         return text
     return int(text) if re.fullmatch(r"\d+", text) else float(text)
 

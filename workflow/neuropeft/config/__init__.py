@@ -12,6 +12,7 @@ from neuropeft.config.pretraining import ImportedWeights, MaskedAutoencoder, Tra
 from neuropeft.config.root import Config
 from neuropeft.config.tasks import (
     BinaryTask,
+    GenerationTask,
     MulticlassTask,
     MultilabelTask,
     RegressionTask,
@@ -27,6 +28,7 @@ __all__ = [
     "Block",
     "Cohort",
     "Config",
+    "GenerationTask",
     "ImportedWeights",
     "MaskedAutoencoder",
     "Method",

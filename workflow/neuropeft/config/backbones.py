@@ -22,7 +22,7 @@ class _Backbone(Kind):
         provides: What methods and pretrainings may need of it: the kinds of sites that methods attach to,
             `tokens`, of which there may be any number, `tokens of whole scans`, which attend to each other,
             `tokens in 3D`, `stages` of layers, of which the last one is known, `bias`, parameters of that
-            name, and `an importer` of weights from elsewhere.
+            name, `an importer` of weights from elsewhere, and `denoiser`, what draws images.
         needs: What a cohort's kind of input must provide.
         decoders: Which decoders of `config.tasks` its feature maps are for.
     """
@@ -238,6 +238,26 @@ class ResNet50In2D(_OfImages):
         return 8.2e9 * (size / 224) ** 2
 
 
+class Diffusion(_Backbone):
+    """The U-Net of a local Stable Diffusion pipeline, which draws images from texts (Rombach 2022)."""
+
+    label: ClassVar[str] = "Diffusion"
+    provides: ClassVar[frozenset[str]] = frozenset(
+        {"denoiser", "attention", "mlp", "linear", "layernorm", "conv", "bias", "an importer"}
+    )
+    decoders: ClassVar[frozenset[str]] = frozenset()
+    needs: ClassVar[frozenset[str]] = frozenset({"2D", "3 channels"})
+    kind: Literal["diffusion"]
+    folder: str = Field(
+        description="of the pipeline, as diffusers stores it: unet, vae, text_encoder, tokenizer, scheduler; "
+        "the U-Net's weights are given as a pretraining"
+    )
+
+    def forward_flop(self, size: int) -> float:
+        """Stable Diffusion 1.5's 0.8e12 operations at 512^2 pixels."""
+        return 0.8e12 * (size / 512) ** 2
+
+
 Backbone = Annotated[
-    ViT | ViT2D | ViTSlices | DenseNet121 | ResNet50 | ResNet50In2D, Field(discriminator="kind")
+    ViT | ViT2D | ViTSlices | DenseNet121 | ResNet50 | ResNet50In2D | Diffusion, Field(discriminator="kind")
 ]

@@ -138,7 +138,8 @@ class ImportedWeights(Model):
     weights: str = Field(
         description="an encoder.safetensors of this workflow, or a checkpoint, PyTorch's or safetensors: of "
         "MONAI's ViT or MaskedAutoEncoderViT for a `vit`; of timm, MAE, MRM, DINOv2 or Hugging Face's ViT "
-        "for a `vit_2d` or a `vit_slices`; of torchvision for a `resnet50_2d`"
+        "for a `vit_2d` or a `vit_slices`; of torchvision for a `resnet50_2d`; the U-Net's of its own folder "
+        "for a `diffusion`"
     )
     licence: str = Field(default="", description="licence of the weights, for the report")
     citation: str = Field(default="", description="what to cite for them, for the report")

@@ -17,6 +17,8 @@ from neuropeft.config.root import Config
 from neuropeft.errors import UserError, suggest
 from neuropeft.files import expanded
 
+NETWORKS = {"backbones": ("folder",), "tasks": ("encoder", "agreement")}  # keys that name some
+
 
 def load_config(raw: Mapping[str, Any], base: Path | None, source: str = "config.yaml") -> Config:
     """Check a configuration and make its paths absolute.
@@ -47,7 +49,29 @@ def load_config(raw: Mapping[str, Any], base: Path | None, source: str = "config
         )
         for name, value in config.imported.items()
     }
-    return config.model_copy(update={"cohorts": cohorts, "pretraining": config.pretraining | weights})
+    found = {"cohorts": cohorts, "pretraining": config.pretraining | weights}
+    found |= {place: _with_networks(place, getattr(config, place), base, source) for place in NETWORKS}
+    return config.model_copy(update=found)
+
+
+def _with_networks(place: str, parts: Mapping[str, Any], base: Path, source: str) -> dict[str, Any]:
+    """Return backbones or tasks with absolute paths of the networks that they name."""
+    return {
+        name: one.model_copy(
+            update={
+                key: _existing(
+                    value,
+                    f"{place}.{name}.{key}",
+                    base,
+                    source,
+                    "file" if value.endswith(".pt") else "folder",
+                )
+                for key in NETWORKS[place]
+                if (value := getattr(one, key, None))
+            }
+        )
+        for name, one in parts.items()
+    }
 
 
 class _UniqueKeys(yaml.SafeLoader):

@@ -31,11 +31,13 @@ class _Task(Model):
         needs: What the kind of input of its cohorts must provide.
         linear: Whether linear models can predict it: controls, and probes of frozen backbones.
         told: What its kind must know beside its size, as JSON.
+        passes: How often a scan passes through the network to be predicted.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
     linear: ClassVar[bool] = True
     told: ClassVar[str] = ""
+    passes: ClassVar[int] = 1
     where: dict[str, LabelValue | list[LabelValue]] = Field(
         default={}, description="filter: {column: value or values}; scans with other values are left out"
     )
@@ -62,6 +64,20 @@ class _Task(Model):
         """Return what defines the task of this name for trainings and scores."""
         spec = {"name": name, "kind": self.kind, "size": self.size}  # type: ignore[attr-defined]
         return spec | ({"told": self.told} if self.told else {})
+
+    def trained(self, name: str) -> dict[str, Any]:
+        """Return what of `spec` defines trainings."""
+        return self.spec(name)
+
+    @property
+    def of_predictions(self) -> str:
+        """What of `told` predictions depend on and trainings do not."""
+        return ""
+
+    @property
+    def scorers(self) -> list[str]:
+        """The files of networks that score predictions."""
+        return []
 
     def filters(self) -> dict[str, list[LabelValue]]:
         """Return the values that each filter column may have."""
@@ -266,8 +282,77 @@ class SegmentationTask(_Task):
         return {}
 
 
+class GenerationTask(_Task):
+    """Drawing an image from a text that describes it."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"2D"})
+    linear: ClassVar[bool] = False
+    unit: ClassVar[str] = ""
+    size: ClassVar[int] = 0  # no classes
+    kind: Literal["generation"]
+    text: str = Field(
+        description="column that holds the texts, such as reports; scans without one are left out"
+    )
+    encoder: str = Field(
+        description="what features images are compared by in the Frechet distance: the folder of an image "
+        "encoder as transformers stores it, or FID's own network, inception-2015-12-05.pt of StyleGAN2-ADA"
+    )
+    agreement: str | None = Field(
+        default=None,
+        description="folder of a CLIP-like model as transformers stores it, which says how well image and "
+        "text agree",
+    )
+    steps: int = Field(default=50, ge=1, description="steps in which an image is drawn")
+    guidance: float = Field(
+        default=7.5,
+        ge=1,
+        description="how much the text counts against none (classifier-free guidance); 1: as is",
+    )
+
+    @model_validator(mode="after")
+    def _only_at_home(self) -> "GenerationTask":
+        if self.zero_shot:
+            raise ValueError("a generation is scored on the cohort that it is trained on: remove `zero_shot`")
+        return self
+
+    @property
+    def told(self) -> str:  # type: ignore[override]
+        """How images are drawn and scored."""
+        return self.model_dump_json(include={"encoder", "agreement", "steps", "guidance"})
+
+    def trained(self, name: str) -> dict[str, Any]:
+        """Return the task without how images are drawn and scored, which trains nothing anew."""
+        return {"name": name, "kind": self.kind, "size": self.size}
+
+    @property
+    def of_predictions(self) -> str:
+        """All of it."""
+        return self.told
+
+    @property
+    def told_networks(self) -> str:
+        """What of it the features of real images depend on."""
+        return self.model_dump_json(include={"encoder", "agreement"})
+
+    @property
+    def passes(self) -> int:  # type: ignore[override]
+        """Each step, with the text and without."""
+        return 2 * self.steps
+
+    @property
+    def scorers(self) -> list[str]:
+        """The files of the networks that score images."""
+        named = [self.encoder, *([self.agreement] if self.agreement else [])]
+        return [one if one.endswith(".pt") else f"{one}/model.safetensors" for one in named]
+
+    @property
+    def target_columns(self) -> dict[str, str]:
+        """The column of texts."""
+        return {"text": self.text}
+
+
 Task = Annotated[
-    BinaryTask | MulticlassTask | RegressionTask | MultilabelTask | SegmentationTask,
+    BinaryTask | MulticlassTask | RegressionTask | MultilabelTask | SegmentationTask | GenerationTask,
     Field(discriminator="kind"),
 ]
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from neuropeft.contenders import Contender
+from neuropeft.contenders import REAL, Contender
 from neuropeft.evaluate.bootstrap import percentile_interval
 from neuropeft.evaluate.compare import paired, where
 from neuropeft.evaluate.scores import Score
@@ -49,10 +49,10 @@ class AgainstControl:
 def against_controls(scores: Sequence[Score]) -> list[AgainstControl]:
     """Compare every method with the best of its controls on the same subjects.
 
-    They are the controls of its task, the probes of its frozen backbone, pretrained and untrained, and its
-    untrained twin, with the same subset. Scores must be complete and have draws; seeds need not be the same,
-    since the interval is over subjects. The best of several is the best partly by chance, which speaks
-    against the method.
+    They are the controls of its task but for real images, the probes of its frozen backbone, pretrained and
+    untrained, and its untrained twin, with the same subset. Scores must be complete and have draws; seeds
+    need not be the same, since the interval is over subjects. The best of several is the best partly by
+    chance, which speaks against the method.
     """
     places: dict[tuple[object, ...], list[Score]] = {}
     for score in scores:
@@ -74,6 +74,8 @@ def _is_control(one: Contender, method: Contender) -> bool:
     if one.is_method:
         twin = (one.backbone, one.method) == (method.backbone, method.method)
         return twin and one.pretraining == NO_PRETRAINING != method.pretraining
+    if one.method == REAL:
+        return False
     starts = (method.pretraining, NO_PRETRAINING)
     return one.is_control or (one.backbone == method.backbone and one.pretraining in starts)
 

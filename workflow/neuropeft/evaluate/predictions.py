@@ -6,10 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
+from neuropeft import layout
 from neuropeft.cohorts.splits import first_rows
 from neuropeft.errors import UserError
 from neuropeft.files import MISSING, read_tsv
 from neuropeft.records import AGAIN
+from neuropeft.split_names import split_name
 from neuropeft.subsets import Subset
 from neuropeft.tasks.base import COLUMNS, CONTROL_METHOD, Run, TaskKind
 
@@ -50,19 +52,20 @@ def read_predictions(path: Path, kind: TaskKind) -> dict[RunKey, Run]:
             raise UserError(f"{path} row {number}: {error}; {AGAIN}") from error
         runs[RunKey(row.get(CONTROL_METHOD, ""), subset, seed, row["split"], fold)].append(row)
     try:
-        read = {key: _run(of_run, kind) for key, of_run in runs.items()}
+        read = {key: _run(path, key, of_run, kind) for key, of_run in runs.items()}
     except ValueError as error:
         raise UserError(f"{path}: {error}; {AGAIN}") from error
     return {key: run for key, run in read.items() if run.subjects}
 
 
-def _run(rows: list[dict[str, str]], kind: TaskKind) -> Run:
+def _run(path: Path, key: RunKey, rows: list[dict[str, str]], kind: TaskKind) -> Run:
     first, names = first_rows(rows), kind.score_columns
     kept = [first[subject] for subject in sorted(first) if first[subject][names[0]] != MISSING]
-    score = np.array([[float(row[name]) for name in names] for row in kept]).reshape(len(kept), len(names))
+    folder = layout.predicted_files(path, str(key.subset), split_name(key.seed, key.fold))
+    score = kind.read_scores(kept, folder)
     return Run(
         subjects=tuple(row["subject"] for row in kept),
         y=kind.truth(row["y"] for row in kept),
-        score=score if len(names) > 1 else score[:, 0],
+        score=score if score.shape[1] > 1 else score[:, 0],
         prior=np.array([float(rows[0][name]) for name in kind.prior_columns]),
     )

@@ -51,7 +51,9 @@ def choose(config: Config, results: Path, task: str) -> Chosen:
     if task not in (tasks := used_tasks(config)):
         raise UserError(f"`--task {task}` is no task of the grid; {suggest(task, tasks)}")
     if kind_of(config.tasks[task]).decoder:
-        raise UserError(f"task {task} predicts label maps, which `export` does not know; choose another task")
+        raise UserError(
+            f"task {task} predicts label maps or images, which `export` does not know; choose another task"
+        )
     finished = Cells(config, results).finished
     of_task = [one for one in contenders(config) if one.task == task and one.is_method]
     most = max(one.subset for one in of_task)

@@ -10,6 +10,7 @@ MODULES = {
     "scratch": "methods.selective",
     "full": "methods.selective",
     "linear": "methods.selective",
+    "untuned": "methods.selective",
     "partial": "methods.selective",
     "attention": "methods.selective",
     "attention_qv": "methods.selective",
@@ -53,6 +54,7 @@ MODULES = {
     "fact_tk": "methods.fact",
     "fact_tt": "methods.fact",
     "repadapter": "methods.repadapter",
+    "svdiff": "methods.svdiff",
     "ssf": "methods.scaling",
     "ia3": "methods.scaling",
 }

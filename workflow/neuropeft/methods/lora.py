@@ -201,11 +201,11 @@ class LNLoRALinear(LowRankLinear):
 
 
 def find_targets(backbone: Backbone, names: Iterable[str]) -> list[Target]:
-    """Return the linear layers that are called one of `names`; qkv holds q, k and v."""
+    """Return the linear layers that are called one of `names`, by the backbone's `NAMES`; qkv holds three."""
     chosen, found = set(names), []
     for owner, name, linear in backbone.sites("linear"):
         assert isinstance(linear, nn.Linear)
-        parts = FUSED if name == "qkv" else (name,)
+        parts = FUSED if name == "qkv" else (backbone.NAMES.get(name, name),)
         width = linear.out_features // len(parts)
         rows = {part: slice(i * width, (i + 1) * width) for i, part in enumerate(parts) if part in chosen}
         if rows:

@@ -107,9 +107,10 @@ class Scaled(Inserted):
         self.inner = inner
         self.scale = nn.Parameter(torch.ones(width))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map tokens [B, n, d] to tokens [B, n, d]."""
-        return self.inner(x) * self.scale
+    def forward(self, x: Tensor, *others: Any, **named: Any) -> Tensor:
+        """Map tokens [B, n, d] to tokens [B, n, d], with whatever else `inner` takes."""
+        scaled: Tensor = self.inner(x, *others, **named) * self.scale
+        return scaled
 
 
 class DiffFit(BitFit):
@@ -121,7 +122,7 @@ class DiffFit(BitFit):
         for site in backbone.sites("layernorm"):
             site.module.requires_grad_(True)
         for site in (*backbone.sites("attention"), *backbone.sites("mlp")):
-            setattr(site.owner, site.name, Scaled(site.module, backbone.gives.width))
+            setattr(site.owner, site.name, Scaled(site.module, backbone.width_of(site.module)))
 
 
 class Reweighted(TakenOver, Mergeable):
@@ -234,6 +235,7 @@ METHODS = {
     "scratch": Everything(),
     "full": Full(),
     "linear": HeadAlone(),
+    "untuned": HeadAlone(),  # of a network without a head
     "partial": Partial(),
     # qkv and output projection, weights and biases, of every block (Dhinagar 2024, Table 1).
     "attention": Sites("attention"),

@@ -35,8 +35,8 @@ def import_encoder(
     Args:
         source: Checkpoint, PyTorch's, bare or under `state_dict` or `model`, or by its suffix .safetensors:
             of MONAI's `ViT` or `MaskedAutoEncoderViT` for a `vit`, of timm's, MAE's, MRM's, DINOv2's or
-            Hugging Face's ViT for a `vit_2d` or a `vit_slices`, of torchvision's for a `resnet50_2d`; or a
-            file of `save_encoder`, which is taken over as it is.
+            Hugging Face's ViT for a `vit_2d` or a `vit_slices`, of torchvision's for a `resnet50_2d`, of a
+            U-Net of diffusers for a `diffusion`; or a file of `save_encoder`, which is taken over as it is.
         path: The encoder file to write.
         encoder: A network of the same architecture; it receives the weights.
         metadata: Provenance, as in `save_encoder`.
@@ -157,4 +157,9 @@ IMPORTERS: Mapping[str, Importer] = {
     "vit_2d": import_vit_2d,
     "vit_slices": import_vit_2d,
     "resnet50_2d": import_resnet50_2d,
+    # The file of a diffusers U-Net has its names, below that of the part of the backbone that it is.
+    "diffusion": lambda state, encoder: (
+        {f"unet.{name}": value.float() for name, value in state.items()},
+        [],
+    ),
 }

@@ -9,9 +9,10 @@ from neuropeft import layout
 from neuropeft.cells.costs import read_costs, trainable_parameters
 from neuropeft.config import Config
 from neuropeft.evaluate.scores import read_scores
-from neuropeft.grid import Encoder, autoencoded, encoder_folds, segmented
+from neuropeft.grid import Encoder, autoencoded, encoder_folds, generated, segmented
 from neuropeft.publish.cost_figure import draw_costs
 from neuropeft.publish.curves import curve_backbones, draw_curves
+from neuropeft.publish.generations import draw_generations
 from neuropeft.publish.losses import (
     FINETUNING_COLUMNS,
     PRETRAINING_COLUMNS,
@@ -68,6 +69,8 @@ def _figures(config: Config, results: Path) -> Iterator[tuple[str, Figure]]:
     yield "losses_finetuning", draw_finetuning_losses(config, finetuning_histories(config, results))
     for task in segmented(config):
         yield f"segmentations_{task}", draw_segmentations(config, results, scores, task)
+    for task in generated(config):
+        yield f"generations_{task}", draw_generations(config, results, scores, task)
     for pretraining, backbone in autoencoded(config):
         first = encoder_folds(config, pretraining)[0]
         path = (

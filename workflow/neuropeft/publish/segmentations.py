@@ -61,7 +61,7 @@ def draw_segmentations(config: Config, results: Path, scores: Sequence[Score], n
     for line, (title, row) in zip(axes, rows.items(), strict=True):
         at = store.index_of(row["scan_id"])
         split = split_name(int(row["seed"]), int(row["fold"]))
-        found = layout.label_maps(predictions, row["subset"], split)
+        found = layout.predicted_files(predictions, row["subset"], split)
         volume, truth = store.volumes[at, 0].astype(np.float32), store.labels[at]
         kind = input_kind(store.rows[at]["input"])
         image = found / (layout.LABEL_MAP.format(scan=row["scan_id"]) + kind.label_suffix)

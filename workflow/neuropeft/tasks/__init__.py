@@ -18,6 +18,7 @@ KINDS = {
     "regression": "regression.Regression",
     "multilabel": "multilabel.Multilabel",
     "segmentation": "segmentation.Segmentation",
+    "generation": "generation.Generation",
 }
 
 
@@ -26,10 +27,11 @@ def module_of(kind: str) -> str:
     return f"tasks.{KINDS[kind].split('.')[0]}"
 
 
-def modules_of(spec: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the modules that train and predict a task of this specification."""
+def modules_of(spec: Mapping[str, Any], predicts: bool = False) -> tuple[str, ...]:
+    """Return the modules that train a task of this specification; if it `predicts`, those for that, too."""
     kind = of_spec(spec)
-    return (module_of(spec["kind"]), kind.learner, *([kind.decoder] if kind.decoder else []))
+    named = (kind.learner, kind.decoder, kind.predictor if predicts else "")
+    return (module_of(spec["kind"]), *filter(None, named))
 
 
 def kind_of(task: "Task") -> "TaskKind":

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -94,9 +95,13 @@ class TaskKind(ABC):
         stratum: what subjects are divided into, of which splits keep the proportions and shots are counted.
         every_stratum: whether a split must have a subject of each stratum on every side.
         regresses: whether linear models are ridge regressions; logistic ones otherwise.
-        learner: the module that makes what the loop trains of it, `learner`, and scores of it, `predicted`.
+        learner: the module that makes what the loop trains of it, `learner`.
+        predictor: the module that makes scores of it, `predicted`; the learner's, if empty.
         decoder: the module that builds its network, if that gives no outputs of a whole scan.
         decoded_by: which of that module's decoders it has, if settings say.
+        label_maps: whether targets are label maps, which stores have.
+        controls: the module that makes its controls, `write_controls`.
+        predicts_validation: whether the validation side is predicted, too.
         size: how many classes or labels it tells apart; 0 for values.
     """
 
@@ -108,8 +113,12 @@ class TaskKind(ABC):
     regresses: ClassVar[bool] = False
     parts: tuple[Metric, ...] = ()
     learner: ClassVar[str] = "train.supervised"
+    predictor: ClassVar[str] = ""
     decoder: ClassVar[str] = ""
     decoded_by: str | None = None
+    label_maps: ClassVar[bool] = False
+    controls: ClassVar[str] = "evaluate.controls"
+    predicts_validation: ClassVar[bool] = True
 
     def __init__(self, size: int, told: str = "") -> None:
         """Make the kind for a number of classes or labels; `told` is what else settings say, as JSON."""
@@ -187,6 +196,12 @@ class TaskKind(ABC):
     def score_columns(self) -> list[str]:
         """The columns of a prediction file that hold scores."""
         return ["score"]
+
+    def read_scores(self, rows: Sequence[Mapping[str, str]], folder: Path) -> Array:
+        """Return what is scored of a prediction file's rows, [n, columns]; `folder` has their other files."""
+        return np.array([[float(row[name]) for name in self.score_columns] for row in rows]).reshape(
+            len(rows), len(self.score_columns)
+        )
 
     @property
     def prior_columns(self) -> list[str]:

@@ -41,6 +41,7 @@ class Segmentation(TaskKind):
     stratum = "cohort"
     learner: ClassVar[str] = "train.dense"
     decoder: ClassVar[str] = "backbones.decoders"
+    label_maps: ClassVar[bool] = True
 
     def __init__(self, size: int, told: str) -> None:
         """Make the kind for `size` regions.

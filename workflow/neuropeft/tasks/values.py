@@ -17,6 +17,7 @@ SUBJECTS_PER_BIN = 10
 MOST_BINS = 5  # the coarser, the more do the test sides of several tasks agree
 SEVERAL = "|"  # between the numbers of a target that has several
 SCAN = "sub-"  # before a target that is the name of a scan
+TEXT = "text: "  # before a target that is a text
 SEXES = {"f": "F", "female": "F", "m": "M", "male": "M"}
 
 

@@ -85,7 +85,7 @@ def run_cost(progress: Progress, plan: Plan, fingerprint: str, device: torch.dev
     return {
         "train_seconds": seconds,
         "start_seconds": progress.start_seconds,
-        "seconds_per_step": seconds / progress.step,
+        "seconds_per_step": seconds / progress.step if progress.step else None,
         "samples_per_second": progress.step * plan.batch_size / seconds,
         "energy_joule": progress.energy_joule,
         "steps": progress.step,

@@ -32,7 +32,7 @@ from neuropeft.train.flops import training_flops
 from neuropeft.train.history import write_history
 from neuropeft.train.labels import Sides, read_sides, shuffled, stored_sessions, subject_weights
 from neuropeft.train.learner import Plan, Watch
-from neuropeft.train.loop import fit
+from neuropeft.train.loop import fit, only_validated
 from neuropeft.train.schedule import planned_steps
 from neuropeft.train.sources import cell_sources, kind_of
 from neuropeft.train.state import FINISHED, finish, forget, is_finished
@@ -153,7 +153,10 @@ def finetune(
     learner = import_module(f"neuropeft.{kind.learner}").learner(
         settings, model, goal, shared, sides, plan.steps
     )
-    progress = fit(learner, parameter_groups(model, settings["method"]), plan, state, shared.device)
+    groups = parameter_groups(model, settings["method"])
+    progress = (
+        fit(learner, groups, plan, state, shared.device) if groups else only_validated(learner, shared.device)
+    )
     _write(state, model, goal, sides, plan, progress, shared, choice, made_from)
     checkpoint.remove(state.path)
     return True
@@ -256,7 +259,9 @@ def _write(
         "train_subjects": len({row["subject"] for row in sides.train}),
         "train_scans": len(sides.train),
         **{f"chosen_{name}": value for name, value in (choice or {}).items()},
-        "flops_per_sample": training_flops(model, model.backbone.takes.size, shared.device, held),
+        "flops_per_sample": training_flops(model, model.backbone.takes.size, shared.device, held)
+        if counts.total
+        else 0,
         **run_cost(progress, plan, state.fingerprint, shared.device),
     }
     write_cost(out / "cost.json", cost | {"mfu": share_of_peak(cost)})

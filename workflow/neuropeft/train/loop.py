@@ -111,6 +111,17 @@ def fit(
     return progress
 
 
+def only_validated(learner: Learner, device: torch.device) -> Progress:
+    """Return the progress of a run that has nothing to train: no step, and one validation."""
+    clock, meter = time.monotonic(), Meter(device)
+    learner.module.eval()
+    with torch.inference_mode():
+        row = {"step": 0, "lr": 0.0, "train_loss": math.nan, **learner.validate()}
+    progress = Progress(history=[{**row, "accumulation": 1, "seconds": time.monotonic() - clock}])
+    measure(progress, meter, device)
+    return progress
+
+
 def _finished(plan: Plan, progress: Progress) -> bool:
     if plan.patience is None:
         return progress.validated >= plan.steps

@@ -12,7 +12,7 @@ from torch import Tensor
 from neuropeft import layout
 from neuropeft.backbones.checkpoints import read_metadata, read_tensors
 from neuropeft.backbones.heads import Predictor
-from neuropeft.cohorts.splits import TEST, TRAIN, VALIDATION, ZERO_SHOT, take_subset
+from neuropeft.cohorts.splits import TEST, TRAIN, VALIDATION, ZERO_SHOT, first_rows, take_subset
 from neuropeft.errors import UserError
 from neuropeft.files import read_tsv, write_tsv
 from neuropeft.methods.adapt import load_delta
@@ -41,7 +41,10 @@ class Shown(NamedTuple):
         places: Their rows of `volumes`, [n].
         scans: Their names, [n].
         at_once: How many pass through the network at a time.
-        folder: Where label maps go, of a kind that predicts them.
+        folder: Where label maps or images go, of a kind that predicts them.
+        split: All rows of the cell's split.
+        delta: SHA-256 of the cell's delta.
+        described: What is said of the cohort's own images, of a kind that draws some.
     """
 
     store: Store
@@ -50,6 +53,9 @@ class Shown(NamedTuple):
     scans: list[str]
     at_once: BatchSize
     folder: Path
+    split: Rows = ()
+    delta: str = ""
+    described: Path | None = None
 
 
 Place = tuple[int, int]  # seed and fold
@@ -62,6 +68,8 @@ def predict(
     subjects: Sequence[str | Path],
     out_tsv: str | Path,
     device: str | None = None,
+    told: str = "",
+    described: Path | None = None,
 ) -> None:
     """Write the predictions of every delta, a row per scan.
 
@@ -76,8 +84,11 @@ def predict(
         out_tsv: The table to write: subset, seed, fold, split (the side), scan_id, subject, session, y and
             score (a probability, or a value in the target's unit); with more than two classes score_0,
             score_1, ... and prior_0, prior_1, ..., how frequent a class was in training. Of a segmentation,
-            how well each region was found; the label maps go to `layout.label_maps`.
+            how well each region was found, of a generation how much like others an image is; the label maps
+            and images go to `layout.predicted_files`.
         device: As torch names it; the GPU if there is one.
+        told: What the kind of the task must know besides, where that trains nothing, as JSON.
+        described: What `describe` wrote of the cohort's images, of a kind that draws some.
 
     Raises:
         UserError: A delta or an encoder is damaged; a delta belongs to another base, started from none of the
@@ -96,17 +107,24 @@ def predict(
     made_from: dict[str, str] = {}
     whole = {path: check_whole(path) for path in deltas}
     splits = {seed_and_fold(path): Path(path) for path in subjects if None not in wanted}
-    for path, spec, metadata, model in _models(deltas, encoders, where):
+    for path, trained, metadata, model in _models(deltas, encoders, where):
+        spec = trained | ({"task": {**trained["task"], "told": told}} if told else {})
         _check_trained_on(path, spec, metadata, splits, Path(store_dir))
         made_from[cell_key(spec)] = whole[path]
         at_once = at_once or BatchSize(int(spec["training"]["batch_size"]))
+        kind, offset = kind_of(spec), json.loads(metadata["offset"])
         rows = with_sessions(_rows_of(wanted, spec, path), sessions)
+        if not kind.predicts_validation:  # nor scans that no score counts
+            rows = list(first_rows(row for row in rows if row["split"] != VALIDATION).values())
         index = torch.tensor([places[row["scan_id"]] for row in rows], device=where)
         cell = {key: spec[key] for key in ("subset", "seed", "fold")}
-        folder = layout.label_maps(Path(out_tsv), spec["subset"], split_name(spec["seed"], spec["fold"]))
-        kind, offset = kind_of(spec), json.loads(metadata["offset"])
-        shown = Shown(store, volumes, index, [row["scan_id"] for row in rows], at_once, folder)
-        scores = import_module(f"neuropeft.{kind.learner}").predicted(model, spec, metadata, shown)
+        folder = layout.predicted_files(Path(out_tsv), spec["subset"], split_name(spec["seed"], spec["fold"]))
+        split = wanted.get((int(spec["seed"]), int(spec["fold"])), [])
+        names = [row["scan_id"] for row in rows]
+        shown = Shown(store, volumes, index, names, at_once, folder, split, whole[path], described)
+        scores = import_module(f"neuropeft.{kind.predictor or kind.learner}").predicted(
+            model, spec, metadata, shown
+        )
         prior = _texts(kind.prior_columns, kind.prior(offset))
         table += [
             {**row, **cell, **_texts(kind.score_columns, score), **prior}
@@ -114,7 +132,7 @@ def predict(
         ]
     write_tsv(out_tsv, table, [*COLUMNS, *kind.score_columns, *kind.prior_columns])
     stored, tables = file_digest(Path(store_dir) / "scans.tsv"), [file_digest(path) for path in subjects]
-    write_record([Path(out_tsv)], prediction_sources(spec, made_from, stored, tables))
+    write_record([Path(out_tsv)], prediction_sources(spec, made_from, stored, tables, told))
 
 
 def _check_trained_on(

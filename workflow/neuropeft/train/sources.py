@@ -57,11 +57,11 @@ def settings_and_code(spec: Mapping[str, Any]) -> dict[str, str]:
     return {"settings": digest(dict(spec)), "code": numerics.version("train.finetune", *_kinds(spec))}
 
 
-def _kinds(spec: Mapping[str, Any]) -> tuple[str, ...]:
+def _kinds(spec: Mapping[str, Any], predicts: bool = False) -> tuple[str, ...]:
     return (
         backbones.module_of(spec["backbone"]["kind"]),
         *methods.modules_of(spec["method"]),
-        *tasks.modules_of(spec["task"]),
+        *tasks.modules_of(spec["task"], predicts),
     )
 
 
@@ -93,7 +93,7 @@ def _data(
         "split": digest([[[row["scan_id"], row["y"]] for row in side] for side in both] + [sides.whole]),
         "volumes": digest([[stored[row["scan_id"]]["sha1"] for row in side] for side in both]),
     }
-    if kind.decoder:  # targets are label maps
+    if kind.label_maps:
         found["labels"] = digest([[stored[row["y"]]["label_sha1"] for row in side] for side in both])
     return found
 
@@ -121,7 +121,11 @@ def choice_sources(search: Mapping[str, Any], trials: Sequence[str]) -> dict[str
 
 
 def prediction_sources(
-    spec: Mapping[str, Any], deltas: Mapping[str, str], scans: str, subjects: Sequence[str]
+    spec: Mapping[str, Any],
+    deltas: Mapping[str, str],
+    scans: str,
+    subjects: Sequence[str],
+    told: str = "",
 ) -> dict[str, Any]:
     """Return what the predictions of a cohort are made from.
 
@@ -130,9 +134,11 @@ def prediction_sources(
         deltas: SHA-256 of each cell's delta, by `cell_key`.
         scans: SHA-256 of scans.tsv of the cohort's store.
         subjects: SHA-256 of each table that says who is predicted.
+        told: what predictions alone depend on, see `config.tasks`.
     """
-    code = numerics.version("train.predict", *_kinds(spec))
-    return {"code": code, "deltas": dict(deltas), "volumes": scans, "subjects": sorted(subjects)}
+    code = numerics.version("train.predict", *_kinds(spec, predicts=True))
+    found = {"code": code, "deltas": dict(deltas), "volumes": scans, "subjects": sorted(subjects)}
+    return found | ({"told": told} if told else {})
 
 
 def cell_key(spec: Mapping[str, Any]) -> str:

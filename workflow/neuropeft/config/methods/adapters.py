@@ -17,14 +17,14 @@ class _Adapter(MethodSettings):
     """What all adapters share."""
 
     family: ClassVar[str] = "adapter"
-    needs: ClassVar[frozenset[str]] = frozenset({"mlp"})
+    needs: ClassVar[frozenset[str]] = frozenset({"block", "mlp"})
 
 
 class Houlsby(_Adapter):
     """Houlsby 2019: an adapter after attention and one after the MLP, before they are added."""
 
     label: ClassVar[str] = "Houlsby"
-    needs: ClassVar[frozenset[str]] = frozenset({"attention", "mlp"})
+    needs: ClassVar[frozenset[str]] = frozenset({"attention", "block", "mlp"})
     changes_at_start: ClassVar[str] = SMALL
     kind: Literal["houlsby"]
     reduction: Reduction = 16
@@ -86,7 +86,7 @@ class Compacter(_Adapter):
     """Mahabadi 2021: Houlsby's adapters, their matrices sums of Kronecker products."""
 
     label: ClassVar[str] = "Compacter"
-    needs: ClassVar[frozenset[str]] = frozenset({"attention", "mlp"})
+    needs: ClassVar[frozenset[str]] = frozenset({"attention", "block", "mlp"})
     changes_at_start: ClassVar[str] = SMALL
     kind: Literal["compacter"]
     reduction: Reduction = 32
@@ -128,7 +128,7 @@ class Convpass(_Adapter):
     """Jie & Deng 2022: an adapter that convolves over the grid, beside attention and beside the MLP."""
 
     label: ClassVar[str] = "Convpass"
-    needs: ClassVar[frozenset[str]] = frozenset({"attention", "mlp"})
+    needs: ClassVar[frozenset[str]] = frozenset({"attention", "block", "mlp"})
     kind: Literal["convpass"]
     bottleneck: Bottleneck = 8
     scale: Scale = 1.0

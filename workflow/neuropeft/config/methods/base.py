@@ -18,12 +18,14 @@ class MethodSettings(Kind):
         start: Which weights it starts from: `none`, so random ones, pretrained `weights`, or `either`, where
             what it makes of random weights is its untrained twin.
         changes_at_start: Why an adapted network does not start as the plain one; empty if it does.
+        is_control: Whether it is no method to choose.
     """
 
     family: ClassVar[str]
     needs: ClassVar[frozenset[str]] = frozenset()
     start: ClassVar[Start] = "either"
     changes_at_start: ClassVar[str] = ""
+    is_control: ClassVar[bool] = False
     lr: float = Field(gt=0, description="peak learning rate")
     head_lr: float | None = Field(
         default=None,

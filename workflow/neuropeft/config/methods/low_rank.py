@@ -124,6 +124,7 @@ class VeRA(_Targets):
 class _FacT(_LowRank):
     """What both formats of FacT share."""
 
+    needs: ClassVar[frozenset[str]] = frozenset({"block", "linear"})
     r: int = Field(default=16, ge=1, description="rank")
     scale: float = Field(default=1.0, gt=0, description="factor of the update")
     dropout: float = Field(default=0.1, ge=0, lt=1, description="rate of dropout before V")
@@ -147,6 +148,7 @@ class RepAdapter(_LowRank):
     """RepAdapter (Luo 2023): linear adapters before attention and MLP, which can be merged."""
 
     label: ClassVar[str] = "RepAdapter"
+    needs: ClassVar[frozenset[str]] = frozenset({"block", "linear"})
     kind: Literal["repadapter"]
     m: int = Field(default=8, ge=1, description="numbers between the adapter's two layers")
     groups: int = Field(default=2, ge=1, description="groups of the second layer")
@@ -160,4 +162,13 @@ class RepAdapter(_LowRank):
         return self
 
 
-LowRank = LoRA | RSLoRA | LoRAPlus | DoRA | LNLoRA | AdaLoRA | DyLoRA | VeRA | FacTTK | FacTTT | RepAdapter
+class SVDiff(_LowRank):
+    """SVDiff (Han 2023), SV-Diff in Dutt 2023: the singular values of every matrix and kernel are trained."""
+
+    label: ClassVar[str] = "SV-Diff"
+    kind: Literal["svdiff"]
+
+
+LowRank = (
+    LoRA | RSLoRA | LoRAPlus | DoRA | LNLoRA | AdaLoRA | DyLoRA | VeRA | FacTTK | FacTTT | RepAdapter | SVDiff
+)

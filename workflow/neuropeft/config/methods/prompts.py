@@ -38,7 +38,7 @@ class Prefix(_Prompted):
     """Prefix tuning (Li and Liang 2021): learned keys and values in every attention layer."""
 
     label: ClassVar[str] = "Prefix tuning"
-    needs: ClassVar[frozenset[str]] = frozenset({"attention"})
+    needs: ClassVar[frozenset[str]] = frozenset({"attention", "block"})
     kind: Literal["prefix"]
     prompts: int = Field(default=30, ge=1, description="learned keys, and as many values, of a layer")
     reparameterised: bool = Field(

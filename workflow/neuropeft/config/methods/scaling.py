@@ -20,7 +20,7 @@ class IA3(MethodSettings):
 
     label: ClassVar[str] = "IA3"
     family: ClassVar[str] = "scaling"
-    needs: ClassVar[frozenset[str]] = frozenset({"linear"})
+    needs: ClassVar[frozenset[str]] = frozenset({"block", "linear"})
     kind: Literal["ia3"]
 
 

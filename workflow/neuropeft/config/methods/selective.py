@@ -40,6 +40,17 @@ class Linear(MethodSettings):
     kind: Literal["linear"]
 
 
+class Untuned(MethodSettings):
+    """Train nothing: a generator as it comes, a control."""
+
+    label: ClassVar[str] = "Untuned"
+    family: ClassVar[str] = "part"
+    needs: ClassVar[frozenset[str]] = frozenset({"denoiser"})
+    is_control: ClassVar[bool] = True
+    kind: Literal["untuned"]
+    lr: float = Field(default=1.0, gt=0, description="of no use, as nothing is trained")
+
+
 class Partial(MethodSettings):
     """Fine-tune the last blocks and the final norm (Jia 2022)."""
 
@@ -64,7 +75,7 @@ class AttentionQV(MethodSettings):
 
     label: ClassVar[str] = "Attention q, v fine-tune"
     family: ClassVar[str] = "part"
-    needs: ClassVar[frozenset[str]] = frozenset({"attention"})
+    needs: ClassVar[frozenset[str]] = frozenset({"attention", "block"})
     kind: Literal["attention_qv"]
 
 
@@ -124,7 +135,7 @@ class GPS(MethodSettings):
 
     label: ClassVar[str] = "GPS"
     family: ClassVar[str] = "part"
-    needs: ClassVar[frozenset[str]] = frozenset({"linear"})
+    needs: ClassVar[frozenset[str]] = frozenset({"block", "linear"})
     kind: Literal["gps"]
     connections: int = Field(default=1, ge=1, description="trained inputs of each neuron")
 
@@ -133,6 +144,7 @@ Selective = (
     Scratch
     | Full
     | Linear
+    | Untuned
     | Partial
     | Attention
     | AttentionQV

@@ -50,6 +50,7 @@ CAPTIONS = {
     "age_errors": "Errors of predicted age by age.",
     "reconstructions": "What a masked autoencoder makes of what it does not see.",
     "segmentations": "The best, the median and the worst test subject.",
+    "generations": "Images drawn from texts of the test side, methods in the order of their mean rank.",
     "losses_pretraining": "Losses of the pretrainings.",
     "losses_finetuning": "Losses of the fine-tunes.",
 }

@@ -15,6 +15,7 @@ from neuropeft import layout
 from neuropeft.config.read import load_config
 from neuropeft.contenders import contenders
 from neuropeft.errors import UserError
+from neuropeft.evaluate.against_controls import _is_control as is_control
 from neuropeft.evaluate.bootstrap import bootstrap_draws, percentile_interval
 from neuropeft.evaluate.described import Described, memorised
 from neuropeft.evaluate.predictions import RunKey, read_predictions
@@ -172,6 +173,9 @@ def test_what_does_not_fit_is_skipped_with_a_line_that_says_why():
         ("Control: sd Untuned", True),
         ("Control: training images", True),
     ]
+    tuned, untuned, real = drawn
+    assert is_control(untuned, tuned)
+    assert not is_control(real, tuned), "no method need be better than real images"
 
 
 def test_how_images_are_drawn_and_scored_trains_nothing_anew():

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from neuropeft import layout
-from neuropeft.cohorts.splits import TEST, TRAIN, first_rows, read_split, take_subset
+from neuropeft.cohorts.splits import TEST, TRAIN, read_split, take_subset
 from neuropeft.evaluate.described import read_described, write_scores
 from neuropeft.files import read_tsv, write_tsv
 from neuropeft.split_names import seed_and_fold
@@ -33,8 +33,7 @@ def write_controls(
     real, sides = read_described(layout.DESCRIBED.at(results, task=task)), read_split(split)
     known, (seed, fold) = real.places, seed_and_fold(split)
     labels = {row["scan_id"]: row for row in read_tsv(layout.LABELS.at(results, task=task, cohort=home))}
-    of_test = [row["scan_id"] for row in sides if row["side"] == TEST and row["scan_id"] in known]
-    tested = list(first_rows(labels[scan] for scan in of_test).values())
+    tested = [labels[row["scan_id"]] for row in sides if row["side"] == TEST and row["scan_id"] in known]
     table, found = out / f"{home}.tsv", []
     for subset in subsets:
         learnt = [row["scan_id"] for row in take_subset(sides, subset, kind, TRAIN, task)]

@@ -8,6 +8,7 @@ import pytest
 from fabricated_results import small_config
 from neuropeft import layout
 from neuropeft.contenders import confound_spec
+from neuropeft.evaluate import confounds
 from neuropeft.evaluate.confounds import FEWEST, beyond_target, predictability, write_confounds
 from neuropeft.files import read_tsv, write_tsv
 from neuropeft.publish.confound_table import confound_records, confound_sheet, confound_warnings
@@ -40,6 +41,14 @@ def test_beyond_the_label_a_site_is_found_in_predictions_that_have_learnt_it_alo
         for learnt in (0.0, np.outer(2.0 * site, np.arange(noise.shape[1]) + 1))
     )
     assert fair["auc"] < 0.7 < unfair["ci_low"]
+
+
+def test_only_subjects_of_one_stratum_are_compared():
+    y = np.arange(SUBJECTS) % 2
+    level = by_subject(np.array(["one", "two"])[y ^ (np.arange(SUBJECTS) % 10 == 0)])
+    values, strata = by_subject(y[:, None] + np.zeros((SUBJECTS, 1))), by_subject(y)
+    assert predictability(values, level, {})["auc"] > 0.8
+    assert predictability(values, level, strata)["auc"] < 0.6
 
 
 def test_sites_of_few_subjects_and_unknown_ones_do_not_count():
@@ -127,6 +136,14 @@ def test_a_planted_confound_is_warned_of_before_and_after_adaptation(tmp_path, c
     sheet = confound_sheet(config, records)
     assert sheet.notes[0] == warning
     assert {row[2] for row in sheet.rows} == {"site", "sex"}
+
+
+def test_predictions_alone_are_compared_within_classes(tmp_path, monkeypatch):
+    spec, strata = write_inputs(tmp_path, small_config(), confounded=True), []
+    monkeypatch.setattr(confounds, "predictability", lambda values, level, some: strata.append(len(some)))
+    write_confounds(spec, tmp_path, tmp_path / "out.tsv")
+    others = 2 + len(spec["features"])  # labels, voxels and features
+    assert strata == 2 * [*[0] * others, *[SUBJECTS] * len(spec["contenders"])]
 
 
 def test_what_is_predicted_is_no_confounder_of_itself(tmp_path):

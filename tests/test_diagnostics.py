@@ -12,7 +12,11 @@ from neuropeft.evaluate import brain_age
 from neuropeft.evaluate.calibration import (
     calibration,
     calibration_error,
-    error_by_chance,
+    classwise_error,
+    errors_by_chance,
+    judged,
+    probabilities,
+    scaled,
     temperature,
     wilson,
 )
@@ -26,6 +30,7 @@ from neuropeft.tasks.base import Run
 
 CONFIG = small_config()
 BINARY, REGRESSION = task_kind("binary", 2), task_kind("regression", 0)
+MULTICLASS = task_kind("multiclass", 3)
 
 
 def run(y, score) -> Run:
@@ -35,7 +40,7 @@ def run(y, score) -> Run:
 
 def predicted(kind, validation: Run, *tests: Run, cohort: str = "SimA") -> Predicted:
     """Predictions of one seed for each test run."""
-    task = "ad" if kind is BINARY else "age"
+    task = "age" if kind is REGRESSION else "ad"
     source = Source(kind, ["SimA", "SimB"], [0], lambda *_: None, {})
     runs = {seed: {0: (validation, test)} for seed, test in enumerate(tests)}
     return Predicted(contender(CONFIG, task, "vit_b", "mae", "lora", WHOLE), cohort, kind, runs, source)
@@ -53,12 +58,29 @@ def test_the_calibration_error_is_the_gap_of_bins_weighted_by_their_subjects():
     assert calibration_error(np.stack([y, 1 - y]), probability)[0] == calibration_error(y, probability)
 
 
-def test_calibrated_predictions_are_below_the_error_by_chance_in_95_of_100_samples():
+def test_of_more_classes_the_confidence_is_judged_and_classwise_each_against_the_others():
+    """By hand: Guo 2017 (confidence of the likeliest class), Kull 2019 (mean over classes)."""
+    y, score = np.array([0, 1, 2, 0]), np.array([[0.7, 0.2, 0.1], [0.7, 0.2, 0.1], [0, 0.1, 0.9], [0, 1, 0]])
+    right, confidence = judged(y, score)
+    assert right.tolist() == [1, 0, 1, 0]
+    assert calibration_error(right, confidence) == pytest.approx((0.4 + abs(1 - 0.9 + 0 - 1)) / 4)
+    first = 2 * 0.2 + 1  # bins of 0.7 with one of two, of 0 with one of two
+    second = abs(1 - 0.4) + 0.1 + 1  # of 0.2, of 0.1 and of 1
+    third = 2 * 0.1 + 0.1 + 0  # of 0.1, of 0.9 and of 0
+    assert classwise_error(y, score) == pytest.approx((first + second + third) / 4 / 3)
+    of_two, probability = np.array([1, 0, 1]), np.array([0.33, 0.72, 0.88])
+    assert classwise_error(of_two, probability) == pytest.approx(calibration_error(of_two, probability))
+
+
+def test_calibrated_predictions_are_below_the_errors_by_chance_in_95_of_100_samples():
     rng = np.random.default_rng(0)
-    probability = rng.random(80)
-    drawn = rng.random((1000, 80)) < probability
-    below = (calibration_error(drawn, probability) <= error_by_chance(probability)).mean()
-    assert 0.93 <= below <= 0.97
+    for score in (rng.random(80), rng.dirichlet(np.ones(3), 80)):
+        drawn = np.array([[rng.choice(len(p), p=p) for p in probabilities(score)] for _ in range(400)])
+        by_chance = errors_by_chance(score)
+        for found, limit in zip(
+            (calibration_error(*judged(drawn, score)), classwise_error(drawn, score)), by_chance, strict=True
+        ):
+            assert 0.92 <= (found <= limit).mean() <= 0.98
 
 
 def test_the_temperature_of_validation_makes_predictions_of_test_right():
@@ -71,6 +93,26 @@ def test_the_temperature_of_validation_makes_predictions_of_test_right():
     assert found["ece_scaled"] < 0.03
     assert found["log_loss_scaled"] < found["log_loss"]
     assert found["sensitivity_low"] < found["sensitivity"] < found["sensitivity_high"]
+
+
+def test_the_temperature_of_validation_makes_three_classes_right():
+    rng = np.random.default_rng(4)
+
+    def three_times_too_sure(n: int) -> Run:
+        chance = rng.dirichlet(np.ones(3), n)
+        y = (rng.random((n, 1)) > chance.cumsum(1)[:, :-1]).sum(1)
+        return run(y, probabilities(chance, 1 / 3))
+
+    validation, test = three_times_too_sure(3000), three_times_too_sure(3000)
+    assert temperature(validation) == pytest.approx(3.0, rel=0.1)
+    found = calibration(predicted(MULTICLASS, validation, test))
+    for name in ("ece", "classwise"):
+        assert found[name] > 3 * found[f"{name}_by_chance"]
+        assert found[f"{name}_scaled"] < 0.03
+    assert found["log_loss_scaled"] < found["log_loss"]
+    assert "sensitivity" not in found
+    calm = scaled(validation, run([0, 1], [[0.6, 0.3, 0.1], [0.2, 0.5, 0.3]]))
+    assert calm.score.max() < 0.5, "by validation, whatever test is like"
 
 
 def test_the_interval_of_a_share_has_a_width_at_0_and_1():

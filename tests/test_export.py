@@ -8,25 +8,24 @@ import pytest
 import torch
 
 import tiny_cells
+from fabricated_results import small_config
 from kinds import INPUTS, SIZE
-from neuropeft.backbones.base import Site
-from neuropeft.backbones.vit import Attention
 from neuropeft.cli import main
+from neuropeft.config import Config
 from neuropeft.config.inputs import Volume
 from neuropeft.errors import UserError
-from neuropeft.export.deploy import FewerHeads, with_half_of_the_heads, write_deployment
+from neuropeft.evaluate.calibration import probabilities
+from neuropeft.export.card import start_licence
 from neuropeft.export.interval import (
     LEVEL,
     Interval,
     fit_interval,
     predicted_class,
-    probabilities,
 )
 from neuropeft.export.model import WEIGHTS, Model, outputs_and_features, write_model
 from neuropeft.export.network import save_network
 from neuropeft.export.reference import away, fit_features, flags, quantiles
 from neuropeft.export.scan import predict_scan
-from neuropeft.export.sides import Side
 from neuropeft.files import write_tsv
 from neuropeft.inputs import input_kind, step_of
 from neuropeft.inputs.base import Folders, Number
@@ -96,6 +95,20 @@ def test_what_has_no_interval_comes_back_from_json_too():
     labels = fit_interval(task_kind("multilabel", 2), run(np.ones((9, 2)), np.ones((9, 2))))
     assert math.isnan(labels.largest)
     assert str(Interval.read(json.loads(json.dumps(labels.stored())))) == str(labels)
+
+
+def test_the_card_says_whose_the_weights_are_that_a_network_goes_back_to():
+    raw = small_config().model_dump(mode="json")
+    raw["pretraining"] |= {
+        "other": {"weights": "w.pt", "licence": "CC BY 4.0", "citation": "Somebody 2025"},
+        "unknown": {"weights": "w.pt"},
+        "longer": {"cohort": "ADNI", "steps": 10, "warmup_steps": 1, "start": "other"},
+    }
+    config = Config.model_validate(raw)
+    assert "CC BY 4.0. Cite Somebody 2025." in start_licence(config, config.starts("other"))
+    assert "The weights `other`" in start_licence(config, config.starts("longer"))
+    assert "state it here" in start_licence(config, config.starts("unknown"))
+    assert "made here" in start_licence(config, ["mae"])
 
 
 # -- what is refused -------------------------------------------------------------------------------
@@ -214,38 +227,3 @@ def test_a_scan_that_was_not_prepared_well_is_refused(exported, monkeypatch):
 def test_a_folder_that_holds_no_model_is_named(exported, tmp_path):
     with pytest.raises(UserError, match=f"--model {tmp_path}` is no exported model"):
         predict_scan(exported[0] / "raw-0.nii.gz", tmp_path)
-
-
-# -- smaller forms ---------------------------------------------------------------------------------
-
-
-def test_with_all_heads_attention_is_as_it_was_and_the_least_heads_go_first():
-    attention = Attention(24, 4).eval()
-    x = torch.randn(2, 5, 24)
-    with torch.no_grad():
-        torch.testing.assert_close(FewerHeads(attention, torch.arange(4))(x), attention(x))
-        attention.proj.weight[:, :12] = 0  # of the first two heads
-        owner = torch.nn.Module()
-        owner.attn = attention
-        owner.backbone = torch.nn.Module()
-        owner.backbone.sites = lambda kind: [Site(owner, "attn", attention)]
-        before = attention(x)
-        with_half_of_the_heads(owner)
-        assert owner.attn.heads == 2
-        torch.testing.assert_close(owner.attn(x), before)
-
-
-def test_every_form_is_measured(exported):
-    folder, _, store = exported
-    y = np.array([40.0, 60.0])
-    tested = Side(run(y, y + np.array([1, -2])), store.scan_ids, store)
-    write_deployment(folder / "model", tested)
-    text = (folder / "model/deployment.md").read_text()
-    rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| ")][2:]
-    assert [row[0].strip("| ") for row in rows] == [
-        *("float32", "bfloat16", "int8, linear layers", "float32, half of the heads")
-    ]
-    size = [float(row[1]) for row in rows]
-    assert size[0] > size[1]
-    assert size[0] > size[3]
-    assert "on 2 test subjects of Sim (simulated)" in text

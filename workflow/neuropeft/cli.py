@@ -80,7 +80,14 @@ def _add_for_people(verb: Verb) -> None:
     export.add_argument("--results", type=Path, default=Path(RESULTS))
     export.add_argument("--task", required=True, help="whose best model is written")
     export.add_argument("--out", type=Path, required=True, help="folder to write")
-    export.add_argument("--deploy", action="store_true", help="measure smaller forms of it on the CPU, too")
+    export.add_argument(
+        "--deploy",
+        nargs="?",
+        const="",
+        metavar="BACKBONE",
+        help="measure smaller forms of it on the CPU, too; one learns from it: of this backbone, or of half "
+        "its width",
+    )
 
     scan = verb("predict-scan", verbs_for_people.predict_scan)
     scan.add_argument("scan", type=Path, metavar="SCAN")

@@ -21,11 +21,7 @@ def export(options: argparse.Namespace) -> None:
     """Write the best model of a task to a folder of its own, with a model card."""
     from neuropeft.export.write import export_model
 
-    chosen, tested = export_model(config_of(options), options.results, options.task, options.out)
-    if options.deploy:
-        from neuropeft.export.deploy import write_deployment
-
-        write_deployment(options.out, tested)
+    chosen = export_model(config_of(options), options.results, options.task, options.out, options.deploy)
     print(f"{chosen.contender.label} ({chosen.cell.path}) is in {options.out}; read README.md there")
 
 

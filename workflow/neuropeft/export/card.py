@@ -1,7 +1,7 @@
 """The model card, in the form of Hugging Face's: what a model is for, how good it is, and its limits."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files as package_files
 from pathlib import Path
@@ -56,12 +56,14 @@ class Written:
         difference: how far its scores are at most from those that the benchmark has stored.
         has_adapter: whether there is an adapter in PEFT's format.
         held: by cohort, the training cohort first.
+        forms: the table of its smaller forms as Markdown; empty without.
     """
 
     trained: int
     difference: float
     has_adapter: bool
     held: Mapping[str, Held]
+    forms: str
 
 
 def write_card(
@@ -78,6 +80,7 @@ def write_card(
         **_worth(config, model, written.held),
         cohorts=_cohorts(config, results, written.held),
         trained=written.trained,
+        forms=written.forms,
         files=_files(model, written),
     )
     with atomic_path(out / folder.CARD) as partial:
@@ -86,17 +89,10 @@ def write_card(
 
 def _origin(config: Config, chosen: Chosen, model: Model) -> dict[str, Any]:
     """Return what the model is, what it was made from and how it was chosen."""
-    contender, start = chosen.contender, chosen.contender.pretraining
+    contender = chosen.contender
     unit = f" ({model.unit})" if model.unit else ""
-    learnt_from = [model.cohort]
-    if chosen.encoder is None:
-        start_told, licence = "random weights", "It starts from random weights, which nobody owns."
-    elif start in config.trained:
-        learnt_from += [config.trained[one].cohort for one in config.starts(start) if one in config.trained]
-        start_told, licence = f"`{start}`, pretrained by neuropeft", "It starts from weights made here."
-    else:
-        start_told = f"`{start}`, weights from elsewhere"
-        licence = f"The weights `{start}` that it starts from keep their own licence: state it here."
+    starts = [] if chosen.encoder is None else config.starts(contender.pretraining)
+    learnt_from = [model.cohort, *(config.trained[one].cohort for one in starts if one in config.trained)]
     return {
         "task": contender.task,
         "label": contender.label,
@@ -106,15 +102,34 @@ def _origin(config: Config, chosen: Chosen, model: Model) -> dict[str, Any]:
         "cohort": model.cohort,
         "simulated": model.simulated,
         "subset": contender.subset.text,
-        "start": start_told,
+        "start": _start(config, contender.pretraining, starts),
         "preparation": PREPARATION[model.input["kind"]].format(size=model.size, **_without_size(model)),
         "packages": PACKAGES[model.input["kind"]],
-        "start_licence": licence,
+        "start_licence": start_licence(config, starts),
         "learnt_from": " and ".join(dict.fromkeys(learnt_from)),
         "folds": f" and folds ({folds_text(config)})" if config.splits.folds else "",
         "has_folds": bool(config.splits.folds),
         "losses": ", ".join(f"{label} {loss:.4g}" for label, loss in chosen.losses.items()),
     }
+
+
+def _start(config: Config, start: str, starts: Sequence[str]) -> str:
+    if not starts:
+        return "random weights"
+    return f"`{start}`, " + (
+        "pretrained by neuropeft" if starts[0] in config.trained else "weights from elsewhere"
+    )
+
+
+def start_licence(config: Config, starts: Sequence[str]) -> str:
+    """Return whose the weights are that a network started from; see `Config.starts`."""
+    if not starts:
+        return "It starts from random weights, which nobody owns."
+    if (imported := config.imported.get(starts[-1])) is None:
+        return "It starts from weights made here."
+    licence = f": {imported.licence}" if imported.licence else ", which is not given: state it here"
+    cited = f". Cite {imported.citation}" if imported.citation else ""
+    return f"The weights `{starts[-1]}` that it goes back to have a licence of their own{licence}{cited}."
 
 
 def _without_size(model: Model) -> dict[str, Any]:
@@ -206,4 +221,6 @@ def _files(model: Model, written: Written) -> dict[str, str]:
             "the adapter of the backbone in the format of Hugging Face PEFT, and `base.safetensors`, the "
             "network without it"
         )
+    if written.forms:
+        found[f"{folder.STUDENT}/"] = "a smaller network that has learnt from it, a model of its own"
     return found

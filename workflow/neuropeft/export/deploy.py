@@ -1,36 +1,43 @@
 """Smaller forms of an exported network: what each changes in score, size and time on a CPU.
 
-None is trained anew: number formats (bfloat16; int8 for the weights of linear layers, whose inputs are
-quantised as they come) and half of the attention heads, those whose values reach the output least.
+Number formats: bfloat16; int8 for the weights of linear layers, whose inputs are quantised as they come. A
+quarter and a half of the attention heads removed, see `prune`. A student that learns its outputs, see
+`distil`. Training scans rank the heads and teach the student, validation chooses its epoch, test subjects
+nothing.
 """
 
 import copy
 import io
 import time
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from neuropeft.backbones.checkpoints import save_tensors
 from neuropeft.backbones.heads import Predictor
-from neuropeft.backbones.vit import Attention
 from neuropeft.evaluate.bootstrap import percentile_interval, resamples
-from neuropeft.export.model import DEPLOYMENT, Model, read_model
-from neuropeft.export.sides import AT_ONCE, Side
+from neuropeft.export.distil import distilled, half_width
+from neuropeft.export.interval import fit_interval
+from neuropeft.export.model import DEPLOYMENT, STUDENT, WEIGHTS, Model, read_model, write_model
+from neuropeft.export.prune import attention_layers, importance_in_training, without_heads
+from neuropeft.export.reference import fit_features, quantiles
+from neuropeft.export.sides import AT_ONCE, Learnt, Side, look
 from neuropeft.publish.formats import write_sheet
 from neuropeft.publish.sheet import Sheet
 from neuropeft.tasks.base import Array
-from neuropeft.train.data import load_volumes
+from neuropeft.train.data import as_input, load_volumes
 from neuropeft.train.memory import BatchSize
 from neuropeft.train.supervised import all_outputs
 
 REPEATS = 15
+PRUNED = (0.25, 0.5)  # shares of the heads
 
 
 class InBfloat16(nn.Module):
@@ -47,32 +54,6 @@ class InBfloat16(nn.Module):
         return self.model.outputs(self.model.backbone.tokens(x.bfloat16()))
 
 
-class FewerHeads(nn.Module):
-    """Self-attention with some of its heads."""
-
-    def __init__(self, attention: Attention, kept: Tensor) -> None:
-        """Keep the heads `kept` [h] of an attention layer."""
-        super().__init__()
-        width = attention.proj.in_features // attention.heads
-        inner = (kept[:, None] * width + torch.arange(width)).flatten()  # [h * width]
-        rows = torch.cat([part * attention.proj.in_features + inner for part in range(3)])
-        self.heads = len(kept)
-        self.qkv = _linear(attention.qkv.weight[rows], attention.qkv.bias[rows])
-        self.proj = _linear(attention.proj.weight[:, inner], attention.proj.bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map tokens [B, n, d] to tokens [B, n, d]."""
-        qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each [B, heads, n, d/heads]
-        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
-
-
-def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
-    layer = nn.Linear(weight.shape[1], weight.shape[0])
-    layer.load_state_dict({"weight": weight, "bias": bias})
-    return layer
-
-
 def in_int8(model: Predictor) -> nn.Module:
     """Return a network whose linear layers hold int8; PyTorch quantises their inputs as they come."""
     from torch.ao.quantization import quantize_dynamic
@@ -80,23 +61,6 @@ def in_int8(model: Predictor) -> nn.Module:
     with warnings.catch_warnings():  # it goes in a later PyTorch; the version here is fixed
         warnings.simplefilter("ignore")
         return quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
-
-
-def with_half_of_the_heads(model: Predictor) -> nn.Module:
-    """Return `model`, changed: of every attention layer half of the heads are gone, rounded down.
-
-    A head counts by the Frobenius norm of its output projection times its value projection, which is what a
-    token's content passes through on its way to another.
-    """
-    for site in model.backbone.sites("attention"):
-        attention = site.module
-        assert isinstance(attention, Attention)
-        heads, (_, _, value) = attention.heads, attention.qkv.weight.chunk(3)
-        values, outputs = value.chunk(heads), attention.proj.weight.chunk(heads, dim=1)
-        worth = torch.stack([(out @ into).norm() for out, into in zip(outputs, values, strict=True)])
-        kept = worth.topk(heads - heads // 2).indices.sort().values
-        setattr(site.owner, site.name, FewerHeads(attention, kept))
-    return model
 
 
 @dataclass(frozen=True)
@@ -116,39 +80,91 @@ class Form:
     seconds: float
 
 
-@torch.inference_mode()
-def write_deployment(folder: Path, tested: Side) -> None:
-    """Measure the forms of an exported model on test subjects and write a table into its folder.
+def write_deployment(
+    folder: Path, backbone: Mapping[str, Any] | None, learnt: Learnt, validation: Side, tested: Side
+) -> Sheet:
+    """Measure the forms of an exported model on test subjects and write a table, and the student, into it.
 
     Args:
         folder: of the model.
-        tested: the test subjects of its cell.
+        backbone: the student's; None for half of the width, where there is one.
+        learnt: what its cell was trained on.
+        validation: the validation subjects of its cell.
+        tested: its test subjects.
+
+    Returns:
+        The table.
     """
     model, network, _ = read_model(folder)
-    makers: dict[str, Callable[[Predictor], nn.Module]] = {
-        "float32": lambda plain: plain,
-        "bfloat16": InBfloat16,
-        "int8, linear layers": in_int8,
-    }
+
+    def measured(name: str, form: nn.Module) -> Form:
+        return _measured(name, form, model, tested)
+
+    forms = [
+        measured("float32", network),
+        measured("bfloat16", InBfloat16(copy.deepcopy(network))),
+        measured("int8, linear layers", in_int8(network)),
+    ]
     # Not where a method has put something into the layers.
-    attention = [part for part in network.modules() if isinstance(part, Attention)]
-    if attention and model.is_plain and min(part.heads for part in attention) > 1:
-        makers["float32, half of the heads"] = with_half_of_the_heads
-    forms = [_measured(name, make(copy.deepcopy(network)), model, tested) for name, make in makers.items()]
-    write_sheet(_sheet(model, tested, forms), folder)
+    attention = attention_layers(network) if model.is_plain else []
+    if attention and min(layer.heads for layer in attention) > 1:
+        importance = importance_in_training(network, learnt)
+        heads = sum(map(len, importance))
+        for share in PRUNED:
+            gone = int(share * heads)
+            pruned = without_heads(copy.deepcopy(network), importance, gone)
+            forms.append(measured(f"{gone} of {heads} attention heads removed", pruned))
+    if chosen := backbone or half_width(learnt.spec["backbone"]):
+        student, spec = distilled(network, chosen, learnt)
+        _write_student(folder / STUDENT, model, student, spec, learnt, validation)
+        forms.append(measured(f"student, {_size(student)}", student))
+    sheet = _sheet(model, tested, forms)
+    write_sheet(sheet, folder)
+    return sheet
+
+
+def _size(student: Predictor) -> str:
+    parameters = sum(value.numel() for value in student.parameters()) / 1e6
+    return f"{type(student.backbone).__name__} of {parameters:.2g} M parameters"
+
+
+def _write_student(
+    folder: Path, model: Model, student: Predictor, spec: Mapping[str, Any], learnt: Learnt, validation: Side
+) -> None:
+    """Write the student as a model of its own, with what validation says of its predictions."""
+    kind = model.kind
+    features = fit_features(look(student, kind, learnt.store, learnt.scans)[1])
+    _, seen = look(student, kind, validation.store, validation.scans)
+    run = replace(validation.run, score=_scores(student, model, validation))
+    own = replace(
+        model,
+        spec=spec,
+        is_plain=True,
+        interval=fit_interval(kind, run).stored(),
+        likeness=quantiles(features.likeness(seen)),
+    )
+    save_tensors(folder / WEIGHTS, student.state_dict(), {})
+    write_model(folder, own, features)
+
+
+@torch.inference_mode()
+def _scores(form: nn.Module, model: Model, side: Side) -> Array:
+    """Return what a form predicts of the subjects of a side, as their run has it."""
+    rows = [side.store.index_of(scan) for scan in side.scans]
+    volumes = load_volumes(side.store.volumes, rows, torch.device("cpu"))
+    outputs = all_outputs(form, volumes, torch.arange(len(rows)), False, BatchSize(AT_ONCE))
+    score = model.kind.scores(outputs, model.offset, model.scale).double().numpy()
+    return score.reshape(side.run.score.shape)
 
 
 def _measured(name: str, form: nn.Module, model: Model, tested: Side) -> Form:
-    rows = [tested.store.index_of(scan) for scan in tested.scans]
-    volumes = load_volumes(tested.store.volumes, rows, torch.device("cpu"))
-    outputs = all_outputs(form, volumes, torch.arange(len(rows)), False, BatchSize(AT_ONCE))
-    score = model.kind.scores(outputs, model.offset, model.scale).double().numpy()
     stored = io.BytesIO()
     torch.save(form.state_dict(), stored)
-    seconds = _seconds(form, volumes.batch(torch.arange(1)))
-    return Form(name, score.reshape(tested.run.score.shape), stored.tell(), seconds)
+    scan = as_input(torch.from_numpy(np.asarray(tested.store.volumes[:1])))
+    return Form(name, _scores(form, model, tested), stored.tell(), _seconds(form, scan))
 
 
+@torch.inference_mode()
 def _seconds(form: nn.Module, scan: Tensor) -> float:
     """Return the processor time of a pass on one thread, which a busy machine does not stretch."""
     threads, times = torch.get_num_threads(), []
@@ -170,7 +186,7 @@ def _sheet(model: Model, tested: Side, forms: list[Form]) -> Sheet:
     for form in forms:
         value, change = _change(model, tested, form, plain)
         moved = float(np.abs(form.score - plain.score).mean())
-        numbers = f"{form.size / 1e6:.2f}", f"{1000 * form.seconds:.1f}", f"{value:.4g}"
+        numbers = f"{form.size / 1e6:.3g}", f"{1000 * form.seconds:.1f}", f"{value:.4g}"
         rows.append([form.name, *numbers, "-" if form is plain else change, f"{moved:.2g}"])
     return Sheet(
         DEPLOYMENT,
@@ -185,8 +201,11 @@ def _sheet(model: Model, tested: Side, forms: list[Form]) -> Sheet:
             "Processor time is that of one scan on one thread, the median of "
             f"{REPEATS} passes, without preprocessing. Changes are paired, over subjects. Predictions move "
             f"by the mean absolute change of a score{f', in {model.unit}' if model.unit else ''}.",
-            "Nothing was trained anew, and test subjects chose nothing. Only linear layers become int8; the "
-            "projection of patches and convolutions stay float32.",
+            "Only linear layers become int8; the projection of patches and convolutions stay float32. Heads "
+            "are removed by the gradient of the training loss by a factor on each (Michel 2019), the least "
+            "important of all layers first; nothing is trained afterwards. The student starts from random "
+            "weights and learns the network's outputs of the training scans, as long as its cell was "
+            f"trained; it is a model of its own, in `{STUDENT}/`. Test subjects chose nothing.",
         ],
     )
 

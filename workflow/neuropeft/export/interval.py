@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from neuropeft.evaluate.calibration import probabilities, temperature
 from neuropeft.tasks.base import Array, Run, TaskKind
 
 LEVEL = 0.9  # of intervals and sets: 95 % would take 19 validation subjects
-HOTTEST = 10.0  # temperature up to which probabilities are drawn towards equal ones
-SMALLEST = 1e-6  # probability, whose logarithm is finite
+# Probabilities are only ever drawn together: a dozen subjects that are told apart by luck would otherwise
+# make every prediction certain.
+TEMPERATURES = (1.0, 10.0)
 
 
 @dataclass(frozen=True)
@@ -66,17 +68,9 @@ def fit_interval(kind: TaskKind, validation: Run) -> Interval:
         n,
         min(LEVEL, n / (n + 1)),
         float(np.sort(misfit)[rank - 1]) if kind.regresses or classes else math.nan,
-        _temperature(probabilities(validation.score), validation.y.astype(int)) if classes else 1.0,
+        temperature(validation, TEMPERATURES) if classes else 1.0,
         tuple(np.atleast_1d(kind.rule(validation, validation)[0]).tolist()) if classes else (),
     )
-
-
-def probabilities(score: Array, temperature: float = 1.0) -> Array:
-    """Return the probability of each class [n, classes] of scores [n] or [n, classes]."""
-    of_class = np.stack([1 - score, score], axis=1) if score.ndim == 1 else score
-    logits = np.log(np.maximum(of_class, SMALLEST)) / temperature
-    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return powers / powers.sum(axis=1, keepdims=True)
 
 
 def predicted_class(score: Array, rule: tuple[float, ...]) -> int:
@@ -91,18 +85,3 @@ def _misfit(kind: TaskKind, y: Array, score: Array) -> Array:
     if not kind.every_stratum:
         return np.full(len(y), math.nan)
     return 1 - probabilities(score)[np.arange(len(y)), y.astype(int)]
-
-
-def _temperature(of_class: Array, y: Array) -> float:
-    """Return the temperature of least log-loss (Guo 2017), at least 1.
-
-    Probabilities are only ever drawn together: a dozen subjects that are told apart by luck would otherwise
-    make every prediction certain.
-    """
-    from scipy.optimize import minimize_scalar
-
-    def loss(log_temperature: float) -> float:
-        chance = probabilities(of_class, math.exp(log_temperature))[np.arange(len(y)), y]
-        return float(-np.log(np.maximum(chance, SMALLEST)).mean())
-
-    return math.exp(minimize_scalar(loss, bounds=(0.0, math.log(HOTTEST)), method="bounded").x)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from neuropeft.backbones.heads import Predictor
 
 WEIGHTS, FEATURES, DESCRIPTION, CARD = "model.safetensors", "features.safetensors", "model.json", "README.md"
-ADAPTER, DEPLOYMENT = "adapter", "deployment"  # a folder; a table's name without suffix
+ADAPTER, STUDENT, DEPLOYMENT = "adapter", "student", "deployment"  # folders; a table's name without suffix
 
 
 @dataclass(frozen=True)

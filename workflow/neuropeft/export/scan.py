@@ -12,7 +12,8 @@ from pydantic import TypeAdapter
 
 from neuropeft.config.inputs import Input
 from neuropeft.errors import UserError, fault
-from neuropeft.export.interval import predicted_class, probabilities
+from neuropeft.evaluate.calibration import probabilities
+from neuropeft.export.interval import predicted_class
 from neuropeft.export.model import Model, outputs_and_features, read_model
 from neuropeft.export.reference import LIKENESS, away, flags
 from neuropeft.files import MISSING

@@ -1,8 +1,10 @@
-"""Who an exported cell was validated by and tested on: stored predictions, and what its network sees."""
+"""Who an exported cell was trained on, validated by and tested on: rows, stored predictions, features."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -15,9 +17,11 @@ from neuropeft.export.choose import Chosen
 from neuropeft.export.model import outputs_and_features
 from neuropeft.files import read_tsv
 from neuropeft.store import Store, open_store
-from neuropeft.tasks.base import Array, Run, TaskKind
+from neuropeft.tasks.base import Array, Objective, Run, TaskKind
 from neuropeft.train.data import load_volumes
+from neuropeft.train.labels import Sides, subject_weights
 from neuropeft.train.memory import BatchSize
+from neuropeft.train.sources import kind_of
 from neuropeft.train.supervised import MEASURED, all_outputs
 
 AT_ONCE = 8  # scans
@@ -30,6 +34,29 @@ class Side:
     run: Run
     scans: list[str]
     store: Store
+
+
+@dataclass(frozen=True)
+class Learnt:
+    """What an exported cell has learnt from: its spec, see `grid.cell_spec`, the rows of its split, scans."""
+
+    spec: Mapping[str, Any]
+    split: Path
+    sides: Sides
+    store: Store
+
+    @property
+    def scans(self) -> list[str]:
+        """The training scans."""
+        return [row["scan_id"] for row in self.sides.train]
+
+    @cached_property
+    def goal(self) -> Objective:
+        """The loss of its cell."""
+        kind, rows = kind_of(self.spec), self.sides.train
+        return kind.objective(
+            kind.array(row["y"] for row in rows), subject_weights(rows), str(self.spec["cell"])
+        )
 
 
 def read_side(results: Path, chosen: Chosen, kind: TaskKind, cohort: str, side: str) -> Side:

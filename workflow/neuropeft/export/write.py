@@ -11,19 +11,22 @@ from neuropeft import layout
 from neuropeft.backbones.heads import Predictor
 from neuropeft.cohorts.splits import TEST, VALIDATION, ZERO_SHOT
 from neuropeft.config import Config
-from neuropeft.errors import UserError
+from neuropeft.errors import UserError, suggest
 from neuropeft.export import model as folder
 from neuropeft.export.adapter import write_adapter
 from neuropeft.export.card import Held, Written, write_card
 from neuropeft.export.choose import Chosen, choose
+from neuropeft.export.deploy import write_deployment
 from neuropeft.export.interval import fit_interval
 from neuropeft.export.model import Model, write_model
 from neuropeft.export.network import load_network, save_network, trained_network
 from neuropeft.export.reference import LIKENESS, Features, away, fit_features, quantiles
-from neuropeft.export.sides import AT_ONCE, Side, look, read_side
+from neuropeft.export.sides import AT_ONCE, Learnt, Side, look, read_side
+from neuropeft.grid import backbone_spec
 from neuropeft.inputs import input_kind
 from neuropeft.inputs.qc import OUTLIER
 from neuropeft.publish.labels import is_simulated
+from neuropeft.publish.sheet import markdown
 from neuropeft.store import Store
 from neuropeft.tasks.base import Run
 from neuropeft.train.labels import read_sides, stored_sessions
@@ -33,7 +36,7 @@ MOST = (0.025, 0.975)  # of training targets; the extreme ones belong to persons
 FAR = 0.05  # of the stored scores' SD: as far may a CPU be from the bfloat16 of a GPU
 
 
-def export_model(config: Config, results: Path, task: str, out: Path) -> tuple[Chosen, Side]:
+def export_model(config: Config, results: Path, task: str, out: Path, student: str | None = None) -> Chosen:
     """Write the best model of a task, see `choose`, to a folder of its own.
 
     Args:
@@ -41,14 +44,20 @@ def export_model(config: Config, results: Path, task: str, out: Path) -> tuple[C
         results: folder of a finished run.
         task: whose model.
         out: the folder to write.
+        student: the backbone of a smaller network that learns from it, measured with other smaller forms; if
+            empty, one of half the width. None to measure nothing.
 
     Returns:
-        What was chosen, and its test subjects.
+        What was chosen.
 
     Raises:
-        UserError: the folder is not empty, nothing is finished, or the network does not give the stored
-            predictions again.
+        UserError: the folder is not empty, nothing is finished, the network does not give the stored
+            predictions again, or there is no such backbone, or none that takes the same scans.
     """
+    if student and student not in config.backbones:
+        raise UserError(
+            f"`--deploy {student}` is no backbone of the configuration; {suggest(student, config.backbones)}"
+        )
     if out.exists() and any(out.iterdir()):
         raise UserError(f"`--out {out}` is not empty; give a folder that is new")
     chosen = choose(config, results, task)
@@ -64,8 +73,11 @@ def export_model(config: Config, results: Path, task: str, out: Path) -> tuple[C
     has_adapter = write_adapter(out / folder.ADAPTER, trained, spec, few)
     network = load_network(out / folder.WEIGHTS, spec, is_plain)
     split = layout.SPLIT.at(results, **chosen.cell.names)
-    train = read_sides(split, chosen.cell.subset, kind, stored_sessions(store.path)).train
-    features = fit_features(look(network, kind, store, [row["scan_id"] for row in train])[1])
+    learnt = Learnt(
+        spec, split, read_sides(split, chosen.cell.subset, kind, stored_sessions(store.path)), store
+    )
+    train = learnt.sides.train
+    features = fit_features(look(network, kind, store, learnt.scans)[1])
     outputs, seen = look(network, kind, store, scans)
     targets = kind.array(row["y"] for row in train)
     model = Model(
@@ -85,9 +97,13 @@ def export_model(config: Config, results: Path, task: str, out: Path) -> tuple[C
     for other in config.tasks[task].zero_shot:
         tested[other] = read_side(results, chosen, kind, other, ZERO_SHOT)
     held = {name: _held(model, network, features, side) for name, side in tested.items()}
+    forms = ""
+    if student is not None:
+        backbone = backbone_spec(config, student) if student else None
+        forms = markdown(write_deployment(out, backbone, learnt, sides[VALIDATION], sides[TEST]))
     subjects = len({row["subject"] for row in train})
-    write_card(config, results, out, chosen, model, Written(subjects, difference, has_adapter, held))
-    return chosen, sides[TEST]
+    write_card(config, results, out, chosen, model, Written(subjects, difference, has_adapter, held, forms))
+    return chosen
 
 
 def _of_task(config: Config, name: str) -> dict[str, Any]:

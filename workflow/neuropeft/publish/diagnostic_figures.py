@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 
 from neuropeft.config import Config
 from neuropeft.evaluate.brain_age import bin_records
+from neuropeft.evaluate.calibration import judged
 from neuropeft.evaluate.people import Predicted
 from neuropeft.publish.labels import cohort_label
 from neuropeft.publish.style import GREY, Looks, panels, shared_legend, words_only
@@ -19,19 +20,23 @@ DODGED = 0.6  # of the distance between bins, all methods together
 
 
 def draw_reliability(config: Config, predicted: Sequence[Predicted]) -> Figure:
-    """Draw how frequent the positive class is among subjects of a predicted probability, by cohort."""
+    """Draw how frequent the positive class is among subjects of a predicted probability, by cohort.
+
+    Of more than two classes: how often the likeliest one is the true one.
+    """
     from sklearn.calibration import calibration_curve
 
     found = _panels(predicted)
     if not found:
-        return words_only("No reliability curves: no task has two classes and all its seeds.")
+        return words_only("No reliability curves: no task has classes and all its seeds.")
     figure, axes = panels(len(found), PANEL_HEIGHT, max(map(len, found)))
     looks = Looks(config)
     for axis, some in zip(axes, found, strict=True):
         axis.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle="--", label="perfectly calibrated")
         for one in some:
             runs, look = one.tested(), looks.of(one.contender)
-            y, probability = (np.concatenate([getattr(run, name) for run in runs]) for name in ("y", "score"))
+            pairs = zip(*(judged(run.y, run.score) for run in runs), strict=True)
+            y, probability = map(np.concatenate, pairs)
             bins = int(np.clip(len(runs[0].y) // IN_BIN, 2, MOST_BINS))
             share, mean = calibration_curve(y, np.clip(probability, 0, 1), n_bins=bins, strategy="quantile")
             axis.plot(
@@ -42,8 +47,10 @@ def draw_reliability(config: Config, predicted: Sequence[Predicted]) -> Figure:
                 marker=look.marker,
                 label=one.contender.label,
             )
-        axis.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xlabel="predicted probability")
-        axis.set_ylabel("share of the positive class")
+        more = runs[0].score.ndim > 1
+        axis.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+        axis.set_xlabel("probability of the likeliest class" if more else "predicted probability")
+        axis.set_ylabel("share for which it is true" if more else "share of the positive class")
         _name(axis, config, some[0])
     shared_legend(figure, axes, "bins of equally many subjects, all seeds")
     return figure

@@ -32,7 +32,6 @@ from neuropeft.publish.subgroup_table import (
     matched_sheet,
     subgroup_sheet,
 )
-from neuropeft.tasks.classification import Binary
 
 Record = dict[str, object]
 
@@ -50,7 +49,7 @@ def write_diagnostics(config: Config, results: Path, tables: Path, figures: Path
         UserError: a file of results cannot be read.
     """
     predicted = read_predicted(config, results)
-    binary = [one for one in predicted if isinstance(one.kind, Binary)]
+    classes = [one for one in predicted if one.kind.every_stratum]
     aged = [one for one in predicted if one.kind.regresses and _target(config, one) == "age"]
     of_mean = guesses(read_scores(config, results))
     who = {
@@ -58,7 +57,7 @@ def write_diagnostics(config: Config, results: Path, tables: Path, figures: Path
     }
 
     write = Tables(config, tables).write
-    calibrated = [_place(one) | calibration(one) for one in binary]
+    calibrated = [_place(one) | calibration(one) for one in classes]
     write(calibration_sheet(config, calibrated), calibrated, CALIBRATION_COLUMNS)
 
     grouped = [
@@ -81,7 +80,7 @@ def write_diagnostics(config: Config, results: Path, tables: Path, figures: Path
     write(bin_sheet(config, binned), binned, BIN_COLUMNS)
 
     with print_style():
-        save(draw_reliability(config, binary), figures, "reliability")
+        save(draw_reliability(config, classes), figures, "reliability")
         save(draw_age_errors(config, aged), figures, "age_errors")
 
 

@@ -28,6 +28,7 @@ CONFOUNDERS = ("site", "sex")
 LABELS, VOXELS, FEATURES = "labels", "voxels", "features"  # sources, beside the methods
 FEWEST = 10  # subjects that a site must have to count
 FOLDS, DRAWS = 5, 2000
+LEAST = 1e-6  # variance within a level, of standardised features
 COLUMNS = ("confounder", "levels", "source", "backbone", "pretraining", "n", "auc", "ci_low", "ci_high")
 
 Values = dict[str, Array]  # subject -> [features]
@@ -118,15 +119,28 @@ def _area(y: NDArray[np.int_], probabilities: Array, stratum: NDArray[np.int_], 
 
 def _out_of_fold(features: Array, y: NDArray[np.int_]) -> Array:
     """Return the probability of each level, by a discriminant that has not seen the subject, [n, levels]."""
+    from sklearn.base import BaseEstimator
+    from sklearn.covariance import ledoit_wolf
     from sklearn.decomposition import PCA
     from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
     from sklearn.model_selection import StratifiedKFold, cross_val_predict
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    # Ledoit and Wolf's shrinkage has nothing to be tuned. Of more features than subjects all components are
-    # as good, and take less time.
-    discriminant = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto")
+    class Shrunk(BaseEstimator):
+        """Ledoit and Wolf's shrinkage, which has nothing to be tuned, plus a little.
+
+        scikit-learn's own (`shrinkage="auto"`) finds nothing where a level alone says all of the features, as
+        where each site has one class: they have no variance within it, and discriminants divide by that.
+        """
+
+        def fit(self, x: Array) -> "Shrunk":
+            scale = np.where(x.std(0) > 0, x.std(0), 1)
+            self.covariance_ = np.outer(scale, scale) * ledoit_wolf(x / scale)[0] + LEAST * np.eye(len(scale))
+            return self
+
+    # Of more features than subjects all components are as good, and take less time.
+    discriminant = LinearDiscriminantAnalysis(solver="lsqr", covariance_estimator=Shrunk())
     model = make_pipeline(StandardScaler(), PCA(), discriminant)
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=0)
     return cross_val_predict(model, features, y, cv=folds, method="predict_proba")

@@ -50,6 +50,7 @@ def test_a_run_ends_with_tables_figures_and_qc(finished):
         "scans_to_match",
         "costs",
         "search",
+        "ensembles",
         "calibration",
         "subgroups",
         "age_matched",

@@ -1,8 +1,8 @@
 """Contenders: what is scored and compared, the rows of tables and the curves of figures."""
 
 from collections import defaultdict
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from neuropeft.config import Config, SegmentationTask
@@ -37,25 +37,30 @@ REAL_LABEL = "training images"
 REFERENCE_KIND = "full"  # what others are compared with, unless `statistics.reference` names a method
 
 Line = tuple[str, str, str]  # backbone, pretraining, method: a column of tables, a curve
+Member = tuple[Line, int]  # and the seed
+# No method can be called so: their names have no hyphen.
+OF_SEEDS, OF_METHODS = "-seeds", "all-methods"
 
 
 @dataclass(frozen=True)
 class Contender:
-    """Cells that differ in seed and fold only, a probe of a frozen backbone, or a control without a network.
+    """Cells that differ in seed and fold only, a probe, a control without a network, or an ensemble of cells.
 
     Attributes:
-        sort: `cells`, `probes` or `controls`: where its predictions come from.
-        group: task, backbone, pretraining, method and subset, unique; a probe or control is its method.
+        sort: `cells`, `probes`, `controls` or `ensembles`: where its predictions come from.
+        group: task, backbone, pretraining, method and subset, unique; a probe, control or ensemble is its
+            method.
         seeds: the seeds that it should have.
         owner: the first part of its label: the backbone, or that it is a control.
         name: the second part: the method, and the start where the backbone has several.
         short: the method where the surroundings say that it is a way to fine-tune.
         is_control: whether it must not learn or has no network, so is no method to choose.
         is_reference: whether others of its place are compared with it.
-        place: what columns and curves are sorted by: methods, probes, controls, each as configured.
+        place: what columns and curves are sorted by: methods, ensembles, probes, controls, as configured.
+        members: of an ensemble, the cells whose predictions each of its seeds is the mean of.
     """
 
-    sort: Literal["cells", "probes", "controls"]
+    sort: Literal["cells", "probes", "controls", "ensembles"]
     group: Group
     seeds: tuple[int, ...] = field(compare=False)
     owner: str = field(compare=False)
@@ -64,6 +69,7 @@ class Contender:
     is_control: bool = field(compare=False)
     is_reference: bool = field(compare=False)
     place: tuple[int, ...] = field(compare=False)
+    members: Mapping[int, tuple[Member, ...]] = field(default_factory=dict, compare=False)
 
     @property
     def task(self) -> str:
@@ -109,7 +115,7 @@ class Contender:
     def scored(self) -> str:
         """The name of what it is scored together with, since they are predicted together."""
         task, *base = self.group[:4]
-        return "/".join((self.sort, task, *base[: {"cells": 3, "probes": 2, "controls": 0}[self.sort]]))
+        return "/".join((self.sort, task, *base[: {"probes": 2, "controls": 0}.get(self.sort, 3)]))
 
 
 def controls_of(config: Config, task: str) -> list[str]:
@@ -129,13 +135,15 @@ def controls_of(config: Config, task: str) -> list[str]:
 
 
 def contenders(config: Config) -> list[Contender]:
-    """Return all contenders of the grid: cells, then probes, then the controls of each task."""
+    """Return all contenders: cells, ensembles of them, then probes, then the controls of each task."""
     all_cells = cells(config)
     seeds: dict[Group, list[int]] = defaultdict(list)
     for cell in all_cells:
         seeds[cell.group].append(cell.seed)
     starts = _starts(config)
     found = [_of_cells(config, starts, group, tuple(dict.fromkeys(some))) for group, some in seeds.items()]
+    if config.analyses.ensembles:
+        found += _ensembles(config, starts, [one for one in found if config.tasks[one.task].linear])
     of_task = {task: tuple(seeds_of(all_cells, task)) for task in used_tasks(config)}
     probed = linearly_predicted(config, all_cells)
     found += [_probe(config, starts, group, of_task[group[0]]) for group in probe_groups(probed)]
@@ -154,7 +162,7 @@ def contenders(config: Config) -> list[Contender]:
                         short=label,
                         is_control=True,
                         is_reference=False,
-                        place=(2, len(config.backbones), [*CONTROLS, REAL].index(control)),
+                        place=(3, len(config.backbones), [*CONTROLS, REAL].index(control)),
                     )
                 )
     return found
@@ -180,11 +188,55 @@ def _of_cells(
         is_control=is_control,
         is_reference=not is_control and (method == named if named else settings.kind == REFERENCE_KIND),
         place=(
-            2 if is_control else 0,
+            3 if is_control else 0,
             list(config.backbones).index(backbone),
             list(config.methods).index(method),
             _start_place(config, start),
         ),
+    )
+
+
+def _ensembles(
+    config: Config, starts: Mapping[str, set[str]], of_cells: Sequence[Contender]
+) -> Iterator[Contender]:
+    """Yield the ensemble of the seeds of each method, and of all methods that start from the same weights.
+
+    Nobody chooses the members, so that no test score has a say in them. The ensemble of methods has those
+    seeds that all its methods have, one ensemble for each.
+    """
+    together: dict[tuple[object, ...], list[Contender]] = defaultdict(list)
+    for one in of_cells:
+        if not one.is_method:
+            continue
+        if len(one.seeds) > 1:
+            members = {one.seeds[0]: tuple((one.line, seed) for seed in one.seeds)}
+            text = f"{one.name}, {len(one.seeds)} seeds"
+            yield _ensemble(one, f"{one.method}{OF_SEEDS}", text, members, one.place[2])
+        if one.pretraining != NO_PRETRAINING:
+            together[one.task, one.backbone, one.pretraining, one.subset].append(one)
+    for some in together.values():
+        seeds = sorted(set.intersection(*(set(one.seeds) for one in some)))
+        if len(some) > 1 and seeds:
+            first = some[0]
+            text = f"{len(some)} methods" + _from_start(starts, first.backbone, first.pretraining)
+            of_seed = {seed: tuple((one.line, seed) for one in some) for seed in seeds}
+            yield _ensemble(first, OF_METHODS, text, of_seed, len(config.methods))
+
+
+def _ensemble(
+    first: Contender, name: str, text: str, members: Mapping[int, tuple[Member, ...]], place: int
+) -> Contender:
+    return replace(
+        first,
+        sort="ensembles",
+        group=(*first.group[:3], name, first.subset),
+        seeds=tuple(members),
+        owner=f"Ensemble: {first.owner}",
+        name=text,
+        short=f"ensemble of {text}",
+        is_reference=False,
+        place=(1, first.place[1], place, first.place[3]),
+        members=members,
     )
 
 
@@ -201,7 +253,7 @@ def _probe(config: Config, starts: Mapping[str, set[str]], group: Group, seeds: 
         is_control=False,
         is_reference=False,
         place=(
-            1,
+            2,
             list(config.backbones).index(backbone),
             int(untrained),
             _start_place(config, start),
@@ -261,7 +313,9 @@ def score_spec(config: Config, some: list[Contender]) -> dict[str, Any]:
         "cohorts": [task.train, *task.zero_shot],
         "folds": list(config.splits.fold_numbers),
         "contenders": [
-            {"line": list(one.line), "subset": str(one.subset), "seeds": list(one.seeds)} for one in some
+            {"line": list(one.line), "subset": str(one.subset), "seeds": list(one.seeds)}
+            | ({"members": list(one.members.values())} if one.members else {})
+            for one in some
         ],
     }
 

@@ -24,11 +24,14 @@ class ScoreJobs:
 
     def predictions_scored(self, wildcards: Any) -> list[str]:
         """Return the predictions of the contenders that are scored together."""
-        first = self.scored[wildcards.scored][0]
-        if first.sort == "cells":
-            names = grid.names_of(first.group)
+        some = self.scored[wildcards.scored]
+        first = some[0]
+        if first.sort in ("cells", "ensembles"):
+            lines = [line for one in some for of_seed in one.members.values() for line, _ in of_seed]
             return [
-                layout.PREDICTIONS.of(**names, cohort=cohort) for cohort in self.jobs.task_cohorts(first.task)
+                layout.PREDICTIONS.of(**grid.names_of((first.task, *line)), cohort=cohort)
+                for line in dict.fromkeys(lines or [first.line])
+                for cohort in self.jobs.task_cohorts(first.task)
             ]
         if first.sort == "probes":
             one = Probed(*first.group[:3])

@@ -12,6 +12,7 @@ TABLE_NAMES = [
             "confounds",
             "costs",
             *(["search"] if CONFIG.training.search else []),
+            *(["ensembles"] if CONFIG.analyses.ensembles else []),
             *(["labels"] if any(task.part_names for task in CONFIG.tasks.values()) else []),
         )
         for kind in ("csv", "md", "tex", "html")

@@ -6,6 +6,7 @@ from typing import Any, get_args
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from neuropeft.config.analyses import Analyses
 from neuropeft.config.backbones import Backbone
 from neuropeft.config.base import Model, Name
 from neuropeft.config.cohorts import Cohort, Preprocessing
@@ -36,6 +37,7 @@ class Config(Model):
     grid: list[Block] = Field(min_length=1)
     figures: Figures = Figures()
     statistics: Statistics = Statistics()
+    analyses: Analyses = Analyses()
 
     @field_validator("pretraining")
     @classmethod

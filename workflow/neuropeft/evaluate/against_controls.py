@@ -77,7 +77,8 @@ def _is_control(one: Contender, method: Contender) -> bool:
     if one.method == REAL:
         return False
     starts = (method.pretraining, NO_PRETRAINING)
-    return one.is_control or (one.backbone == method.backbone and one.pretraining in starts)
+    probe = one.sort == "probes" and one.backbone == method.backbone and one.pretraining in starts
+    return one.is_control or probe
 
 
 def _compare(score: Score, control: Score, pair: tuple[float, Array]) -> AgainstControl:

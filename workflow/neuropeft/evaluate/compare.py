@@ -33,7 +33,7 @@ class Comparison:
         ci_high: its upper end.
         p: two-sided p-value of the difference.
         p_holm: the same, corrected for all that is compared in the task by this metric (Holm 1979); methods,
-            probes and controls apart.
+            ensembles, and probes and controls apart.
     """
 
     score: Score
@@ -76,7 +76,8 @@ def compare(scores: Sequence[Score]) -> list[Comparison]:
     for score in scores:
         there = references.get(where(score), [])
         reference = next((other for other in there if _same_place(score, other)), score)
-        same_seeds = score.contender.seeds == reference.contender.seeds
+        # An ensemble has its own number of seeds.
+        same_seeds = bool(score.contender.members) or score.contender.seeds == reference.contender.seeds
         if reference is not score and same_seeds and (pair := paired(score, reference)):
             difference, draws = pair
             low, high = percentile_interval(draws)
@@ -128,10 +129,11 @@ def _corrected(compared: Sequence[Comparison]) -> list[Comparison]:
     families: dict[tuple[object, ...], list[int]] = {}
     for place, one in enumerate(compared):
         contender = one.score.contender
-        families.setdefault((contender.task, one.score.metric, contender.is_method), []).append(place)
+        family = contender.is_method, bool(contender.members)
+        families.setdefault((contender.task, one.score.metric, *family), []).append(place)
     found = list(compared)
-    for family in families.values():
-        for place, p in zip(family, holm([compared[place].p for place in family]), strict=True):
+    for places in families.values():
+        for place, p in zip(places, holm([compared[place].p for place in places]), strict=True):
             found[place] = replace(compared[place], p_holm=float(p))
     return found
 

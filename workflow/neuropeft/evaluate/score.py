@@ -19,6 +19,7 @@ from neuropeft.cohorts.splits import TEST, VALIDATION, ZERO_SHOT
 from neuropeft.errors import UserError
 from neuropeft.evaluate.bootstrap import DRAWS, bootstrap_draws, percentile_interval
 from neuropeft.evaluate.delong import auc_interval
+from neuropeft.evaluate.ensembles import mean_run
 from neuropeft.evaluate.predictions import RunKey, read_predictions
 from neuropeft.evaluate.tested import Tested, pool, with_rule
 from neuropeft.files import atomic_path, write_tsv
@@ -37,14 +38,15 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Entry:
-    """One contender, as `contenders.score_spec` writes it: a cell group, a probe or a control.
+    """One contender, as `contenders.score_spec` writes it: a cell group, an ensemble, a probe or a control.
 
     Attributes:
-        sort: `cells`, `probes` or `controls`.
+        sort: `cells`, `ensembles`, `probes` or `controls`.
         task: the name of its task.
         line: backbone, pretraining, method.
         subset: how much of the training subjects it learnt from.
         seeds: the seeds that it should have.
+        members: of an ensemble, the cells that each of its seeds is the mean of.
     """
 
     sort: str
@@ -52,6 +54,7 @@ class Entry:
     line: tuple[str, str, str]
     subset: Subset
     seeds: tuple[int, ...]
+    members: tuple[tuple["Entry", ...], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,11 @@ class Source:
 
     def tested(self, entry: Entry, cohort: str, find: "Find | None" = None) -> "dict[int, Runs]":
         """Return, by seed and fold, the validation and the test run of an entry, None where missing."""
+        if entry.members:
+            return {
+                seed: self._mean(entry, members, cohort)
+                for seed, members in zip(entry.seeds, entry.members, strict=True)
+            }
         find = find or self.find
         method = "" if entry.sort == "cells" else entry.line[2]
         side = TEST if cohort == self.cohorts[0] else ZERO_SHOT
@@ -95,6 +103,17 @@ class Source:
                     of_train.get(RunKey(method, entry.subset, seed, VALIDATION, fold)),
                     of_cohort.get(RunKey(method, entry.subset, seed, side, fold)),
                 )
+        return found
+
+    def _mean(self, entry: Entry, members: Sequence[Entry], cohort: str) -> "Runs":
+        """Return, by fold, the mean runs of the members of a seed; None where a member lacks one."""
+        of_members = [runs for one in members for runs in self.tested(one, cohort).values()]
+        found: Runs = {}
+        for fold in self.folds:
+            validation, test = zip(*(runs[fold] for runs in of_members), strict=True)
+            if len({run.subjects for run in test if run}) > 1:
+                raise _other_subjects(entry, cohort)
+            found[fold] = mean_run(validation), mean_run(test)
         return found
 
     def scored(self, cohort: str, runs: "Runs") -> list[Tested]:
@@ -144,16 +163,15 @@ def score(spec: Mapping[str, Any], results: Path, table: Path, draws: Path, find
 
 def entries(spec: Mapping[str, Any]) -> list[Entry]:
     """Return the contenders of a specification."""
-    return [
-        Entry(
-            spec["sort"],
-            spec["task"]["name"],
-            tuple(one["line"]),
-            Subset.parse(one["subset"]),
-            tuple(one["seeds"]),
+    found = []
+    for one in spec["contenders"]:
+        task, subset = spec["task"]["name"], Subset.parse(one["subset"])
+        members = tuple(
+            tuple(Entry("cells", task, tuple(line), subset, (seed,)) for line, seed in of_seed)
+            for of_seed in one.get("members", ())
         )
-        for one in spec["contenders"]
-    ]
+        found.append(Entry(spec["sort"], task, tuple(one["line"]), subset, tuple(one["seeds"]), members))
+    return found
 
 
 def prediction_file(results: Path, entry: Entry, cohort: str, seed: int = 0, fold: int = 0) -> Path:
@@ -254,11 +272,15 @@ def _common_subjects(entry: Entry, cohort: str, tested: Sequence[Tested]) -> tup
     # another split.
     repeated = any(len(set(one.subjects)) < len(one.subjects) for one in tested)
     if repeated or len({one.subjects for one in tested}) > 1:
-        raise UserError(
-            f"predictions of {'/'.join((entry.task, *entry.line))} on {cohort} were made for different test "
-            "subjects: delete them and run the workflow again"
-        )
+        raise _other_subjects(entry, cohort)
     return tested[0].subjects if tested else ()
+
+
+def _other_subjects(entry: Entry, cohort: str) -> UserError:
+    return UserError(
+        f"predictions of {'/'.join((entry.task, *entry.line))} on {cohort} were made for different test "
+        "subjects: delete them and run the workflow again"
+    )
 
 
 def _reason(kind: TaskKind, tested: Mapping[int, Runs], every: Sequence[Tested]) -> str:

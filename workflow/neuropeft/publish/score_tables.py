@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 from neuropeft.config import Config
-from neuropeft.contenders import Contender, Line, backbone_label, main_backbones
+from neuropeft.contenders import OF_SEEDS, Contender, Line, backbone_label, main_backbones
 from neuropeft.evaluate.against_controls import AgainstControl, against_controls
 from neuropeft.evaluate.bootstrap import DRAWS
 from neuropeft.evaluate.compare import BETTER, WITHIN_NOISE, WORSE, Comparison
@@ -64,12 +64,19 @@ def table_backbones(config: Config, table: int) -> list[str]:
 
 
 def select(config: Config, scores: Sequence[Score], table: int) -> list[Score]:
-    """Return scores of a table's backbones and of the controls, with each task's largest subset."""
+    """Return scores of a table's backbones and of the controls, with each task's largest subset.
+
+    Ensembles of seeds, one for each method, are left to their own table.
+    """
     backbones = table_backbones(config, table)
     chosen = []
     for task in used_tasks(config):
         of_task = [score for score in scores if score.contender.task == task]
-        of_backbones = [score for score in of_task if score.contender.backbone in backbones]
+        of_backbones = [
+            score
+            for score in of_task
+            if score.contender.backbone in backbones and not score.contender.method.endswith(OF_SEEDS)
+        ]
         trained = [score.contender.subset for score in of_backbones if score.contender.sort == "cells"]
         if trained:
             shown = [*of_backbones, *(score for score in of_task if score.contender.sort == "controls")]

@@ -26,6 +26,8 @@ from neuropeft.publish.confound_table import (
 )
 from neuropeft.publish.cost_table import cost_sheet
 from neuropeft.publish.count_table import COUNT_COLUMNS, count_sheet, with_difference
+from neuropeft.publish.ensemble_table import COLUMNS as ENSEMBLE_COLUMNS
+from neuropeft.publish.ensemble_table import ensemble_records, ensemble_sheet
 from neuropeft.publish.flow_table import FLOW_COLUMNS, flow_records, flow_sheet
 from neuropeft.publish.formats import Tables
 from neuropeft.publish.label_table import label_scores, label_sheet
@@ -117,6 +119,9 @@ def _write(results: Path, counts: Path, tables: Tables, scores: Sequence[Score],
     tables.write(match_sheet(config, matched), matched, MATCH_COLUMNS)
     confounds = confound_records(config, results)
     tables.write(confound_sheet(config, confounds), confounds, CONFOUND_COLUMNS)
+    if config.analyses.ensembles:
+        of_ensembles = ensemble_records(config, scores)
+        tables.write(ensemble_sheet(config, of_ensembles), of_ensembles, ENSEMBLE_COLUMNS)
     if config.training.search:
         chosen = search_records(config, results)
         tables.write(search_sheet(config, chosen), chosen, search_columns(chosen))

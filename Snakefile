@@ -37,6 +37,7 @@ include: "workflow/rules/search.smk"  # the settings that cells are trained with
 include: "workflow/rules/finetune.smk"  # the cells
 include: "workflow/rules/evaluate.smk"  # predictions, controls, scores, confounds
 include: "workflow/rules/probes.smk"  # linear models and k-NN on frozen backbones
+include: "workflow/rules/analyses.smk"  # what trained cells are asked more: other weights, changed scans
 include: "workflow/rules/publish.smk"  # tables, figures, report
 include: "workflow/rules/partial.smk"  # status, and tables of what is finished by now
 
@@ -47,6 +48,7 @@ rule all:
         TABLES,
         FIGURES,
         DIAGNOSTICS,
+        ANALYSES,
         layout.REPORT,
         expand(layout.QC_PAGE, cohort=JOBS.scanned),
         expand(layout.SIMULATED_PARTICIPANTS, cohort=JOBS.simulated),

@@ -137,7 +137,7 @@ def fabricate(config: Config, results: Path) -> None:
 
 def scored(config: Config, results: Path, only: str = "") -> list[Score]:
     """Score what is in a results folder, all of it or what begins with a name, and read the scores."""
-    for name, some in scored_together(config).items():
+    for name, some in scored_together(contenders(config)).items():
         if name.startswith(only):
             files = (place.at(results, scored=name) for place in (layout.SCORES, layout.SCORE_DRAWS))
             score(score_spec(config, some), results, *files)

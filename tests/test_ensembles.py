@@ -28,7 +28,7 @@ def results(tmp_path_factory, shared):
 
 @pytest.fixture(scope="module")
 def scores(results):
-    for name in ("full-seeds", "lora-seeds", "all-methods"):
+    for name in ("full", "lora", "all"):
         found = scored(ASKED, results, f"ensembles/ad/vit_b/mae/{name}")
     return {
         (score.contender.line, score.cohort, score.metric): score
@@ -84,7 +84,7 @@ def test_members_that_were_tested_on_others_are_no_ensemble(tmp_path, results, s
     rows = [row for row in read_tsv(path) if (row["seed"], row["subject"]) != ("1", "OASIS000")]
     write_tsv(path, rows, list(rows[0]))
     with pytest.raises(UserError, match="full-seeds on OASIS were made for different test subjects"):
-        scored(ASKED, tmp_path, "ensembles/ad/vit_b/mae/full-seeds")
+        scored(ASKED, tmp_path, "ensembles/ad/vit_b/mae/full")
 
 
 def test_ensembles_change_no_verdict_on_methods_and_stand_beside_their_members(results, scores):

@@ -10,6 +10,7 @@ from neuropeft.errors import FAULTS, UserError, fault
 from neuropeft.layout import RESULTS
 from neuropeft.peaks import PEAKS
 from neuropeft.subsets import Subset
+from neuropeft.variant_names import VARIED
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -238,6 +239,12 @@ def _add_models(verb: Verb) -> None:
     describe.add_argument("--told", required=True, help="the networks, as JSON")
     _paths(describe, "--labels", "--store", "--out")
 
+    vary = verb("vary", verbs.vary)
+    vary.add_argument("--analysis", choices=VARIED, required=True)
+    vary.add_argument("--names", nargs="+", required=True, help="of the variants")
+    _path_lists(vary, "--deltas", "--encoders", "--subjects")
+    _paths(vary, "--store", "--out")
+
     features = verb("features", verbs.features)
     features.add_argument("--backbone", required=True)
     features.add_argument("--encoder", type=Path, help="pretrained weights; without them it is untrained")
@@ -288,6 +295,10 @@ def _add_evaluation(verb: Verb) -> None:
     report.add_argument("--config-json", required=True)
     _path_lists(report, "--tables", "--figures")
     _paths(report, "--out")
+
+    analyses = verb("analyses", verbs_of_results.analyses)
+    analyses.add_argument("--config-json", required=True)
+    _paths(analyses, "--tables", "--figures")
 
     diagnostics = verb("diagnostics", verbs_of_results.diagnostics)
     diagnostics.add_argument("--config-json", required=True)

@@ -1,7 +1,7 @@
 """Contenders: what is scored and compared, the rows of tables and the curves of figures."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -21,6 +21,7 @@ from neuropeft.grid import (
 from neuropeft.probe_grid import probe_groups, probed
 from neuropeft.probe_names import PROBES
 from neuropeft.subsets import Subset
+from neuropeft.variant_names import variant_of
 
 NO_BACKBONE = "control"  # stands for the backbone of a control that has none
 MEAN = "mean"  # the control that is guessing, not a way to predict
@@ -47,7 +48,8 @@ class Contender:
     """Cells that differ in seed and fold only, a probe, a control without a network, or an ensemble of cells.
 
     Attributes:
-        sort: `cells`, `probes`, `controls` or `ensembles`: where its predictions come from.
+        sort: `cells`, `probes`, `controls`, `ensembles` or, of `variants`, the analysis: where its
+            predictions come from.
         group: task, backbone, pretraining, method and subset, unique; a probe, control or ensemble is its
             method.
         seeds: the seeds that it should have.
@@ -60,7 +62,7 @@ class Contender:
         members: of an ensemble, the cells whose predictions each of its seeds is the mean of.
     """
 
-    sort: Literal["cells", "probes", "controls", "ensembles"]
+    sort: Literal["cells", "probes", "controls", "ensembles", "interpolation", "robustness"]
     group: Group
     seeds: tuple[int, ...] = field(compare=False)
     owner: str = field(compare=False)
@@ -115,6 +117,7 @@ class Contender:
     def scored(self) -> str:
         """The name of what it is scored together with, since they are predicted together."""
         task, *base = self.group[:4]
+        base[2], _ = variant_of(base[2])
         return "/".join((self.sort, task, *base[: {"probes": 2, "controls": 0}.get(self.sort, 3)]))
 
 
@@ -295,10 +298,10 @@ def main_backbones(config: Config) -> list[str]:
     return named or [name for name in used if starts[name] - {NO_PRETRAINING}] or used
 
 
-def scored_together(config: Config) -> dict[str, list[Contender]]:
+def scored_together(some: Iterable[Contender]) -> dict[str, list[Contender]]:
     """Return the contenders that are scored together, by the name of what they share."""
     found: dict[str, list[Contender]] = {}
-    for contender in contenders(config):
+    for contender in some:
         found.setdefault(contender.scored, []).append(contender)
     return found
 

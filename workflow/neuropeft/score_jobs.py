@@ -4,10 +4,11 @@ import json
 from functools import cache, cached_property
 from typing import Any
 
-from neuropeft import contenders, grid, layout, numerics, tasks
+from neuropeft import contenders, grid, layout, numerics, tasks, variants
 from neuropeft.contenders import Contender
 from neuropeft.jobs import Jobs
 from neuropeft.probe_grid import Probed
+from neuropeft.variant_names import VARIED, variant_of
 
 
 class ScoreJobs:
@@ -20,12 +21,28 @@ class ScoreJobs:
     @cached_property
     def scored(self) -> dict[str, list[Contender]]:
         """The contenders that are scored together, by the name of what they share; few jobs ask."""
-        return contenders.scored_together(self.jobs.config)
+        return contenders.scored_together(contenders.contenders(self.jobs.config))
+
+    @cached_property
+    def varied(self) -> dict[str, list[Contender]]:
+        """The variants that are scored together, by the name of what they share."""
+        config = self.jobs.config
+        every = [one for analysis in VARIED for one in variants.variants(config, analysis)]
+        return contenders.scored_together(every)
+
+    def together(self, wildcards: Any) -> list[Contender]:
+        """Return the contenders, or variants, that are scored together."""
+        return self.scored.get(wildcards.scored) or self.varied[wildcards.scored]
 
     def predictions_scored(self, wildcards: Any) -> list[str]:
         """Return the predictions of the contenders that are scored together."""
-        some = self.scored[wildcards.scored]
+        some = self.together(wildcards)
         first = some[0]
+        if first.sort in VARIED:
+            names = grid.names_of((*first.group[:3], variant_of(first.method)[0]))
+            cohorts = self.jobs.task_cohorts(first.task)
+            changed = [layout.VARIED.of(analysis=first.sort, **names, cohort=cohort) for cohort in cohorts]
+            return [*changed, layout.PREDICTIONS.of(**names, cohort=cohorts[0])]
         if first.sort in ("cells", "ensembles"):
             lines = [line for one in some for of_seed in one.members.values() for line, _ in of_seed]
             return [
@@ -37,6 +54,29 @@ class ScoreJobs:
             one = Probed(*first.group[:3])
             return [layout.PROBES.of(**one._asdict(), split=split) for split in self.jobs.splits(first.task)]
         return [layout.CONTROLS.of(task=first.task, split=split) for split in self.jobs.splits(first.task)]
+
+    @property
+    def analyses(self) -> list[str]:
+        """The analyses of variants that are asked for and have something to vary."""
+        return [name for name, some in variants.varied(self.jobs.config).items() if some]
+
+    def varied_cells(self, wildcards: Any) -> list[grid.Cell]:
+        """Return the cells that share a base and are varied: those of the largest subset of their task."""
+        largest = max(grid.subsets_of(self.jobs.table, wildcards.task))
+        return [cell for cell in self.jobs.group_cells(wildcards) if cell.subset == largest]
+
+    def varied_deltas(self, wildcards: Any) -> list[str]:
+        """Return the deltas of these cells."""
+        return [layout.DELTA.of(**cell.names) for cell in self.varied_cells(wildcards)]
+
+    def analysed(self, wildcards: Any) -> list[str]:
+        """Return the scores of variants, and of what they are variants of."""
+        bases = {"/".join(("cells", *scored.split("/")[1:])): None for scored in self.varied}
+        return [
+            place.of(scored=scored)
+            for scored in (*self.varied, *bases)
+            for place in (layout.SCORES, layout.SCORE_DRAWS)
+        ]
 
     def diagnosed(self, wildcards: Any) -> list[str]:
         """Return the files that diagnostics read: predictions, labels, sites, splits, controls."""
@@ -59,9 +99,7 @@ class ScoreJobs:
 
     def score_spec(self, wildcards: Any) -> str:
         """Return the specification of contenders that are scored together, as JSON."""
-        return json.dumps(
-            contenders.score_spec(self.jobs.config, self.scored[wildcards.scored]), sort_keys=True
-        )
+        return json.dumps(contenders.score_spec(self.jobs.config, self.together(wildcards)), sort_keys=True)
 
     def confound_inputs(self, wildcards: Any) -> list[str]:
         """Return the files from which site and sex of a training cohort are predicted."""
@@ -79,7 +117,7 @@ class ScoreJobs:
 
     def score_code(self, wildcards: Any) -> str:
         """Return the version of the code that scores contenders of a task."""
-        kind = self.jobs.config.tasks[self.scored[wildcards.scored][0].task].kind
+        kind = self.jobs.config.tasks[self.together(wildcards)[0].task].kind
         return numerics.version("evaluate.score", tasks.module_of(kind))
 
     @cache  # noqa: B019 (there is one, as long as the workflow)

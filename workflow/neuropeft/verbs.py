@@ -296,6 +296,15 @@ def describe(options: argparse.Namespace) -> None:
     write_described(options.labels, options.store, json.loads(options.told), options.out)
 
 
+def vary(options: argparse.Namespace) -> None:
+    """Predict a cohort with variants of cells that share a base."""
+    _lease_gpu()
+    from neuropeft.analyses.vary import vary
+
+    trained = options.deltas, options.encoders, options.store, options.subjects
+    vary(options.analysis, options.names, *trained, options.out)
+
+
 def features(options: argparse.Namespace) -> None:
     """Write the tokens of a frozen backbone for all scans of a cohort."""
     _lease_gpu()

@@ -85,3 +85,12 @@ def diagnostics(options: argparse.Namespace) -> None:
 
     config = Config.model_validate_json(options.config_json)
     write_diagnostics(config, RESULTS, options.tables, options.figures)
+
+
+def analyses(options: argparse.Namespace) -> None:
+    """Write the tables and figures of the analyses that are asked for."""
+    from neuropeft.config import Config
+    from neuropeft.publish.analyses import write_analyses
+
+    config = Config.model_validate_json(options.config_json)
+    write_analyses(config, RESULTS, options.tables, options.figures)

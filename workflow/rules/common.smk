@@ -21,6 +21,8 @@ from neuropeft.score_jobs import ScoreJobs
 from neuropeft.searches import Searches
 from neuropeft.split_names import FOLD_PART, SPLIT_PATTERN, seed_and_fold, split_name
 from neuropeft.subsets import SUBSET_PATTERN
+from neuropeft.variant_names import VARIED
+from neuropeft.variants import names_of
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 from snakemake.settings.types import DeploymentMethod

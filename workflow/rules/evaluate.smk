@@ -130,7 +130,7 @@ rule score:
     log:
         "results/logs/score/{scored}.log",
     wildcard_constraints:
-        scored=r"(cells|ensembles|probes|controls)/.+",
+        scored=r"(cells|ensembles|probes|controls|interpolation|robustness)/.+",
     conda:
         "../../envs/report.yaml"
     resources:

@@ -117,8 +117,8 @@ rule report:
     input:
         expand(layout.QC_TABLE, cohort=JOBS.scanned),
         results=SCORING.result_files,
-        tables=[table for table in (*TABLES, *DIAGNOSTICS) if table.endswith(".html")],
-        figures=[figure for figure in (*FIGURES, *DIAGNOSTICS) if figure.endswith(".png")],
+        tables=[table for table in (*TABLES, *DIAGNOSTICS, *ANALYSES) if table.endswith(".html")],
+        figures=[figure for figure in (*FIGURES, *DIAGNOSTICS, *ANALYSES) if figure.endswith(".png")],
         templates=expand(
             f"{workflow.basedir}/workflow/neuropeft/publish/templates/{{name}}",
             name=["report.html", "style.css"],

@@ -59,6 +59,17 @@ def predict_minutes(wildcards, attempt):
     )
 
 
+def vary_minutes(wildcards, attempt):
+    """Return the minutes of predicting a cohort with the variants of cells that share a base."""
+    return estimates.predict_minutes(
+        CONFIG.backbones[wildcards.backbone],
+        CONFIG.preprocessing.size,
+        len(SCORING.varied_cells(wildcards)) * len(names_of(CONFIG, wildcards.analysis)),
+        JOBS.labelled(wildcards.task, wildcards.cohort),
+        attempt,
+    )
+
+
 def features_minutes(wildcards, attempt):
     """Return the minutes of computing the tokens of a cohort."""
     return estimates.predict_minutes(

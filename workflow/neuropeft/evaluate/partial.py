@@ -6,7 +6,7 @@ from pathlib import Path
 from neuropeft import layout
 from neuropeft.cells.status import Cells
 from neuropeft.config import Config
-from neuropeft.contenders import score_spec, scored_together
+from neuropeft.contenders import contenders, score_spec, scored_together
 from neuropeft.evaluate.score import Entry, Find, prediction_file, score
 from neuropeft.grid import Cell
 from neuropeft.progress import track
@@ -24,7 +24,7 @@ def score_all(config: Config, results: Path, out: Path, find: Find | None = None
     Raises:
         UserError: a prediction file cannot be read.
     """
-    together = scored_together(config)
+    together = scored_together(contenders(config))
     for scored, some in track(together.items(), len(together), "scores"):
         table, draws = (place.at(out, scored=scored) for place in (layout.SCORES, layout.SCORE_DRAWS))
         score(score_spec(config, some), results, table, draws, find)

@@ -9,7 +9,7 @@ from pathlib import Path
 from neuropeft import layout
 from neuropeft.cohorts.splits import TRAIN, first_rows, read_split, take_subset
 from neuropeft.config import Config
-from neuropeft.contenders import Contender, score_spec, scored_together
+from neuropeft.contenders import Contender, contenders, score_spec, scored_together
 from neuropeft.evaluate.score import Source, entries, prediction_file
 from neuropeft.evaluate.tested import Tested
 from neuropeft.files import MISSING, read_tsv
@@ -79,7 +79,7 @@ def read_predicted(config: Config, results: Path) -> list[Predicted]:
     """
     all_cells = cells(config)
     found = []
-    for some in scored_together(config).values():
+    for some in scored_together(contenders(config)).values():
         spec, task = score_spec(config, some), some[0].task
         find = partial(prediction_file, results)
         source = Source(kind_of(config.tasks[task]), spec["cohorts"], spec["folds"], find, {})

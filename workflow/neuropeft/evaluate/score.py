@@ -29,6 +29,7 @@ from neuropeft.subsets import Subset
 from neuropeft.tasks import of_spec
 from neuropeft.tasks.base import Array, Metric, Run, TaskKind
 from neuropeft.tasks.classification import Binary
+from neuropeft.variant_names import ROBUSTNESS, VARIED, variant_of
 
 COLUMNS = (
     *("backbone", "pretraining", "method", "subset", "cohort", "metric"),
@@ -91,17 +92,17 @@ class Source:
                 for seed, members in zip(entry.seeds, entry.members, strict=True)
             }
         find = find or self.find
-        method = "" if entry.sort == "cells" else entry.line[2]
+        validated = _validated(entry)
         side = TEST if cohort == self.cohorts[0] else ZERO_SHOT
         found: dict[int, Runs] = {}
         for seed in entry.seeds:
             found[seed] = {}
             for fold in self.folds:
-                of_train = self.runs(find(entry, self.cohorts[0], seed, fold))
+                of_train = self.runs(find(validated, self.cohorts[0], seed, fold))
                 of_cohort = self.runs(find(entry, cohort, seed, fold))
                 found[seed][fold] = (
-                    of_train.get(RunKey(method, entry.subset, seed, VALIDATION, fold)),
-                    of_cohort.get(RunKey(method, entry.subset, seed, side, fold)),
+                    of_train.get(RunKey(_key(validated), entry.subset, seed, VALIDATION, fold)),
+                    of_cohort.get(RunKey(_key(entry), entry.subset, seed, side, fold)),
                 )
         return found
 
@@ -176,12 +177,28 @@ def entries(spec: Mapping[str, Any]) -> list[Entry]:
 
 def prediction_file(results: Path, entry: Entry, cohort: str, seed: int = 0, fold: int = 0) -> Path:
     """Return the file of a contender's predictions on a cohort; those of cells hold all seeds and folds."""
-    backbone, pretraining, method = entry.line
+    backbone, pretraining, method = *entry.line[:2], variant_of(entry.line[2])[0]
     names = {"task": entry.task, "backbone": backbone, "pretraining": pretraining, "method": method}
     if entry.sort == "cells":
         return layout.PREDICTIONS.at(results, **names, cohort=cohort)
+    if entry.sort in VARIED:
+        return layout.VARIED.at(results, **names, cohort=cohort, analysis=entry.sort)
     folder = {"probes": layout.PROBES, "controls": layout.CONTROLS}[entry.sort]
     return folder.at(results, **names, split=split_name(seed, fold)) / f"{cohort}.tsv"
+
+
+def _key(entry: Entry) -> str:
+    """Return what a file that holds several calls the predictions of a contender; see `RunKey`."""
+    if entry.sort in VARIED:
+        return variant_of(entry.line[2])[1]
+    return "" if entry.sort == "cells" else entry.line[2]
+
+
+def _validated(entry: Entry) -> Entry:
+    """Return whose validation predictions choose the rule; validation scans are never changed."""
+    if entry.sort != ROBUSTNESS:
+        return entry
+    return replace(entry, sort="cells", line=(*entry.line[:2], variant_of(entry.line[2])[0]))
 
 
 def _rows(source: Source, entry: Entry, cohort: str) -> Iterable[tuple[Row, Array]]:

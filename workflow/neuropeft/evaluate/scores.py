@@ -1,7 +1,7 @@
 """The stored scores of a grid, aggregated over seeds, read back for comparisons, tables and figures."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -90,20 +90,23 @@ def primary_metric(task: Task) -> Metric:
     return kind_of(task).metrics[0]
 
 
-def read_scores(config: Config, results: Path, with_draws: bool = False) -> list[Score]:
+def read_scores(
+    config: Config, results: Path, with_draws: bool = False, some: Iterable[Contender] | None = None
+) -> list[Score]:
     """Read the scores of everything that the grid asks for; what is not there is a score without values.
 
     Args:
         config: the configuration.
         results: the folder that holds `scores`.
         with_draws: whether to read bootstrap draws, which comparisons need.
+        some: whose scores, if not those of the grid's contenders.
 
     Raises:
         UserError: a file of scores cannot be read.
     """
     found: list[Score] = []
     stored: dict[str, Stored] = {}
-    for contender in contenders(config):
+    for contender in contenders(config) if some is None else some:
         task, scored = config.tasks[contender.task], contender.scored
         if scored not in stored:
             stored[scored] = _read(results, contender.task, scored, with_draws)

@@ -65,7 +65,7 @@ def save_network(path: Path, model: Predictor, spec: Spec, scans: Tensor) -> boo
 @torch.inference_mode()
 def merged(model: Predictor, spec: Spec, scans: Tensor) -> Predictor | None:
     """Return the plain network that computes the same on `scans` [B, C, *S]; None if there is none."""
-    plain = plain_network(spec)
+    plain = plain_network(spec).to(scans.device)
     layers = merge(model)
     state = model.state_dict()
     unmerge(model, layers)

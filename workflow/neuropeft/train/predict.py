@@ -1,7 +1,7 @@
 """Predict one cohort with all cells that share a base: the network and the volumes are loaded once."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -58,7 +58,56 @@ class Shown(NamedTuple):
     described: Path | None = None
 
 
+class CellShown(NamedTuple):
+    """A trained cell, and the scans of a cohort that it is to predict.
+
+    Attributes:
+        delta: The file of what its training changed.
+        sha256: Of that file.
+        encoder: The file of the weights that it started from; None from random ones.
+        spec: What defines the cell.
+        metadata: Of the delta.
+        model: Its network, in evaluation mode, which the next cell takes over.
+        rows: The scans with their targets, see `predict`, [n].
+        shown: The same scans, as volumes.
+    """
+
+    delta: str | Path
+    sha256: str
+    encoder: str | Path | None
+    spec: dict[str, Any]
+    metadata: dict[str, str]
+    model: Predictor
+    rows: Rows
+    shown: Shown
+
+    def only(self, wanted: Callable[[Mapping[str, Any]], bool]) -> "CellShown":
+        """Return the same cell with those of its scans whose rows are wanted."""
+        kept = [place for place, row in enumerate(self.rows) if wanted(row)]
+        places, scans = self.shown.places[kept], [self.shown.scans[place] for place in kept]
+        shown = self.shown._replace(places=places, scans=scans)
+        return self._replace(rows=[self.rows[place] for place in kept], shown=shown)
+
+    def predictions(self) -> list[dict[str, Any]]:
+        """Return the rows of the scans with what the network predicts of them; see `predict`."""
+        kind, offset = kind_of(self.spec), json.loads(self.metadata["offset"])
+        predictor = import_module(f"neuropeft.{kind.predictor or kind.learner}")
+        scores = predictor.predicted(self.model, self.spec, self.metadata, self.shown)
+        cell = {key: self.spec[key] for key in ("subset", "seed", "fold")}
+        prior = _texts(kind.prior_columns, kind.prior(offset))
+        return [
+            {**row, **cell, **_texts(kind.score_columns, score), **prior}
+            for row, score in zip(self.rows, scores, strict=True)
+        ]
+
+
 Place = tuple[int, int]  # seed and fold
+
+
+def columns_of(spec: Mapping[str, Any]) -> list[str]:
+    """Return the columns of the predictions of a cell's kind of task."""
+    kind = kind_of(spec)
+    return [*COLUMNS, *kind.score_columns, *kind.prior_columns]
 
 
 def predict(
@@ -94,6 +143,27 @@ def predict(
         UserError: A delta or an encoder is damaged; a delta belongs to another base, started from none of the
             encoders, has no split, or was trained on another split or other volumes than these.
     """
+    table: list[dict[str, Any]] = []
+    made_from: dict[str, str] = {}
+    for cell in cells_shown(deltas, encoders, store_dir, subjects, out_tsv, device, told, described):
+        made_from[cell_key(cell.spec)] = cell.sha256
+        table += cell.predictions()
+    write_tsv(out_tsv, table, columns_of(cell.spec))
+    stored, tables = file_digest(Path(store_dir) / "scans.tsv"), [file_digest(path) for path in subjects]
+    write_record([Path(out_tsv)], prediction_sources(cell.spec, made_from, stored, tables, told))
+
+
+def cells_shown(
+    deltas: Sequence[str | Path],
+    encoders: Sequence[str | Path],
+    store_dir: str | Path,
+    subjects: Sequence[str | Path],
+    out_tsv: str | Path,
+    device: str | None = None,
+    told: str = "",
+    described: Path | None = None,
+) -> Iterator[CellShown]:
+    """Yield every cell with the scans that it predicts; arguments and errors are those of `predict`."""
     where = pick_device(device)
     store = open_store(store_dir)
     sessions = stored_sessions(store_dir)
@@ -103,36 +173,22 @@ def predict(
     volumes = load_volumes(store.volumes, [store.index_of(scan) for scan in scans], where)
     places = {scan: place for place, scan in enumerate(scans)}
     at_once: BatchSize | None = None
-    table: list[dict[str, Any]] = []
-    made_from: dict[str, str] = {}
     whole = {path: check_whole(path) for path in deltas}
     splits = {seed_and_fold(path): Path(path) for path in subjects if None not in wanted}
-    for path, trained, metadata, model in _models(deltas, encoders, where):
+    for path, encoder, trained, metadata, model in _models(deltas, encoders, where):
         spec = trained | ({"task": {**trained["task"], "told": told}} if told else {})
         _check_trained_on(path, spec, metadata, splits, Path(store_dir))
-        made_from[cell_key(spec)] = whole[path]
         at_once = at_once or BatchSize(int(spec["training"]["batch_size"]))
-        kind, offset = kind_of(spec), json.loads(metadata["offset"])
+        kind = kind_of(spec)
         rows = with_sessions(_rows_of(wanted, spec, path), sessions)
         if not kind.predicts_validation:  # nor scans that no score counts
             rows = list(first_rows(row for row in rows if row["split"] != VALIDATION).values())
         index = torch.tensor([places[row["scan_id"]] for row in rows], device=where)
-        cell = {key: spec[key] for key in ("subset", "seed", "fold")}
         folder = layout.predicted_files(Path(out_tsv), spec["subset"], split_name(spec["seed"], spec["fold"]))
         split = wanted.get((int(spec["seed"]), int(spec["fold"])), [])
         names = [row["scan_id"] for row in rows]
         shown = Shown(store, volumes, index, names, at_once, folder, split, whole[path], described)
-        scores = import_module(f"neuropeft.{kind.predictor or kind.learner}").predicted(
-            model, spec, metadata, shown
-        )
-        prior = _texts(kind.prior_columns, kind.prior(offset))
-        table += [
-            {**row, **cell, **_texts(kind.score_columns, score), **prior}
-            for row, score in zip(rows, scores, strict=True)
-        ]
-    write_tsv(out_tsv, table, [*COLUMNS, *kind.score_columns, *kind.prior_columns])
-    stored, tables = file_digest(Path(store_dir) / "scans.tsv"), [file_digest(path) for path in subjects]
-    write_record([Path(out_tsv)], prediction_sources(spec, made_from, stored, tables, told))
+        yield CellShown(path, whole[path], encoder, spec, metadata, model, rows, shown)
 
 
 def _check_trained_on(
@@ -155,8 +211,8 @@ def _check_trained_on(
 
 def _models(
     deltas: Sequence[str | Path], encoders: Sequence[str | Path], device: torch.device
-) -> Iterator[tuple[str | Path, dict[str, Any], dict[str, str], Predictor]]:
-    """Yield each delta with its settings, its metadata and its network; those of an encoder together."""
+) -> Iterator[tuple[str | Path, str | Path | None, dict[str, Any], dict[str, str], Predictor]]:
+    """Yield each delta, its encoder, settings, metadata and network; those of an encoder together."""
     digests: dict[str, str | Path | None] = {check_whole(path): path for path in encoders} or {"": None}
     of_encoder: dict[str, list[str | Path]] = {digest: [] for digest in digests}
     base = None
@@ -186,7 +242,7 @@ def _models(
             settings = with_choice(spec, json.loads(metadata["choice"]))
             model, model_of = make_model(settings, digests[digest]).to(device).eval(), start
         load_delta(model, state)
-        yield path, spec, metadata, model
+        yield path, digests[digest], spec, metadata, model
 
 
 def _wanted(

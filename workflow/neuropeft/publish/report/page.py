@@ -46,6 +46,8 @@ CAPTIONS = {
     "figure3": "Performance against the number of training subjects.",
     "figure4": "Performance against what a cell costs.",
     "ranks": "Mean ranks of methods over tasks, cohorts and subsets, and which are not told apart.",
+    "interpolation": "Between the start and the fine-tuned weights: in-domain against zero-shot.",
+    "robustness": "What becomes of the scores when test scans are changed.",
     "reliability": "How often predicted probabilities come true.",
     "age_errors": "Errors of predicted age by age.",
     "reconstructions": "What a masked autoencoder makes of what it does not see.",

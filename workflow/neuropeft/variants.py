@@ -1,0 +1,45 @@
+"""Variants of trained cells, with other weights or of changed scans, which are scored as contenders are."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+from neuropeft.config import Config
+from neuropeft.contenders import Contender, contenders
+from neuropeft.grid import NO_PRETRAINING
+from neuropeft.variant_names import INTERPOLATION, ROBUSTNESS, changed, interpolated, with_variant
+
+
+def varied(config: Config) -> dict[str, list[Contender]]:
+    """Return, by analysis, what is varied: every method with the largest subset of its task.
+
+    Weights are varied only of what starts from pretrained ones, and nothing of tasks that find regions.
+    """
+    of_cells = [one for one in contenders(config) if one.is_method and config.tasks[one.task].linear]
+    largest: dict[str, Any] = {}
+    for one in of_cells:
+        largest[one.task] = max(one.subset, largest.get(one.task, one.subset))
+    whole = [one for one in of_cells if one.subset == largest[one.task]]
+    started = [one for one in whole if one.pretraining != NO_PRETRAINING]
+    asked = config.analyses
+    return {
+        INTERPOLATION: started if asked.interpolation else [],
+        ROBUSTNESS: whole if asked.robustness else [],
+    }
+
+
+def names_of(config: Config, analysis: str) -> list[str]:
+    """Return the names of the variants of an analysis, in their order."""
+    if analysis == INTERPOLATION:
+        return [interpolated(share) for share in config.analyses.interpolation]
+    asked = config.analyses.robustness
+    return [changed(kind, strength) for kind, strengths in asked.items() for strength in strengths]
+
+
+def variants(config: Config, analysis: str) -> Iterator[Contender]:
+    """Yield every variant of an analysis."""
+    for one in varied(config)[analysis]:
+        for name in names_of(config, analysis):
+            task, *line, method, subset = one.group
+            group = (task, *line, with_variant(method, name), subset)
+            yield replace(one, sort=analysis, group=group, name=f"{one.name}, {name}", is_reference=False)

@@ -72,11 +72,18 @@ class ScoreJobs:
     def analysed(self, wildcards: Any) -> list[str]:
         """Return the scores of variants, and of what they are variants of."""
         bases = {"/".join(("cells", *scored.split("/")[1:])): None for scored in self.varied}
-        return [
+        scores = [
             place.of(scored=scored)
             for scored in (*self.varied, *bases)
             for place in (layout.SCORES, layout.SCORE_DRAWS)
         ]
+        methods = variants.varied_methods(self.jobs.config) if self.jobs.config.analyses.retest else []
+        predictions = [
+            layout.PREDICTIONS.of(**grid.names_of(one.group[:4]), cohort=cohort)
+            for one in methods
+            for cohort in self.jobs.task_cohorts(one.task)
+        ]
+        return [*scores, *predictions]
 
     def diagnosed(self, wildcards: Any) -> list[str]:
         """Return the files that diagnostics read: predictions, labels, sites, splits, controls."""

@@ -10,16 +10,18 @@ from neuropeft.grid import NO_PRETRAINING
 from neuropeft.variant_names import INTERPOLATION, ROBUSTNESS, changed, interpolated, with_variant
 
 
-def varied(config: Config) -> dict[str, list[Contender]]:
-    """Return, by analysis, what is varied: every method with the largest subset of its task.
-
-    Weights are varied only of what starts from pretrained ones, and nothing of tasks that find regions.
-    """
+def varied_methods(config: Config) -> list[Contender]:
+    """Return what is asked more: every method with the largest subset of its task, if that has no regions."""
     of_cells = [one for one in contenders(config) if one.is_method and config.tasks[one.task].linear]
     largest: dict[str, Any] = {}
     for one in of_cells:
         largest[one.task] = max(one.subset, largest.get(one.task, one.subset))
-    whole = [one for one in of_cells if one.subset == largest[one.task]]
+    return [one for one in of_cells if one.subset == largest[one.task]]
+
+
+def varied(config: Config) -> dict[str, list[Contender]]:
+    """Return, by analysis, the methods that it varies: weights only of what starts from pretrained ones."""
+    whole = varied_methods(config)
     started = [one for one in whole if one.pretraining != NO_PRETRAINING]
     asked = config.analyses
     return {

@@ -3,7 +3,7 @@
 ANALYSES = [
     *(
         layout.TABLE.of(name=f"{name}.{kind}")
-        for name in SCORING.analyses
+        for name in (*SCORING.analyses, *(["retest"] if CONFIG.analyses.retest else []))
         for kind in ("csv", "md", "tex", "html")
     ),
     *(layout.FIGURE.of(name=f"{name}.{kind}") for name in SCORING.analyses for kind in ("png", "svg", "pdf")),

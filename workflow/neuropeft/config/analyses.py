@@ -28,6 +28,11 @@ class Analyses(Model):
         "`augment`, such as {noise: [0.1, 0.2, 0.4], rotate_deg: [2, 5, 10]}",
     )
 
+    retest: bool = Field(
+        default=False,
+        description="compare predictions of the first two scans of each test subject who has them",
+    )
+
     @field_validator("interpolation")
     @classmethod
     def _in_order(cls, value: list[float]) -> list[float]:

@@ -4,6 +4,8 @@ from pathlib import Path
 
 from neuropeft.config import Config
 from neuropeft.publish.formats import Tables
+from neuropeft.publish.retest_table import COLUMNS as RETEST_COLUMNS
+from neuropeft.publish.retest_table import retest_records, retest_sheet
 from neuropeft.publish.style import print_style, save
 from neuropeft.publish.variant_figures import draw_interpolation, draw_robustness
 from neuropeft.publish.variant_scores import COLUMNS, read_varied, variant_records, variant_sheet
@@ -14,7 +16,7 @@ DRAWN = {INTERPOLATION: draw_interpolation, ROBUSTNESS: draw_robustness}
 
 
 def write_analyses(config: Config, results: Path, tables: Path, figures: Path) -> None:
-    """Write the table and the figure of each analysis that has something to vary.
+    """Write the table and the figure of each analysis that has something to vary, and the table of retests.
 
     Args:
         config: the configuration.
@@ -31,3 +33,6 @@ def write_analyses(config: Config, results: Path, tables: Path, figures: Path) -
         Tables(config, tables).write(variant_sheet(config, analysis, records), records, COLUMNS)
         with print_style():
             save(DRAWN[analysis](config, some), figures, analysis)
+    if config.analyses.retest:
+        pairs = retest_records(config, results)
+        Tables(config, tables).write(retest_sheet(config, pairs), pairs, RETEST_COLUMNS)

@@ -245,6 +245,11 @@ def _add_models(verb: Verb) -> None:
     _path_lists(vary, "--deltas", "--encoders", "--subjects")
     _paths(vary, "--store", "--out")
 
+    saliency = verb("saliency", verbs.saliency)
+    saliency.add_argument("--scans", type=int, required=True, help="most scans of each cell")
+    _path_lists(saliency, "--deltas", "--encoders", "--subjects")
+    _paths(saliency, "--store", "--out")
+
     features = verb("features", verbs.features)
     features.add_argument("--backbone", required=True)
     features.add_argument("--encoder", type=Path, help="pretrained weights; without them it is untrained")

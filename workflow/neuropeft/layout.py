@@ -92,6 +92,7 @@ CELL_STATE = Place(f"_state/cells/{CELL_PATH}")
 # -- what is predicted and scored --
 PREDICTIONS = Place("predictions/{task}/{backbone}/{pretraining}/{method}/{cohort}.tsv")
 VARIED = Place("varied/{analysis}/{task}/{backbone}/{pretraining}/{method}/{cohort}.tsv")
+SALIENCY = Place("saliency/{task}/{backbone}/{pretraining}/{method}/{cohort}.npz")
 LABEL_MAP = "{scan}_dseg"  # a predicted one, on its scan's own grid; .nii.gz, of images .png
 IMAGE = "{scan}.png"  # a drawn one, of a scan's text
 DRAWN = "images.tsv"  # which images are there, and their seeds

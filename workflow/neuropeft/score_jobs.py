@@ -56,9 +56,18 @@ class ScoreJobs:
         return [layout.CONTROLS.of(task=first.task, split=split) for split in self.jobs.splits(first.task)]
 
     @property
-    def analyses(self) -> list[str]:
-        """The analyses of variants that are asked for and have something to vary."""
-        return [name for name, some in variants.varied(self.jobs.config).items() if some]
+    def analysis_tables(self) -> list[str]:
+        """The tables of the analyses that are asked for and have something to say."""
+        config = self.jobs.config
+        named = [name for name, some in variants.varied(config).items() if some]
+        return [*named, *(["retest"] if config.analyses.retest else [])]
+
+    @property
+    def analysis_figures(self) -> list[str]:
+        """The figures of these analyses."""
+        config = self.jobs.config
+        named = [name for name, some in variants.varied(config).items() if some]
+        return [*named, *dict.fromkeys(f"saliency_{one.task}" for one in variants.salient(config))]
 
     def varied_cells(self, wildcards: Any) -> list[grid.Cell]:
         """Return the cells that share a base and are varied: those of the largest subset of their task."""
@@ -83,7 +92,11 @@ class ScoreJobs:
             for one in methods
             for cohort in self.jobs.task_cohorts(one.task)
         ]
-        return [*scores, *predictions]
+        maps = [
+            layout.SALIENCY.of(**grid.names_of(one.group[:4]), cohort=self.jobs.task_cohorts(one.task)[0])
+            for one in variants.salient(self.jobs.config)
+        ]
+        return [*scores, *predictions, *maps]
 
     def diagnosed(self, wildcards: Any) -> list[str]:
         """Return the files that diagnostics read: predictions, labels, sites, splits, controls."""

@@ -1,6 +1,7 @@
 """What variants of a trained cell are called, and what contenders that are made of its method are."""
 
 INTERPOLATION, ROBUSTNESS = VARIED = ("interpolation", "robustness")  # what varies
+LEARNT, RANDOM = "learnt", "random"  # weights of which there is saliency
 
 
 def interpolated(share: float) -> str:

@@ -30,6 +30,14 @@ def varied(config: Config) -> dict[str, list[Contender]]:
     }
 
 
+def salient(config: Config) -> list[Contender]:
+    """Return the methods of which saliency is asked: of scans that lie in the template's space."""
+    if not config.analyses.saliency:
+        return []
+    whole = varied_methods(config)
+    return [one for one in whole if config.cohorts[config.tasks[one.task].train].input.kind == "t1w"]
+
+
 def names_of(config: Config, analysis: str) -> list[str]:
     """Return the names of the variants of an analysis, in their order."""
     if analysis == INTERPOLATION:

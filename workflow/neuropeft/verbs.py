@@ -305,6 +305,15 @@ def vary(options: argparse.Namespace) -> None:
     vary(options.analysis, options.names, *trained, options.out)
 
 
+def saliency(options: argparse.Namespace) -> None:
+    """Average where cells that share a base look in test scans."""
+    _lease_gpu()
+    from neuropeft.analyses.saliency import write_saliency
+
+    trained = options.deltas, options.encoders, options.store, options.subjects
+    write_saliency(options.scans, *trained, options.out)
+
+
 def features(options: argparse.Namespace) -> None:
     """Write the tokens of a frozen backbone for all scans of a cohort."""
     _lease_gpu()

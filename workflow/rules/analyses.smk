@@ -3,10 +3,14 @@
 ANALYSES = [
     *(
         layout.TABLE.of(name=f"{name}.{kind}")
-        for name in (*SCORING.analyses, *(["retest"] if CONFIG.analyses.retest else []))
+        for name in SCORING.analysis_tables
         for kind in ("csv", "md", "tex", "html")
     ),
-    *(layout.FIGURE.of(name=f"{name}.{kind}") for name in SCORING.analyses for kind in ("png", "svg", "pdf")),
+    *(
+        layout.FIGURE.of(name=f"{name}.{kind}")
+        for name in SCORING.analysis_figures
+        for kind in ("png", "svg", "pdf")
+    ),
 ]
 
 
@@ -41,6 +45,37 @@ rule vary:
         " ({wildcards.backbone}, {wildcards.method})"
     shell:
         "python -m neuropeft vary --analysis {wildcards.analysis} --names {params.names} --deltas {input.deltas:q}"
+        " --encoders {input.encoders:q} --store $(dirname {input.volumes:q}) --subjects {input.subjects:q}"
+        " --out {output} > {log} 2>&1"
+
+
+rule saliency:
+    input:
+        deltas=SCORING.varied_deltas,
+        encoders=lambda wildcards: JOBS.encoders(SCORING.varied_cells(wildcards)),
+        volumes=lambda wildcards: JOBS.volumes(wildcards.cohort),
+        subjects=lambda wildcards: JOBS.evaluated_subjects(
+            wildcards.task, wildcards.cohort, grid.splits_of(SCORING.varied_cells(wildcards))
+        ),
+    output:
+        layout.SALIENCY,
+    log:
+        "results/logs/saliency/{task}/{backbone}/{pretraining}/{method}/{cohort}.log",
+    benchmark:
+        "results/benchmarks/saliency/{task}/{backbone}/{pretraining}/{method}/{cohort}.tsv"
+    conda:
+        "../../envs/torch.yaml"
+    resources:
+        mem_mb=lambda wildcards, attempt: training_mb(wildcards.cohort, attempt),
+        runtime=saliency_minutes,
+        gpu=1,
+    params:
+        code=lambda wildcards: JOBS.code("analyses.saliency", wildcards, "task", "backbone", "method"),
+        scans=CONFIG.analyses.saliency,
+    message:
+        "Averaging where {wildcards.method} looks in {wildcards.cohort} for {wildcards.task} ({wildcards.backbone})"
+    shell:
+        "python -m neuropeft saliency --scans {params.scans} --deltas {input.deltas:q}"
         " --encoders {input.encoders:q} --store $(dirname {input.volumes:q}) --subjects {input.subjects:q}"
         " --out {output} > {log} 2>&1"
 

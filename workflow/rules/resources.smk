@@ -70,6 +70,17 @@ def vary_minutes(wildcards, attempt):
     )
 
 
+def saliency_minutes(wildcards, attempt):
+    """Return the minutes of the gradients of some test scans: of 8 copies of each, by two networks."""
+    return estimates.predict_minutes(
+        CONFIG.backbones[wildcards.backbone],
+        CONFIG.preprocessing.size,
+        len(SCORING.varied_cells(wildcards)),
+        CONFIG.analyses.saliency * 8 * 2 * 3,
+        attempt,
+    )
+
+
 def features_minutes(wildcards, attempt):
     """Return the minutes of computing the tokens of a cohort."""
     return estimates.predict_minutes(

@@ -46,14 +46,14 @@ def vary(
     variants = _interpolated if analysis == INTERPOLATION else _perturbed
     table: list[dict[str, Any]] = []
     for cell in cells_shown(deltas, encoders, store_dir, subjects, out_tsv, device):
-        for name, variant in variants(_first_scans(cell), names):
+        for name, variant in variants(first_scans(cell), names):
             table += [{CONTROL_METHOD: name, **row} for row in variant.predictions()]
     if not table:
         print(f"{cell.spec['method']['kind']} merges into no plain network, so that nothing lies between")
     write_tsv(out_tsv, table, [CONTROL_METHOD, *columns_of(cell.spec)])
 
 
-def _first_scans(cell: CellShown) -> CellShown:
+def first_scans(cell: CellShown) -> CellShown:
     """Return a cell with the scans that count in scores."""
     sides: dict[str, list[Mapping[str, Any]]] = {}
     for row in cell.rows:

@@ -33,6 +33,13 @@ class Analyses(Model):
         description="compare predictions of the first two scans of each test subject who has them",
     )
 
+    saliency: int = Field(
+        default=0,
+        ge=0,
+        description="test scans of each cell whose gradients are averaged in template space, such as 30; T1w "
+        "alone",
+    )
+
     @field_validator("interpolation")
     @classmethod
     def _in_order(cls, value: list[float]) -> list[float]:

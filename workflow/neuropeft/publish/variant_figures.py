@@ -10,16 +10,17 @@ from neuropeft.config import Config
 from neuropeft.evaluate.scores import Score, primary_metric
 from neuropeft.publish.labels import cohort_label
 from neuropeft.publish.panel import score_axis
-from neuropeft.publish.style import Looks, panels, shared_legend, words_only
+from neuropeft.publish.style import DOUBLE_COLUMN, Looks, new_figure, panels, shared_legend, words_only
 from neuropeft.publish.variant_scores import Varied, primary
 from neuropeft.variant_names import change_of
 
 PANEL_HEIGHT = 2.8  # inches
+ROW_HEIGHT = 2.1
 CHANGES = {
-    "noise": "noise (SD, stored units)",
-    "bias": "bias field (largest logarithm)",
-    "contrast": "contrast (largest bend)",
-    "rotate_deg": "rotation (up to degrees)",
+    "noise": "noise\n(SD, stored units)",
+    "bias": "bias field\n(largest logarithm)",
+    "contrast": "contrast\n(largest bend)",
+    "rotate_deg": "rotation\n(up to degrees)",
 }
 
 
@@ -61,24 +62,30 @@ def draw_interpolation(config: Config, some: Sequence[Varied]) -> Figure:
 
 
 def draw_robustness(config: Config, some: Sequence[Varied]) -> Figure:
-    """Draw a panel per task, cohort and kind of change: the score of each method by its strength."""
-    found: dict[tuple[str, str, str], dict[tuple[object, ...], list[Varied]]] = {}
+    """Draw the score of each method by the strength of a change, a row per task and cohort."""
+    found: dict[tuple[str, str], dict[str, dict[tuple[object, ...], list[Varied]]]] = {}
     for one in primary(config, some):
-        place = one.base.contender.task, one.score.cohort, change_of(one.variant)[0]
-        found.setdefault(place, {}).setdefault(one.base.contender.group, []).append(one)
+        of_kinds = found.setdefault((one.base.contender.task, one.score.cohort), {})
+        of_kind = of_kinds.setdefault(change_of(one.variant)[0], {})
+        of_kind.setdefault(one.base.contender.group, []).append(one)
     if not found:
         return words_only("No curves of robustness: nothing is scored.")
-    figure, axes = panels(len(found), PANEL_HEIGHT, max(map(len, found.values())))
+    kinds = list(config.analyses.robustness)
+    figure = new_figure(DOUBLE_COLUMN, ROW_HEIGHT * len(found))
+    grid = figure.subplots(len(found), len(kinds), squeeze=False, sharey="row")
     looks = Looks(config)
-    for axis, ((task, cohort, kind), methods) in zip(axes, found.items(), strict=True):
-        for of_method in methods.values():
-            _draw_curve(axis, looks, of_method)
-        axis.set_xlabel(CHANGES[kind])
-        score_axis(config, axis, task)
-        base = next(iter(methods.values()))[0].base
+    for axes, ((task, cohort), of_kinds) in zip(grid, found.items(), strict=True):
+        for axis, kind in zip(axes, kinds, strict=True):
+            for of_method in of_kinds.get(kind, {}).values():
+                _draw_curve(axis, looks, of_method)
+            axis.set_xlabel(CHANGES[kind])
+        score_axis(config, axes[0], task)
+        base = next(of_method[0] for of_kind in of_kinds.values() for of_method in of_kind.values()).base
         zero_shot = ", zero-shot" if base.zero_shot else ""
-        axis.set_title(f"{task} on {cohort_label(config, cohort)}{zero_shot}\nn = {base.n}", loc="left")
-    shared_legend(figure, axes, "0: scans as they are; means over seeds; intervals are in the table")
+        axes[0].set_title(f"{task} on {cohort_label(config, cohort)}{zero_shot}, n = {base.n}", loc="left")
+    shared_legend(
+        figure, grid.ravel().tolist(), "0: scans as they are; means over seeds; intervals are in the table"
+    )
     return figure
 
 

@@ -12,7 +12,7 @@ from neuropeft.evaluate.scores import Score, primary_metric, read_scores
 from neuropeft.publish.cells import cohort_text, interval, number, p_text, part_breaks, task_text
 from neuropeft.publish.records import GROUP_COLUMNS
 from neuropeft.publish.sheet import Sheet
-from neuropeft.variant_names import INTERPOLATION, variant_of
+from neuropeft.variant_names import INTERPOLATION, interpolated, variant_of
 from neuropeft.variants import variants, varied
 
 SHOWN = ("cohort", "zero_shot", "metric", "mean", "sd", "ci_low", "ci_high", "n")
@@ -66,7 +66,7 @@ class Varied:
 
 
 def read_varied(config: Config, results: Path, analysis: str) -> list[Varied]:
-    """Return the scores of all variants of an analysis, by method, cohort and metric, each in its order."""
+    """Return the scores of all variants of an analysis, by task, cohort, method, metric and variant."""
     bases = read_scores(config, results, with_draws=True, some=varied(config)[analysis])
     scores = read_scores(config, results, with_draws=True, some=variants(config, analysis))
     found: dict[tuple[object, ...], list[Score]] = {}
@@ -74,6 +74,10 @@ def read_varied(config: Config, results: Path, analysis: str) -> list[Varied]:
         task, *line, method, subset = score.contender.group
         group = (task, *line, variant_of(method)[0], subset)
         found.setdefault((group, score.cohort, score.metric), []).append(score)
+    tasks = list(config.tasks)
+    bases.sort(
+        key=lambda base: (tasks.index(base.contender.task), base.zero_shot, base.cohort, base.contender.place)
+    )
     return [
         Varied(base, variant_of(score.contender.method)[1], score)
         for base in bases
@@ -109,7 +113,7 @@ def _record(one: Varied) -> Record:
         "base_mean": one.base.mean,
         "reason": one.score.reason or None,
     }
-    if pair := paired(one.score, one.base):
+    if one.variant != interpolated(1) and (pair := paired(one.score, one.base)):
         difference, draws = pair
         low, high = percentile_interval(draws)
         row |= {"difference": difference, "difference_ci_low": low, "difference_ci_high": high}

@@ -48,6 +48,7 @@ CAPTIONS = {
     "ranks": "Mean ranks of methods over tasks, cohorts and subsets, and which are not told apart.",
     "interpolation": "Between the start and the fine-tuned weights: in-domain against zero-shot.",
     "robustness": "What becomes of the scores when test scans are changed.",
+    "saliency": "Where in the brain methods look, beside random weights.",
     "reliability": "How often predicted probabilities come true.",
     "age_errors": "Errors of predicted age by age.",
     "reconstructions": "What a masked autoencoder makes of what it does not see.",

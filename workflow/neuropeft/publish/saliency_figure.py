@@ -1,0 +1,112 @@
+"""Figures of where in the brain methods look, beside the same network with random weights."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from scipy.stats import spearmanr
+
+from neuropeft import layout
+from neuropeft.config import Config
+from neuropeft.contenders import backbone_label
+from neuropeft.errors import UserError
+from neuropeft.grid import names_of
+from neuropeft.inputs.t1w.resample import to_model_grid
+from neuropeft.inputs.t1w.template import mni152_brain
+from neuropeft.publish.labels import cohort_label
+from neuropeft.publish.style import DOUBLE_COLUMN, FONT_SIZE, new_figure, words_only
+from neuropeft.variant_names import LEARNT, RANDOM
+from neuropeft.variants import salient
+
+# Axis that is cut, of volumes in RAS order, and where, as a share of its length.
+SLICES = (
+    *(("axial", 2, 0.36), ("axial", 2, 0.5), ("axial", 2, 0.64)),
+    *(("coronal", 1, 0.5), ("sagittal", 0, 0.56)),
+)
+ROW_HEIGHT, TITLE_HEIGHT = 1.35, 0.8  # inches
+COLOURS = "viridis"  # alike to the colour-blind, and in grey
+FAINT, BRIGHT = 50, 99.5  # percentiles inside the brain, of all rows: below the first nothing is drawn
+Map = NDArray[Any]
+
+
+def draw_saliency(config: Config, results: Path, task: str) -> Figure:
+    """Draw a row of slices of the template's brain for each method, and each network with random weights.
+
+    All rows have the same scale. Beside a method stands the rank correlation of its map with that of its
+    network with random weights, over the brain's voxels.
+
+    Raises:
+        UserError: a map cannot be read.
+    """
+    rows: list[tuple[str, Map]] = []
+    controls: dict[str, Map] = {}
+    scans: set[int] = set()
+    for one in salient(config):
+        if one.task != task:
+            continue
+        names = names_of(one.group[:4]) | {"cohort": config.tasks[task].train}
+        learnt, random, number = _read(layout.SALIENCY.at(results, **names))
+        brain, inside = _template(len(learnt))
+        controls.setdefault(one.backbone, random)
+        alike = float(spearmanr(learnt[inside], random[inside]).statistic)
+        rows.append((f"{one.label}\nrank correlation with\nrandom weights {alike:.2f}", learnt))
+        scans.add(number)
+    if not rows:
+        return words_only(f"No saliency to show: no method of {task} was asked.")
+    for name, random in controls.items():
+        rows.append((f"{backbone_label(config, name)}\nwith random weights", random))
+    values = np.concatenate([map[inside] for _, map in rows])
+    low, high = np.percentile(values, [FAINT, BRIGHT])
+    figure = new_figure(DOUBLE_COLUMN, ROW_HEIGHT * len(rows) + TITLE_HEIGHT)
+    axes = figure.subplots(len(rows), len(SLICES), squeeze=False)
+    for line, (label, map) in zip(axes, rows, strict=True):
+        for axis, (name, cut, share) in zip(line, SLICES, strict=True):
+            drawn = _draw(axis, brain, inside, map, (low, high), cut, share)
+            if line is axes[0]:
+                axis.set_title(name)
+        line[0].set_ylabel(label, rotation=0, ha="right", va="center", labelpad=4)
+    bar = figure.colorbar(drawn, ax=axes, location="bottom", shrink=0.4, aspect=40)
+    bar.set_label("magnitude of the gradient, 1: mean of the scan")
+    cohort = cohort_label(config, config.tasks[task].train)
+    number = f"{min(scans):,}" if len(scans) == 1 else f"{min(scans):,} to {max(scans):,}"
+    figure.suptitle(
+        f"{task}: where test scans of {cohort} change the prediction most (SmoothGrad, mean over {number} "
+        "of each method)\non the template's brain. What random weights show, too, was not learnt.",
+        fontsize=FONT_SIZE,
+    )
+    return figure
+
+
+def _read(path: Path) -> tuple[Map, Map, int]:
+    try:
+        with np.load(path) as arrays:
+            return arrays[LEARNT], arrays[RANDOM], int(arrays["scans"])
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{path}: {error}; delete it and run the workflow again") from error
+
+
+def _template(size: int) -> tuple[Map, Map]:
+    """Return the template [S, S, S] from 0 to 1, and where it has brain."""
+    volume = to_model_grid(np.asarray(mni152_brain().dataobj), size).astype(np.float32)
+    volume -= volume.min()
+    volume /= volume.max()
+    return volume, volume > 0.05
+
+
+def _draw(
+    axis: Axes, brain: Map, inside: Map, map: Map, limits: Sequence[float], cut: int, share: float
+) -> Any:
+    place = int(share * brain.shape[cut])
+    grey, mask, colours = (np.rot90(np.take(one, place, axis=cut)) for one in (brain, inside, map))
+    axis.imshow(np.ma.masked_array(grey, ~mask), cmap="gray", vmin=0, vmax=1.2, interpolation="nearest")
+    shown = np.ma.masked_array(colours, ~mask | (colours < limits[0]))
+    low, high = limits
+    drawn = axis.imshow(shown, cmap=COLOURS, vmin=low, vmax=high, alpha=0.75, interpolation="nearest")
+    axis.set(xticks=[], yticks=[])
+    for spine in axis.spines.values():
+        spine.set_visible(False)
+    return drawn

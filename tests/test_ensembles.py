@@ -28,8 +28,7 @@ def results(tmp_path_factory, shared):
 
 @pytest.fixture(scope="module")
 def scores(results):
-    for name in ("full", "lora", "all"):
-        found = scored(ASKED, results, f"ensembles/ad/vit_b/mae/{name}")
+    found = scored(ASKED, results, "ensembles/ad/vit_b")
     return {
         (score.contender.line, score.cohort, score.metric): score
         for score in found
@@ -84,7 +83,7 @@ def test_members_that_were_tested_on_others_are_no_ensemble(tmp_path, results, s
     rows = [row for row in read_tsv(path) if (row["seed"], row["subject"]) != ("1", "OASIS000")]
     write_tsv(path, rows, list(rows[0]))
     with pytest.raises(UserError, match="full-seeds on OASIS were made for different test subjects"):
-        scored(ASKED, tmp_path, "ensembles/ad/vit_b/mae/full")
+        scored(ASKED, tmp_path, "ensembles/ad/vit_b")
 
 
 def test_ensembles_change_no_verdict_on_methods_and_stand_beside_their_members(results, scores):

@@ -78,7 +78,9 @@ def test_snakemake_commands_are_understood(command, tmp_path):
 
 def test_targets_and_result_files_are_the_workflows(tmp_path, monkeypatch):
     searching = TINY | {"training": TINY["training"] | {"search": {"ranges": {"lr": [0.3, 1.0]}}}}
-    workflow = planned.read(tmp_path, "--configfile", write_config(tmp_path, searching), plan=True)
+    (asked,) = [block for text in blocks("yaml") if (block := yaml.safe_load(text).get("analyses"))]
+    config = write_config(tmp_path, searching | {"analyses": asked})
+    workflow = planned.read(tmp_path, "--configfile", config, plan=True)
     rules = {rule.name for rule in workflow.rules}
     monkeypatch.chdir(ROOT)
     shown = [*(c for c in SNAKEMAKE if c.startswith("snakemake ")), *re.findall("`(snakemake .*?)`", README)]

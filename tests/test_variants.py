@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import planned
 import tiny_cells
 from neuropeft.analyses.interpolate import interpolated
 from neuropeft.analyses.perturb import perturbed
@@ -15,6 +16,7 @@ from neuropeft.files import read_tsv
 from neuropeft.methods.adapt import delta_state, load_delta
 from neuropeft.train.finetune import make_model
 from neuropeft.train.predict import predict
+from workflow_command import TINY, write_config
 
 SCANS = torch.randn(2, 1, 12, 12, 12, generator=torch.manual_seed(0))
 BITFIT, PROMPTS = {"kind": "bitfit"}, {"kind": "vpt_deep", "prompts": 2, "dropout": 0.0}
@@ -107,3 +109,23 @@ def test_a_change_grows_with_its_strength_and_follows_from_the_scan(kind):
 def test_what_cannot_be_asked_is_told(asked, told):
     with pytest.raises(ValueError, match=told):
         Analyses.model_validate(asked)
+
+
+def test_the_largest_subset_is_asked_and_a_start_is_needed_between_weights(tmp_path):
+    asked = {"interpolation": [0, 1], "robustness": {"noise": [0.1]}, "retest": True, "saliency": 2}
+    path = write_config(tmp_path, TINY | {"analyses": asked})
+    jobs = planned.jobs(tmp_path, "--configfile", path)
+    given = {
+        (job.wildcards.get("analysis", "saliency"), *(job.wildcards[name] for name in ("task", "method"))): {
+            Path(delta).parts[-3] for delta in job.input.deltas
+        }
+        for job in jobs
+        if job.rule.name in ("vary", "saliency")
+    }
+    every = {(task, method) for task in ("ad", "age") for method in ("lora", "scratch")}
+    assert given.keys() == {
+        *((analysis, *one) for analysis in ("robustness", "saliency") for one in every),
+        *(("interpolation", task, "lora") for task in ("ad", "age")),
+    }
+    assert set().union(*given.values()) == {"fraction-100"}
+    assert sum(job.rule.name == "vary" for job in jobs) == 2 * (4 + 2), "on two cohorts"

@@ -118,7 +118,8 @@ class Contender:
         """The name of what it is scored together with, since they are predicted together."""
         task, *base = self.group[:4]
         base[2], _ = variant_of(base[2])
-        return "/".join((self.sort, task, *base[: {"probes": 2, "controls": 0}.get(self.sort, 3)]))
+        shared = {"ensembles": 2, "probes": 2, "controls": 0}.get(self.sort, 3)
+        return "/".join((self.sort, task, *base[:shared]))
 
 
 def controls_of(config: Config, task: str) -> list[str]:

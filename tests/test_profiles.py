@@ -15,7 +15,10 @@ from workflow_command import ROOT, TINY, write_config
 pytestmark = pytest.mark.filterwarnings("ignore:coroutine")  # Snakemake's own, of disk_mb
 PROFILES = ROOT / "profiles"
 FILE = "config.v8+.yaml"
-GPU_RULES = {"pretrain", "finetune", "trial", "predict", "predict_partial", "features"}
+GPU_RULES = {
+    *("pretrain", "finetune", "trial", "predict", "predict_partial", "features"),
+    *("vary", "saliency"),
+}
 
 
 def edited(folder: Path, pattern: str, replacement: str) -> tuple[Path, int]:

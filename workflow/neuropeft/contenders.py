@@ -21,7 +21,7 @@ from neuropeft.grid import (
 from neuropeft.probe_grid import probe_groups, probed
 from neuropeft.probe_names import PROBES
 from neuropeft.subsets import Subset
-from neuropeft.variant_names import variant_of
+from neuropeft.variant_names import Analysis, variant_of
 
 NO_BACKBONE = "control"  # stands for the backbone of a control that has none
 MEAN = "mean"  # the control that is guessing, not a way to predict
@@ -62,7 +62,7 @@ class Contender:
         members: of an ensemble, the cells whose predictions each of its seeds is the mean of.
     """
 
-    sort: Literal["cells", "probes", "controls", "ensembles", "interpolation", "robustness"]
+    sort: Literal["cells", "probes", "controls", "ensembles"] | Analysis
     group: Group
     seeds: tuple[int, ...] = field(compare=False)
     owner: str = field(compare=False)

@@ -1,6 +1,11 @@
 """What variants of a trained cell are called, and what contenders that are made of its method are."""
 
-INTERPOLATION, ROBUSTNESS = VARIED = ("interpolation", "robustness")  # what varies
+from typing import Literal
+
+Analysis = Literal["interpolation", "robustness"]  # what varies
+INTERPOLATION: Analysis = "interpolation"
+ROBUSTNESS: Analysis = "robustness"
+VARIED: tuple[Analysis, ...] = (INTERPOLATION, ROBUSTNESS)
 LEARNT, RANDOM = "learnt", "random"  # weights of which there is saliency
 
 

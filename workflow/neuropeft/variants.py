@@ -7,7 +7,7 @@ from typing import Any
 from neuropeft.config import Config
 from neuropeft.contenders import Contender, contenders
 from neuropeft.grid import NO_PRETRAINING
-from neuropeft.variant_names import INTERPOLATION, ROBUSTNESS, changed, interpolated, with_variant
+from neuropeft.variant_names import INTERPOLATION, ROBUSTNESS, Analysis, changed, interpolated, with_variant
 
 
 def varied_methods(config: Config) -> list[Contender]:
@@ -19,7 +19,7 @@ def varied_methods(config: Config) -> list[Contender]:
     return [one for one in of_cells if one.subset == largest[one.task]]
 
 
-def varied(config: Config) -> dict[str, list[Contender]]:
+def varied(config: Config) -> dict[Analysis, list[Contender]]:
     """Return, by analysis, the methods that it varies: weights only of what starts from pretrained ones."""
     whole = varied_methods(config)
     started = [one for one in whole if one.pretraining != NO_PRETRAINING]
@@ -38,7 +38,7 @@ def salient(config: Config) -> list[Contender]:
     return [one for one in whole if config.cohorts[config.tasks[one.task].train].input.kind == "t1w"]
 
 
-def names_of(config: Config, analysis: str) -> list[str]:
+def names_of(config: Config, analysis: Analysis) -> list[str]:
     """Return the names of the variants of an analysis, in their order."""
     if analysis == INTERPOLATION:
         return [interpolated(share) for share in config.analyses.interpolation]
@@ -46,10 +46,9 @@ def names_of(config: Config, analysis: str) -> list[str]:
     return [changed(kind, strength) for kind, strengths in asked.items() for strength in strengths]
 
 
-def variants(config: Config, analysis: str) -> Iterator[Contender]:
+def variants(config: Config, analysis: Analysis) -> Iterator[Contender]:
     """Yield every variant of an analysis."""
     for one in varied(config)[analysis]:
         for name in names_of(config, analysis):
-            task, *line, method, subset = one.group
-            group = (task, *line, with_variant(method, name), subset)
+            group = (*one.group[:3], with_variant(one.method, name), one.subset)
             yield replace(one, sort=analysis, group=group, name=f"{one.name}, {name}", is_reference=False)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from neuropeft.analyses.vary import first_scans
+from neuropeft.backbones.heads import Predictor
 from neuropeft.cohorts.splits import VALIDATION
 from neuropeft.export.network import plain_network
 from neuropeft.files import atomic_path
@@ -59,7 +60,7 @@ def write_saliency(
         maps[RANDOM].append(saliency(untrained, tested))
     means = {name: torch.cat(some).mean(dim=0).numpy() for name, some in maps.items()}
     with atomic_path(out) as partial, partial.open("wb") as stream:
-        np.savez_compressed(stream, **means, scans=sum(map(len, maps[LEARNT])))
+        np.savez_compressed(stream, allow_pickle=False, **means, scans=sum(map(len, maps[LEARNT])))
 
 
 def _some(cell: CellShown, number: int) -> CellShown:
@@ -93,7 +94,7 @@ def saliency(network: nn.Module, cell: CellShown) -> Tensor:
     return torch.cat(in_batches(of_batch, shown.places, shown.at_once))
 
 
-def _drawn_anew(network: nn.Module) -> nn.Module:
+def _drawn_anew(network: Predictor) -> Predictor:
     """Return a network whose head has random weights of the usual size: it starts near 0 for training."""
     for module in network.head.modules():
         if isinstance(module, nn.Linear):

@@ -65,7 +65,7 @@ def repeatability(pairs: Array) -> dict[str, float]:
     number = pairs.shape[1]
     point = _measure(pairs, np.ones((1, number)))
     drawn = [_measure(pairs, weights) for weights in resamples(number)]
-    found = {}
+    found: dict[str, float] = {}
     for place, name in enumerate(names):
         low, high = percentile_interval(np.concatenate([one[place] for one in drawn]))
         found |= {name: float(point[place][0]), f"{name}_low": low, f"{name}_high": high}

@@ -40,7 +40,7 @@ def retest_records(config: Config, results: Path) -> list[Record]:
             path = layout.PREDICTIONS.at(results, **names_of(one.group[:4]), cohort=cohort)
             pairs = read_pairs(path, kind_of(task), one.subset, cohort == task.train)
             if pairs.shape[1] >= FEWEST:
-                row = dict(zip(GROUP_COLUMNS, one.group, strict=True))
+                row: Record = dict(zip(GROUP_COLUMNS, one.group, strict=True))
                 row |= {"cohort": cohort, "zero_shot": cohort != task.train, "label": one.label}
                 rows.append(row | {"pairs": pairs.shape[1]} | repeatability(pairs))
     return sorted(

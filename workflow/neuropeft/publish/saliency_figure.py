@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
 from scipy.stats import spearmanr
 
 from neuropeft import layout
@@ -16,7 +17,7 @@ from neuropeft.contenders import backbone_label
 from neuropeft.errors import UserError
 from neuropeft.grid import names_of
 from neuropeft.inputs.t1w.resample import to_model_grid
-from neuropeft.inputs.t1w.template import mni152_brain
+from neuropeft.inputs.t1w.template import AFFINE, SHAPE, mni152_brain
 from neuropeft.publish.labels import cohort_label
 from neuropeft.publish.style import DOUBLE_COLUMN, FONT_SIZE, new_figure, words_only
 from neuropeft.variant_names import LEARNT, RANDOM
@@ -27,7 +28,8 @@ SLICES = (
     *(("axial", 2, 0.36), ("axial", 2, 0.5), ("axial", 2, 0.64)),
     *(("coronal", 1, 0.5), ("sagittal", 0, 0.56)),
 )
-ROW_HEIGHT, TITLE_HEIGHT = 1.35, 0.8  # inches
+ROW_HEIGHT, TITLE_HEIGHT = 1.15, 1.0  # inches
+SMOOTH_MM = 8  # full width at half maximum, as usual of groups of brains
 COLOURS = "viridis"  # alike to the colour-blind, and in grey
 FAINT, BRIGHT = 50, 99.5  # percentiles inside the brain, of all rows: below the first nothing is drawn
 Map = NDArray[Any]
@@ -51,6 +53,7 @@ def draw_saliency(config: Config, results: Path, task: str) -> Figure:
         names = names_of(one.group[:4]) | {"cohort": config.tasks[task].train}
         learnt, random, number = _read(layout.SALIENCY.at(results, **names))
         brain, inside = _template(len(learnt))
+        learnt, random = _smooth(learnt, inside), _smooth(random, inside)
         controls.setdefault(one.backbone, random)
         alike = float(spearmanr(learnt[inside], random[inside]).statistic)
         rows.append((f"{one.label}\nrank correlation with\nrandom weights {alike:.2f}", learnt))
@@ -64,18 +67,19 @@ def draw_saliency(config: Config, results: Path, task: str) -> Figure:
     figure = new_figure(DOUBLE_COLUMN, ROW_HEIGHT * len(rows) + TITLE_HEIGHT)
     axes = figure.subplots(len(rows), len(SLICES), squeeze=False)
     for line, (label, map) in zip(axes, rows, strict=True):
-        for axis, (name, cut, share) in zip(line, SLICES, strict=True):
+        for axis, (_, cut, share) in zip(line, SLICES, strict=True):
             drawn = _draw(axis, brain, inside, map, (low, high), cut, share)
-            if line is axes[0]:
-                axis.set_title(name)
         line[0].set_ylabel(label, rotation=0, ha="right", va="center", labelpad=4)
+    for axis, (name, _, _) in zip(axes[0], SLICES, strict=True):
+        axis.set_title(name)
     bar = figure.colorbar(drawn, ax=axes, location="bottom", shrink=0.4, aspect=40)
     bar.set_label("magnitude of the gradient, 1: mean of the scan")
     cohort = cohort_label(config, config.tasks[task].train)
-    number = f"{min(scans):,}" if len(scans) == 1 else f"{min(scans):,} to {max(scans):,}"
+    asked = f"{min(scans):,}" if len(scans) == 1 else f"{min(scans):,} to {max(scans):,}"
     figure.suptitle(
-        f"{task}: where test scans of {cohort} change the prediction most (SmoothGrad, mean over {number} "
-        "of each method)\non the template's brain. What random weights show, too, was not learnt.",
+        f"{task}: where test scans of {cohort} change the prediction most. SmoothGrad, mean over {asked} of "
+        f"each method,\nsmoothed by {SMOOTH_MM} mm, on the template's brain. What random weights show, too, "
+        "was not learnt.",
         fontsize=FONT_SIZE,
     )
     return figure
@@ -97,15 +101,32 @@ def _template(size: int) -> tuple[Map, Map]:
     return volume, volume > 0.05
 
 
+def _smooth(map: Map, inside: Map) -> Map:
+    """Return a map smoothed within the brain, to which nothing outside it contributes."""
+    sigma = SMOOTH_MM / np.sqrt(8 * np.log(2)) / _voxel_mm(len(map))
+    weight = gaussian_filter(inside.astype(np.float32), sigma)
+    smoothed: Map = gaussian_filter(np.where(inside, map, 0).astype(np.float32), sigma)
+    return np.where(inside, smoothed / np.maximum(weight, 1e-6), 0)
+
+
+def _voxel_mm(size: int) -> Map:
+    """Return the edges of a voxel of the model's grid, [3]."""
+    return np.array(SHAPE) * np.diag(AFFINE)[:3] / size
+
+
 def _draw(
     axis: Axes, brain: Map, inside: Map, map: Map, limits: Sequence[float], cut: int, share: float
 ) -> Any:
-    place = int(share * brain.shape[cut])
-    grey, mask, colours = (np.rot90(np.take(one, place, axis=cut)) for one in (brain, inside, map))
-    axis.imshow(np.ma.masked_array(grey, ~mask), cmap="gray", vmin=0, vmax=1.2, interpolation="nearest")
-    shown = np.ma.masked_array(colours, ~mask | (colours < limits[0]))
+    box = tuple(slice(where.min(), where.max() + 1) for where in np.nonzero(inside))
+    across, up = np.delete(_voxel_mm(len(brain)), cut)
+    place = int(share * (box[cut].stop - box[cut].start))
+    slices = (np.rot90(np.take(one[box], place, axis=cut)) for one in (brain, inside, map))
+    grey, mask, colours = slices
     low, high = limits
-    drawn = axis.imshow(shown, cmap=COLOURS, vmin=low, vmax=high, alpha=0.75, interpolation="nearest")
+    look: Any = {"interpolation": "nearest", "aspect": up / across}
+    axis.imshow(np.ma.masked_array(grey, ~mask), cmap="gray", vmin=0, vmax=1.2, **look)
+    shown = np.ma.masked_array(colours, ~mask | (colours < low))
+    drawn = axis.imshow(shown, cmap=COLOURS, vmin=low, vmax=high, alpha=0.75, **look)
     axis.set(xticks=[], yticks=[])
     for spine in axis.spines.values():
         spine.set_visible(False)

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 
 from neuropeft.config import Config
 from neuropeft.evaluate.scores import Score, primary_metric
+from neuropeft.grid import Group
 from neuropeft.publish.labels import cohort_label
 from neuropeft.publish.panel import score_axis
 from neuropeft.publish.style import DOUBLE_COLUMN, Looks, new_figure, panels, shared_legend, words_only
@@ -26,7 +27,7 @@ CHANGES = {
 
 def draw_interpolation(config: Config, some: Sequence[Varied]) -> Figure:
     """Draw a panel per task and zero-shot cohort: a path per method, from the start to its own weights."""
-    paths: dict[tuple[str, str], dict[tuple[object, ...], dict[str, dict[str, Score]]]] = {}
+    paths: dict[tuple[str, str], dict[Group, dict[str, dict[str, Score]]]] = {}
     shown = primary(config, some)
     for one in shown:
         task = one.base.contender.task
@@ -56,14 +57,14 @@ def draw_interpolation(config: Config, some: Sequence[Varied]) -> Figure:
         axis.set_ylabel(f"{title} on {cohort_label(config, cohort)}, zero-shot")
         axis.set_title(task, loc="left")
     ends = sorted({float(one.variant) for one in shown})
-    shares = f"share {ends[0]:g} of the fine-tuned weights: large hollow, {ends[-1]:g}: large filled"
-    shared_legend(figure, axes, f"{shares}; means over seeds; the head stays the fine-tuned one")
+    marks = f"share {ends[0]:g} of the fine-tuned weights: large hollow, {ends[-1]:g}: large filled"
+    shared_legend(figure, axes, f"{marks}; means over seeds; the head stays the fine-tuned one")
     return figure
 
 
 def draw_robustness(config: Config, some: Sequence[Varied]) -> Figure:
     """Draw the score of each method by the strength of a change, a row per task and cohort."""
-    found: dict[tuple[str, str], dict[str, dict[tuple[object, ...], list[Varied]]]] = {}
+    found: dict[tuple[str, str], dict[str, dict[Group, list[Varied]]]] = {}
     for one in primary(config, some):
         of_kinds = found.setdefault((one.base.contender.task, one.score.cohort), {})
         of_kind = of_kinds.setdefault(change_of(one.variant)[0], {})

@@ -12,7 +12,7 @@ from neuropeft.evaluate.scores import Score, primary_metric, read_scores
 from neuropeft.publish.cells import cohort_text, interval, number, p_text, part_breaks, task_text
 from neuropeft.publish.records import GROUP_COLUMNS
 from neuropeft.publish.sheet import Sheet
-from neuropeft.variant_names import INTERPOLATION, interpolated, variant_of
+from neuropeft.variant_names import INTERPOLATION, Analysis, interpolated, variant_of
 from neuropeft.variants import variants, varied
 
 SHOWN = ("cohort", "zero_shot", "metric", "mean", "sd", "ci_low", "ci_high", "n")
@@ -20,7 +20,7 @@ COLUMNS = (
     *(*GROUP_COLUMNS, "variant", *SHOWN, "base_mean", "difference", "difference_ci_low"),
     *("difference_ci_high", "p", "p_holm", "reason"),
 )
-CAPTIONS = {
+CAPTIONS: dict[Analysis, str] = {
     "interpolation": "Networks between the start (0) and the fine-tuned weights (1), by the first metric of "
     "each task.",
     "robustness": "What methods predict of changed test scans, by the first metric of each task.",
@@ -30,7 +30,7 @@ PAIRED = (
     "with the bootstrap's standard error, corrected by Holm for all that is in this table of the task. "
     "{}.csv has all metrics."
 )
-NOTES = {
+NOTES: dict[Analysis, tuple[str, ...]] = {
     "interpolation": (
         "The weights are (1 - a) * start + a * fine-tuned (Wortsman 2022, WiSE-FT). The starts have no head "
         "for the task, so that the head stays the fine-tuned one at every share: at 0 it is the fine-tuned "
@@ -65,7 +65,7 @@ class Varied:
     score: Score
 
 
-def read_varied(config: Config, results: Path, analysis: str) -> list[Varied]:
+def read_varied(config: Config, results: Path, analysis: Analysis) -> list[Varied]:
     """Return the scores of all variants of an analysis, by task, cohort, method, metric and variant."""
     bases = read_scores(config, results, with_draws=True, some=varied(config)[analysis])
     scores = read_scores(config, results, with_draws=True, some=variants(config, analysis))
@@ -121,7 +121,7 @@ def _record(one: Varied) -> Record:
     return row
 
 
-def variant_sheet(config: Config, analysis: str, records: Sequence[Record]) -> Sheet:
+def variant_sheet(config: Config, analysis: Analysis, records: Sequence[Record]) -> Sheet:
     """Lay out a line for each variant, by the first metric of each task."""
     shown = [
         row

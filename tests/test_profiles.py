@@ -17,7 +17,7 @@ PROFILES = ROOT / "profiles"
 FILE = "config.v8+.yaml"
 GPU_RULES = {
     *("pretrain", "finetune", "trial", "predict", "predict_partial", "features"),
-    *("vary", "saliency"),
+    *("describe", "vary", "saliency"),
 }
 
 

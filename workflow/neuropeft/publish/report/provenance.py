@@ -8,6 +8,7 @@ from pathlib import Path
 
 from neuropeft import layout
 from neuropeft.cells.costs import Costs
+from neuropeft.cohorts.splits import SIDES
 from neuropeft.config import Config
 from neuropeft.config.inputs import T1w
 from neuropeft.files import MISSING
@@ -35,6 +36,8 @@ PACKAGES = (
     "matplotlib",
     "monai",
     "antspyx",
+    "nibabel",
+    "peft",
     "snakemake",
 )
 NOT_GIVEN = "not given: add it in `pretraining`"
@@ -67,8 +70,8 @@ def split_sheet(config: Config, results: Path) -> Sheet:
         for split in splits_of(cell for cell in cells(config) if cell.task == task):
             path = layout.SPLIT.at(results, task=task, split=split)
             if path.is_file():
-                sides = subjects_of_sides(path).items()
-                text = ", ".join(f"{count} {side}" for side, count in sides)
+                counts = subjects_of_sides(path)
+                text = ", ".join(f"{counts[side]} {side}" for side in SIDES)
                 rows.append([task, split, text, file_digest(path)])
     return Sheet(
         "splits",
@@ -104,7 +107,8 @@ def weight_sheet(config: Config, results: Path) -> Sheet:
         "What is fine-tuned from weights that were made elsewhere may be bound by their licence, and what is "
         "trained on a cohort by the terms of its data.",
     ]
-    return Sheet("weights", "Weights that cells start from.", header, rows, notes, text_columns=7)
+    caption = "Weights that cells start from." if used else "All cells start from random weights."
+    return Sheet("weights", caption, header, rows, notes if used else [], text_columns=7)
 
 
 def _origin(config: Config, one: Encoder) -> tuple[str, str, str]:

@@ -20,7 +20,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from neuropeft.backbones.vit import patchify
+from neuropeft.backbones.patches import patchify
 from neuropeft.pretraining.mae3d import build_mae
 
 WIDTH, DEPTH, HEADS, DECODER_DEPTH, DECODER_HEADS = 384, 6, 8, 4, 8

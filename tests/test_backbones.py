@@ -13,7 +13,8 @@ from neuropeft.backbones.checkpoints import load_encoder, save_encoder
 from neuropeft.backbones.decoders import UNetDecoder
 from neuropeft.backbones.decoders import build_predictor as build_dense
 from neuropeft.backbones.decoders_2d import UPerNet
-from neuropeft.backbones.vit import ViT3D, ViTConfig, patchify, sincos_positions, unpatchify
+from neuropeft.backbones.patches import patchify, sincos_positions, unpatchify
+from neuropeft.backbones.vit import ViT3D, ViTConfig
 from neuropeft.config.backbones import Backbone as Settings
 from neuropeft.errors import UserError
 

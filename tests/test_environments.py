@@ -12,6 +12,8 @@ import yaml
 
 import planned
 from neuropeft import numerics
+from neuropeft.tasks.base import TaskKind
+from neuropeft.tasks.generation import Generation
 from neuropeft.tasks.segmentation import Segmentation
 
 ROOT = Path(__file__).parents[1]
@@ -94,8 +96,15 @@ def test_every_rule_names_an_environment_that_exists():
 
 
 RULE = re.compile(r"^(?:use )?rule (\w+).*?(?=^(?:use )?rule |\Z)", re.MULTILINE | re.DOTALL)
-DISTRIBUTIONS = {"ants": "antspyx", "sklearn": "scikit-learn", "yaml": "pyyaml", "SimpleITK": "simpleitk"}
-OPTIONAL = {"HD_BET"}  # `skull_strip: hd-bet` wants it, and says how to install it
+DISTRIBUTIONS = {
+    "PIL": "pillow",
+    "ants": "antspyx",
+    "sklearn": "scikit-learn",
+    "yaml": "pyyaml",
+    "SimpleITK": "simpleitk",
+}
+# `skull_strip: hd-bet` and tasks that draw images want them, and say how to install them.
+OPTIONAL = {"HD_BET", "diffusers", "transformers"}
 
 
 def _imported(code):
@@ -137,9 +146,11 @@ def test_an_environment_has_what_its_rules_import(rule, env, modules):
     )
     there = {_name(requirement) for requirement in packages["pip"]}
     files = numerics.dependencies(*(name for name in modules if numerics._path(name).is_file()))
+    if rule == "controls":
+        files |= numerics.dependencies(TaskKind.controls, Generation.controls)
     assert files
     if rule in ("finetune", "predict"):  # which find a kind's modules by their names
-        files |= numerics.dependencies(Segmentation.learner, Segmentation.decoder)
+        files |= numerics.dependencies(Segmentation.learner, Segmentation.decoder, Generation.learner)
     imported = {
         name.split(".")[0]
         for path in files

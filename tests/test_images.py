@@ -11,7 +11,7 @@ import torch
 import tiny_cells
 from neuropeft.backbones.build import build_backbone, build_predictor
 from neuropeft.backbones.checkpoints import load_encoder
-from neuropeft.backbones.vit import patchify, unpatchify
+from neuropeft.backbones.patches import patchify, unpatchify
 from neuropeft.backbones.vit_2d import ViT2D
 from neuropeft.errors import UserError
 from neuropeft.files import write_tsv

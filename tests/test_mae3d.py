@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from neuropeft.backbones.vit import patchify, unpatchify
+from neuropeft.backbones.patches import patchify, unpatchify
 from neuropeft.errors import UserError
 from neuropeft.pretraining.mae3d import MAE3D, build_mae
 

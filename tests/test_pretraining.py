@@ -16,7 +16,7 @@ from kinds import PRETRAININGS, backbone_settings, pretraining_settings
 from neuropeft import pretraining
 from neuropeft.backbones import vit
 from neuropeft.backbones.checkpoints import load_encoder, read_tensors, save_encoder
-from neuropeft.backbones.vit import patchify
+from neuropeft.backbones.patches import patchify
 from neuropeft.cli import main
 from neuropeft.cohorts.synthetic import ANATOMY_FACTORS
 from neuropeft.config.pretraining import Pretraining as Settings

@@ -52,11 +52,11 @@ class Spectral(Inserted, Mergeable):
 
 
 class SVDiff(Method):
-    """Train the singular values of the weights of every linear layer and convolution."""
+    """Train the singular values of the weights of every linear layer, and of convolutions where there are any."""
 
     def adapt(self, backbone: Backbone, settings: Mapping[str, Any], generator: torch.Generator) -> None:
         """Wrap the layers; the other parameters stay frozen."""
-        for kind in sorted(backbone.SITES.keys() & {"linear", "conv"}):
+        for kind in ("linear", *(backbone.SITES.keys() & {"conv"})):
             for owner, name, module in backbone.sites(kind):
                 setattr(owner, name, Spectral(module))
 

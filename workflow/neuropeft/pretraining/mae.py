@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from neuropeft.backbones.vit import patchify
+from neuropeft.backbones.patches import patchify
 from neuropeft.files import atomic_path
 from neuropeft.pretraining.base import Noise, Pretraining
 from neuropeft.pretraining.mae3d import MAE3D, MINIMUM_VARIANCE, build_mae

@@ -9,17 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from neuropeft.backbones.build import build_backbone
-from neuropeft.backbones.vit import (
-    Block,
-    ViT,
-    check_width,
-    initialise,
-    patch_view,
-    patchify,
-    read_shape,
-    sincos_positions,
-    unpatchify,
-)
+from neuropeft.backbones.patches import patch_view, patchify, sincos_positions, unpatchify
+from neuropeft.backbones.vit import Block, ViT, check_width, initialise, read_shape
 from neuropeft.errors import UserError
 
 # Variance, in units of a z-scored scan's, below which a patch is background: its voxels differ by less than

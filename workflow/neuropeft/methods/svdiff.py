@@ -52,7 +52,7 @@ class Spectral(Inserted, Mergeable):
 
 
 class SVDiff(Method):
-    """Train the singular values of the weights of every linear layer and of convolutions, if there are any."""
+    """Train the singular values of every linear layer and, where there are any, of convolutions."""
 
     def adapt(self, backbone: Backbone, settings: Mapping[str, Any], generator: torch.Generator) -> None:
         """Wrap the layers; the other parameters stay frozen."""

@@ -17,11 +17,10 @@ from neuropeft.methods.adapt import parameter_groups
 from neuropeft.train.augment import augment, read_augmentation
 from neuropeft.train.checkpoint import StateFolder
 from neuropeft.train.data import as_input
-from neuropeft.train.finetune import make_model, open_shared
+from neuropeft.train.finetune import make_model, open_shared, plan_of
 from neuropeft.train.labels import subject_weights
-from neuropeft.train.learner import Batch, Plan
+from neuropeft.train.learner import Batch
 from neuropeft.train.loop import fit
-from neuropeft.train.schedule import planned_steps
 from neuropeft.train.supervised import forward_outputs, learner
 
 # As `scratch` of workflow/configs/ixi.yaml: a student starts from random weights.
@@ -71,19 +70,7 @@ def distilled(
     shared = open_shared([spec], learnt.store.path, [learnt.split], None)
     device, training, seed = shared.device, spec["training"], int(spec["seed"])
     sides, mixed_precision = learnt.sides, training["mixed_precision"]
-    interval, steps = planned_steps(training, sides.whole)
-    plan = Plan(
-        name=spec["cell"],
-        samples=len(sides.train),
-        steps=steps,
-        interval=interval,
-        batch_size=int(training["batch_size"]),
-        warmup_steps=int(training["warmup_epochs"]) * interval,
-        clip=float(training["clip"]),
-        seed=seed,
-        lr=METHOD["lr"],
-        patience=int(training["patience"]) if len(sides.validation) >= training["min_validation"] else None,
-    )
+    plan = plan_of(spec, sides)
     student, teacher = student.to(device), teacher.to(device)
     changes = read_augmentation(training["augment"])
     weights = torch.tensor(subject_weights(sides.train), device=device)
@@ -95,7 +82,7 @@ def distilled(
         missed = (forward_outputs(student, scans, mixed_precision) - wanted).square().mean(dim=1)
         return (weights[batch.rows.to(device)] * missed).sum(), len(batch.rows)
 
-    taught = replace(learner(spec, student, learnt.goal, shared, sides, steps), loss=loss)
+    taught = replace(learner(spec, student, learnt.goal, shared, sides, plan.steps), loss=loss)
     with tempfile.TemporaryDirectory() as folder:  # of checkpoints, of which there are none
         state = StateFolder(Path(folder), "", spec, math.inf)
         fit(taught, parameter_groups(student, METHOD), plan, state, device)

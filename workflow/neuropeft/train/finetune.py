@@ -149,7 +149,7 @@ def finetune(
     goal = kind.objective(kind.array(row["y"] for row in sides.train), weights, spec["cell"])
     settings = with_choice(spec, choice)
     model = make_model(settings, shared.encoder_path).to(shared.device)
-    plan = _plan(settings, sides, began, watch)
+    plan = plan_of(settings, sides, began, watch)
     learner = import_module(f"neuropeft.{kind.learner}").learner(
         settings, model, goal, shared, sides, plan.steps
     )
@@ -162,7 +162,7 @@ def finetune(
     return True
 
 
-def _plan(spec: Mapping[str, Any], sides: Sides, began: float, watch: Watch | None) -> Plan:
+def plan_of(spec: Mapping[str, Any], sides: Sides, began: float = 0.0, watch: Watch | None = None) -> Plan:
     """Return how long a cell trains: as many steps with every subset as with all of the data."""
     training = spec["training"]
     interval, steps = planned_steps(training, sides.whole)

@@ -15,7 +15,7 @@ from neuropeft.publish.saliency_figure import draw_saliency
 from neuropeft.store import open_store
 from neuropeft.train.data import Volumes
 from neuropeft.train.memory import BatchSize
-from neuropeft.train.predict import CellShown, Shown
+from neuropeft.train.predict import CellShown, Shown, cells_shown
 from neuropeft.variants import salient
 
 
@@ -44,7 +44,8 @@ def test_test_scans_of_a_cell_are_averaged_beside_random_weights(tmp_path):
     tiny_cells.finetune(spec, store, split, None, tmp_path / "cell", tmp_path / "state")
     given = [tmp_path / "cell/delta.safetensors"], [], store, [split]
     for most, number in ((3, 3), (9, 4)):
-        write_saliency(most, *given, tmp_path / "map.npz", device="cpu")
+        out = tmp_path / "map.npz"
+        write_saliency(most, cells_shown(*given, out, device="cpu"), out)
         with np.load(tmp_path / "map.npz") as maps:
             assert int(maps["scans"]) == number, "first scans of test subjects alone"
             assert maps["learnt"].shape == maps["random"].shape == open_store(store).volumes.shape[2:]

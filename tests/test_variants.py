@@ -15,7 +15,7 @@ from neuropeft.config.analyses import Analyses
 from neuropeft.files import read_tsv
 from neuropeft.methods.adapt import delta_state, load_delta
 from neuropeft.train.finetune import make_model
-from neuropeft.train.predict import predict
+from neuropeft.train.predict import cells_shown, predict
 from workflow_command import TINY, write_config
 
 SCANS = torch.randn(2, 1, 12, 12, 12, generator=torch.manual_seed(0))
@@ -44,7 +44,8 @@ def given(folder: Path) -> tuple:
 
 def varied(folder: Path, analysis: str, names: list[str]) -> tuple[list, list]:
     """Return what variants of the cell and what it itself predict."""
-    vary(analysis, names, *given(folder), folder / "varied.tsv", device="cpu")
+    out = folder / "varied.tsv"
+    vary(analysis, names, cells_shown(*given(folder), out, device="cpu"), out)
     return read_tsv(folder / "varied.tsv"), read_tsv(folder / "plain.tsv")
 
 

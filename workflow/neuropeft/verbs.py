@@ -300,18 +300,20 @@ def vary(options: argparse.Namespace) -> None:
     """Predict a cohort with variants of cells that share a base."""
     _lease_gpu()
     from neuropeft.analyses.vary import vary
+    from neuropeft.train.predict import cells_shown
 
-    trained = options.deltas, options.encoders, options.store, options.subjects
-    vary(options.analysis, options.names, *trained, options.out)
+    cells = cells_shown(options.deltas, options.encoders, options.store, options.subjects, options.out)
+    vary(options.analysis, options.names, cells, options.out)
 
 
 def saliency(options: argparse.Namespace) -> None:
     """Average where cells that share a base look in test scans."""
     _lease_gpu()
     from neuropeft.analyses.saliency import write_saliency
+    from neuropeft.train.predict import cells_shown
 
-    trained = options.deltas, options.encoders, options.store, options.subjects
-    write_saliency(options.scans, *trained, options.out)
+    cells = cells_shown(options.deltas, options.encoders, options.store, options.subjects, options.out)
+    write_saliency(options.scans, cells, options.out)
 
 
 def features(options: argparse.Namespace) -> None:

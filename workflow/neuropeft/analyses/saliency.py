@@ -5,7 +5,7 @@ scan's own mean of it, is averaged over scans. The same map of the network with 
 (Adebayo 2018): what it shows as well is the architecture and the anatomy, and nothing that was learnt.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -19,39 +19,24 @@ from neuropeft.export.network import plain_network
 from neuropeft.files import atomic_path
 from neuropeft.train.data import generator
 from neuropeft.train.memory import in_batches
-from neuropeft.train.predict import CellShown, cells_shown
+from neuropeft.train.predict import CellShown
 from neuropeft.variant_names import LEARNT, RANDOM
 
 COPIES = 8  # noisy ones of a scan
 NOISE = 0.1  # their SD, of the range of the scan's values
 
 
-def write_saliency(
-    scans: int,
-    deltas: Sequence[str | Path],
-    encoders: Sequence[str | Path],
-    store_dir: str | Path,
-    subjects: Sequence[str | Path],
-    out: str | Path,
-    device: str | None = None,
-) -> None:
+def write_saliency(scans: int, cells: Iterable[CellShown], out: str | Path) -> None:
     """Write the mean saliency of the cells that share a base, and that of their network with random weights.
 
     Args:
         scans: of the test side, first scans of as many subjects at most, for each cell.
-        deltas: see `train.predict.predict`, as all that follows.
-        encoders: the same.
-        store_dir: the same.
-        subjects: the same.
+        cells: one or more that share a base, see `train.predict.cells_shown`.
         out: the .npz file to write: `learnt` and `random`, float32 [*S], each 1 on average over the scan;
             and `scans`, how many there are.
-        device: as torch names it; the GPU if there is one.
-
-    Raises:
-        UserError: as `predict` does.
     """
     maps: dict[str, list[Tensor]] = {LEARNT: [], RANDOM: []}
-    for cell in cells_shown(deltas, encoders, store_dir, subjects, Path(out), device):
+    for cell in cells:
         tested = _some(first_scans(cell), scans)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(cell.spec["seed"]))

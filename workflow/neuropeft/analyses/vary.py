@@ -1,7 +1,7 @@
 """Predict a cohort with variants of trained cells: nothing is trained."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from neuropeft.cohorts.splits import VALIDATION, first_rows
 from neuropeft.files import write_tsv
 from neuropeft.tasks.base import CONTROL_METHOD
 from neuropeft.train.choices import with_choice
-from neuropeft.train.predict import CellShown, cells_shown, columns_of
+from neuropeft.train.predict import CellShown, columns_of
 from neuropeft.variant_names import INTERPOLATION, change_of
 
 MERGED_ON = 2  # scans that tell whether a method merges
@@ -20,32 +20,21 @@ MERGED_ON = 2  # scans that tell whether a method merges
 def vary(
     analysis: str,
     names: Sequence[str],
-    deltas: Sequence[str | Path],
-    encoders: Sequence[str | Path],
-    store_dir: str | Path,
-    subjects: Sequence[str | Path],
+    cells: Iterable[CellShown],
     out_tsv: str | Path,
-    device: str | None = None,
 ) -> None:
-    """Write what variants of every delta predict, a row per variant and subject, its first scan.
+    """Write what variants of every cell predict, a row per variant and subject, its first scan.
 
     Args:
         analysis: one of `VARIED`; scans are changed of the test side alone.
         names: of the variants, see `variant_names`.
-        deltas: see `train.predict.predict`, as all that follows.
-        encoders: the same.
-        store_dir: the same.
-        subjects: the same.
+        cells: one or more that share a base, see `train.predict.cells_shown`.
         out_tsv: the table to write: `method`, the name of the variant, beside the columns of predictions.
             It has no rows of methods that cannot be varied.
-        device: as torch names it; the GPU if there is one.
-
-    Raises:
-        UserError: as `predict` does.
     """
     variants = _interpolated if analysis == INTERPOLATION else _perturbed
     table: list[dict[str, Any]] = []
-    for cell in cells_shown(deltas, encoders, store_dir, subjects, out_tsv, device):
+    for cell in cells:
         for name, variant in variants(first_scans(cell), names):
             table += [{CONTROL_METHOD: name, **row} for row in variant.predictions()]
     if not table:

@@ -10,6 +10,7 @@ import torch
 import yaml
 from matplotlib.colors import to_hex
 from pydantic import ValidationError
+from safetensors.torch import load_file
 
 import tiny_cells
 from neuropeft import grid, layout
@@ -341,11 +342,30 @@ def test_a_window_slides_over_the_whole_scan():
     torch.testing.assert_close(whole_outputs(Doubling(), x, False), 2 * x)
 
 
-def test_a_network_that_sees_patches_learns_and_predicts_whole_scans(tmp_path):
+@pytest.fixture
+def with_regions(tmp_path):
+    """A store with label maps, and its split."""
     store = tiny_cells.add_label_maps(tiny_cells.make_store(tmp_path / "store"))
     split = tiny_cells.make_split(tmp_path / "seed-0.tsv", store)
     rows = [row | {"y": row["scan_id"]} for row in read_tsv(split)]
     write_tsv(split, rows, list(rows[0]))
+    return store, split
+
+
+def test_training_starts_from_how_often_regions_are_in_its_label_maps(with_regions, tmp_path):
+    store, split = with_regions
+    still = {"kind": "full", "lr": 1e-12, "head_lr": 1e-12}
+    spec = tiny_cells.cell("segmentation", still, training={"epochs": 1, "warmup_epochs": 0})
+    tiny_cells.finetune(spec, store, split, None, tmp_path / "cell", tmp_path / "state", 1e9)
+    logits = load_file(tmp_path / "cell/delta.safetensors")["head.classify.bias"]
+    opened = open_store(store)
+    of_train = [opened.index_of(row["scan_id"]) for row in read_tsv(split) if row["side"] == "train"]
+    shares = [(opened.labels[of_train] == value).mean() for value in (0, 1, 2)]
+    assert logits.exp().tolist() == pytest.approx(shares, rel=1e-3)
+
+
+def test_a_network_that_sees_patches_learns_and_predicts_whole_scans(with_regions, tmp_path):
+    store, split = with_regions
     backbone = tiny_cells.BACKBONE | {"image_size": tiny_cells.EDGE - 4}
     spec = tiny_cells.cell(
         "segmentation", {"kind": "full", "lr": 1e-2}, backbone=backbone, training={"epochs": 10}
@@ -357,11 +377,9 @@ def test_a_network_that_sees_patches_learns_and_predicts_whole_scans(tmp_path):
     assert nib.load(tmp_path / f"p/fraction-100/seed-0/{found[0]['scan_id']}_dseg.nii.gz").shape == (12,) * 3
 
 
-def test_another_label_map_trains_a_cell_again(tmp_path):
-    store = tiny_cells.add_label_maps(tiny_cells.make_store(tmp_path / "store"))
-    split, scans = tiny_cells.make_split(tmp_path / "seed-0.tsv", store), store / "scans.tsv"
-    rows = [row | {"y": row["scan_id"]} for row in read_tsv(split)]
-    write_tsv(split, rows, list(rows[0]))
+def test_another_label_map_trains_a_cell_again(with_regions):
+    store, split = with_regions
+    scans = store / "scans.tsv"
     before = data_sources(split, scans, WHOLE, segmentation())
     stored = read_tsv(scans)
     stored[0]["label_sha1"] = "0"

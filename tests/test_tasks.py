@@ -267,6 +267,10 @@ def test_unknown_labels_teach_nothing_and_unlearnable_ones_are_left_out() -> Non
     targets = LABELS.array(["1|1", "0|1", "0|n/a", "0|1"])
     goal = LABELS.objective(targets, alike(targets), "cell")
     assert goal.offset[0] == pytest.approx(math.log(1 / 3))
+    told = LABELS.scores(torch.zeros(1, 2), goal.offset, goal.scale)[0, 0]
+    assert float(told) == pytest.approx(1 / 4), (
+        "what a network that tells nothing apart reports: how often it is"
+    )
     outputs = torch.zeros(4, 2, requires_grad=True)
     goal.loss(outputs, tensor(targets)).sum().backward()
     assert outputs.grad is not None

@@ -93,6 +93,9 @@ def test_the_temperature_of_validation_makes_predictions_of_test_right():
     assert found["ece_scaled"] < 0.03
     assert found["log_loss_scaled"] < found["log_loss"]
     assert found["sensitivity_low"] < found["sensitivity"] < found["sensitivity_high"]
+    assert found["temperature_at_limit"] == 0
+    faultless = run([0, 0, 1, 1], [0.2, 0.3, 0.7, 0.8])
+    assert calibration(predicted(BINARY, faultless, test))["temperature_at_limit"] == 1
 
 
 def test_the_temperature_of_validation_makes_three_classes_right():

@@ -1,6 +1,8 @@
 """The report: one file that loads nothing, whose words follow from intervals; on fabricated results."""
 
+import re
 import shutil
+import subprocess
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -21,6 +23,7 @@ from neuropeft.publish.html import sort_key
 from neuropeft.publish.report.collapse import finds_nothing, has_collapsed
 from neuropeft.publish.report.gaps import gap
 from neuropeft.publish.report.page import write_report
+from neuropeft.publish.report.provenance import commit_of
 from neuropeft.publish.report.regimes import Regime, choose, regimes
 from neuropeft.publish.sheet import Sheet
 from neuropeft.records import file_digest
@@ -188,6 +191,21 @@ def test_provenance_names_splits_weights_and_the_recipes_differences(page: Page,
     differs = {row["Setting"]: row["Here"] for row in page.table("Where this run differs")}
     assert differs["preprocessing.size"] == "64 voxels"
     assert "preprocessing:" in page.text, "the whole configuration"
+
+
+def test_the_commit_is_that_of_neuropeft_and_never_of_a_project_that_installed_it(tmp_path):
+    module, installed = tmp_path / "module.py", tmp_path / ".venv" / "module.py"
+    installed.parent.mkdir()
+    for path, text in ((module, ""), (installed, ""), (tmp_path / ".gitignore", ".venv\n")):
+        path.write_text(text)
+    assert commit_of(module) == "", "no repository"
+    git = ("git", "-C", str(tmp_path), "-c", "user.name=A", "-c", "user.email=a@b.org")
+    for command in (("init", "-q"), ("add", "."), ("commit", "-qm", "First")):
+        subprocess.run([*git, *command], check=True)
+    assert re.fullmatch("[0-9a-f]{12}", commit_of(module))
+    module.write_text("changed = True\n")
+    assert commit_of(module).endswith("-dirty")
+    assert commit_of(installed) == "", "ignored by the project around it"
 
 
 def test_licences_of_imported_weights_are_shown(results, tmp_path):

@@ -107,6 +107,7 @@ def calibration(one: Predicted) -> dict[str, float]:
         "log_loss": _mean(before, log_loss),
         "brier": _mean(before, brier),
         "temperature": float(np.exp(np.mean(np.log(chosen)))),
+        "temperature_at_limit": sum(bool(np.isclose(one, TEMPERATURES, rtol=0.01).any()) for one in chosen),
         "ece_scaled": _mean(after, _error),
         "classwise_scaled": _mean(after, classwise_error),
         "log_loss_scaled": _mean(after, log_loss),

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from neuropeft.config import Config
+from neuropeft.evaluate.calibration import TEMPERATURES
 from neuropeft.files import MISSING
 from neuropeft.publish.cells import cohort_text, interval, number, part_breaks
 from neuropeft.publish.records import GROUP_COLUMNS
@@ -15,6 +16,7 @@ CALIBRATION_COLUMNS = (
         "log_loss",
         "brier",
         "temperature",
+        "temperature_at_limit",
         "ece_scaled",
         "classwise_scaled",
         "log_loss_scaled",
@@ -23,6 +25,7 @@ CALIBRATION_COLUMNS = (
     *("sensitivity", "sensitivity_low", "sensitivity_high"),
     *("specificity", "specificity_low", "specificity_high"),
 )
+AT_LIMIT = " (limit)"
 ERRORS = (
     *("ece", "ece_by_chance", "ece_scaled"),
     *("classwise", "classwise_by_chance", "classwise_scaled"),
@@ -34,7 +37,9 @@ NOTES = (
     "the others (Kull 2019), of two the same. By chance: perfectly calibrated predictions of as many "
     "subjects stay below this in 95 of 100 samples; an error below it shows nothing.",
     "Temperature: what logits are divided by, fitted on validation, above 1 where predictions were too "
-    "sure; scaled is what it makes of the test subjects, zero-shot cohorts too.",
+    "sure; scaled is what it makes of the test subjects, zero-shot cohorts too. Limit: in one fold at least "
+    f"the best value lay beyond {TEMPERATURES[0]:g} to {TEMPERATURES[1]:g}, as happens where validation is "
+    "predicted without an error, or no better than chance.",
     "Sensitivity and specificity, of two classes, at the threshold that validation chose, frozen for "
     "zero-shot cohorts, with Wilson's 95 % interval over subjects.",
 )
@@ -48,7 +53,7 @@ def calibration_sheet(config: Config, records: Sequence[Mapping[str, Any]]) -> S
             cohort_text(config, row),
             str(row["label"]),
             *(number(row[name], ".3f") for name in ERRORS),
-            number(row["temperature"], ".2f"),
+            number(row["temperature"], ".2f") + AT_LIMIT * (row["temperature_at_limit"] > 0),
             *(number(row[name], ".3f") for name in ("log_loss", "log_loss_scaled")),
             *(_share(row, name) for name in ("sensitivity", "specificity")),
         ]

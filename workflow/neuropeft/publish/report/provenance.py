@@ -1,6 +1,7 @@
 """Where results come from: versions, hardware, splits, weights, and what else was used, with licences."""
 
 import platform
+import subprocess
 from collections import Counter
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
@@ -48,6 +49,8 @@ def version_sheet(costs: Costs) -> Sheet:
     done = [cost for cost in costs.values() if cost is not None]
     rows = [["Python", f"{platform.python_version()}, {platform.system()} {platform.machine()}"]]
     rows += [[name, found] for name in PACKAGES if (found := _version(name))]
+    if commit := commit_of(Path(__file__)):
+        rows.insert(2, ["neuropeft's commit", commit])
     for what, key in (("PyTorch", "torch"), ("Trained on", "device")):
         counts = Counter(str(cost[key]) for cost in done)
         rows.append(
@@ -61,6 +64,18 @@ def _version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return ""  # not in the environment that makes the report
+
+
+def commit_of(module: Path) -> str:
+    """Return the commit that a module is checked out at, "-dirty" where files differ; empty outside git."""
+    describe = ("describe", "--always", "--dirty", "--abbrev=12")
+    try:
+        for command in (("ls-files", "--error-unmatch", module.name), describe):
+            git = ["git", "-C", str(module.parent), *command]
+            done = subprocess.run(git, check=True, capture_output=True, text=True)
+    except (OSError, subprocess.CalledProcessError):
+        return ""  # installed without its repository
+    return done.stdout.strip()
 
 
 def split_sheet(config: Config, results: Path) -> Sheet:

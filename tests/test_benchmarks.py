@@ -33,6 +33,11 @@ def test_of_the_stages_of_a_large_cohort():
     assert [line.endswith(" s of processors") for line in lines] == [True] * 5
 
 
+def test_of_stacked_cells_whose_gradients_are_those_of_cells_in_turn():
+    told = printed("stacked.py", "--backbone", "vit_xs", "--cells", 2, "--batch", 1, "--repeats", 1)
+    assert float(told.split()[-1]) < 1e-5
+
+
 def test_of_the_autoencoder():
     assert "of the memory" in printed("mae.py", "--batch", 1, "--steps", 1)
 

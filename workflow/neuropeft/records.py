@@ -49,15 +49,10 @@ def file_digest(path: str | Path) -> str:
 
 @dataclass(frozen=True)
 class Record:
-    """What is known of the files of a job.
+    """What is known of the files of a job."""
 
-    Attributes:
-        files: SHA-256 and stamp of each file, by its name.
-        made_from: a digest or a value of each thing that they were made from.
-    """
-
-    files: Mapping[str, tuple[str, Stamp]]
-    made_from: Mapping[str, Any]
+    files: Mapping[str, tuple[str, Stamp]]  # SHA-256 and stamp of each file, by its name
+    made_from: Mapping[str, Any]  # a digest or a value of each thing that they were made from
 
 
 def record_of(first: Path) -> Path:

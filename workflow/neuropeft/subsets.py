@@ -9,16 +9,12 @@ SUBSET_PATTERN = r"(?:fraction|shots)-\d+"  # of Snakemake's wildcard, too
 
 
 class Subset(NamedTuple):
-    """A part of the training subjects. Shots come before fractions, smaller before larger.
+    """A part of the training subjects. Shots come before fractions, smaller before larger."""
 
-    Attributes:
-        of_all: whether `size` is a percentage of all subjects; otherwise it is a number of subjects of each
-            stratum (shots).
-        size: 1 to 100 percent, or how many shots.
-    """
-
+    # whether `size` is a percentage of all subjects; otherwise it is a number of subjects of each stratum
+    # (shots)
     of_all: bool
-    size: int
+    size: int  # 1 to 100 percent, or how many shots
 
     def __str__(self) -> str:
         """Return its name in paths, tables and on command lines: `fraction-25` or `shots-5`."""

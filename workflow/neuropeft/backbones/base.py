@@ -25,20 +25,13 @@ class InputSpec(NamedTuple):
 
 
 class FeatureSpec(NamedTuple):
-    """Tokens that a backbone gives: [B, N, width].
+    """Tokens that a backbone gives: [B, N, width]."""
 
-    Attributes:
-        width: Channels of a token.
-        grid: The places in a scan that its layers have a token for.
-        extra: How many tokens of no place, such as a class token, its layers have before those.
-        gives_extra: Whether it gives the extra tokens alone, and not those of the places.
-        by_slice: Whether its layers see each slice, a step along the first axis of the grid, by itself.
-    """
-
-    width: int
-    grid: tuple[int, ...]
-    extra: int = 0
-    gives_extra: bool = False
+    width: int  # channels of a token
+    grid: tuple[int, ...]  # the places in a scan that its layers have a token for
+    extra: int = 0  # how many tokens of no place, such as a class token, its layers have before those
+    gives_extra: bool = False  # whether it gives the extra tokens alone, and not those of the places
+    # Whether its layers see each slice, a step along the first axis of the grid, by itself
     by_slice: bool = False
 
     @property
@@ -73,27 +66,20 @@ class Site(NamedTuple):
 
 
 class Backbone(nn.Module, ABC):
-    """A network from scans to tokens.
+    """A network from scans to tokens."""
 
-    Attributes:
-        SITES: {kind of site: class of its modules, or classes}; with what no module stands for, such as
-            tokens, they are what the backbone's settings say that it provides.
-        NAMES: What methods call a linear layer that has another name here, such as `q`.
-        LAST_STAGE: Names of the modules from the last stage of layers on, of a network that has stages.
-        takes: The scans that it takes.
-        layer_count: How many layers it can be cut between; the last one gives the tokens.
-        gives: The tokens that it gives.
-        trained_by: Of a combination of methods, {parameter: which of them trains it}.
-        recordable: Whether a training pass may be recorded as a CUDA graph, which must not wait for the GPU.
-    """
-
+    # {kind of site: class of its modules, or classes}; with what no module stands for, such as tokens, they
+    # are what the backbone's settings say that it provides
     SITES: ClassVar[Mapping[str, type[nn.Module] | tuple[type[nn.Module], ...]]]
+    # What methods call a linear layer that has another name here, such as `q`
     NAMES: ClassVar[Mapping[str, str]] = {}
+    # Names of the modules from the last stage of layers on, of a network that has stages
     LAST_STAGE: ClassVar[tuple[str, ...]] = ()
-    takes: InputSpec
-    gives: FeatureSpec
-    layer_count: int = 1
-    trained_by: Mapping[str, str]
+    takes: InputSpec  # the scans that it takes
+    gives: FeatureSpec  # the tokens that it gives
+    layer_count: int = 1  # how many layers it can be cut between; the last one gives the tokens
+    trained_by: Mapping[str, str]  # of a combination of methods, {parameter: which of them trains it}
+    # Whether a training pass may be recorded as a CUDA graph, which must not wait for the GPU
     recordable: bool = True
 
     @abstractmethod

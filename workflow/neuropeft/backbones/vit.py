@@ -24,26 +24,16 @@ EPS = 1e-5  # that LayerNorms add to variances
 
 @dataclass(frozen=True)
 class ViTConfig:
-    """Shape of a `ViT3D`; ViT-B is (768, 12, 12), the paper's ViT-S is (384, 6, 8).
+    """Shape of a `ViT3D`; ViT-B is (768, 12, 12), the paper's ViT-S is (384, 6, 8)."""
 
-    Attributes:
-        DIMS: Axes of a scan.
-        width: Channels of a token.
-        depth: Number of blocks.
-        heads: Attention heads of a block.
-        mlp_ratio: Hidden width of the MLP, in units of `width`.
-        patch_size: Edge of a patch in voxels.
-        image_size: Edge of a scan in voxels.
-        drop_path: Rate of stochastic depth in the last block; it grows linearly from 0 in the first.
-    """
-
-    DIMS: ClassVar[int] = 3
-    width: int
-    depth: int
-    heads: int
-    mlp_ratio: float = 4.0
-    patch_size: int = 16
-    image_size: int = SIZE
+    DIMS: ClassVar[int] = 3  # axes of a scan
+    width: int  # channels of a token
+    depth: int  # number of blocks
+    heads: int  # attention heads of a block
+    mlp_ratio: float = 4.0  # hidden width of the MLP, in units of `width`
+    patch_size: int = 16  # edge of a patch in voxels
+    image_size: int = SIZE  # edge of a scan in voxels
+    # Rate of stochastic depth in the last block; it grows linearly from 0 in the first
     drop_path: float = 0.0
 
     def __post_init__(self) -> None:

@@ -21,26 +21,17 @@ STD = 0.02  # of the class token and of learned positions at the start
 
 @dataclass(frozen=True)
 class ViT2DConfig(ViTConfig):
-    """Shape of a `ViT2D`, in pixels where `ViTConfig` says voxels.
-
-    Attributes:
-        channels: Of an image, 1 or 3.
-        class_token: Whether a token of no place goes before those of the patches.
-        features: `class` gives the class token alone, `mean` the tokens of the patches, to be averaged.
-        positions: `learned`, or the fixed sine and cosine of MAE, `sincos`.
-        layer_scale: Whether blocks have a LayerScale, as DINOv2's do.
-        mean: As in `Standardise`.
-        sd: As in `Standardise`.
-    """
+    """Shape of a `ViT2D`, in pixels where `ViTConfig` says voxels."""
 
     DIMS: ClassVar[int] = 2
-    channels: int = 3
-    class_token: bool = True
+    channels: int = 3  # of an image, 1 or 3
+    class_token: bool = True  # whether a token of no place goes before those of the patches
+    # `class` gives the class token alone, `mean` the tokens of the patches, to be averaged
     features: str = "class"
-    positions: str = "learned"
-    layer_scale: bool = False
-    mean: Sequence[float] | None = None
-    sd: Sequence[float] | None = None
+    positions: str = "learned"  # `learned`, or the fixed sine and cosine of MAE, `sincos`
+    layer_scale: bool = False  # whether blocks have a LayerScale, as DINOv2's do
+    mean: Sequence[float] | None = None  # as in `Standardise`
+    sd: Sequence[float] | None = None  # as in `Standardise`
 
 
 class ViT2D(ViT):

@@ -31,17 +31,11 @@ DONE, RUNNING, FAILED, MISSING = STATES = ("done", "running", "failed", "missing
 
 @dataclass(frozen=True)
 class CellStatus:
-    """What has become of a cell.
+    """What has become of a cell."""
 
-    Attributes:
-        state: one of `STATES`.
-        cost: what its training cost, of a cell that is done.
-        reason: why it failed, or why what there is of it does not count.
-    """
-
-    state: str
-    cost: dict[str, Any] | None = None
-    reason: str = ""
+    state: str  # one of `STATES`
+    cost: dict[str, Any] | None = None  # what its training cost, of a cell that is done
+    reason: str = ""  # why it failed, or why what there is of it does not count
 
 
 def state_folder(results: Path, cell: Cell) -> Path:

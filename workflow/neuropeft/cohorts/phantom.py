@@ -62,23 +62,15 @@ VENTRICLES = (
 
 @dataclass(frozen=True)
 class Head:
-    """The template head; every volume has SHAPE and lies on the grid of `affine`.
+    """The template head; every volume has SHAPE and lies on the grid of `affine`."""
 
-    Attributes:
-        grey: share of grey matter in a voxel of the brain, 0..1.
-        white: share of white matter; the rest of a brain voxel is CSF.
-        texture: what the template's T1 shows beyond its tissue mixture, in units of white matter's intensity.
-        brain: soft brain mask, 0..1.
-        surroundings: label of the material outside the brain (AIR .. CORD).
-        affine: voxel to MNI world, 4x4.
-    """
-
-    grey: Volume
-    white: Volume
+    grey: Volume  # share of grey matter in a voxel of the brain, 0..1
+    white: Volume  # share of white matter; the rest of a brain voxel is CSF
+    # what the template's T1 shows beyond its tissue mixture, in units of white matter's intensity
     texture: Volume
-    brain: Volume
-    surroundings: NDArray[np.uint8]
-    affine: NDArray[np.float64]
+    brain: Volume  # soft brain mask, 0..1
+    surroundings: NDArray[np.uint8]  # label of the material outside the brain (AIR .. CORD)
+    affine: NDArray[np.float64]  # voxel to MNI world, 4x4
 
 
 @cache

@@ -35,21 +35,14 @@ Files = Mapping[tuple[int, int], str]  # paths, by what tells files apart
 
 @dataclass(frozen=True, eq=False)
 class Tables:
-    """The tables of cohorts and tasks as they are now.
+    """The tables of cohorts and tasks as they are now."""
 
-    Attributes:
-        results: the results folder.
-        scans: the index of every used cohort with scans.
-        texts: people, sites and region volumes of every cohort and labels of every task, by where jobs read
-            them.
-        sizes: rows of each of these tables.
-        left_out: scans that tasks have no target for, by where people read of them; no job does.
-    """
-
-    results: Path
-    scans: Indexes
+    results: Path  # the results folder
+    scans: Indexes  # the index of every used cohort with scans
+    # people, sites and region volumes of every cohort and labels of every task, by where jobs read them
     texts: Mapping[Path, str]
-    sizes: Mapping[Path, int]
+    sizes: Mapping[Path, int]  # rows of each of these tables
+    # scans that tasks have no target for, by where people read of them; no job does
     left_out: Mapping[Path, str]
 
     @cache  # noqa: B019 (there is one, as long as the workflow)

@@ -40,27 +40,17 @@ SPLINE_SD = (151 / 315) ** 1.5  # of cubic B-splines of unit noise in 3D: the in
 
 @dataclass(frozen=True)
 class Scanner:
-    """A site's protocol; intensities are relative to white matter.
+    """A site's protocol; intensities are relative to white matter."""
 
-    Attributes:
-        grey: intensity of grey matter.
-        fluid: intensity of CSF.
-        surroundings: intensity of each material outside the brain, by the labels of `phantom`.
-        noise: SD of each of the two channels of the Rician noise.
-        bias: SD of the logarithm of the bias field.
-        axes: direction of the three voxel axes.
-        voxel: voxel size along the voxel axes, mm.
-        shape: voxels along the voxel axes.
-    """
-
-    grey: float
-    fluid: float
+    grey: float  # intensity of grey matter
+    fluid: float  # intensity of CSF
+    # intensity of each material outside the brain, by the labels of `phantom`
     surroundings: tuple[float, ...]
-    noise: float
-    bias: float
-    axes: str
-    voxel: tuple[float, float, float]
-    shape: tuple[int, int, int]
+    noise: float  # SD of each of the two channels of the Rician noise
+    bias: float  # SD of the logarithm of the bias field
+    axes: str  # direction of the three voxel axes
+    voxel: tuple[float, float, float]  # voxel size along the voxel axes, mm
+    shape: tuple[int, int, int]  # voxels along the voxel axes
 
 
 SCANNERS = {
@@ -89,42 +79,25 @@ SCANNERS = {
 
 @dataclass(frozen=True)
 class Anatomy:
-    """What makes one head differ from the template.
+    """What makes one head differ from the template."""
 
-    Attributes:
-        scales: size relative to the template along x, y, z.
-        ventricles: widening of the ventricles, mm.
-        thinning: logarithm of the exponent that eats into tissue where it borders CSF.
-        hippocampus: shrinking of the medial temporal structures, mm.
-        loss: share of medial temporal tissue that is lost.
-        association: what is added to `thinning` in the temporal and parietal lobes.
-        deep_grey: PD-like change of the deep grey matter, 1 in a typical patient.
-        rng: source of the smooth random fields, already advanced past the numbers above.
-    """
-
-    scales: NDArray[np.float64]
-    ventricles: float
-    thinning: float
-    hippocampus: float
-    loss: float
-    association: float
-    deep_grey: float
-    rng: np.random.Generator
+    scales: NDArray[np.float64]  # size relative to the template along x, y, z
+    ventricles: float  # widening of the ventricles, mm
+    thinning: float  # logarithm of the exponent that eats into tissue where it borders CSF
+    hippocampus: float  # shrinking of the medial temporal structures, mm
+    loss: float  # share of medial temporal tissue that is lost
+    association: float  # what is added to `thinning` in the temporal and parietal lobes
+    deep_grey: float  # PD-like change of the deep grey matter, 1 in a typical patient
+    rng: np.random.Generator  # source of the smooth random fields, already advanced past the numbers above
 
 
 @dataclass(frozen=True)
 class SimulatedScan:
-    """A simulated scan with its truth.
+    """A simulated scan with its truth."""
 
-    Attributes:
-        image: whole-head scan, int16.
-        mask: true brain mask on the same grid, uint8.
-        template_from_scan: 4x4, scan world to MNI world, mm: the head's pose and size without its warp.
-    """
-
-    image: nib.Nifti1Image
-    mask: nib.Nifti1Image
-    template_from_scan: Affine
+    image: nib.Nifti1Image  # whole-head scan, int16
+    mask: nib.Nifti1Image  # true brain mask on the same grid, uint8
+    template_from_scan: Affine  # 4x4, scan world to MNI world, mm: the head's pose and size without its warp
 
 
 def simulate(participant: Mapping[str, Any], effect: float) -> SimulatedScan:

@@ -44,21 +44,16 @@ TO_RIM = 3.0  # mm over which the layer of CSF over the cortex fades
 
 @dataclass(frozen=True)
 class Brain:
-    """A painted brain.
+    """A painted brain."""
 
-    Attributes:
-        image: float32 [91, 109, 91] on the template grid, white matter near 1, 0 outside the brain.
-        tissue: float32 [3, 10, 10, 10], mean share of grey matter, white matter and CSF in each cell of the
-            template grid, which is the whole cube that models see.
-        displacement: float32 [3, 10, 10, 10], mm along x, y and z from where the template has what a cell
-            shows, averaged over the cell, 0 outside the brain.
-        measured: the `MEASURED_ANATOMY` of `synthetic`.
-    """
-
-    image: Volume
+    image: Volume  # float32 [91, 109, 91] on the template grid, white matter near 1, 0 outside the brain
+    # float32 [3, 10, 10, 10], mean share of grey matter, white matter and CSF in each cell of the template
+    # grid, which is the whole cube that models see
     tissue: Volume
+    # float32 [3, 10, 10, 10], mm along x, y and z from where the template has what a cell shows, averaged
+    # over the cell, 0 outside the brain
     displacement: Volume
-    measured: dict[str, float]
+    measured: dict[str, float]  # the `MEASURED_ANATOMY` of `synthetic`
 
 
 def paint(person: Person) -> Brain:
@@ -93,33 +88,21 @@ def paint(person: Person) -> Brain:
 
 @dataclass(frozen=True)
 class _Template:
-    """What all brains share. The box is the part of the template grid where there may be brain.
+    """What all brains share. The box is the part of the template grid where there may be brain."""
 
-    Attributes:
-        box: its place in the template grid.
-        maps: [X * Y * Z, 4] of the box with `PAD` voxels around: grey, white, texture, mm inside the brain.
-        shape: X, Y, Z.
-        spots: positions in the flattened box where there may be brain; what follows has a value for each.
-        points: [3, spots] their coordinates in `maps`, voxels.
-        medial_temporal: weight of the medial temporal lobe.
-        near_ventricles: whether CSF there is ventricular.
-        coarse: [3, x, y, z] world coordinates of the coarse grid, mm.
-        ventricles: [3, x, y, z] displacement by 1 mm at most towards the ventricles.
-        hippocampus: the same towards the hippocampi.
-        association: [x, y, z] weight of the association cortex.
-    """
-
-    box: tuple[slice, ...]
+    box: tuple[slice, ...]  # its place in the template grid
+    # [X * Y * Z, 4] of the box with `PAD` voxels around: grey, white, texture, mm inside the brain
     maps: NDArray[np.float32]
-    shape: tuple[int, int, int]
+    shape: tuple[int, int, int]  # X, Y, Z
+    # positions in the flattened box where there may be brain; what follows has a value for each
     spots: NDArray[np.intp]
-    points: Volume
-    medial_temporal: Volume
-    near_ventricles: NDArray[np.bool_]
-    coarse: Volume
-    ventricles: Volume
-    hippocampus: Volume
-    association: Volume
+    points: Volume  # [3, spots] their coordinates in `maps`, voxels
+    medial_temporal: Volume  # weight of the medial temporal lobe
+    near_ventricles: NDArray[np.bool_]  # whether CSF there is ventricular
+    coarse: Volume  # [3, x, y, z] world coordinates of the coarse grid, mm
+    ventricles: Volume  # [3, x, y, z] displacement by 1 mm at most towards the ventricles
+    hippocampus: Volume  # the same towards the hippocampi
+    association: Volume  # [x, y, z] weight of the association cortex
 
 
 @cache

@@ -46,13 +46,9 @@ class _Backbone(Kind):
 
 
 class Transformer(_Backbone):
-    """What vision transformers share.
+    """What vision transformers share."""
 
-    Attributes:
-        dims: Axes of a scan.
-    """
-
-    dims: ClassVar[int]
+    dims: ClassVar[int]  # axes of a scan
     width: int = Field(ge=6, description="embedding width")
     depth: int = Field(ge=1, description="number of blocks")
     heads: int = Field(ge=1, description="attention heads")

@@ -18,13 +18,9 @@ class Model(BaseModel):
 
 
 class Kind(Model):
-    """Settings of a kind of something.
+    """Settings of a kind of something."""
 
-    Attributes:
-        label: What tables and figures call it.
-    """
-
-    label: ClassVar[str]
+    label: ClassVar[str]  # what tables and figures call it
 
     @classmethod
     def kind_name(cls) -> str:

@@ -12,17 +12,12 @@ from neuropeft.config.training import Augment
 
 
 class Trained(Model):
-    """What pretrainings on a cohort share; budgets are in steps, so that a larger cohort costs no more.
+    """What pretrainings on a cohort share; budgets are in steps, so that a larger cohort costs no more."""
 
-    Attributes:
-        needs: What a backbone must provide to be pretrained so.
-        loss_label: What its loss is, for axes.
-        reconstructs: Whether it leaves reconstructions of scans, to be drawn.
-    """
-
+    # What a backbone must provide to be pretrained so
     needs: ClassVar[frozenset[str]] = frozenset({"tokens of whole scans"})
-    loss_label: ClassVar[str]
-    reconstructs: ClassVar[bool] = False
+    loss_label: ClassVar[str]  # what its loss is, for axes
+    reconstructs: ClassVar[bool] = False  # whether it leaves reconstructions of scans, to be drawn
     kind: str
     cohort: Name = Field(
         description="cohort to pretrain on; test subjects of tasks trained on it are left out"

@@ -25,19 +25,13 @@ def _as_list(value: LabelValue | list[LabelValue]) -> list[LabelValue]:
 
 
 class _Task(Model):
-    """What is predicted, on which cohorts.
+    """What is predicted, on which cohorts."""
 
-    Attributes:
-        needs: What the kind of input of its cohorts must provide.
-        linear: Whether linear models can predict it: controls, and probes of frozen backbones.
-        told: What its kind must know beside its size, as JSON.
-        passes: How often a scan passes through the network to be predicted.
-    """
-
-    needs: ClassVar[frozenset[str]] = frozenset()
+    needs: ClassVar[frozenset[str]] = frozenset()  # what the kind of input of its cohorts must provide
+    # Whether linear models can predict it: controls, and probes of frozen backbones
     linear: ClassVar[bool] = True
-    told: ClassVar[str] = ""
-    passes: ClassVar[int] = 1
+    told: ClassVar[str] = ""  # what its kind must know beside its size, as JSON
+    passes: ClassVar[int] = 1  # how often a scan passes through the network to be predicted
     where: dict[str, LabelValue | list[LabelValue]] = Field(
         default={}, description="filter: {column: value or values}; scans with other values are left out"
     )

@@ -25,28 +25,20 @@ EQUIVALENT, UNDECIDED, TOO_FEW = "practically equal", "undecided", "too few bloc
 
 @dataclass(frozen=True)
 class Across:
-    """How a method stands beside the reference over all blocks of its ranking.
+    """How a method stands beside the reference over all blocks of its ranking."""
 
-    Attributes:
-        method: its name.
-        mean_rank: mean of its ranks; 1 is the best.
-        difference: median over blocks of its difference from the reference on one scale, above 0 is better;
-            NaN for the reference, and where there is none.
-        p_holm: of Wilcoxon's signed-rank test against the reference, corrected for the methods of the list.
-        worse: posterior probability that it is worse than the reference by more than is practically nothing.
-        equal: that there is practically no difference.
-        better: that it is better by more.
-        verdict: what can be said; empty for the reference, and where there is none.
-    """
-
-    method: str
-    mean_rank: float
+    method: str  # its name
+    mean_rank: float  # mean of its ranks; 1 is the best
+    # median over blocks of its difference from the reference on one scale, above 0 is better; NaN for the
+    # reference, and where there is none
     difference: float = math.nan
+    # of Wilcoxon's signed-rank test against the reference, corrected for the methods of the list
     p_holm: float = math.nan
+    # posterior probability that it is worse than the reference by more than is practically nothing
     worse: float = math.nan
-    equal: float = math.nan
-    better: float = math.nan
-    verdict: str = ""
+    equal: float = math.nan  # that there is practically no difference
+    better: float = math.nan  # that it is better by more
+    verdict: str = ""  # what can be said; empty for the reference, and where there is none
 
 
 def too_few(blocks: int, tests: int) -> bool:

@@ -13,21 +13,13 @@ from neuropeft.tasks.base import Array
 
 @dataclass(frozen=True)
 class AgainstControl:
-    """A method's score against the best of its controls.
+    """A method's score against the best of its controls."""
 
-    Attributes:
-        score: of the method.
-        control: the best score of its controls.
-        difference: by how much the method is better, in the metric's unit; negative if it is worse.
-        ci_low: lower end of the paired 95 % bootstrap interval over subjects.
-        ci_high: its upper end.
-    """
-
-    score: Score
-    control: Score
-    difference: float
-    ci_low: float
-    ci_high: float
+    score: Score  # of the method
+    control: Score  # the best score of its controls
+    difference: float  # by how much the method is better, in the metric's unit; negative if it is worse
+    ci_low: float  # lower end of the paired 95 % bootstrap interval over subjects
+    ci_high: float  # its upper end
 
     @property
     def is_below(self) -> bool:

@@ -19,21 +19,13 @@ Block = tuple[str, str, Subset]  # task, cohort, subset
 
 @dataclass(frozen=True)
 class Ranking:
-    """Methods that start from the same weights, and the blocks that they have in common.
+    """Methods that start from the same weights, and the blocks that they have in common."""
 
-    Attributes:
-        backbone: their backbone.
-        pretraining: what they start from.
-        methods: their names, in the order of the scores.
-        blocks: the common blocks.
-        scores: the primary metric of each block and method, [blocks][methods].
-    """
-
-    backbone: str
-    pretraining: str
-    methods: tuple[str, ...]
-    blocks: tuple[Block, ...]
-    scores: Sequence[Sequence[Score]]
+    backbone: str  # their backbone
+    pretraining: str  # what they start from
+    methods: tuple[str, ...]  # their names, in the order of the scores
+    blocks: tuple[Block, ...]  # the common blocks
+    scores: Sequence[Sequence[Score]]  # the primary metric of each block and method, [blocks][methods]
 
     @property
     def cohorts(self) -> list[str]:

@@ -23,25 +23,16 @@ BETTER, WORSE, WITHIN_NOISE = "better", "worse", "within noise"
 
 @dataclass(frozen=True)
 class Comparison:
-    """A score against the reference of the same task, cohort, backbone, pretraining and subset.
+    """A score against the reference of the same task, cohort, backbone, pretraining and subset."""
 
-    Attributes:
-        score: what is compared.
-        reference: name of the reference method.
-        difference: mean over seeds of the score minus that of the reference, in the metric's unit.
-        ci_low: lower end of the paired 95 % bootstrap interval over subjects and seeds.
-        ci_high: its upper end.
-        p: two-sided p-value of the difference.
-        p_holm: the same, corrected for all that is compared in the task by this metric (Holm 1979); methods,
-            ensembles, and probes and controls apart.
-    """
-
-    score: Score
-    reference: str
-    difference: float
-    ci_low: float
-    ci_high: float
-    p: float
+    score: Score  # what is compared
+    reference: str  # name of the reference method
+    difference: float  # mean over seeds of the score minus that of the reference, in the metric's unit
+    ci_low: float  # lower end of the paired 95 % bootstrap interval over subjects and seeds
+    ci_high: float  # its upper end
+    p: float  # two-sided p-value of the difference
+    # the same, corrected for all that is compared in the task by this metric (Holm 1979); methods, ensembles,
+    # and probes and controls apart
     p_holm: float = math.nan
 
     @property

@@ -19,21 +19,13 @@ COPIED = 1 / 3  # a nearest training image is copied if the next is more than th
 
 
 class Described(NamedTuple):
-    """What networks say of the images of a cohort, and of their texts.
+    """What networks say of the images of a cohort, and of their texts."""
 
-    Attributes:
-        scans: names [n].
-        subjects: whose they are [n].
-        features: by the encoder [n, D].
-        pictures: by the CLIP-like model [n, E]; [n, 0] without one.
-        words: the same of the texts.
-    """
-
-    scans: NDArray[np.str_]
-    subjects: NDArray[np.str_]
-    features: Array
-    pictures: Array
-    words: Array
+    scans: NDArray[np.str_]  # names [n]
+    subjects: NDArray[np.str_]  # whose they are [n]
+    features: Array  # by the encoder [n, D]
+    pictures: Array  # by the CLIP-like model [n, E]; [n, 0] without one
+    words: Array  # the same of the texts
 
     @property
     def places(self) -> dict[str, int]:

@@ -29,27 +29,16 @@ BEYOND = f"beyond {REACH:g} times the scans that were tried"
 
 @dataclass(frozen=True)
 class Curve:
-    """A method's error on its task's own test subjects, by the number of labelled scans.
+    """A method's error on its task's own test subjects, by the number of labelled scans."""
 
-    Attributes:
-        scores: one per subset, the smallest first.
-        scans: labelled training scans, [subsets].
-        log_errors: logarithms of the errors, [subsets].
-        log_draws: the same in draws of subjects and of seeds, [subsets, draws].
-        coefficients: intercept and exponent of the fit; NaN for too few subsets.
-        drawn: the same for each draw, [2, draws].
-        p_misfit: how likely it is to lie as far from a power law by chance.
-        reason: why the fit supports no answer; empty if it does.
-    """
-
-    scores: Sequence[Score]
-    scans: Array
-    log_errors: Array
-    log_draws: Array
-    coefficients: Array
-    drawn: Array
-    p_misfit: float
-    reason: str
+    scores: Sequence[Score]  # one per subset, the smallest first
+    scans: Array  # labelled training scans, [subsets]
+    log_errors: Array  # logarithms of the errors, [subsets]
+    log_draws: Array  # the same in draws of subjects and of seeds, [subsets, draws]
+    coefficients: Array  # intercept and exponent of the fit; NaN for too few subsets
+    drawn: Array  # the same for each draw, [2, draws]
+    p_misfit: float  # how likely it is to lie as far from a power law by chance
+    reason: str  # why the fit supports no answer; empty if it does
 
 
 def error(value: Array | float, higher_is_better: bool) -> Array:

@@ -33,21 +33,13 @@ class Person:
 
 @dataclass(frozen=True)
 class Predicted:
-    """A method's predictions on a cohort, of all its seeds.
+    """A method's predictions on a cohort, of all its seeds."""
 
-    Attributes:
-        contender: the method, with the largest subset of its task.
-        cohort: who was tested on.
-        kind: what was predicted.
-        runs: (validation, test) predictions by seed and fold.
-        source: how the folds of a seed are put together.
-    """
-
-    contender: Contender
-    cohort: str
-    kind: TaskKind
-    runs: dict[int, dict[int, tuple[Run, Run]]]
-    source: Source
+    contender: Contender  # the method, with the largest subset of its task
+    cohort: str  # who was tested on
+    kind: TaskKind  # what was predicted
+    runs: dict[int, dict[int, tuple[Run, Run]]]  # (validation, test) predictions by seed and fold
+    source: Source  # how the folds of a seed are put together
 
     def tested(self, change: Change | None = None) -> list[Tested]:
         """Return what is scored of every seed (see `Source.scored`), changed before folds are pooled."""

@@ -40,19 +40,12 @@ SPREAD = 1000.0
 
 @dataclass(frozen=True)
 class Scans:
-    """The scans of a task: those of all training subjects first, then those that are predicted.
+    """The scans of a task: those of all training subjects first, then those that are predicted."""
 
-    Attributes:
-        rows: cohort, scan_id, subject, session, split and y of each scan, [m].
-        train: how many of them are for training, n.
-        mean: mean over the tokens of each scan, [m, width].
-        kernel: products of all tokens of each scan with those of the training scans, [m, n].
-    """
-
-    rows: list[Row]
-    train: int
-    mean: Array
-    kernel: Array
+    rows: list[Row]  # cohort, scan_id, subject, session, split and y of each scan, [m]
+    train: int  # how many of them are for training, n
+    mean: Array  # mean over the tokens of each scan, [m, width]
+    kernel: Array  # products of all tokens of each scan with those of the training scans, [m, n]
 
     @property
     def tested(self) -> list[Row]:

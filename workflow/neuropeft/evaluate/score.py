@@ -60,21 +60,13 @@ class Entry:
 
 @dataclass(frozen=True)
 class Source:
-    """Where the predictions of contenders come from, and how they are scored.
+    """Where the predictions of contenders come from, and how they are scored."""
 
-    Attributes:
-        kind: what was predicted.
-        cohorts: the training cohort, then the zero-shot cohorts.
-        folds: the folds of every seed.
-        find: which file holds predictions.
-        files: what has been read.
-    """
-
-    kind: TaskKind
-    cohorts: Sequence[str]
-    folds: Sequence[int]
-    find: "Find"
-    files: dict[Path, dict[RunKey, Run]]
+    kind: TaskKind  # what was predicted
+    cohorts: Sequence[str]  # the training cohort, then the zero-shot cohorts
+    folds: Sequence[int]  # the folds of every seed
+    find: "Find"  # which file holds predictions
+    files: dict[Path, dict[RunKey, Run]]  # what has been read
 
     def runs(self, path: Path | None) -> dict[RunKey, Run]:
         """Return the predictions of a file; none where there is no file."""

@@ -25,38 +25,25 @@ Stored = dict[tuple[Group, str, str], tuple[dict[str, str], NDArray[np.float32] 
 
 @dataclass(frozen=True)
 class Score:
-    """One metric of one contender on one cohort.
+    """One metric of one contender on one cohort."""
 
-    Attributes:
-        contender: who is scored.
-        cohort: what it was tested on.
-        zero_shot: whether the cohort was never trained on.
-        metric: the name of a metric of its kind of task.
-        higher_is_better: the direction of the metric.
-        values: value per seed, without seeds that are missing, be it in one fold, or have no value.
-        n: test subjects; None where nothing has been predicted.
-        ci_low: lower end of the 95 % interval over subjects of the mean over seeds; NaN if unknown.
-        ci_high: its upper end.
-        null_mean: mean score of a probe that is fitted on permuted targets; NaN where there is none.
-        p_permutation: how likely a score as good as this is by chance; NaN if unknown.
-        reason: why seeds are missing or have no value; empty if none are.
-        subjects: what tells the tested subjects of one score from those of another.
-        draws: bootstrap draws of the mean over seeds, [draws]; None where there are none or none were read.
-    """
-
-    contender: Contender
-    cohort: str
-    zero_shot: bool
-    metric: str
-    higher_is_better: bool
+    contender: Contender  # who is scored
+    cohort: str  # what it was tested on
+    zero_shot: bool  # whether the cohort was never trained on
+    metric: str  # the name of a metric of its kind of task
+    higher_is_better: bool  # the direction of the metric
+    # value per seed, without seeds that are missing, be it in one fold, or have no value
     values: dict[int, float]
-    n: int | None = None
+    n: int | None = None  # test subjects; None where nothing has been predicted
+    # lower end of the 95 % interval over subjects of the mean over seeds; NaN if unknown
     ci_low: float = math.nan
-    ci_high: float = math.nan
+    ci_high: float = math.nan  # its upper end
+    # mean score of a probe that is fitted on permuted targets; NaN where there is none
     null_mean: float = math.nan
-    p_permutation: float = math.nan
-    reason: str = ""
-    subjects: str = ""
+    p_permutation: float = math.nan  # how likely a score as good as this is by chance; NaN if unknown
+    reason: str = ""  # why seeds are missing or have no value; empty if none are
+    subjects: str = ""  # what tells the tested subjects of one score from those of another
+    # bootstrap draws of the mean over seeds, [draws]; None where there are none or none were read
     draws: NDArray[np.float32] | None = field(default=None, repr=False, compare=False)
 
     @property

@@ -10,19 +10,12 @@ from neuropeft.tasks.base import Array, Run, TaskKind
 
 @dataclass(frozen=True)
 class Tested:
-    """Predictions of one model, or of the models of all folds: one row per subject, sorted by subject.
+    """Predictions of one model, or of the models of all folds: one row per subject, sorted by subject."""
 
-    Attributes:
-        subjects: names, [n].
-        y: as `Run` has it, [n, ...].
-        score: as `Run` has it, [n] or [n, columns].
-        rule: as `TaskKind.rule` gives it, [n, ...].
-    """
-
-    subjects: tuple[str, ...]
-    y: Array
-    score: Array
-    rule: Array
+    subjects: tuple[str, ...]  # names, [n]
+    y: Array  # as `Run` has it, [n, ...]
+    score: Array  # as `Run` has it, [n] or [n, columns]
+    rule: Array  # as `TaskKind.rule` gives it, [n, ...]
 
 
 def with_rule(kind: TaskKind, validation: Run | None, tested: Run) -> Tested:

@@ -34,36 +34,22 @@ PACKAGES = {
 
 @dataclass(frozen=True)
 class Held:
-    """How well what validation gave holds on the test subjects of the exported cell.
+    """How well what validation gave holds on the test subjects of the exported cell."""
 
-    Attributes:
-        n: test subjects.
-        inside: share of them whose interval or set holds the true value; None where there is none.
-        refused: share of them, or of the first of many, that is refused for its features.
-    """
-
-    n: int
-    inside: float | None
-    refused: float
+    n: int  # test subjects
+    inside: float | None  # share of them whose interval or set holds the true value; None where there is none
+    refused: float  # share of them, or of the first of many, that is refused for its features
 
 
 @dataclass(frozen=True)
 class Written:
-    """What writing a model has found out.
+    """What writing a model has found out."""
 
-    Attributes:
-        trained: subjects that it was trained on.
-        difference: how far its scores are at most from those that the benchmark has stored.
-        has_adapter: whether there is an adapter in PEFT's format.
-        held: by cohort, the training cohort first.
-        forms: the table of its smaller forms as Markdown; empty without.
-    """
-
-    trained: int
-    difference: float
-    has_adapter: bool
-    held: Mapping[str, Held]
-    forms: str
+    trained: int  # subjects that it was trained on
+    difference: float  # how far its scores are at most from those that the benchmark has stored
+    has_adapter: bool  # whether there is an adapter in PEFT's format
+    held: Mapping[str, Held]  # by cohort, the training cohort first
+    forms: str  # the table of its smaller forms as Markdown; empty without
 
 
 def write_card(

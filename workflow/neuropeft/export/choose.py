@@ -22,21 +22,14 @@ from neuropeft.tasks import kind_of
 
 @dataclass(frozen=True)
 class Chosen:
-    """A trained cell, and why it was chosen.
+    """A trained cell, and why it was chosen."""
 
-    Attributes:
-        cell: the cell.
-        contender: its group, whose scores are reported.
-        losses: mean validation loss of each contender it was chosen among, by label, the lowest first.
-        delta: its delta.
-        encoder: the encoder that it starts from; None from random weights.
-    """
-
-    cell: Cell
-    contender: Contender
+    cell: Cell  # the cell
+    contender: Contender  # its group, whose scores are reported
+    # mean validation loss of each contender it was chosen among, by label, the lowest first
     losses: Mapping[str, float]
-    delta: Path
-    encoder: Path | None
+    delta: Path  # its delta
+    encoder: Path | None  # the encoder that it starts from; None from random weights
 
 
 def choose(config: Config, results: Path, task: str) -> Chosen:

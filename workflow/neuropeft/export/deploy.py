@@ -65,19 +65,12 @@ def in_int8(model: Predictor) -> nn.Module:
 
 @dataclass(frozen=True)
 class Form:
-    """A form of a network, measured.
+    """A form of a network, measured."""
 
-    Attributes:
-        name: what it is called.
-        score: of each test subject, [n] or [n, columns].
-        size: bytes that its tensors take in a file.
-        seconds: processor time of one scan on one thread.
-    """
-
-    name: str
-    score: Array
-    size: int
-    seconds: float
+    name: str  # what it is called
+    score: Array  # of each test subject, [n] or [n, columns]
+    size: int  # bytes that its tensors take in a file
+    seconds: float  # processor time of one scan on one thread
 
 
 def write_deployment(

@@ -27,41 +27,24 @@ ADAPTER, STUDENT, DEPLOYMENT = "adapter", "student", "deployment"  # folders; a 
 
 @dataclass(frozen=True)
 class Model:
-    """An exported model.
+    """An exported model."""
 
-    Attributes:
-        spec: what defines its network, as `grid.cell_spec` writes it, with what a search has chosen.
-        is_plain: whether its method is merged into a plain network.
-        offset: see `tasks.base.Objective`.
-        scale: see there.
-        names: of the classes or labels, in their order; none for values.
-        unit: of a value.
-        cohort: the training cohort.
-        simulated: whether that is simulated.
-        targets: between which values 95 % of training targets lie; none for classes.
-        input: settings of the training cohort's kind of input.
-        told: what its steps are told.
-        size: edge of its arrays.
-        interval: see `Interval.stored`.
-        qc: quantiles of the QC numbers of the training cohort.
-        likeness: quantiles of the likeness of validation scans, see `Features`.
-    """
-
+    # what defines its network, as `grid.cell_spec` writes it, with what a search has chosen
     spec: Mapping[str, Any]
-    is_plain: bool
-    offset: list[float]
-    scale: float
-    names: list[str]
-    unit: str
-    cohort: str
-    simulated: bool
-    targets: list[float]
-    input: Mapping[str, Any]
-    told: Mapping[str, Any]
-    size: int
-    interval: Mapping[str, Any]
-    qc: Mapping[str, Quantiles]
-    likeness: Quantiles
+    is_plain: bool  # whether its method is merged into a plain network
+    offset: list[float]  # see `tasks.base.Objective`
+    scale: float  # see there
+    names: list[str]  # of the classes or labels, in their order; none for values
+    unit: str  # of a value
+    cohort: str  # the training cohort
+    simulated: bool  # whether that is simulated
+    targets: list[float]  # between which values 95 % of training targets lie; none for classes
+    input: Mapping[str, Any]  # settings of the training cohort's kind of input
+    told: Mapping[str, Any]  # what its steps are told
+    size: int  # edge of its arrays
+    interval: Mapping[str, Any]  # see `Interval.stored`
+    qc: Mapping[str, Quantiles]  # quantiles of the QC numbers of the training cohort
+    likeness: Quantiles  # quantiles of the likeness of validation scans, see `Features`
 
     @property
     def kind(self) -> TaskKind:

@@ -18,21 +18,14 @@ FLOAT, MOMENTS = 4, 2  # bytes of a number in training, and what AdamW keeps of 
 
 
 class Network(NamedTuple):
-    """What a network takes in training.
+    """What a network takes in training."""
 
-    Attributes:
-        flops: operations of a step for a scan.
-        scan_bytes: memory that a scan takes from its forward pass to its backward pass, in float32: at most.
-        weight_bytes: memory of weights, gradients and AdamW's moments.
-        stored_bytes: what is stored of it: a delta, or an encoder.
-        state_bytes: what a checkpoint holds: what is trained, AdamW's moments, and the best weights so far.
-    """
-
-    flops: int
+    flops: int  # operations of a step for a scan
+    # memory that a scan takes from its forward pass to its backward pass, in float32: at most
     scan_bytes: float
-    weight_bytes: int
-    stored_bytes: int
-    state_bytes: int
+    weight_bytes: int  # memory of weights, gradients and AdamW's moments
+    stored_bytes: int  # what is stored of it: a delta, or an encoder
+    state_bytes: int  # what a checkpoint holds: what is trained, AdamW's moments, and the best weights so far
 
 
 def of_cell(spec: Mapping[str, Any]) -> Network:

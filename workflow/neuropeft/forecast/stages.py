@@ -39,27 +39,16 @@ CHECKPOINTS = 2  # that a run keeps
 
 @dataclass
 class Stage:
-    """What a stage takes.
+    """What a stage takes."""
 
-    Attributes:
-        name: what it is called.
-        jobs: how many jobs.
-        cells: how many trainings they do, where a job does several.
-        seconds: one job at a time.
-        of: what the seconds are of: a core in preparation, else a GPU.
-        node_mb: main memory of its largest job, megabytes.
-        gpu_bytes: GPU memory of its largest job, without the scans.
-        scan_bytes: what all scans of that job take, on the GPU if they fit, else in main memory.
-    """
-
-    name: str
-    jobs: int = 0
-    cells: int = 0
-    seconds: float = 0.0
-    of: str = GPU
-    node_mb: int = 0
-    gpu_bytes: float = 0.0
-    scan_bytes: float = 0.0
+    name: str  # what it is called
+    jobs: int = 0  # how many jobs
+    cells: int = 0  # how many trainings they do, where a job does several
+    seconds: float = 0.0  # one job at a time
+    of: str = GPU  # what the seconds are of: a core in preparation, else a GPU
+    node_mb: int = 0  # main memory of its largest job, megabytes
+    gpu_bytes: float = 0.0  # GPU memory of its largest job, without the scans
+    scan_bytes: float = 0.0  # what all scans of that job take, on the GPU if they fit, else in main memory
 
     def add(self, seconds: float, network: Network | None, batch_size: int, scan_bytes: float) -> None:
         """Add the seconds of trainings of a network, and remember the largest."""
@@ -71,19 +60,12 @@ class Stage:
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a grid is likely to take.
+    """What a grid is likely to take."""
 
-    Attributes:
-        stages: preparation, pretraining, search, fine-tuning and prediction.
-        disk: bytes of results, by what they are.
-        running: bytes of the checkpoints of the largest run of a kind, while it trains.
-        cell_seconds: seconds of each cell's training.
-    """
-
-    stages: list[Stage]
-    disk: dict[str, float]
-    running: dict[str, float]
-    cell_seconds: dict[Cell, float]
+    stages: list[Stage]  # preparation, pretraining, search, fine-tuning and prediction
+    disk: dict[str, float]  # bytes of results, by what they are
+    running: dict[str, float]  # bytes of the checkpoints of the largest run of a kind, while it trains
+    cell_seconds: dict[Cell, float]  # seconds of each cell's training
 
 
 def forecast(config: Config, tables: Tables, peak: float) -> Forecast:

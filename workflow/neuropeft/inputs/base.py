@@ -17,15 +17,10 @@ OUTLINES = ("#66ccee", "#ccbb44", "#ee6677", "#228833")
 
 
 class Folders(NamedTuple):
-    """Where the files of a chunk's scans go.
+    """Where the files of a chunk's scans go."""
 
-    Attributes:
-        derivatives: BIDS-derivatives folder of the cohort, which stays.
-        temporary: what later steps of the chunk read; it is deleted after the last one. None if there are no
-            such files.
-    """
-
-    derivatives: Path
+    derivatives: Path  # BIDS-derivatives folder of the cohort, which stays
+    # what later steps of the chunk read; it is deleted after the last one. None if there are no such files
     temporary: Path | None = None
 
     def scan(self, row: Row) -> Path:
@@ -57,61 +52,39 @@ class Step:
 
 
 class Number(NamedTuple):
-    """A number of a scan, a column of the last chunk table, that says whether it was prepared well.
+    """A number of a scan, a column of the last chunk table, that says whether it was prepared well."""
 
-    Attributes:
-        label: how it is written.
-        low: below this it is flagged in any cohort ...
-        high: ... and above this.
-        low_only: whether only low values count as outliers of a cohort.
-        drawn: whether its distribution says anything; tables have it anyway.
-    """
-
-    label: str
-    low: float
-    high: float
-    low_only: bool = False
-    drawn: bool = True
+    label: str  # how it is written
+    low: float  # below this it is flagged in any cohort ...
+    high: float  # ... and above this
+    low_only: bool = False  # whether only low values count as outliers of a cohort
+    drawn: bool = True  # whether its distribution says anything; tables have it anyway
 
 
 class OwnGrid(NamedTuple):
-    """Maps of a scan, and its label map, on the grid of its file.
+    """Maps of a scan, and its label map, on the grid of its file."""
 
-    Attributes:
-        maps: float32 [n, *S].
-        labels: uint8 [*S].
-        voxel_mm: edges of a voxel, one for each axis; 1 of a pixel.
-    """
-
-    maps: np.ndarray
-    labels: np.ndarray
-    voxel_mm: list[float]
+    maps: np.ndarray  # float32 [n, *S]
+    labels: np.ndarray  # uint8 [*S]
+    voxel_mm: list[float]  # edges of a voxel, one for each axis; 1 of a pixel
 
 
 class InputKind(ABC):
     """A kind of input, without state.
 
     Its settings say its steps, its dimensions and what it provides: the run table reads them without numpy.
-
-    Attributes:
-        numbers: what QC shows of every scan, by column.
-        name: of the kind, if its scans may have label maps.
-        label_columns: columns of its last chunk table by which label maps come back to the grid of a file.
-        label_suffix: of files of label maps.
-        fit: the column of `numbers` by which the worst of equally conspicuous scans is found: the lowest.
-        fit_label: what captions call it.
-        legend: what QC pictures show, a sentence or two.
-        shown: scans in each of two QC pictures.
     """
 
-    numbers: ClassVar[Mapping[str, Number]]
-    name: ClassVar[str]
+    numbers: ClassVar[Mapping[str, Number]]  # what QC shows of every scan, by column
+    name: ClassVar[str]  # of the kind, if its scans may have label maps
+    # columns of its last chunk table by which label maps come back to the grid of a file
     label_columns: ClassVar[tuple[str, ...]]
-    label_suffix: ClassVar[str]
+    label_suffix: ClassVar[str]  # of files of label maps
+    # the column of `numbers` by which the worst of equally conspicuous scans is found: the lowest
     fit: ClassVar[str]
-    fit_label: ClassVar[str]
-    legend: ClassVar[str]
-    shown: ClassVar[int] = 6
+    fit_label: ClassVar[str]  # what captions call it
+    legend: ClassVar[str]  # what QC pictures show, a sentence or two
+    shown: ClassVar[int] = 6  # scans in each of two QC pictures
 
     @abstractmethod
     def array(self, row: Row, size: int) -> np.ndarray:

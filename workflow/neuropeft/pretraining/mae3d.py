@@ -34,23 +34,15 @@ class DecoderConfig:
 
 
 class MAEOutput(NamedTuple):
-    """What one pass of the autoencoder gives.
+    """What one pass of the autoencoder gives."""
 
-    Attributes:
-        error: Scalar, squared error of the masked, non-empty patches, a mean over voxels and summed over
-            patches.
-        scored: Scalar, how many patches these are.
-        prediction: [B, M, C * patch^dims] predicted voxels of the masked patches, normalised if the targets
-            are.
-        masked: [B, M] grid places of those patches.
-        mask: [B, N] bool, true where a patch was masked.
-    """
-
+    # Scalar, squared error of the masked, non-empty patches, a mean over voxels and summed over patches
     error: Tensor
-    scored: Tensor
+    scored: Tensor  # scalar, how many patches these are
+    # [B, M, C * patch^dims] predicted voxels of the masked patches, normalised if the targets are
     prediction: Tensor
-    masked: Tensor
-    mask: Tensor
+    masked: Tensor  # [B, M] grid places of those patches
+    mask: Tensor  # [B, N] bool, true where a patch was masked
 
     @property
     def loss(self) -> Tensor:

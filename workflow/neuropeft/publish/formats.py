@@ -16,17 +16,11 @@ PARTIAL = "partial"  # the column, and the mark, of tables of some cells
 
 @dataclass(frozen=True)
 class Tables:
-    """The tables of a configuration.
+    """The tables of a configuration."""
 
-    Attributes:
-        config: the configuration.
-        out: the folder of their files.
-        part: of which part of the cells they are, said in each of them; empty if of all.
-    """
-
-    config: Config
-    out: Path
-    part: str = ""
+    config: Config  # the configuration
+    out: Path  # the folder of their files
+    part: str = ""  # of which part of the cells they are, said in each of them; empty if of all
 
     def write(self, sheet: Sheet, rows: Sequence[Mapping[str, object]], columns: Sequence[str]) -> None:
         """Write a table for readers and, as `{name}.csv`, its rows."""

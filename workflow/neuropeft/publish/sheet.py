@@ -13,25 +13,15 @@ WIDE = 9  # a table of more columns does not fit on an upright page
 
 @dataclass(frozen=True)
 class Sheet:
-    """A table as text.
+    """A table as text."""
 
-    Attributes:
-        name: file name without suffix, such as `table1`.
-        caption: what it shows; one paragraph.
-        header: column names; a line break makes a second line where the format has one.
-        rows: cells, as many per row as the header has.
-        notes: what a reader must know to read it.
-        breaks: indices of rows that begin a new part.
-        text_columns: number of leading columns that hold text and are aligned left.
-    """
-
-    name: str
-    caption: str
-    header: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    notes: Sequence[str] = ()
-    breaks: frozenset[int] = frozenset()
-    text_columns: int = 1
+    name: str  # file name without suffix, such as `table1`
+    caption: str  # what it shows; one paragraph
+    header: Sequence[str]  # column names; a line break makes a second line where the format has one
+    rows: Sequence[Sequence[str]]  # cells, as many per row as the header has
+    notes: Sequence[str] = ()  # what a reader must know to read it
+    breaks: frozenset[int] = frozenset()  # indices of rows that begin a new part
+    text_columns: int = 1  # number of leading columns that hold text and are aligned left
 
     @property
     def title(self) -> str:

@@ -52,17 +52,11 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class Varied:
-    """A variant of a method on a cohort.
+    """A variant of a method on a cohort."""
 
-    Attributes:
-        base: the score of the method itself.
-        variant: its name.
-        score: its score.
-    """
-
-    base: Score
-    variant: str
-    score: Score
+    base: Score  # the score of the method itself
+    variant: str  # its name
+    score: Score  # its score
 
 
 def read_varied(config: Config, results: Path, analysis: Analysis) -> list[Varied]:

@@ -26,21 +26,13 @@ SAME_KIND = NEAREST[:2]
 
 @dataclass(frozen=True)
 class Estimate:
-    """How long the cells that are not done will train.
+    """How long the cells that are not done will train."""
 
-    Attributes:
-        seconds: of training, one cell at a time; None where no cell is done.
-        left: cells that are not done; those that are running count whole.
-        finished: cells that the estimate rests on.
-        far: cells of which none with the same task, backbone, pretraining and method is done.
-        devices: what the finished cells were trained on.
-    """
-
-    seconds: float | None
-    left: int
-    finished: int
-    far: int
-    devices: tuple[str, ...]
+    seconds: float | None  # of training, one cell at a time; None where no cell is done
+    left: int  # cells that are not done; those that are running count whole
+    finished: int  # cells that the estimate rests on
+    far: int  # cells of which none with the same task, backbone, pretraining and method is done
+    devices: tuple[str, ...]  # what the finished cells were trained on
 
 
 def estimate(found: Mapping[Cell, CellStatus]) -> Estimate:

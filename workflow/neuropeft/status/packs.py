@@ -14,17 +14,11 @@ from neuropeft.packs import Pack, packs
 
 @dataclass(frozen=True)
 class Stopped:
-    """A pack that is not trained though its job has begun, with no word of a failure: it ended, or waits.
+    """A pack that is not trained though its job has begun, with no word of a failure: it ended, or waits."""
 
-    Attributes:
-        log: the log of its job.
-        last_line: the last line of the log; empty if it has none.
-        missing: how many of its cells are missing.
-    """
-
-    log: Path
-    last_line: str
-    missing: int
+    log: Path  # the log of its job
+    last_line: str  # the last line of the log; empty if it has none
+    missing: int  # how many of its cells are missing
 
 
 def pack_log(results: Path, pack: Pack) -> Path:

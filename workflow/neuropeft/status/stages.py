@@ -21,50 +21,29 @@ STEP = re.compile(r"pretraining: (?:going on from )?step (\d+)\b(?:.* at most (\
 
 @dataclass(frozen=True)
 class Preprocessed:
-    """How far the preprocessing of a cohort has come; a synthetic one is a single chunk.
+    """How far the preprocessing of a cohort has come; a synthetic one is a single chunk."""
 
-    Attributes:
-        cohort: its name.
-        chunks: how many it has.
-        done: how many have been through all steps.
-        scans: scans of all chunks.
-        excluded: scans, of the chunks that are done, that could not be processed.
-        packed: whether its store is there and whole.
-    """
-
-    cohort: str
-    chunks: int
-    done: int
-    scans: int
-    excluded: int
-    packed: bool
+    cohort: str  # its name
+    chunks: int  # how many it has
+    done: int  # how many have been through all steps
+    scans: int  # scans of all chunks
+    excluded: int  # scans, of the chunks that are done, that could not be processed
+    packed: bool  # whether its store is there and whole
 
 
 @dataclass(frozen=True)
 class Pretrained:
-    """How far a pretraining has come.
+    """How far a pretraining has come."""
 
-    Attributes:
-        pretraining: its name.
-        backbone: what is pretrained.
-        fold: whose test subjects it leaves out; 0 if it serves all folds.
-        state: `done`, `running`, `stopped` (its job ended before), `waiting`, or `damaged` (its files are).
-        step: steps that are done; None where the log does not say.
-        steps: steps in all.
-        seconds_left: the most that it still takes; None where the log does not tell.
-        log: its log.
-        last_line: the last line of the log; empty if it has none.
-    """
-
-    pretraining: str
-    backbone: str
-    fold: int
-    state: str
-    step: int | None
-    steps: int
-    seconds_left: int | None
-    log: Path
-    last_line: str
+    pretraining: str  # its name
+    backbone: str  # what is pretrained
+    fold: int  # whose test subjects it leaves out; 0 if it serves all folds
+    state: str  # `done`, `running`, `stopped` (its job ended before), `waiting`, or `damaged` (its files are)
+    step: int | None  # steps that are done; None where the log does not say
+    steps: int  # steps in all
+    seconds_left: int | None  # the most that it still takes; None where the log does not tell
+    log: Path  # its log
+    last_line: str  # the last line of the log; empty if it has none
 
 
 def preprocessed(config: Config, results: Path) -> Iterator[Preprocessed | str]:

@@ -26,24 +26,15 @@ CONTROL_METHOD = "method"  # which control files have too, since they hold sever
 
 @dataclass(frozen=True)
 class Metric:
-    """A number that says how good predictions are.
+    """A number that says how good predictions are."""
 
-    Attributes:
-        name: its column in tables.
-        label: its name in figures and headings.
-        higher_is_better: its direction.
-        value: (y [n, ...], score [n] or [n, columns], rule, weights [..., n] or None) -> [...]; see
-            `TaskKind.measure`.
-        in_unit: whether it is in the unit of the target.
-        part: the number of the label that it is of; None if it is of all that is predicted.
-    """
-
-    name: str
-    label: str
-    higher_is_better: bool
+    name: str  # its column in tables
+    label: str  # its name in figures and headings
+    higher_is_better: bool  # its direction
+    # (y [n, ...], score [n] or [n, columns], rule, weights [..., n] or None) -> [...]; see `TaskKind.measure`
     value: Callable[[Array, Array, Array, Array | None], Array]
-    in_unit: bool = False
-    part: int | None = None
+    in_unit: bool = False  # whether it is in the unit of the target
+    part: int | None = None  # the number of the label that it is of; None if it is of all that is predicted
 
     def title(self, unit: str) -> str:
         """Return its label, with the unit of the target if it is in that."""
@@ -69,19 +60,12 @@ class Objective:
 
 @dataclass(frozen=True)
 class Run:
-    """Predictions of one run on one side: one row per subject, sorted by subject.
+    """Predictions of one run on one side: one row per subject, sorted by subject."""
 
-    Attributes:
-        subjects: names, [n].
-        y: targets, as `TaskKind.array` has them, [n, ...].
-        score: [n], or [n, columns] where there are several score columns.
-        prior: what the prior columns hold, the same for all rows, [columns]; empty without any.
-    """
-
-    subjects: tuple[str, ...]
-    y: Array
-    score: Array
-    prior: Array
+    subjects: tuple[str, ...]  # names, [n]
+    y: Array  # targets, as `TaskKind.array` has them, [n, ...]
+    score: Array  # [n], or [n, columns] where there are several score columns
+    prior: Array  # what the prior columns hold, the same for all rows, [columns]; empty without any
 
 
 class TaskKind(ABC):

@@ -31,35 +31,24 @@ FROM_YIQ = torch.linalg.inv(TO_YIQ)
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Largest changes; zero or false is off.
+    """Largest changes; zero or false is off."""
 
-    Attributes:
-        flip: Swap left and right in half of the volumes.
-        rotate_deg: Largest rotation about each axis, degrees.
-        scale: Largest relative change of size.
-        translate_voxels: Largest shift along each axis, voxels.
-        intensity: Largest relative change of contrast, and largest shift of brightness in standard
-            deviations.
-        noise: Standard deviation of added Gaussian noise.
-        contrast: Largest bend of the curve that maps intensities, up or down, which stays monotone below 1:
-            another contrast between the tissues.
-        sharpness: Largest weight, up or down, of the detail that a mean over 3^3 voxels takes away: another
-            resolution.
-        bias: Largest logarithm of a smooth field that they are multiplied with: another coil.
-        crop: Largest share of an image's area that is cut away, before the rest is stretched to its size.
-        colour: Largest relative change of an image's saturation, and of its hue in units of `HUE_DEG`.
-    """
-
-    flip: bool = False
-    rotate_deg: float = 0.0
-    scale: float = 0.0
-    translate_voxels: float = 0.0
+    flip: bool = False  # swap left and right in half of the volumes
+    rotate_deg: float = 0.0  # largest rotation about each axis, degrees
+    scale: float = 0.0  # largest relative change of size
+    translate_voxels: float = 0.0  # largest shift along each axis, voxels
+    # Largest relative change of contrast, and largest shift of brightness in standard deviations
     intensity: float = 0.0
-    noise: float = 0.0
+    noise: float = 0.0  # standard deviation of added Gaussian noise
+    # Largest bend of the curve that maps intensities, up or down, which stays monotone below 1: another
+    # contrast between the tissues
     contrast: float = 0.0
-    bias: float = 0.0
+    bias: float = 0.0  # largest logarithm of a smooth field that they are multiplied with: another coil
+    # Largest weight, up or down, of the detail that a mean over 3^3 voxels takes away: another resolution
     sharpness: float = 0.0
+    # Largest share of an image's area that is cut away, before the rest is stretched to its size
     crop: float = 0.0
+    # Largest relative change of an image's saturation, and of its hue in units of `HUE_DEG`
     colour: float = 0.0
 
     @property

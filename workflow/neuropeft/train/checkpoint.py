@@ -26,19 +26,12 @@ PARTS = "parts.json"
 
 @dataclass(frozen=True)
 class StateFolder:
-    """Where a run keeps its checkpoints.
+    """Where a run keeps its checkpoints."""
 
-    Attributes:
-        path: Folder of this run alone.
-        fingerprint: Hash of all that the run depends on.
-        configuration: The run's settings, stored for people.
-        seconds: Least time between two checkpoints.
-    """
-
-    path: Path
-    fingerprint: str
-    configuration: Mapping[str, Any]
-    seconds: float = CHECKPOINT_SECONDS
+    path: Path  # folder of this run alone
+    fingerprint: str  # hash of all that the run depends on
+    configuration: Mapping[str, Any]  # the run's settings, stored for people
+    seconds: float = CHECKPOINT_SECONDS  # least time between two checkpoints
 
 
 @dataclass

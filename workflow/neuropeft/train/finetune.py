@@ -41,25 +41,17 @@ from neuropeft.train.supervised import held_layers
 
 @dataclass(frozen=True)
 class Shared:
-    """What the cells of a pack share: volumes, splits and base weights.
+    """What the cells of a pack share: volumes, splits and base weights."""
 
-    Attributes:
-        splits: Split of the cells' task for each seed and fold; their test sides are not read.
-        encoder_path: Pretrained encoder; None starts from random weights.
-        device: Where training runs.
-        store: All volumes of the training cohort.
-        places: {scan_id: row of `volumes`}, of the training and validation scans of all cells.
-        sessions: Session of every stored scan.
-        encoder: SHA-256 of the encoder; None from random weights.
-    """
-
+    # Split of the cells' task for each seed and fold; their test sides are not read
     splits: Mapping[tuple[int, int], Path]
-    encoder_path: Path | None
-    device: torch.device
-    store: Store
+    encoder_path: Path | None  # pretrained encoder; None starts from random weights
+    device: torch.device  # where training runs
+    store: Store  # all volumes of the training cohort
+    # {scan_id: row of `volumes`}, of the training and validation scans of all cells
     places: Mapping[str, int]
-    sessions: Mapping[str, str]
-    encoder: str | None
+    sessions: Mapping[str, str]  # session of every stored scan
+    encoder: str | None  # SHA-256 of the encoder; None from random weights
 
     @cached_property
     def volumes(self) -> Volumes:

@@ -33,53 +33,30 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 class Shown(NamedTuple):
-    """Scans that a cell predicts.
+    """Scans that a cell predicts."""
 
-    Attributes:
-        store: Where they are stored.
-        volumes: What is loaded of it.
-        places: Their rows of `volumes`, [n].
-        scans: Their names, [n].
-        at_once: How many pass through the network at a time.
-        folder: Where label maps or images go, of a kind that predicts them.
-        split: All rows of the cell's split.
-        delta: SHA-256 of the cell's delta.
-        described: What is said of the cohort's own images, of a kind that draws some.
-    """
-
-    store: Store
-    volumes: Volumes
-    places: Tensor
-    scans: list[str]
-    at_once: BatchSize
-    folder: Path
-    split: Rows = ()
-    delta: str = ""
-    described: Path | None = None
+    store: Store  # where they are stored
+    volumes: Volumes  # what is loaded of it
+    places: Tensor  # their rows of `volumes`, [n]
+    scans: list[str]  # their names, [n]
+    at_once: BatchSize  # how many pass through the network at a time
+    folder: Path  # where label maps or images go, of a kind that predicts them
+    split: Rows = ()  # all rows of the cell's split
+    delta: str = ""  # SHA-256 of the cell's delta
+    described: Path | None = None  # what is said of the cohort's own images, of a kind that draws some
 
 
 class CellShown(NamedTuple):
-    """A trained cell, and the scans of a cohort that it is to predict.
+    """A trained cell, and the scans of a cohort that it is to predict."""
 
-    Attributes:
-        delta: The file of what its training changed.
-        sha256: Of that file.
-        encoder: The file of the weights that it started from; None from random ones.
-        spec: What defines the cell.
-        metadata: Of the delta.
-        model: Its network, in evaluation mode, which the next cell takes over.
-        rows: The scans with their targets, see `predict`, [n].
-        shown: The same scans, as volumes.
-    """
-
-    delta: str | Path
-    sha256: str
-    encoder: str | Path | None
-    spec: dict[str, Any]
-    metadata: dict[str, str]
-    model: Predictor
-    rows: Rows
-    shown: Shown
+    delta: str | Path  # the file of what its training changed
+    sha256: str  # of that file
+    encoder: str | Path | None  # the file of the weights that it started from; None from random ones
+    spec: dict[str, Any]  # what defines the cell
+    metadata: dict[str, str]  # of the delta
+    model: Predictor  # its network, in evaluation mode, which the next cell takes over
+    rows: Rows  # the scans with their targets, see `predict`, [n]
+    shown: Shown  # the same scans, as volumes
 
     def only(self, wanted: Callable[[Mapping[str, Any]], bool]) -> "CellShown":
         """Return the same cell with those of its scans whose rows are wanted."""

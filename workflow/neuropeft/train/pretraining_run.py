@@ -23,25 +23,15 @@ from neuropeft.train.ranks import Ranks
 
 @dataclass(frozen=True)
 class Run:
-    """What a pretraining on this process is trained on.
+    """What a pretraining on this process is trained on."""
 
-    Attributes:
-        spec: Its settings.
-        volumes: Scans, of which the first `train` are trained on.
-        rows: Their rows in the store's scans.tsv, in the same order.
-        train: Scans to train on.
-        ranks: This process among those that share the training.
-        store: Folder of the store that they are from.
-        known: What is known of the scans and probed for, never trained on: {name: a value each}.
-    """
-
-    spec: Mapping[str, Any]
-    volumes: Volumes
-    rows: Sequence[Mapping[str, str]]
-    train: int
-    ranks: Ranks
-    store: Path
-    known: Targets
+    spec: Mapping[str, Any]  # its settings
+    volumes: Volumes  # scans, of which the first `train` are trained on
+    rows: Sequence[Mapping[str, str]]  # their rows in the store's scans.tsv, in the same order
+    train: int  # scans to train on
+    ranks: Ranks  # this process among those that share the training
+    store: Path  # folder of the store that they are from
+    known: Targets  # what is known of the scans and probed for, never trained on: {name: a value each}
 
     @property
     def seed(self) -> int:

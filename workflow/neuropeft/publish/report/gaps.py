@@ -15,19 +15,12 @@ from neuropeft.tasks.base import Metric
 
 @dataclass(frozen=True)
 class Gap:
-    """A paired difference between two scores of one metric on the same subjects.
+    """A paired difference between two scores of one metric on the same subjects."""
 
-    Attributes:
-        by: how much better the first is, whatever the direction of the metric; negative if it is worse.
-        low: lower end of the paired 95 % bootstrap interval over subjects.
-        high: its upper end.
-        p: two-sided p of the difference, not corrected for others.
-    """
-
-    by: float
-    low: float
-    high: float
-    p: float
+    by: float  # how much better the first is, whatever the direction of the metric; negative if it is worse
+    low: float  # lower end of the paired 95 % bootstrap interval over subjects
+    high: float  # its upper end
+    p: float  # two-sided p of the difference, not corrected for others
 
     @property
     def verdict(self) -> str:
@@ -73,17 +66,11 @@ def _gap(score: Score, difference: float, draws: np.ndarray) -> Gap:
 
 @dataclass(frozen=True)
 class Wording:
-    """How values of a metric are written.
+    """How values of a metric are written."""
 
-    Attributes:
-        label: the metric's name.
-        unit: with a space before it, or empty.
-        digits: behind the point: three, or as many as make three that count of a value in the task's unit.
-    """
-
-    label: str
-    unit: str
-    digits: int
+    label: str  # the metric's name
+    unit: str  # with a space before it, or empty
+    digits: int  # behind the point: three, or as many as make three that count of a value in the task's unit
 
     def value(self, score: Score) -> str:
         """Return `MAE 9.09 years, 7.72 to 10.53`."""

@@ -19,27 +19,16 @@ Trainable = Mapping[Group, int]  # trained parameters
 
 @dataclass(frozen=True)
 class Regime:
-    """The scores of a task, cohort and subset by the primary metric, of all whose seeds are there.
+    """The scores of a task, cohort and subset by the primary metric, of all whose seeds are there."""
 
-    Attributes:
-        task: its name.
-        cohort: what is tested on.
-        subset: how much of the training subjects was learnt from.
-        methods: the ways to fine-tune, the best first.
-        probes: linear models and neighbours on frozen features, the best first.
-        controls: what needs no network, the best first; without guessing and shuffled labels.
-        guess: the score of predicting the training mean.
-        words: how its values are written.
-    """
-
-    task: str
-    cohort: str
-    subset: Subset
-    methods: tuple[Score, ...]
-    probes: tuple[Score, ...]
-    controls: tuple[Score, ...]
-    guess: Score | None
-    words: Wording
+    task: str  # its name
+    cohort: str  # what is tested on
+    subset: Subset  # how much of the training subjects was learnt from
+    methods: tuple[Score, ...]  # the ways to fine-tune, the best first
+    probes: tuple[Score, ...]  # linear models and neighbours on frozen features, the best first
+    controls: tuple[Score, ...]  # what needs no network, the best first; without guessing and shuffled labels
+    guess: Score | None  # the score of predicting the training mean
+    words: Wording  # how its values are written
 
     def name(self, score: Score) -> str:
         """Return what sentences call a contender, without the backbone where there is but one."""

@@ -151,7 +151,7 @@ def _facts(config: Config, scores: Sequence[Score], costs: Costs) -> dict[str, s
             ", ".join(f"{spent:,.2g} hours on {device}" for device, spent in hours.items()) or MISSING
         )
         + energy
-        + (f"; {len(encoders(config))} encoders were pretrained" if encoders(config) else ""),
+        + (f"; encoders pretrained: {len(encoders(config))}" if encoders(config) else ""),
     }
 
 

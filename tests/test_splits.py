@@ -120,9 +120,10 @@ def test_a_new_subject_moves_few_others() -> None:
 @pytest.mark.parametrize("classes", [{0: 3, 1: 3}, {0: 100, 1: 3}, {0: 4, 1: 50, 2: 3}])
 def test_every_class_is_on_every_side(classes: dict[int, int]) -> None:
     for seed in range(5):
-        made = split(people(classes), seed, kind="multiclass")
-        for name in ("train", "val", "test"):
-            assert {row["y"] for row in made if row["side"] == name} == set(classes)
+        for shares in ((0.2, 0.1), (0.5, 0.45)):
+            made = split(people(classes), seed, *shares, kind="multiclass")
+            for name in ("train", "val", "test"):
+                assert {row["y"] for row in made if row["side"] == name} == set(classes)
 
 
 def test_large_shares_leave_somebody_to_train_on() -> None:

@@ -35,7 +35,8 @@ def curve(errors, rng, method="lora", seed_sd=0.0) -> learning.Curve:
     of_subjects = errors[:, None] * hard * rng.gamma(4, 1 / 4, (len(errors), SUBJECTS))
     seeds = of_subjects.mean(1)[:, None] + seed_sd * errors[:, None] * rng.standard_normal((len(errors), 3))
     drawn = of_subjects @ WEIGHTS.T + (seeds.mean(1) - of_subjects.mean(1))[:, None]
-    one = contender(CONFIG, "age", "vit_b", "mae", method, fraction(25))
+    start = "none" if method == "scratch" else "mae"
+    one = contender(CONFIG, "age", "vit_b", start, method, fraction(25))
     scores = [
         Score(one, "SimA", False, "mae", False, dict(enumerate(values)), SUBJECTS, draws=draws)
         for values, draws in zip(seeds, drawn, strict=True)
@@ -96,7 +97,7 @@ def test_tables_hold_a_line_for_each_curve_and_subset():
     curves = {
         ("age", ("vit_b", "mae", "full")): curve(law(), rng, "full"),
         ("age", ("vit_b", "mae", "lora")): curve(0.8 * law(), rng),
-        ("age", ("vit_b", "none", "scratch")): curve(2 * law(), rng, "full"),
+        ("age", ("vit_b", "none", "scratch")): curve(2 * law(), rng, "scratch"),
     }
     rows = match_records({name: one for name, one in curves.items() if name[1][2] != "scratch"})
     assert [(row["method"], row["scans"], row["reference"]) for row in rows] == [

@@ -18,6 +18,7 @@ from neuropeft.grid import (
     used_backbones,
     used_tasks,
 )
+from neuropeft.grouping import grouped
 from neuropeft.probe_grid import probe_groups, probed
 from neuropeft.probe_names import PROBES
 from neuropeft.subsets import Subset
@@ -301,10 +302,7 @@ def main_backbones(config: Config) -> list[str]:
 
 def scored_together(some: Iterable[Contender]) -> dict[str, list[Contender]]:
     """Return the contenders that are scored together, by the name of what they share."""
-    found: dict[str, list[Contender]] = {}
-    for contender in some:
-        found.setdefault(contender.scored, []).append(contender)
-    return found
+    return grouped(some, lambda contender: contender.scored)
 
 
 def score_spec(config: Config, some: list[Contender]) -> dict[str, Any]:

@@ -41,6 +41,12 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text atomically, as UTF-8."""
+    with atomic_path(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
 def partial_path(path: Path) -> Path:
     """Return the temporary sibling of a path, under a name that no other process of any node gives.
 
@@ -156,8 +162,7 @@ def format_tsv(rows: Iterable[Mapping[str, object]], columns: Sequence[str]) -> 
 
 def write_tsv(path: str | Path, rows: Iterable[Mapping[str, object]], columns: Sequence[str]) -> None:
     """Write `rows` atomically as a TSV with exactly `columns`; None and absent values become `n/a`."""
-    with atomic_path(path) as partial:
-        partial.write_text(format_tsv(rows, columns), encoding="utf-8")
+    write_text(path, format_tsv(rows, columns))
 
 
 def _one_line(value: object) -> str:

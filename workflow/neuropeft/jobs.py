@@ -36,25 +36,13 @@ from neuropeft.subsets import Subset
 
 
 class Jobs:
-    """The run table of a configuration, and what its jobs read.
-
-    Attributes:
-        config: the configuration.
-        results: the results folder.
-        tables: tables of cohorts and tasks as they are now, of the main process; jobs, which have none, read
-            what the run that they belong to has published.
-        table: all cells.
-        packs: the cells of each pack.
-        pack_of: the pack of each cell.
-        cohorts: the cohorts that the grid needs.
-        scanned: those of them whose scans are preprocessed.
-        simulated: those of them whose scans are simulated.
-        synthetic: those of them that are painted.
-        tasks: the tasks of the grid.
-    """
+    """The run table of a configuration, and what its jobs read."""
 
     def __init__(self, config: Config, results: Path, tables: Tables | None = None) -> None:
         """Make the run table.
+
+        `tables` are those of cohorts and tasks as they are now, of the main process; jobs, which have none,
+        read what the run that they belong to has published.
 
         Raises:
             UserError: a block of the grid has no valid cell.
@@ -64,8 +52,8 @@ class Jobs:
         self.packs = packs(config, self.table)
         self.pack_of = pack_of(self.packs)
         self.cohorts = grid.used_cohorts(config)
-        self.scanned = grid.scanned_cohorts(config)
-        self.synthetic = grid.synthetic_cohorts(config)
+        self.scanned = grid.scanned_cohorts(config)  # whose scans are preprocessed
+        self.synthetic = grid.synthetic_cohorts(config)  # that are painted
         self.simulated = [name for name in self.cohorts if config.cohorts[name].simulated is not None]
         self.tasks = grid.used_tasks(config)
 

@@ -6,15 +6,15 @@ not mix folds.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from neuropeft.cohorts.chunks import assign_chunks
 from neuropeft.config import Config
-from neuropeft.grid import Base, Cell, encoder_fold
+from neuropeft.grid import Cell, encoder_fold, names_of
+from neuropeft.grouping import grouped
 
 
-@dataclass(frozen=True, order=True)
-class Pack:
+class Pack(NamedTuple):
     """Some cells that one job trains, one after another."""
 
     task: str
@@ -24,22 +24,14 @@ class Pack:
     name: str
 
     @property
-    def names(self) -> dict[str, str]:
+    def names(self) -> dict[str, Any]:
         """What places of `layout` call it by."""
-        return {
-            "task": self.task,
-            "backbone": self.backbone,
-            "pretraining": self.pretraining,
-            "method": self.method,
-            "pack": self.name,
-        }
+        return {**names_of(self[:4]), "pack": self.name}
 
 
 def packs(config: Config, cells: Iterable[Cell]) -> dict[Pack, list[Cell]]:
     """Return the packs of some cells, sorted; none has more than `config.cells_per_job`."""
-    shared: dict[tuple[Base, int], list[Cell]] = {}
-    for cell in sorted(cells):
-        shared.setdefault((cell.base, encoder_fold(config, cell)), []).append(cell)
+    shared = grouped(sorted(cells), lambda cell: (cell.base, encoder_fold(config, cell)))
     found: dict[Pack, list[Cell]] = {}
     for (base, fold), members in shared.items():
         names = assign_chunks([(cell.path, cell.path) for cell in members], config.cells_per_job)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from neuropeft.errors import UserError
-from neuropeft.files import atomic_path, link_or_copy
+from neuropeft.files import link_or_copy, write_text
 
 Stamp = list[int]  # what changes whenever somebody writes to a file: size, times, inode
 SAID_FROM = 10e9  # bytes
@@ -66,8 +66,7 @@ def write_record(files: Sequence[Path], made_from: Mapping[str, Any]) -> None:
 
 
 def _write(first: Path, record: Record) -> None:
-    with atomic_path(record_of(first)) as partial:
-        partial.write_text(json.dumps(vars(record), sort_keys=True), encoding="utf-8")
+    write_text(record_of(first), json.dumps(vars(record), sort_keys=True))
 
 
 def read_record(first: Path) -> Record | None:
@@ -131,8 +130,8 @@ class Digests:
     def save(self) -> None:
         """Save what has been read, whole; where that cannot be, the next process reads it again."""
         if self._changed and self._saved:
-            with suppress(OSError), atomic_path(self._saved) as partial:
-                partial.write_text(json.dumps(self._known), encoding="utf-8")
+            with suppress(OSError):
+                write_text(self._saved, json.dumps(self._known))
 
     def read_ahead(self, results: Iterable[Path]) -> None:
         """Read the files of many results that are to be checked, several at a time."""

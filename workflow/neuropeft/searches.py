@@ -8,6 +8,7 @@ from neuropeft import grid, layout
 from neuropeft.config import Config
 from neuropeft.config.search import Search
 from neuropeft.grid import Cell, base_of
+from neuropeft.grouping import grouped
 from neuropeft.split_names import fold_in, fold_part
 
 
@@ -42,10 +43,8 @@ class Searches:
     @cached_property
     def of_choice(self) -> dict[Searched, list[Cell]]:
         """The cells that each choice is made for; nothing without a search."""
-        found: dict[Searched, list[Cell]] = {}
-        for cell in self.table if self.config.training.search else ():
-            found.setdefault(Searched(*cell.base, grid.encoder_fold(self.config, cell)), []).append(cell)
-        return found
+        table = self.table if self.config.training.search else ()
+        return grouped(table, lambda cell: Searched(*cell.base, grid.encoder_fold(self.config, cell)))
 
     def all(self) -> list[Searched]:
         """Return every base and fold that has trials of its own; none without a search."""

@@ -14,11 +14,8 @@ def build_predictor(
 ) -> Predictor:
     """Return a randomly initialised `Predictor` of `outputs` outputs.
 
-    Args:
-        backbone: As for `build_backbone`.
-        outputs: Width of the head: 1 for a binary or regression task, else the number of classes.
-        pool: How tokens become features, as in `Head`.
-        norm: How features are standardised, as in `Head`.
+    `outputs` is the width of the head: 1 for a binary or regression task, else the number of classes. `pool`
+    and `norm` are as in `Head`.
     """
     network = build_backbone(backbone)
     return Predictor(network, Head(network.gives.width, network.gives.tokens, outputs, pool, norm))
@@ -27,9 +24,7 @@ def build_predictor(
 def build_backbone(backbone: Mapping[str, Any]) -> Backbone:
     """Return a randomly initialised backbone.
 
-    Args:
-        backbone: Its settings: `kind`, `image_size`, `drop_path`, which a CNN ignores, and the keys of its
-            kind.
+    Settings are `kind`, `image_size`, `drop_path`, which a CNN ignores, and the keys of the kind.
 
     Raises:
         UserError: `backbone` is of an unknown kind or shape.

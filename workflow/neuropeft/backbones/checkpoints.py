@@ -20,11 +20,8 @@ _METADATA = "neuropeft"  # the entry of a safetensors file that holds all of our
 def save_encoder(path: str | Path, encoder: Backbone, metadata: Mapping[str, str]) -> None:
     """Write an encoder's weights and positions atomically as safetensors.
 
-    Args:
-        path: The file to write.
-        encoder: The network.
-        metadata: Provenance, text by text, for example the cohort and the number of epochs; the architecture
-            is added under `architecture`, as JSON.
+    `metadata` is its provenance, text by text, such as the cohort and the number of epochs; the architecture
+    is added under `architecture`, as JSON.
     """
     state = {name: value.detach() for name, value in encoder.state_dict().items()}
     save_tensors(path, state, {**metadata, "architecture": json.dumps(encoder.architecture())})

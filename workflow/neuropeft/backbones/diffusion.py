@@ -36,9 +36,7 @@ class Diffusion(Backbone):
     def __init__(self, folder: Path, image_size: int) -> None:
         """Make a U-Net with random weights from the configurations of a folder.
 
-        Args:
-            folder: Of the pipeline.
-            image_size: Edge of the images, in pixels.
+        `image_size` is the edge of the images in pixels.
 
         Raises:
             UserError: diffusers is not installed, or the folder is of no such pipeline.

@@ -129,13 +129,7 @@ class Block(nn.Module):
     ) -> None:
         """Make a block whose residual branches are dropped, per scan, at rate `drop_path` in training.
 
-        Args:
-            width: Channels of a token.
-            heads: Attention heads.
-            hidden: Hidden width of the MLP.
-            drop_path: That rate.
-            eps: What norms add to variances.
-            layer_scale: Whether the branches end in a `LayerScale`.
+        `layer_scale`: whether the branches end in a `LayerScale`; `eps` is what norms add to variances.
         """
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps)

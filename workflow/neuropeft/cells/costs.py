@@ -86,10 +86,7 @@ def trainable_parameters(costs: Costs) -> dict[Group, int]:
 def subset_sizes(costs: Costs, task: str, counted: str) -> dict[Subset, int]:
     """Return how many training subjects, or scans, the cells of each subset of a task have had.
 
-    Args:
-        costs: the costs of all cells.
-        task: name of the task.
-        counted: `train_subjects` or `train_scans`.
+    `counted` is `train_subjects` or `train_scans`.
     """
     found: dict[Subset, list[int]] = {}
     for cell, cost in costs.items():

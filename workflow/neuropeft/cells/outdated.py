@@ -41,10 +41,7 @@ Found = Iterator[tuple[list[Path], str]]  # files that one job makes, and why th
 def outdated(jobs: Jobs, cells: Cells, tables: Tables) -> dict[Path, str]:
     """Return the results that do not count any more, each with the reason; what is missing is not named.
 
-    Args:
-        jobs: the run table of the workflow.
-        cells: what has become of its cells.
-        tables: tables of cohorts and tasks as they would be now.
+    `tables` are those of cohorts and tasks as they would be now.
     """
     look = _Look(jobs, cells, tables)
     stores = [layout.VOLUMES.at(jobs.results, cohort=cohort) for cohort in jobs.cohorts]

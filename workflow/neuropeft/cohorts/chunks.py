@@ -13,6 +13,7 @@ from typing import Any
 
 from neuropeft import layout
 from neuropeft.files import MISSING, read_tsv
+from neuropeft.grouping import grouped
 
 DIGEST_COLUMNS = ("scan_id", "path", "mask", "size", "mtime_ns", "mask_size", "mask_mtime_ns")
 # Bits of the subject, then bits of the scan. Few of the subject's are taken, because a chunk's name has all
@@ -52,10 +53,7 @@ def chunk_digest(rows: Iterable[Mapping[str, Any]]) -> str:
 
 def by_chunk(rows: Iterable[dict[str, str]]) -> dict[str, list[dict[str, str]]]:
     """Return the rows of an index by chunk."""
-    chunks: dict[str, list[dict[str, str]]] = {}
-    for row in rows:
-        chunks.setdefault(row["chunk"], []).append(row)
-    return chunks
+    return grouped(rows, lambda row: row["chunk"])
 
 
 def read_chunks(results: Path, cohort: str) -> dict[str, list[dict[str, str]]]:

@@ -1,11 +1,12 @@
 """Cross-validation: subjects are dealt into folds, the same ones whatever the seed."""
 
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
 from neuropeft.errors import UserError
 from neuropeft.files import MISSING
+from neuropeft.grouping import grouped
 from neuropeft.tasks.values import quantile_bins
 
 KEPT = 2  # subjects of a class that a fold must leave for validation and training
@@ -43,16 +44,12 @@ def deal_folds(
     _check_enough(group, folds, classes, task)
     ages = {subject: age for subject, row in first.items() if (age := _age(row)) is not None}
     bins = quantile_bins(ages)
-    strata: dict[Hashable, list[str]] = {}
-    for subject in sorted(first, key=rank):  # so strata, too, come in the order of their first subject
-        key = (group[subject], first[subject]["sex"] or MISSING, bins.get(subject))
-        strata.setdefault(key, []).append(subject)
+    in_order = sorted(first, key=rank)  # so strata, too, come in the order of their first subject
+    strata = grouped(in_order, lambda one: (group[one], first[one]["sex"] or MISSING, bins.get(one)))
     dealt = _deal(strata.values(), folds)
     if not classes or _covers(dealt, group, folds):
         return dealt
-    of_class: dict[int, list[list[str]]] = {}
-    for members in strata.values():
-        of_class.setdefault(group[members[0]], []).append(members)
+    of_class = grouped(strata.values(), lambda members: group[members[0]])
     return _deal(chain.from_iterable(of_class.values()), folds)
 
 

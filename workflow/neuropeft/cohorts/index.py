@@ -11,7 +11,7 @@ from neuropeft.cohorts.chunks import assign_chunks
 from neuropeft.cohorts.readers import BIDS_PATTERN, Labels, Record, read_cohort, simulated_root
 from neuropeft.config import Cohort
 from neuropeft.errors import FAULTS, UserError, fault
-from neuropeft.files import MISSING, atomic_path, expanded, format_tsv
+from neuropeft.files import MISSING, expanded, format_tsv, write_text
 from neuropeft.tasks.values import is_missing
 
 INDEX_COLUMNS = (
@@ -48,11 +48,6 @@ def index_cohort(name: str, cohort: Cohort, scans_per_job: int) -> list[Scan]:
 
     A listed scan whose file is missing is kept with size -1: preprocessing excludes it with that reason. The
     scans of a simulated cohort, which the workflow makes, have size and time 0.
-
-    Args:
-        name: name of the cohort.
-        cohort: where it lies.
-        scans_per_job: largest number of scans in a chunk.
 
     Raises:
         UserError: the cohort has no scan or none that is there, two scans of one name, or a table that
@@ -105,8 +100,7 @@ def write_index(path: Path, scans: Sequence[Scan]) -> bool:
             return False
     except (FileNotFoundError, UnicodeDecodeError):
         pass
-    with atomic_path(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+    write_text(path, text)
     return True
 
 

@@ -21,12 +21,7 @@ def task_rows(task_name: str, task: Task, cohort: str, scans: Sequence[Scan], so
     Scans that the filter rejects or that have no target are left out. `y` is the target as its kind writes
     it, `sex` F, M or None, `age` in years or None.
 
-    Args:
-        task_name: name of the task.
-        task: what it predicts.
-        cohort: name of the cohort.
-        scans: the cohort's index.
-        source: where its labels come from, as errors name it.
+    `source` is where the labels come from, as errors name it.
 
     Raises:
         UserError: a column or every scan is missing, or the targets are not what their kind needs.

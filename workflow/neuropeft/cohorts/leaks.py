@@ -15,6 +15,7 @@ import numpy as np
 from neuropeft.cohorts.splits import TEST, ZERO_SHOT, held_out_subjects, read_split, split_digest
 from neuropeft.errors import UserError
 from neuropeft.files import MISSING, read_tsv, write_tsv
+from neuropeft.grouping import grouped
 from neuropeft.store import SIGNATURES
 
 PRETRAINING = "pretraining"
@@ -37,13 +38,9 @@ def check_leaks(
 ) -> None:
     """Check that no subject and no image is on two sides of a split, or in a zero-shot cohort besides.
 
-    Args:
-        split: a split of the task.
-        stored: scans.tsv of the training cohort's store, as in results/cohorts/{cohort}/store.
-        labels: the task's labels in a zero-shot cohort; None checks the split alone.
-        zero_shot: scans.tsv of that cohort's store.
-        out: table to write: how many scans of which side were compared.
-        same: correlation of two signatures above which they are of one scan.
+    `stored` is scans.tsv of the training cohort's store; `labels` and `zero_shot` are of a zero-shot cohort,
+    None to check the split alone. `same` is the correlation of two signatures above which they are of one
+    scan. How many scans of which side were compared is written to `out`.
 
     Raises:
         UserError: a subject or an image is on two sides.
@@ -60,13 +57,9 @@ def check_pretraining(
 ) -> None:
     """Check that no image that a task tests on was pretrained on.
 
-    Args:
-        tested: a split of the task, of which the test side is tested, or its labels in a zero-shot cohort.
-        stored: scans.tsv of the store of the cohort that `tested` is about.
-        pretrained: scans.tsv of the store that is pretrained on.
-        held_out: splits whose test subjects that pretraining leaves out.
-        out: table to write: how many scans of which side were compared.
-        same: correlation of two signatures above which they are of one scan.
+    `tested` is a split, of which the test side is tested, or the labels in a zero-shot cohort; `stored` is
+    scans.tsv of the store that it is about, and `pretrained` that of the one that is pretrained on, but for
+    the test subjects of the splits `held_out`. `same` and `out` are as in `check_leaks`.
 
     Raises:
         UserError: an image is on both sides.
@@ -83,9 +76,7 @@ def check_pretraining(
 
 def find_pairs(images: Iterable[Image], same: float) -> list[tuple[Image, Image]]:
     """Return the pairs of images that are one and lie on two sides, under whatever name."""
-    sides: dict[str, list[Image]] = {}
-    for image in images:
-        sides.setdefault(image.side, []).append(image)
+    sides = grouped(images, lambda image: image.side)
     return [
         (one[i], other[j])
         for one, other in itertools.combinations(sides.values(), 2)

@@ -20,7 +20,7 @@ from neuropeft.cohorts.readers import label_source
 from neuropeft.cohorts.splits import TRAIN, make_split, take_subset
 from neuropeft.config import Config
 from neuropeft.errors import UserError
-from neuropeft.files import atomic_path, format_tsv
+from neuropeft.files import format_tsv, write_text
 from neuropeft.grid import bases, cells, scanned_cohorts, subsets_of, used_tasks
 from neuropeft.tasks import kind_of
 from neuropeft.tasks.values import OLDEST, age_in_years, is_missing, normal_sex
@@ -59,8 +59,7 @@ class Tables:
         """Write what the cache lacks; nothing that is there is changed."""
         for path, text in self.texts.items():
             if not (cached := self.cached(path)).exists():
-                with atomic_path(cached) as partial:
-                    partial.write_text(text, encoding="utf-8")
+                write_text(cached, text)
 
     def publish(self, cohorts: Collection[str]) -> None:
         """Write the indexes of some cohorts, and those that are not there, and which scans tasks leave out.
@@ -72,16 +71,11 @@ class Tables:
             if cohort in cohorts or not path.exists():
                 write_index(path, scans)
         for path, text in self.left_out.items():
-            with atomic_path(path) as partial:
-                partial.write_text(text, encoding="utf-8")
+            write_text(path, text)
 
 
 def prepare(config: Config, results: Path) -> Tables:
     """Return the index of every used cohort with scans and the labels of every used task; nothing is written.
-
-    Args:
-        config: the configuration.
-        results: folder of all outputs.
 
     Raises:
         UserError: a cohort, a label or the meeting of two cohorts is not right.

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neuropeft.errors import UserError
-from neuropeft.files import atomic_path, write_tsv
+from neuropeft.files import atomic_path, write_text, write_tsv
+from neuropeft.grouping import grouped
 
 if TYPE_CHECKING:
     import nibabel as nib
@@ -144,9 +145,7 @@ def write_scan(participant: Mapping[str, Any], root: str | Path, effect: float) 
 def write_cohort_tables(rows: Sequence[Mapping[str, Any]], root: str | Path) -> None:
     """Write the tables and descriptions that BIDS wants beside the scans."""
     root = Path(root)
-    by_subject: dict[str, list[Mapping[str, Any]]] = {}
-    for row in rows:
-        by_subject.setdefault(row["participant_id"], []).append(row)
+    by_subject = grouped(rows, lambda row: row["participant_id"])
     write_tsv(root / "participants.tsv", [scans[0] for scans in by_subject.values()], PARTICIPANT_COLUMNS)
     for subject, scans in by_subject.items():
         if scans[0]["session"]:
@@ -187,5 +186,4 @@ def _write_description(root: Path, name: str, kind: str) -> None:
     description: dict[str, Any] = {"Name": name, "BIDSVersion": "1.9.0", "DatasetType": kind}
     if kind == "derivative":
         description["GeneratedBy"] = [{"Name": "neuropeft"}]
-    with atomic_path(root / "dataset_description.json") as partial:
-        partial.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+    write_text(root / "dataset_description.json", json.dumps(description, indent=2) + "\n")

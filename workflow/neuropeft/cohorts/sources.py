@@ -42,10 +42,7 @@ def synthetic_sources(volumes: int, seed: int, size: int) -> dict[str, Any]:
 def record_chunk(table: Path, index: Path, sources: Mapping[str, str]) -> None:
     """Write down, beside the last table of a chunk, what it was made from, raw files included.
 
-    Args:
-        table: the table, in a folder of the chunk's name.
-        index: scans.tsv of the cohort.
-        sources: what `chunk_sources` gives.
+    `table` lies in a folder of the chunk's name; `index` is scans.tsv of the cohort.
     """
     rows = [row for row in read_tsv(index) if row["chunk"] == table.parent.name]
     files = {
@@ -68,10 +65,7 @@ def _file(path: str, size: str, mtime_ns: str) -> tuple[str, Stamp] | None:
 def changed_file(record: Record, rows: Sequence[Row], digests: Digests) -> str | None:
     """Return which raw scan or mask of a chunk is not what it was made from; None if all are.
 
-    Args:
-        record: what `record_chunk` wrote.
-        rows: rows of the index now.
-        digests: reads a file that has been touched, or moved to another disk.
+    `rows` are those of the index now; `digests` reads a file that has been touched, or moved to another disk.
     """
     recorded = record.made_from["files"]
     if other := recorded.keys() ^ {row["scan_id"] for row in rows}:

@@ -193,12 +193,7 @@ def take_subset(
     the order of training, so larger subsets of either sort hold the smaller ones. Who has labels of a tenth
     of the training subjects has those of a tenth for validation, too.
 
-    Args:
-        rows: rows of a split, of its training and its validation subjects at least.
-        subset: how much; at least one subject.
-        kind: what is predicted; it says what strata are.
-        side: `train` or `val`.
-        task: name of the task, for errors.
+    `rows` are those of training and validation at least, and `side` is `train` or `val`.
 
     Raises:
         UserError: a stratum has fewer training subjects than shots are wanted.

@@ -57,12 +57,7 @@ class Person(NamedTuple):
 
 
 def people(volumes: int, seed: int) -> list[Person]:
-    """List the volumes of a synthetic cohort; a larger cohort of a seed starts with the smaller one.
-
-    Args:
-        volumes: how many; each is a subject of its own.
-        seed: seed of the cohort.
-    """
+    """List the volumes of a synthetic cohort; a larger cohort of a seed starts with the smaller one."""
     return [_person(f"synthetic{number:06d}", seed) for number in range(1, volumes + 1)]
 
 

@@ -66,11 +66,7 @@ class Trained(Model):
     def check_backbone(self, key: str, named: str, backbone: Backbone, size: int) -> None:
         """Raise `ValueError` if a backbone that provides its needs is of a shape that it cannot pretrain.
 
-        Args:
-            key: The pretraining, for the error.
-            named: The backbone, for the error.
-            backbone: Its settings.
-            size: Edge of scans, in voxels.
+        `key` and `named` are what the error calls the pretraining and the backbone; `size` is in voxels.
         """
 
     def check_cohort(self, key: str, name: str, cohort: Cohort) -> None:

@@ -57,10 +57,7 @@ def friedman(ranking: Ranking) -> float:
 def across(config: Config, ranking: Ranking, scores: Sequence[Score]) -> list[Across]:
     """Return how each method of a ranking stands, the best mean rank first.
 
-    Args:
-        config: the configuration; it says which differences are practically none.
-        ranking: the methods and their blocks.
-        scores: all scores: errors are judged by those of predicting the mean.
+    `scores` are all: errors are judged by those of predicting the mean.
     """
     place = reference_place(ranking)
     mean_rank = np.mean([ranks(row) for row in ranking.scores], axis=0)

@@ -8,6 +8,7 @@ from neuropeft.evaluate.bootstrap import percentile_interval
 from neuropeft.evaluate.compare import paired, where
 from neuropeft.evaluate.scores import Score
 from neuropeft.grid import NO_PRETRAINING
+from neuropeft.grouping import grouped
 from neuropeft.tasks.base import Array
 
 
@@ -46,9 +47,7 @@ def against_controls(scores: Sequence[Score]) -> list[AgainstControl]:
     need not be the same, since the interval is over subjects. The best of several is the best partly by
     chance, which speaks against the method.
     """
-    places: dict[tuple[object, ...], list[Score]] = {}
-    for score in scores:
-        places.setdefault(where(score), []).append(score)
+    places = grouped(scores, where)
     found = []
     for score in scores:
         if score.contender.is_method:

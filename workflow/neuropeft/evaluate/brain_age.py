@@ -34,10 +34,7 @@ def corrected(validation: Run, run: Run) -> Run:
 def brain_age_record(one: Predicted, results: Path, of_mean: float) -> Record:
     """Return the figures of a method on a cohort, means over seeds.
 
-    Args:
-        one: its predictions, in years.
-        results: the results folder, for the ages that were trained on.
-        of_mean: the MAE of predicting the training mean, NaN if unknown.
+    Predictions are in years; `of_mean` is the MAE of predicting the training mean, NaN if unknown.
     """
     before, after = one.tested(), one.tested(corrected)
     mae, error, slope = _figures(before)

@@ -28,9 +28,7 @@ SIMULATED = 1000  # sets of labels that follow the probabilities
 def calibration_error(y: Array, probability: Array) -> Array:
     """Return the expected calibration error, weighted by how many subjects a bin has.
 
-    Args:
-        y: 0 or 1, [..., n].
-        probability: of 1, [n].
+    `y` is 0 or 1, [..., n], and `probability` that of 1, [n].
     """
     bins = np.minimum((probability * BINS).astype(int), BINS - 1)
     return np.abs((y - probability) @ (bins[:, None] == np.arange(BINS))).sum(-1) / len(probability)
@@ -39,9 +37,7 @@ def calibration_error(y: Array, probability: Array) -> Array:
 def judged(y: Array, score: Array) -> tuple[Array, Array]:
     """Return the events [..., n], 0 or 1, whose probabilities [n] are judged.
 
-    Args:
-        y: classes, [..., n].
-        score: of class 1, [n], or of each class, [n, classes].
+    `y` holds classes, [..., n], and `score` is of class 1, [n], or of each class, [n, classes].
     """
     return (y, score) if score.ndim == 1 else ((y == score.argmax(1)).astype(float), score.max(1))
 

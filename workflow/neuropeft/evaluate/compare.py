@@ -15,6 +15,7 @@ from neuropeft.contenders import NO_BACKBONE
 from neuropeft.evaluate.bootstrap import percentile_interval
 from neuropeft.evaluate.scores import Score
 from neuropeft.grid import NO_PRETRAINING
+from neuropeft.grouping import grouped
 from neuropeft.tasks.base import Array
 
 ALPHA = 0.05
@@ -57,10 +58,7 @@ def compare(scores: Sequence[Score]) -> list[Comparison]:
     complete scores with the same seeds and subjects are compared. Intervals are not adjusted for their
     number, the verdicts are.
     """
-    references: dict[tuple[object, ...], list[Score]] = {}
-    for score in scores:
-        if score.contender.is_reference:
-            references.setdefault(where(score), []).append(score)
+    references = grouped((score for score in scores if score.contender.is_reference), where)
     for there in references.values():
         there.sort(key=lambda score: score.contender.pretraining == NO_PRETRAINING)
     compared = []
@@ -84,11 +82,8 @@ def tie_groups(scores: Sequence[Score]) -> dict[int, int]:
     those not shown to be worse than it, group 2, and so on. Methods that lack seeds have no group.
     """
     groups: dict[int, int] = {}
-    places: dict[tuple[object, ...], list[Score]] = {}
-    for score in scores:
-        if score.contender.is_method and score.comparable:
-            places.setdefault((*where(score), score.subjects), []).append(score)
-    for place in places.values():
+    methods = [score for score in scores if score.contender.is_method and score.comparable]
+    for place in grouped(methods, lambda score: (*where(score), score.subjects)).values():
         left = sorted(place, key=lambda score: score.order)
         number = 0
         while left:

@@ -98,11 +98,7 @@ def _count(level: Mapping[str, str], name: str) -> int:
 def _area(y: NDArray[np.int_], probabilities: Array, stratum: NDArray[np.int_], weights: Array) -> Array:
     """Return the AUC of each level against the others, within strata, the mean over levels, [...].
 
-    Args:
-        y: level of each subject, [n].
-        probabilities: [n, levels].
-        stratum: of each subject, [n].
-        weights: how often each subject counts, [..., n].
+    `y` and `stratum` are of each subject, [n]; `weights` say how often it counts, [..., n].
     """
     areas = []
     for level in range(1 if probabilities.shape[1] == 2 else 0, probabilities.shape[1]):

@@ -49,10 +49,7 @@ def error(value: Array | float, higher_is_better: bool) -> Array:
 def fit(scores: Sequence[Score], scans: Sequence[float], seed: int = 0) -> Curve:
     """Fit a power law to complete scores of one method with draws, one score per subset.
 
-    Args:
-        scores: the scores, the smallest subset first.
-        scans: how many labelled scans each had.
-        seed: seed of the draws of seeds.
+    `scores` come by subset, the smallest first, and `scans` says how many labelled scans each had.
     """
     better = scores[0].higher_is_better
     log_errors = np.log(np.array([error(one.mean, better) for one in scores]))

@@ -33,13 +33,7 @@ def write_mean_label_maps(
 ) -> None:
     """Make the mean label map of each subset of a split; compare it with those of test and zero-shot scans.
 
-    Args:
-        kind: which regions there are.
-        method: the name of the control.
-        split: `results/splits/{task}/{split}.tsv`; labels and stores are found from there.
-        subsets: how much of the training subjects.
-        cohorts: the training cohort, then the zero-shot cohorts.
-        out: folder for one `{cohort}.tsv` each.
+    Arguments are those of `controls.write_controls`, of a single method.
     """
     results, task, sides = split.parents[2], split.parent.name, read_split(split)
     stores = {cohort: open_store(layout.STORE.at(results, cohort=cohort)) for cohort in cohorts}

@@ -15,11 +15,7 @@ from neuropeft.progress import track
 def score_all(config: Config, results: Path, out: Path, find: Find | None = None) -> None:
     """Score everything that the grid asks for, as far as it is predicted.
 
-    Args:
-        config: the configuration.
-        results: the results folder.
-        out: the folder for `scores`.
-        find: which file holds predictions, see `score`.
+    `find` says which file holds predictions, see `score`; `out` gets `scores`.
 
     Raises:
         UserError: a prediction file cannot be read.

@@ -39,22 +39,14 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Entry:
-    """One contender, as `contenders.score_spec` writes it: a cell group, an ensemble, a probe or a control.
+    """One contender, as `contenders.score_spec` writes it."""
 
-    Attributes:
-        sort: `cells`, `ensembles`, `probes` or `controls`.
-        task: the name of its task.
-        line: backbone, pretraining, method.
-        subset: how much of the training subjects it learnt from.
-        seeds: the seeds that it should have.
-        members: of an ensemble, the cells that each of its seeds is the mean of.
-    """
-
-    sort: str
-    task: str
-    line: tuple[str, str, str]
-    subset: Subset
-    seeds: tuple[int, ...]
+    sort: str  # `cells`, `ensembles`, `probes` or `controls`
+    task: str  # the name of its task
+    line: tuple[str, str, str]  # backbone, pretraining, method
+    subset: Subset  # how much of the training subjects it learnt from
+    seeds: tuple[int, ...]  # the seeds that it should have
+    # of an ensemble, the cells that each of its seeds is the mean of
     members: tuple[tuple["Entry", ...], ...] = ()
 
 

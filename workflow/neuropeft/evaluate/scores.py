@@ -77,6 +77,12 @@ def primary_metric(task: Task) -> Metric:
     return kind_of(task).metrics[0]
 
 
+def at_home(config: Config, scores: Iterable[Score], task: str) -> list[Score]:
+    """Return the scores of a task on its training cohort, by its first metric."""
+    wanted = task, primary_metric(config.tasks[task]).name, False
+    return [score for score in scores if (score.contender.task, score.metric, score.zero_shot) == wanted]
+
+
 def read_scores(
     config: Config, results: Path, with_draws: bool = False, some: Iterable[Contender] | None = None
 ) -> list[Score]:

@@ -24,10 +24,7 @@ Record = dict[str, object]
 def group_records(one: Predicted, who: Mapping[str, Person], skip: Sequence[str]) -> Iterator[Record]:
     """Yield a row per group: its score, and the gap to all others whose sex, age or site is known.
 
-    Args:
-        one: predictions.
-        who: age, sex and site of the subjects.
-        skip: `sex` or `age` where that is what is predicted.
+    `skip` names `sex` or `age` where that is what is predicted.
     """
     runs, metric = one.tested(), one.kind.metrics[0]
     subjects = [who.get(subject, Person()) for subject in runs[0].subjects]
@@ -58,10 +55,7 @@ def group_records(one: Predicted, who: Mapping[str, Person], skip: Sequence[str]
 def matched_record(home: Predicted, away: Predicted, ages: Mapping[str, Person]) -> Record:
     """Return the scores on subjects of the training and a zero-shot cohort that are paired by age.
 
-    Args:
-        home: predictions on the training cohort.
-        away: those of the same method on the zero-shot cohort.
-        ages: `{cohort}/{subject}` to whom it is.
+    Both are predictions of a method; `ages` are by `{cohort}/{subject}`.
     """
     metric = home.kind.metrics[0]
     sides = [(one, one.tested()) for one in (home, away)]

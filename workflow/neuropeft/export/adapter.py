@@ -24,11 +24,7 @@ BASE = "base.safetensors"
 def write_adapter(folder: Path, model: Predictor, spec: Spec, scans: Tensor) -> bool:
     """Write the adapter of a network's backbone in PEFT's format, and beside it the network without it.
 
-    Args:
-        folder: for adapter_config.json, adapter_model.safetensors and `BASE`.
-        model: the adapted network, in evaluation mode.
-        spec: what defines it.
-        scans: [B, C, *S], on which PEFT must compute the same.
+    The model is in evaluation mode; of `scans` [B, C, *S], PEFT must compute the same.
 
     Returns:
         False, and nothing is written, if PEFT is not installed or has no such adapter.

@@ -13,7 +13,7 @@ from neuropeft.export import model as folder
 from neuropeft.export.choose import Chosen
 from neuropeft.export.model import Model
 from neuropeft.export.reference import SMALLEST_VALIDATION
-from neuropeft.files import MISSING, atomic_path
+from neuropeft.files import MISSING, write_text
 from neuropeft.publish.cohort_table import cohort_records, cohort_sheet
 from neuropeft.publish.labels import cohort_label, folds_text
 
@@ -69,8 +69,7 @@ def write_card(
         forms=written.forms,
         files=_files(model, written),
     )
-    with atomic_path(out / folder.CARD) as partial:
-        partial.write_text(card + "\n", encoding="utf-8")
+    write_text(out / folder.CARD, card + "\n")
 
 
 def _origin(config: Config, chosen: Chosen, model: Model) -> dict[str, Any]:

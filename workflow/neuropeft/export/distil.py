@@ -48,10 +48,7 @@ def distilled(
     trained as long as the teacher's cell, by the loop of the benchmark; the loss of the true targets on
     validation chooses the epoch.
 
-    Args:
-        teacher: the exported network, in evaluation mode on the CPU.
-        backbone: the student's.
-        learnt: what the teacher was trained on.
+    The teacher is the exported network, in evaluation mode on the CPU; `learnt` is what it was trained on.
 
     Returns:
         The student in evaluation mode on the CPU, and what defines it, as `grid.cell_spec` writes it.

@@ -12,7 +12,7 @@ from neuropeft.errors import UserError
 from neuropeft.export.interval import Interval
 from neuropeft.export.network import load_network
 from neuropeft.export.reference import Features, Quantiles
-from neuropeft.files import atomic_path
+from neuropeft.files import write_text
 from neuropeft.tasks.base import TaskKind
 from neuropeft.train.sources import kind_of
 
@@ -63,8 +63,7 @@ def write_model(folder: Path, model: Model, features: Features) -> None:
 
     arrays = {name: torch.from_numpy(value).float() for name, value in vars(features).items()}
     save_tensors(folder / FEATURES, arrays, {})
-    with atomic_path(folder / DESCRIPTION) as partial:
-        partial.write_text(json.dumps(asdict(model), indent=1) + "\n", encoding="utf-8")
+    write_text(folder / DESCRIPTION, json.dumps(asdict(model), indent=1) + "\n")
 
 
 def read_model(folder: Path) -> "tuple[Model, Predictor, Features]":

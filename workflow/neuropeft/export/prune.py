@@ -94,10 +94,7 @@ def _scaled(factor: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def without_heads(model: Predictor, importance: Sequence[Tensor], gone: int) -> Predictor:
     """Return `model`, changed: without its `gone` least important heads; each layer keeps one.
 
-    Args:
-        model: the network.
-        importance: of its heads, as `head_importance` gives it.
-        gone: how many; at most all but one of each layer.
+    `gone` are all but one of each layer at most; `importance` is what `head_importance` gives.
     """
     worth = [of_layer.index_fill(0, of_layer.argmax(), torch.inf) for of_layer in importance]
     kept = torch.ones(sum(map(len, worth)), dtype=torch.bool)

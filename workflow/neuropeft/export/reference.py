@@ -39,19 +39,12 @@ def flags(
 
 @dataclass(frozen=True)
 class Features:
-    """A normal distribution of the features of training scans, by probabilistic PCA (Tipping & Bishop 1999).
+    """A normal distribution of the features of scans, by probabilistic PCA (Tipping & Bishop 1999)."""
 
-    Attributes:
-        mean: [f].
-        components: orthonormal directions, [k, f].
-        variances: of the components, [k].
-        noise: variance of every other direction.
-    """
-
-    mean: Array
-    components: Array
-    variances: Array
-    noise: Array
+    mean: Array  # [f]
+    components: Array  # orthonormal directions, [k, f]
+    variances: Array  # of the components, [k]
+    noise: Array  # variance of every other direction
 
     def likeness(self, features: Array) -> Array:
         """Return the likeness of features [n, f] to those of training, [n]: 0 at best.

@@ -41,11 +41,7 @@ def print_estimate(config: Config, results: Path, gpu: str) -> None:
 def screen(found: Forecast, gpu: str, left: Estimate, spent: float) -> Iterator[str]:
     """Yield the lines of an estimate.
 
-    Args:
-        found: what the grid is likely to take.
-        gpu: on which GPU.
-        left: what finished cells tell of the others.
-        spent: seconds that the finished cells have trained.
+    `left` is what finished cells tell of the others, and `spent` the seconds that they have trained.
     """
     yield from wrapped(
         f"An estimate for one {gpu} at a time, no measurement: {APART} times more or less is no surprise.",

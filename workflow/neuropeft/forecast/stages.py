@@ -17,7 +17,8 @@ from neuropeft.cohorts.splits import TEST, TRAIN, VALIDATION, make_split, take_s
 from neuropeft.config import Config
 from neuropeft.forecast.networks import Network, of_cell, of_pretraining, token_bytes
 from neuropeft.forecast.seconds import forward_seconds, training_seconds
-from neuropeft.grid import Base, Cell, Encoder
+from neuropeft.grid import Cell, Encoder
+from neuropeft.grouping import grouped
 from neuropeft.jobs import Jobs
 from neuropeft.pretraining import KEPT
 from neuropeft.progress import track
@@ -199,7 +200,7 @@ class _Grid:
     def _prediction(self) -> Stage:
         """Predictions of all cells, and the tokens that probes are fitted on."""
         stage = Stage("prediction")
-        for (task, backbone, *_), cells in self._by_base().items():
+        for (task, backbone, *_), cells in grouped(self.jobs.table, lambda cell: cell.base).items():
             for cohort in self.jobs.task_cohorts(task):
                 home = cohort == self.config.tasks[task].train
                 rows = sum(
@@ -231,12 +232,6 @@ class _Grid:
         stage.jobs += 1
         stage.add(forward_seconds(settings, self.size, scans, self.peak), None, 0, self._volumes(cohort))
         self._need_node(stage, cohort)
-
-    def _by_base(self) -> dict[Base, list[Cell]]:
-        found: dict[Base, list[Cell]] = {}
-        for cell in self.jobs.table:
-            found.setdefault(cell.base, []).append(cell)
-        return found
 
     def _need_node(self, stage: Stage, cohort: str) -> None:
         shape = self.config.cohorts[cohort].input.shape(self.size)

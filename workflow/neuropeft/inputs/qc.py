@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from neuropeft.files import MISSING, atomic_path, write_tsv
+from neuropeft.files import MISSING, write_text, write_tsv
 from neuropeft.inputs.base import InputKind, Number
 from neuropeft.inputs.steps import read_chunks
 
@@ -28,12 +28,7 @@ def write_qc(
 ) -> None:
     """Write the QC table and the QC page of a cohort.
 
-    Args:
-        kind: of the cohort's input.
-        tables: the cohort's chunk tables after the last step.
-        table: qc.tsv, a row per scan that did not fail.
-        page: index.html, one file with its pictures inside.
-        title: name of the cohort.
+    `tables` are those of the chunks after the last step; `table` has a row per scan that did not fail.
     """
     rows = read_chunks(tables)
     failed = [row for row in rows if row["status"] == "failed"]
@@ -43,8 +38,7 @@ def write_qc(
     flags = [[name for name in kind.numbers if scores[name][index] > OUTLIER] for index in range(len(kept))]
     flagged = [{**row, "flags": ",".join(names) or MISSING} for row, names in zip(kept, flags, strict=True)]
     write_tsv(table, flagged, ("scan_id", "subject", "session", *kind.numbers, "flags"))
-    with atomic_path(page) as partial:
-        partial.write_text(_page(kind, title, flagged, failed, scores), encoding="utf-8")
+    write_text(page, _page(kind, title, flagged, failed, scores))
 
 
 def outlier_scores(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from neuropeft.errors import UserError, fault
-from neuropeft.files import MISSING, atomic_path, read_tsv, write_tsv
+from neuropeft.files import MISSING, read_tsv, write_text, write_tsv
 from neuropeft.inputs.base import Folders, Row, Step
 from neuropeft.inputs.io import ScanError, check_there
 from neuropeft.progress import track
@@ -34,13 +34,9 @@ def run_step(
 ) -> None:
     """Take the scans of a chunk one step on.
 
-    Args:
-        step: what is done with each.
-        rows_from: chunk table of the step before, or the index of the cohort for the first step.
-        chunk: for the first step, which rows of the index.
-        folders: where files go.
-        settings: what the rule gives the step.
-        table: chunk table to write.
+    `rows_from` is the chunk table of the step before; for the first step it is the index of the cohort, of
+    which `chunk` names some rows. `settings` are what the rule gives the step, and `table` is the chunk table
+    to write.
 
     Raises:
         UserError: the index has no such chunk, or the job cannot go on.
@@ -79,8 +75,7 @@ def _describe(derivatives: Path) -> None:
         "DatasetType": "derivative",
         "GeneratedBy": [{"Name": "neuropeft"}],
     }
-    with atomic_path(derivatives / "dataset_description.json") as partial:
-        partial.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+    write_text(derivatives / "dataset_description.json", json.dumps(description, indent=2) + "\n")
 
 
 def _advance(step: Step, row: Row, folders: Folders, settings: Mapping[str, Any], check: bool) -> Row:

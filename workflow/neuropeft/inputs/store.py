@@ -25,9 +25,7 @@ EXCLUDED_COLUMNS = ("scan_id", "subject", "session", "path", "step", "reason")
 def list_excluded(tables: Iterable[str | Path], out: str | Path) -> None:
     """Write the scans of a cohort that failed, with the step and the reason, sorted by scan_id.
 
-    Args:
-        tables: the cohort's chunk tables after the last step.
-        out: excluded.tsv.
+    `tables` are those of the chunks after the last step.
     """
     write_tsv(out, [row for row in read_chunks(tables) if row["status"] == "failed"], EXCLUDED_COLUMNS)
 

@@ -213,11 +213,7 @@ def build_mae(
 ) -> MAE3D:
     """Return a randomly initialised masked autoencoder whose `encoder` is the backbone to pretrain.
 
-    Args:
-        backbone: Settings of a backbone of kind `vit` or `vit_2d`.
-        decoder: Keys of `DecoderConfig`.
-        mask_ratio: Share of patches hidden.
-        normalize_targets: As in `MAE3D`.
+    `decoder` holds keys of `DecoderConfig`, `mask_ratio` is the share of patches hidden.
     """
     shape = read_shape(DecoderConfig, decoder, "decoder")
     encoder = build_backbone(backbone)

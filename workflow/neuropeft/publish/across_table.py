@@ -1,14 +1,15 @@
 """The table of tests across tasks: methods that start from the same weights, over all that they share."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-from neuropeft.config import Backbone, Config, Method, label_of_kind
+from neuropeft.config import Config
 from neuropeft.evaluate.across import across, friedman, reference_place, too_few
 from neuropeft.evaluate.blocks import rankings
 from neuropeft.evaluate.scores import Score
 from neuropeft.files import MISSING
-from neuropeft.publish.cells import number, p_equals, p_text, part_breaks
+from neuropeft.publish.cells import Column, lay_out, numbers, p_equals, p_text, starts
 from neuropeft.publish.comparison_table import REFERENCE
 from neuropeft.publish.labels import cohort_label
 from neuropeft.publish.sheet import Sheet
@@ -64,33 +65,23 @@ def across_records(config: Config, scores: Sequence[Score]) -> list[Record]:
 
 def across_sheet(config: Config, records: Sequence[Record]) -> Sheet:
     """Lay out a line for each method; what holds of a whole list is in the notes."""
-    body = [
-        [
-            label_of_kind(Backbone, row["backbone"]),
-            row["pretraining"],
-            label_of_kind(Method, row["method"]),
-            f"{row['mean_rank']:.1f}",
-            number(row["difference"], "+.3f"),
-            p_text(row["p_holm"]),
-            *(number(row[name], ".2f") for name in COLUMNS[7:10]),
-            row["verdict"] or MISSING,
-        ]
-        for row in records
-    ]
-    starts = [line[:2] for line in body]
-    breaks = part_breaks(body, 2)
-    first = [0, *sorted(breaks)] if body else []
-    notes = [note.format(config.statistics.equivalence) for note in NOTES]
-    header = ("Mean rank", "Difference", "p (Holm)", "Worse", "Equal", "Better", "Verdict")
-    return Sheet(
-        "across_tasks",
-        "Methods that start from the same weights, over tasks, cohorts and subsets.",
-        ("Backbone", "Start", "Method", *header),
-        body,
-        [*notes, *(_about(body[index], starts.count(starts[index]), records[index]) for index in first)],
-        breaks,
-        text_columns=3,
+    columns = (
+        *starts(),
+        numbers("Mean rank", "mean_rank", ".1f"),
+        numbers("Difference", "difference", "+.3f"),
+        Column("p (Holm)", lambda row: p_text(row["p_holm"])),
+        numbers("Worse", "p_worse", ".2f"),
+        numbers("Equal", "p_equal", ".2f"),
+        numbers("Better", "p_better", ".2f"),
+        Column("Verdict", lambda row: row["verdict"] or MISSING),
     )
+    notes = [note.format(config.statistics.equivalence) for note in NOTES]
+    caption = "Methods that start from the same weights, over tasks, cohorts and subsets."
+    sheet = lay_out("across_tasks", caption, columns, records, notes, parts=2)
+    of_start = [line[:2] for line in sheet.rows]
+    first = [0, *sorted(sheet.breaks)] if records else []
+    about = (_about(sheet.rows[one], of_start.count(of_start[one]), records[one]) for one in first)
+    return replace(sheet, notes=[*notes, *about])
 
 
 def _about(line: Sequence[str], methods: int, record: Record) -> str:

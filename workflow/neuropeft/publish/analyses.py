@@ -19,12 +19,6 @@ DRAWN = {INTERPOLATION: draw_interpolation, ROBUSTNESS: draw_robustness}
 def write_analyses(config: Config, results: Path, tables: Path, figures: Path) -> None:
     """Write a table and a figure of each analysis of variants, the table of retests, figures of saliency.
 
-    Args:
-        config: the configuration.
-        results: the results folder.
-        tables: folder of the tables.
-        figures: folder of the figures.
-
     Raises:
         UserError: a file of results cannot be read.
     """

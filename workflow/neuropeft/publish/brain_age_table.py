@@ -1,14 +1,14 @@
 """The tables of brain age: errors of each method, and by bins of age."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from neuropeft.config import Config
 from neuropeft.evaluate.brain_age import FEWEST
 from neuropeft.evaluate.subgroups import SMALL
-from neuropeft.publish.cells import cohort_text, interval, number, part_breaks
+from neuropeft.publish.cells import Column, Record, cohort_text, intervals, lay_out, numbers, places, plain
 from neuropeft.publish.records import GROUP_COLUMNS
 from neuropeft.publish.sheet import Sheet
+from neuropeft.publish.subgroup_table import FEW
 
 BRAIN_AGE_COLUMNS = (
     *(*GROUP_COLUMNS, "cohort", "zero_shot", "n", "mae", "mae_over_mean", "mean_error", "slope"),
@@ -31,69 +31,35 @@ BIN_NOTES = (
     "Years, means over seeds. Mean error: predicted minus true age, with a 95 % t interval over subjects.",
     f"*: fewer than {SMALL} subjects. Bins of fewer than {FEWEST} are left out.",
 )
-Record = Mapping[str, Any]
 
 
 def brain_age_sheet(config: Config, records: Sequence[Record]) -> Sheet:
     """Lay out a line for each method and cohort."""
-    body = [
-        [
-            row["task"],
-            cohort_text(config, row),
-            row["label"],
-            number(row["mae"], ".1f"),
-            number(row["mae_over_mean"], ".2f"),
-            number(row["mean_error"], "+.1f"),
-            number(row["slope"], "+.2f"),
-            number(row["mae_corrected"], ".1f"),
-            number(row["slope_corrected"], "+.2f"),
-            str(row["outside"]),
-            number(row["mae_inside"], ".1f"),
-        ]
-        for row in records
-    ]
-    header = (
-        "MAE",
-        "over mean",
-        "Mean error",
-        "Slope",
-        "MAE corrected",
-        "Slope corrected",
-        "Outside",
-        "MAE inside",
+    columns = (
+        *places(config, metric=False),
+        numbers("MAE", "mae", ".1f"),
+        numbers("over mean", "mae_over_mean", ".2f"),
+        numbers("Mean error", "mean_error", "+.1f"),
+        numbers("Slope", "slope", "+.2f"),
+        numbers("MAE corrected", "mae_corrected", ".1f"),
+        numbers("Slope corrected", "slope_corrected", "+.2f"),
+        plain("Outside", "outside"),
+        numbers("MAE inside", "mae_inside", ".1f"),
     )
-    return Sheet(
-        "brain_age",
-        "Errors of predicted age." if body else EMPTY,
-        ("Task", "Cohort", "Method", *header),
-        body,
-        NOTES,
-        part_breaks(body, 2),
-        text_columns=3,
-    )
+    caption = "Errors of predicted age." if records else EMPTY
+    return lay_out("brain_age", caption, columns, records, NOTES, parts=2)
 
 
 def bin_sheet(config: Config, records: Sequence[Record]) -> Sheet:
-    """Lay out a line for each method, cohort and bin."""
-    body = [
-        [
-            row["task"],
-            cohort_text(config, {name: row[name] for name in ("cohort", "zero_shot")}),
-            row["label"],
-            row["bin"] + " *" * row["small"],
-            str(row["n"]),
-            number(row["mae"], ".1f"),
-            number(row["mean_error"], "+.1f"),
-            interval(row, "ci_low", "ci_high", "+.1f"),
-        ]
-        for row in records
-    ]
-    return Sheet(
-        "brain_age_bins",
-        "Errors of brain age by age." if body else EMPTY,
-        ("Task", "Cohort", "Method", "Age", "n", "MAE", "Mean error", "95 % interval"),
-        body,
-        BIN_NOTES,
-        part_breaks(body, 3),
-        text_columns=4,
+    """Lay out a line for each method, cohort and bin, of whose subjects alone there is a number."""
+    task, _, method = places(config, metric=False)
+    columns = (
+        *(task, Column("Cohort", lambda row: cohort_text(config, row, with_n=False)), method),
+        Column("Age", lambda row: row["bin"] + FEW * row["small"]),
+        plain("n", "n"),
+        numbers("MAE", "mae", ".1f"),
+        numbers("Mean error", "mean_error", "+.1f"),
+        intervals("ci", "+.1f"),
     )
+    caption = "Errors of brain age by age." if records else EMPTY
+    return lay_out("brain_age_bins", caption, columns, records, BIN_NOTES, parts=3, text_columns=4)

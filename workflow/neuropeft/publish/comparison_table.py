@@ -1,14 +1,14 @@
 """The table of comparisons: each method against the reference, and the methods that are tied."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from neuropeft.config import Config
 from neuropeft.evaluate.compare import Comparison, tie_groups
 from neuropeft.evaluate.scores import Score, primary_metric
-from neuropeft.publish.cells import cohort_text, p_text, part_breaks, task_text
+from neuropeft.publish.cells import Column, interval, lay_out, numbers, p_text, places, plain
 from neuropeft.publish.rank_table import TIES
-from neuropeft.publish.records import GROUP_COLUMNS
+from neuropeft.publish.records import GROUP_COLUMNS, about
 from neuropeft.publish.sheet import Sheet
 from neuropeft.tasks import kind_of
 
@@ -78,16 +78,13 @@ def _place(config: Config, score: Score, groups: dict[int, int], order: dict[str
 
 def _record(score: Score, one: Comparison | None, groups: dict[int, int]) -> Record:
     record: Record = {
-        **dict(zip(GROUP_COLUMNS, score.contender.group, strict=True)),
-        "cohort": score.cohort,
-        "zero_shot": score.zero_shot,
+        **about(score.contender, score.cohort, score.zero_shot),
         "metric": score.metric,
         "mean": score.mean,
         "tie_group": groups.get(id(score)),
         "verdict": REFERENCE,
         "n": score.n,
         "seeds": len(score.values),
-        "label": score.contender.label,
     }
     if one is not None:
         record |= {
@@ -109,40 +106,20 @@ def comparison_sheet(config: Config, records: Sequence[Record]) -> Sheet:
         for row in records
         if row["tie_group"] is not None and row["metric"] == primary_metric(config.tasks[row["task"]]).name
     ]
-    body = [_line(config, row) for row in shown]
-    return Sheet(
-        "comparisons",
-        "Methods against the reference, by the first metric of each task.",
-        (
-            "Task",
-            "Cohort",
-            "Subset",
-            "Method",
-            "Score",
-            "Difference",
-            "95 % interval",
-            "p (Holm)",
-            "",
-            "Tied",
-        ),
-        body,
-        NOTES,
-        part_breaks(body, 3),
-        text_columns=4,
+    columns = (
+        *places(config)[:2],
+        Column("Subset", lambda row: row["subset"].label),
+        plain("Method", "label"),
+        numbers("Score", "mean", ".3f"),
+        Column("Difference", lambda row: _compared(row, f"{row.get('difference', 0):+.3f}")),
+        Column("95 % interval", lambda row: _compared(row, interval(row, "ci_low", "ci_high", "+.3f"))),
+        Column("p (Holm)", lambda row: _compared(row, p_text(row.get("p_holm")))),
+        plain("", "verdict"),
+        plain("Tied", "tie_group"),
     )
+    caption = "Methods against the reference, by the first metric of each task."
+    return lay_out("comparisons", caption, columns, shown, NOTES, parts=3, text_columns=4)
 
 
-def _line(config: Config, row: Record) -> list[str]:
-    head = [
-        task_text(config, row["task"]),
-        cohort_text(config, row),
-        row["subset"].label,
-        row["label"],
-        f"{row['mean']:.3f}",
-    ]
-    if row["verdict"] == REFERENCE:
-        numbers = ["-", "-", "-"]
-    else:
-        interval = f"{row['ci_low']:+.3f} to {row['ci_high']:+.3f}"
-        numbers = [f"{row['difference']:+.3f}", interval, p_text(row["p_holm"])]
-    return [*head, *numbers, row["verdict"], str(row["tie_group"])]
+def _compared(row: Mapping[str, Any], text: str) -> str:
+    return "-" if row["verdict"] == REFERENCE else text

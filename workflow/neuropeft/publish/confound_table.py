@@ -10,7 +10,7 @@ from neuropeft.contenders import Contender, contenders
 from neuropeft.evaluate.confounds import COLUMNS, FEATURES, FEWEST, LABELS, VOXELS
 from neuropeft.files import MISSING, read_tsv
 from neuropeft.grid import NO_PRETRAINING, used_tasks
-from neuropeft.publish.cells import part_breaks
+from neuropeft.publish.cells import Column, intervals, lay_out, numbers, plain
 from neuropeft.publish.labels import cohort_label
 from neuropeft.publish.sheet import Sheet
 
@@ -70,39 +70,22 @@ def confound_warnings(config: Config, records: Sequence[Record]) -> dict[str, li
 
 def confound_sheet(config: Config, records: Sequence[Record]) -> Sheet:
     """Lay out the table for readers."""
-    header = (
-        "Task",
-        "Cohort",
-        "What",
-        "Levels",
-        "Predicted from",
-        "Subjects",
-        "AUC",
-        "95 % interval",
-        "Above chance",
+    columns = (
+        plain("Task", "task"),
+        Column("Cohort", lambda row: cohort_label(config, row["cohort"])),
+        plain("What", "confounder"),
+        plain("Levels", "levels"),
+        Column("Predicted from", _names(config)),
+        plain("Subjects", "n"),
+        numbers("AUC", "auc", ".3f"),
+        intervals("ci", ".3f"),
+        Column("Above chance", lambda row: "yes" if row["above_chance"] else "-"),
     )
-    names = _names(config)
-    rows = [
-        [
-            str(one["task"]),
-            cohort_label(config, one["cohort"]),
-            str(one["confounder"]),
-            str(one["levels"]),
-            names(one),
-            str(one["n"]),
-            f"{one['auc']:.3f}",
-            f"{one['ci_low']:.3f} to {one['ci_high']:.3f}",
-            "yes" if one["above_chance"] else "-",
-        ]
-        for one in records
-    ]
     warnings = [text for texts in confound_warnings(config, records).values() for text in texts]
     caption = "From what site and sex can be predicted."
-    if not rows:
+    if not records:
         caption += " Empty: no cohort has two sites or sexes of enough subjects, or nothing is predicted yet."
-    return Sheet(
-        "confounds", caption, header, rows, [*warnings, *NOTES], part_breaks(rows, 3), text_columns=5
-    )
+    return lay_out("confounds", caption, columns, records, [*warnings, *NOTES], parts=3, text_columns=5)
 
 
 def _names(config: Config) -> Any:

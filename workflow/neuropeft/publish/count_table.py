@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 
 from neuropeft.config import Backbone, Method, label_of_kind
-from neuropeft.publish.cells import part_breaks
+from neuropeft.files import MISSING
+from neuropeft.publish.cells import Column, lay_out, plain
 from neuropeft.publish.sheet import Sheet
 
 COUNT_COLUMNS = (
@@ -21,35 +22,16 @@ COUNT_COLUMNS = (
 
 def count_sheet(rows: Sequence[Mapping[str, object]]) -> Sheet:
     """Lay out table 1: trainable parameters, ours beside published (Dhinagar et al. 2024, Table 1)."""
-    header = (
-        "Backbone",
-        "Method",
-        "Encoder",
-        "Head",
-        "Total",
-        "Counted as published",
-        "Published",
-        "Difference",
-        "The published count contains",
+    titles = ("Encoder", "Head", "Total", "Counted as published", "Published", "Difference")
+    columns = (
+        Column("Backbone", lambda row: label_of_kind(Backbone, row["backbone"])),
+        Column("Method", lambda row: label_of_kind(Method, row["method"])),
+        *(_counts(title, name) for title, name in zip(titles, COUNT_COLUMNS[2:8], strict=True)),
+        plain("The published count contains", "contains"),
     )
-    body = [
-        [
-            label_of_kind(Backbone, str(row["backbone"])),
-            label_of_kind(Method, str(row["method"])),
-            *(_thousands(row[column]) for column in COUNT_COLUMNS[2:8]),
-            str(row["contains"]),
-        ]
-        for row in rows
-    ]
-    return Sheet(
-        "table1",
-        "Trainable parameters of each method for a task with two classes, ours beside published.",
-        header,
-        body,
-        ("The paper counts the head in some rows and not in others; the last column tells which.",),
-        part_breaks(body, 1),
-        text_columns=2,
-    )
+    caption = "Trainable parameters of each method for a task with two classes, ours beside published."
+    note = "The paper counts the head in some rows and not in others; the last column tells which."
+    return lay_out("table1", caption, columns, rows, (note,), text_columns=2)
 
 
 def with_difference(row: Mapping[str, str]) -> dict[str, object]:
@@ -59,6 +41,9 @@ def with_difference(row: Mapping[str, str]) -> dict[str, object]:
     return {**row, "difference": int(ours) - int(published) if both else None}
 
 
-def _thousands(value: object) -> str:
-    text = "n/a" if value is None or value == "" else str(value)
-    return f"{int(text):,}" if text.lstrip("-").isdigit() else text
+def _counts(title: str, name: str) -> Column:
+    def text(row: Mapping[str, object]) -> str:
+        value = MISSING if row[name] in (None, "") else str(row[name])
+        return f"{int(value):,}" if value.lstrip("-").isdigit() else value
+
+    return Column(title, text)

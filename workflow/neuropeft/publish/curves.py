@@ -8,9 +8,10 @@ from matplotlib.figure import Figure
 
 from neuropeft.cells.costs import Costs, subset_sizes
 from neuropeft.config import Config
-from neuropeft.contenders import Contender, Line, backbone_label, main_backbones
-from neuropeft.evaluate.scores import Score, primary_metric
+from neuropeft.contenders import Contender, backbone_label, main_backbones
+from neuropeft.evaluate.scores import Score, at_home
 from neuropeft.grid import used_tasks
+from neuropeft.grouping import grouped
 from neuropeft.publish.panel import FITTED, TRIVIAL, draw_references, panel_title, references, score_axis
 from neuropeft.publish.style import GREY, Look, Looks, panels, shared_legend, words_only
 from neuropeft.subsets import Subset
@@ -55,14 +56,8 @@ def draw_curves(
 def _curve_scores(config: Config, scores: Sequence[Score], task: str, backbone: str) -> list[Score]:
     """Return in-domain scores of the methods, and of one probe, that have several subsets."""
     others = [name for name in main_backbones(config) if name != backbone]
-    found = [
-        score
-        for score in scores
-        if score.contender.task == task
-        and score.metric == primary_metric(config.tasks[task]).name
-        and not score.zero_shot
-        and _is_drawn(score.contender, backbone, others)
-    ]
+    of_task = at_home(config, scores, task)
+    found = [score for score in of_task if _is_drawn(score.contender, backbone, others)]
     trained = [score.contender for score in found if score.contender.sort == "cells"]
     if len({one.subset for one in trained if one.backbone == backbone}) < 2:
         return []
@@ -89,11 +84,8 @@ def _draw_panel(
     subsets = sorted({score.contender.subset for score in shown})
     if all(subset in subjects for subset in subsets):  # shots and fractions share an axis
         subsets.sort(key=subjects.__getitem__)
-    of_line: dict[Line, list[Score]] = {}
-    for score in sorted(
-        shown, key=lambda score: (score.contender.backbone != backbone, score.contender.place)
-    ):
-        of_line.setdefault(score.contender.line, []).append(score)
+    beside_last = sorted(shown, key=lambda one: (one.contender.backbone != backbone, one.contender.place))
+    of_line = grouped(beside_last, lambda score: score.contender.line)
     looks, dodge = Looks(config), min(DODGE, MOST_DODGED / len(of_line))
     for index, of_curve in enumerate(of_line.values()):
         shift = dodge * (index - (len(of_line) - 1) / 2)
@@ -157,7 +149,7 @@ def _draw_curve(
         linewidth=0,
     )
     label = scores[0].contender.label
-    axis.plot(x, mean, color=style.colour, linestyle=style.dashes, marker=style.marker, label=label)
+    axis.plot(x, mean, **style.line, marker=style.marker, label=label)
     for place, score in points:
         axis.plot(
             [place] * len(score.values), list(score.values.values()), ".", color=style.colour, alpha=0.5, ms=3

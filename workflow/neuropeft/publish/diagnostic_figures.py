@@ -10,6 +10,7 @@ from neuropeft.config import Config
 from neuropeft.evaluate.brain_age import bin_records
 from neuropeft.evaluate.calibration import judged
 from neuropeft.evaluate.people import Predicted
+from neuropeft.grouping import grouped
 from neuropeft.publish.labels import cohort_label
 from neuropeft.publish.style import GREY, Looks, panels, shared_legend, words_only
 
@@ -39,14 +40,7 @@ def draw_reliability(config: Config, predicted: Sequence[Predicted]) -> Figure:
             y, probability = map(np.concatenate, pairs)
             bins = int(np.clip(len(runs[0].y) // IN_BIN, 2, MOST_BINS))
             share, mean = calibration_curve(y, np.clip(probability, 0, 1), n_bins=bins, strategy="quantile")
-            axis.plot(
-                mean,
-                share,
-                color=look.colour,
-                linestyle=look.dashes,
-                marker=look.marker,
-                label=one.contender.label,
-            )
+            axis.plot(mean, share, **look.line, marker=look.marker, label=one.contender.label)
         more = runs[0].score.ndim > 1
         axis.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
         axis.set_xlabel("probability of the likeliest class" if more else "predicted probability")
@@ -91,9 +85,7 @@ def draw_age_errors(config: Config, predicted: Sequence[Predicted]) -> Figure:
 
 def _panels(predicted: Sequence[Predicted]) -> list[list[Predicted]]:
     """Return the predictions of each task and cohort."""
-    found: dict[tuple[str, str], list[Predicted]] = {}
-    for one in predicted:
-        found.setdefault((one.contender.task, one.cohort), []).append(one)
+    found = grouped(predicted, lambda one: (one.contender.task, one.cohort))
     return [sorted(some, key=lambda one: one.contender.place) for some in found.values()]
 
 

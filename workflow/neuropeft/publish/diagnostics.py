@@ -24,7 +24,7 @@ from neuropeft.publish.brain_age_table import (
 from neuropeft.publish.calibration_table import CALIBRATION_COLUMNS, calibration_sheet
 from neuropeft.publish.diagnostic_figures import draw_age_errors, draw_reliability
 from neuropeft.publish.formats import Tables
-from neuropeft.publish.records import GROUP_COLUMNS
+from neuropeft.publish.records import about
 from neuropeft.publish.style import print_style, save
 from neuropeft.publish.subgroup_table import (
     MATCHED_COLUMNS,
@@ -38,12 +38,6 @@ Record = dict[str, object]
 
 def write_diagnostics(config: Config, results: Path, tables: Path, figures: Path) -> None:
     """Write tables of calibration, subgroups, matched ages and brain age, and two figures.
-
-    Args:
-        config: the configuration.
-        results: the results folder.
-        tables: folder of the tables.
-        figures: folder of `reliability` and `age_errors`.
 
     Raises:
         UserError: a file of results cannot be read.
@@ -85,9 +79,7 @@ def write_diagnostics(config: Config, results: Path, tables: Path, figures: Path
 
 
 def _place(one: Predicted) -> Record:
-    """Return what a row is about."""
-    group = dict(zip(GROUP_COLUMNS, one.contender.group, strict=True))
-    return {**group, "cohort": one.cohort, "zero_shot": one.zero_shot, "label": one.contender.label}
+    return about(one.contender, one.cohort, one.zero_shot)
 
 
 def _target(config: Config, one: Predicted) -> str:

@@ -8,16 +8,16 @@ import numpy as np
 from neuropeft.config import Config
 from neuropeft.contenders import Contender
 from neuropeft.evaluate.bootstrap import percentile_interval
-from neuropeft.evaluate.compare import holm, p_value, paired
+from neuropeft.evaluate.compare import p_value, paired
 from neuropeft.evaluate.scores import Score, primary_metric
 from neuropeft.grid import Group
-from neuropeft.publish.cells import cohort_text, interval, number, p_text, part_breaks, task_text
-from neuropeft.publish.records import GROUP_COLUMNS
+from neuropeft.publish.cells import Column, differences, intervals, lay_out, numbers, places
+from neuropeft.publish.records import GROUP_COLUMNS, about, add_holm
 from neuropeft.publish.sheet import Sheet
 
-SHOWN = ("cohort", "zero_shot", "mean", "sd", "ci_low", "ci_high", "n")
+SHOWN = ("mean", "sd", "ci_low", "ci_high", "n")
 COLUMNS = (
-    *(*GROUP_COLUMNS, *SHOWN, "members", "members_mean", "difference"),
+    *(*GROUP_COLUMNS, "cohort", "zero_shot", *SHOWN, "members", "members_mean", "difference"),
     *("difference_ci_low", "difference_ci_high", "p", "p_holm"),
 )
 NOTES = (
@@ -42,10 +42,7 @@ def ensemble_records(config: Config, scores: Sequence[Score]) -> list[Record]:
         if score.contender.members and score.values:
             members = [by_place[group, score.cohort] for group in _members(score.contender)]
             rows.append(_record(score, members))
-    for task in config.tasks:
-        tested = [row for row in rows if row["task"] == task and "p" in row]
-        for row, p in zip(tested, holm([row["p"] for row in tested]), strict=True):
-            row["p_holm"] = float(p)
+    add_holm(rows, "task")
     return rows
 
 
@@ -61,9 +58,8 @@ def _members(one: Contender) -> list[Group]:
 
 def _record(score: Score, members: Sequence[Score]) -> Record:
     row: Record = {
-        **dict(zip(GROUP_COLUMNS, score.contender.group, strict=True)),
+        **about(score.contender, score.cohort, score.zero_shot),
         **{name: getattr(score, name) for name in SHOWN},
-        "label": score.contender.label,
         "members": len(next(iter(score.contender.members.values()))),
     }
     pairs = [paired(score, one) for one in members]
@@ -79,28 +75,14 @@ def _record(score: Score, members: Sequence[Score]) -> Record:
 
 def ensemble_sheet(config: Config, records: Sequence[Record]) -> Sheet:
     """Lay out a line for each ensemble."""
-    body = [
-        [
-            task_text(config, row["task"]),
-            cohort_text(config, row),
-            row["subset"].label,
-            row["label"].removeprefix("Ensemble: "),
-            number(row["mean"], ".3f"),
-            interval(row, "ci_low", "ci_high", ".3f"),
-            number(row.get("members_mean"), ".3f"),
-            number(row.get("difference"), "+.3f"),
-            interval(row, "difference_ci_low", "difference_ci_high", "+.3f"),
-            p_text(row.get("p_holm")),
-        ]
-        for row in records
-    ]
-    header = ("Task", "Cohort", "Subset", "Ensemble", "Score", "95 % interval", "Members' mean")
-    return Sheet(
-        "ensembles",
-        "Ensembles beside the mean of their members, by the first metric of each task.",
-        (*header, "Gain", "95 % interval", "p (Holm)"),
-        body,
-        NOTES,
-        part_breaks(body, 3),
-        text_columns=4,
+    columns = (
+        *places(config)[:2],
+        Column("Subset", lambda row: row["subset"].label),
+        Column("Ensemble", lambda row: row["label"].removeprefix("Ensemble: ")),
+        numbers("Score", "mean", ".3f"),
+        intervals("ci", ".3f"),
+        numbers("Members' mean", "members_mean", ".3f"),
+        *differences("Gain"),
     )
+    caption = "Ensembles beside the mean of their members, by the first metric of each task."
+    return lay_out("ensembles", caption, columns, records, NOTES, parts=3, text_columns=4)

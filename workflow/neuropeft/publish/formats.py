@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from neuropeft.config import Config
-from neuropeft.files import atomic_path
+from neuropeft.files import write_text
 from neuropeft.publish.html import render
 from neuropeft.publish.labels import simulated_text
 from neuropeft.publish.sheet import Sheet, latex, markdown, write_csv
@@ -37,13 +37,7 @@ class Tables:
 
 
 def write_sheet(sheet: Sheet, out: Path) -> None:
-    """Write `{name}.md`, `{name}.tex` and `{name}.html`, a page that loads nothing.
-
-    Args:
-        sheet: the table.
-        out: the folder of its files.
-    """
+    """Write `{name}.md`, `{name}.tex` and `{name}.html`, a page that loads nothing."""
     texts = {".md": markdown(sheet), ".tex": latex(sheet), ".html": render("page.html", sheet=sheet)}
     for suffix, text in texts.items():
-        with atomic_path(out / f"{sheet.name}{suffix}") as partial:
-            partial.write_text(text, encoding="utf-8")
+        write_text(out / f"{sheet.name}{suffix}", text)

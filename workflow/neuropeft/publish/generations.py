@@ -14,7 +14,7 @@ from neuropeft import layout
 from neuropeft.cohorts.splits import TEST
 from neuropeft.config import Config
 from neuropeft.contenders import Contender
-from neuropeft.evaluate.scores import Score, primary_metric
+from neuropeft.evaluate.scores import Score, at_home
 from neuropeft.files import read_tsv
 from neuropeft.grid import names_of
 from neuropeft.publish.labels import cohort_label
@@ -36,24 +36,11 @@ def draw_generations(config: Config, results: Path, scores: Sequence[Score], nam
     Methods stand in the order of their mean rank over subsets. Shown are the smallest and the largest subset,
     the first seed and fold, and texts that lie evenly among those of the test side.
 
-    Args:
-        config: the configuration.
-        results: the results folder.
-        scores: of all contenders.
-        name: of the task.
-
     Raises:
         UserError: a file of the store or of predictions cannot be read.
     """
-    metric = primary_metric(config.tasks[name]).name
-    of_task = [
-        score
-        for score in scores
-        if score.contender.task == name
-        and score.contender.sort == "cells"
-        and score.metric == metric
-        and score.values
-    ]
+    drawn = [score for score in at_home(config, scores, name) if score.contender.sort == "cells"]
+    of_task = [score for score in drawn if score.values]
     methods = [score for score in of_task if score.contender.is_method]
     if not methods:
         return words_only(f"No images to show: nothing has been drawn for {name}.")

@@ -11,7 +11,8 @@ from neuropeft.evaluate.bootstrap import percentile_interval
 from neuropeft.evaluate.learning import REACH, Curve, doubled, fit, scans_to_match
 from neuropeft.evaluate.scores import Score, primary_metric
 from neuropeft.grid import NO_PRETRAINING
-from neuropeft.publish.cells import cohort_text, interval, number, part_breaks, task_text
+from neuropeft.publish.cells import Column, interval, intervals, lay_out, numbers, places, plain
+from neuropeft.publish.records import about
 from neuropeft.publish.sheet import Sheet
 
 LINE_COLUMNS = ("task", "cohort", "backbone", "pretraining", "method")
@@ -63,8 +64,8 @@ def learning_curves(config: Config, scores: Sequence[Score], costs: Costs) -> di
 def curve_records(curves: Mapping[tuple[str, Line], Curve]) -> list[Record]:
     """Return a row for each curve, with the columns `CURVE_COLUMNS`."""
     records = []
-    for (task, line), curve in curves.items():
-        record = _about(task, line, curve.scores[0]) | {
+    for curve in curves.values():
+        record = _about(curve.scores[0]) | {
             "subsets": len(curve.scores),
             "scans": int(curve.scans[-1]),
             "exponent": float(curve.coefficients[1]),
@@ -87,9 +88,8 @@ def match_records(curves: Mapping[tuple[str, Line], Curve]) -> list[Record]:
         for place, score in enumerate(curve.scores):
             needed, low, high, reason = scans_to_match(curves[task, found], curve, place)
             records.append(
-                _about(task, line, score)
+                _about(score)
                 | {
-                    "subset": score.contender.subset,
                     "scans": int(curve.scans[place]),
                     "mean": score.mean,
                     "reference": "/".join(found),
@@ -113,73 +113,44 @@ def _reference(curves: Mapping[tuple[str, Line], Curve], task: str, line: Line) 
     return None
 
 
-def _about(task: str, line: Line, score: Score) -> Record:
-    backbone, pretraining, method = line
-    return {
-        "task": task,
-        "cohort": score.cohort,
-        "zero_shot": False,
-        "backbone": backbone,
-        "pretraining": pretraining,
-        "method": method,
-        "metric": score.metric,
-        "label": score.contender.label,
-    }
+def _about(score: Score) -> Record:
+    return {**about(score.contender, score.cohort, score.zero_shot), "metric": score.metric}
 
 
 def curve_sheet(config: Config, records: Sequence[Record]) -> Sheet:
     """Lay out a line for each method."""
-    body = [
-        [
-            task_text(config, row["task"]),
-            cohort_text(config, row),
-            row["label"],
-            f"{row['subsets']}",
-            f"{row['scans']:,}",
-            number(row["exponent"], ".2f"),
-            interval(row, "exponent_low", "exponent_high", ".2f"),
-            row["reason"] or f"-{row['gain']:.3f} ({interval(row, 'gain_low', 'gain_high', '.3f')})",
-        ]
-        for row in records
-    ]
-    header = ("Subsets", "Most scans", "Exponent", "95 % interval", "Twice the scans")
-    return Sheet(
-        "learning_curves",
-        "The error as a power law of the labelled scans." if body else EMPTY,
-        ("Task", "Cohort", "Method", *header),
-        body,
-        CURVE_NOTES,
-        part_breaks(body, 2),
-        text_columns=3,
+    columns = (
+        *places(config),
+        plain("Subsets", "subsets"),
+        Column("Most scans", lambda row: f"{row['scans']:,}"),
+        numbers("Exponent", "exponent", ".2f"),
+        intervals("exponent", ".2f"),
+        Column("Twice the scans", _gain),
     )
+    caption = "The error as a power law of the labelled scans." if records else EMPTY
+    return lay_out("learning_curves", caption, columns, records, CURVE_NOTES, parts=2)
+
+
+def _gain(row: Mapping[str, Any]) -> str:
+    return row["reason"] or f"-{row['gain']:.3f} ({interval(row, 'gain_low', 'gain_high', '.3f')})"
 
 
 def match_sheet(config: Config, records: Sequence[Record]) -> Sheet:
     """Lay out a line for each method and subset."""
-    body = [
-        [
-            task_text(config, row["task"]),
-            cohort_text(config, row),
-            row["label"],
-            f"{row['subset'].label}, {row['scans']:,}",
-            f"{row['mean']:.3f}",
-            *_needed(row),
-        ]
-        for row in records
-    ]
-    return Sheet(
-        "scans_to_match",
-        "How many labelled scans the reference needs to match a method." if body else EMPTY,
-        ("Task", "Cohort", "Method", "Scans", "Score", "Reference needs", "95 % interval", "More"),
-        body,
-        MATCH_NOTES,
-        part_breaks(body, 3),
-        text_columns=3,
+    columns = (
+        *places(config),
+        Column("Scans", lambda row: f"{row['subset'].label}, {row['scans']:,}"),
+        numbers("Score", "mean", ".3f"),
+        Column("Reference needs", lambda row: row["reason"] or f"{row['needed']:,.0f}"),
+        Column("95 % interval", _needed),
+        Column("More", lambda row: "-" if row["reason"] else f"{row['more']:+,.0f}"),
     )
+    caption = "How many labelled scans the reference needs to match a method." if records else EMPTY
+    return lay_out("scans_to_match", caption, columns, records, MATCH_NOTES, parts=3)
 
 
-def _needed(row: Record) -> list[str]:
+def _needed(row: Mapping[str, Any]) -> str:
     if row["reason"]:
-        return [row["reason"], "-", "-"]
+        return "-"
     high = "more than can be said" if math.isinf(row["needed_high"]) else f"{row['needed_high']:,.0f}"
-    return [f"{row['needed']:,.0f}", f"{row['needed_low']:,.0f} to {high}", f"{row['more']:+,.0f}"]
+    return f"{row['needed_low']:,.0f} to {high}"

@@ -99,7 +99,7 @@ def draw_pretraining_losses(config: Config, histories: dict[Encoder, list[Row]])
 def _draw_losses(axis: Axes, rows: list[Row], title: str) -> None:
     for index, (column, label) in enumerate(SIDES.items()):
         style = look(index)
-        axis.plot(*_curve(rows, column), color=style.colour, linestyle=style.dashes, label=label)
+        axis.plot(*_curve(rows, column), **style.line, label=label)
     if "template_loss" in rows[-1]:
         axis.plot(*_curve(rows, "template_loss"), color=GREY, linestyle=":", label="predicting the template")
     axis.set_title(title, loc="left")
@@ -118,7 +118,7 @@ def _draw_features(axis: Axes, rows: list[Row], title: str) -> None:
     for name in known:
         style = look(len(SIDES) + PROBES.index(name))
         label = f"probe: {name.replace('_', ' ')}"
-        axis.plot(*_curve(rows, f"probe_{name}"), color=style.colour, linestyle=style.dashes, label=label)
+        axis.plot(*_curve(rows, f"probe_{name}"), **style.line, label=label)
     axis.set_ylim(-0.6, 1)
     axis.set_ylabel("correlation" if known else "nothing known to probe for")
     spread = axis.twinx()
@@ -176,7 +176,7 @@ def _draw_groups(axis: Axes, config: Config, shown: dict[Cell, list[Row]], colum
         ]
         steps = curves[0][0][: len(median)]
         label = contender.name if contender.backbone in main else contender.label
-        axis.plot(steps, median, color=style.colour, linestyle=style.dashes, label=label)
+        axis.plot(steps, median, **style.line, label=label)
 
 
 def _curve(rows: Sequence[Row], column: str) -> tuple[list[int], list[float]]:

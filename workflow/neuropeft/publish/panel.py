@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 
 from neuropeft.config import Config
 from neuropeft.contenders import MEAN
-from neuropeft.evaluate.scores import Score, primary_metric
+from neuropeft.evaluate.scores import Score, at_home, primary_metric
 from neuropeft.publish.labels import cohort_label, seeds_text
 from neuropeft.publish.style import GREY
 from neuropeft.subsets import Subset
@@ -41,12 +41,8 @@ def references(
     """
     controls = {
         score.contender.method: (f"control: {score.contender.short}", score.mean)
-        for score in scores
-        if score.contender.sort == "controls"
-        and (score.contender.task, score.contender.subset) == (task, subset)
-        and score.metric == primary_metric(config.tasks[task]).name
-        and not score.zero_shot
-        and score.values
+        for score in at_home(config, scores, task)
+        if score.contender.sort == "controls" and score.contender.subset == subset and score.values
     }
     lines = []
     if (chance := kind_of(config.tasks[task]).chance) is not None:

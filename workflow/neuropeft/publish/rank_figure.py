@@ -39,9 +39,7 @@ def draw_ranks(config: Config, scores: Sequence[Score]) -> Figure:
 def cliques(order: Sequence[int], p: Array) -> list[tuple[int, int]]:
     """Return the first and last place of each longest run of neighbours of which no pair is told apart.
 
-    Args:
-        order: methods, the best first.
-        p: p-value of each pair, [methods, methods].
+    `order` has the methods, the best first, and `p` the p-value of each pair, [methods, methods].
     """
     found: list[tuple[int, int]] = []
     for first in range(len(order)):

@@ -6,13 +6,12 @@ from typing import Any
 import numpy as np
 from scipy.stats import rankdata
 
-from neuropeft.config import Backbone, Config, Method, label_of_kind
+from neuropeft.config import Config
 from neuropeft.evaluate.blocks import Block, Ranking, rankings, ranks
 from neuropeft.evaluate.bootstrap import percentile_interval
 from neuropeft.evaluate.compare import tie_groups
 from neuropeft.evaluate.scores import Score
-from neuropeft.files import MISSING
-from neuropeft.publish.cells import part_breaks
+from neuropeft.publish.cells import Column, intervals, lay_out, numbers, starts
 from neuropeft.publish.sheet import Sheet
 from neuropeft.tasks.base import Array
 
@@ -96,23 +95,11 @@ def rank_columns(records: Sequence[Record]) -> list[str]:
 def rank_sheet(config: Config, records: Sequence[Record]) -> Sheet:
     """Lay out a line for each method: its mean rank, then its tie group in each block."""
     blocks = [name for name in rank_columns(records) if name not in COLUMNS]
-    body = [
-        [
-            label_of_kind(Backbone, row["backbone"]),
-            row["pretraining"],
-            label_of_kind(Method, row["method"]),
-            f"{row['mean_rank']:.1f}" + SAME * (row["behind_low"] <= 0),
-            f"{row['ci_low']:.1f} to {row['ci_high']:.1f}",
-            *(f"{row[name]:g}" if name in row else MISSING for name in blocks),
-        ]
-        for row in records
-    ]
-    return Sheet(
-        "ranks",
-        "Mean ranks of methods that start from the same weights.",
-        ("Backbone", "Start", "Method", "Mean rank", "95 % interval", *blocks),
-        body,
-        NOTES,
-        part_breaks(body, 2),
-        text_columns=3,
+    columns = (
+        *starts(),
+        Column("Mean rank", lambda row: f"{row['mean_rank']:.1f}" + SAME * (row["behind_low"] <= 0)),
+        intervals("ci", ".1f"),
+        *(numbers(name, name, "g") for name in blocks),
     )
+    caption = "Mean ranks of methods that start from the same weights."
+    return lay_out("ranks", caption, columns, records, NOTES, parts=2)

@@ -12,7 +12,7 @@ from neuropeft.config import Config, MaskedAutoencoder
 from neuropeft.contenders import backbone_label
 from neuropeft.errors import UserError
 from neuropeft.publish.labels import cohort_label
-from neuropeft.publish.style import DOUBLE_COLUMN, FONT_SIZE, new_figure, words_only
+from neuropeft.publish.style import DOUBLE_COLUMN, FONT_SIZE, new_figure, without_frame, words_only
 
 PLANES = {"sagittal": 0, "coronal": 1, "axial": 2}  # axis that is cut, of volumes in RAS order
 STAGES = ("input", "masked", "rebuilt")
@@ -23,11 +23,7 @@ TITLE_HEIGHT = 0.9  # inches
 def draw_reconstructions(config: Config, path: Path, pretraining: str, backbone: str) -> Figure:
     """Draw central slices: a row per scan, three planes, each as input, masked input and reconstruction.
 
-    Args:
-        config: the configuration.
-        path: npz with `input`, `mask` (True where hidden) and `reconstruction`, each [scans, S, S, S].
-        pretraining: name of the pretraining.
-        backbone: name of the backbone.
+    The npz `path` has `input`, `mask` (True where hidden) and `reconstruction`, each [scans, S, S, S].
 
     Raises:
         UserError: the file lacks an array, or shapes differ.
@@ -82,7 +78,4 @@ def _slice(volume: NDArray[Any], axis_cut: int) -> NDArray[Any]:
 def _show(axis: Axes, picture: NDArray[Any], low: float, high: float) -> None:
     axis.set_facecolor(HIDDEN_COLOUR)  # shows where a masked array has no value
     axis.imshow(picture, cmap="gray", vmin=low, vmax=high, interpolation="nearest")
-    axis.set_xticks([])
-    axis.set_yticks([])
-    for spine in axis.spines.values():
-        spine.set_visible(False)
+    without_frame(axis)

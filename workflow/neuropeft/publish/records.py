@@ -1,12 +1,15 @@
 """Tidy rows: every score with its spread, interval, comparison and cost, and the cost of every cell."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from neuropeft.cells.costs import COST_KEYS, Costs, trainable_parameters
 from neuropeft.config import Config
+from neuropeft.contenders import Contender
 from neuropeft.evaluate.against_controls import against_controls
-from neuropeft.evaluate.compare import Comparison
+from neuropeft.evaluate.compare import Comparison, holm
 from neuropeft.evaluate.scores import Score
+from neuropeft.grouping import grouped
 from neuropeft.publish.cost_table import estimated_seconds
 from neuropeft.publish.labels import is_simulated, metric_name
 from neuropeft.publish.published import published_score
@@ -56,6 +59,20 @@ _SECONDS = COST_KEYS.index("train_seconds")
 COST_COLUMNS = (*CELL_COLUMNS, "status", *COST_KEYS[:_SECONDS], "estimated_seconds", *COST_KEYS[_SECONDS:])
 
 
+def about(one: Contender, cohort: str, zero_shot: bool) -> dict[str, Any]:
+    """Return what a row on a contender and a cohort is about, with the columns `GROUP_COLUMNS`."""
+    group = dict(zip(GROUP_COLUMNS, one.group, strict=True))
+    return {**group, "cohort": cohort, "zero_shot": zero_shot, "label": one.label}
+
+
+def add_holm(rows: Sequence[dict[str, Any]], *family: str) -> None:
+    """Add `p_holm` to the rows that have a `p`, corrected for those that have the same values in `family`."""
+    tested = [row for row in rows if "p" in row]
+    for some in grouped(tested, lambda row: tuple(row[name] for name in family)).values():
+        for row, p in zip(some, holm([row["p"] for row in some]), strict=True):
+            row["p_holm"] = float(p)
+
+
 def score_records(
     config: Config, scores: Sequence[Score], compared: Sequence[Comparison], costs: Costs
 ) -> list[dict[str, object]]:
@@ -71,9 +88,7 @@ def score_records(
     for score in scores:
         published = published_score(config, score) or (None, None)
         record: dict[str, object] = {
-            **dict(zip(GROUP_COLUMNS, score.contender.group, strict=True)),
-            "cohort": score.cohort,
-            "zero_shot": score.zero_shot,
+            **about(score.contender, score.cohort, score.zero_shot),
             "metric": metric_name(config.tasks[score.contender.task], score.metric),
             "mean": score.mean,
             "sd": score.sd,

@@ -8,8 +8,8 @@ from neuropeft import layout
 from neuropeft.config import Config
 from neuropeft.evaluate.retest import FEWEST, read_pairs, repeatability
 from neuropeft.grid import names_of
-from neuropeft.publish.cells import cohort_text, interval, number, part_breaks
-from neuropeft.publish.records import GROUP_COLUMNS
+from neuropeft.publish.cells import intervals, lay_out, numbers, places, plain
+from neuropeft.publish.records import GROUP_COLUMNS, about
 from neuropeft.publish.sheet import Sheet
 from neuropeft.tasks import kind_of
 from neuropeft.variants import varied_methods
@@ -40,8 +40,7 @@ def retest_records(config: Config, results: Path) -> list[Record]:
             path = layout.PREDICTIONS.at(results, **names_of(one.group[:4]), cohort=cohort)
             pairs = read_pairs(path, kind_of(task), one.subset, cohort == task.train)
             if pairs.shape[1] >= FEWEST:
-                row: Record = dict(zip(GROUP_COLUMNS, one.group, strict=True))
-                row |= {"cohort": cohort, "zero_shot": cohort != task.train, "label": one.label}
+                row = about(one, cohort, cohort != task.train)
                 rows.append(row | {"pairs": pairs.shape[1]} | repeatability(pairs))
     return sorted(
         rows, key=lambda row: (list(config.tasks).index(row["task"]), row["zero_shot"], row["cohort"])
@@ -50,26 +49,14 @@ def retest_records(config: Config, results: Path) -> list[Record]:
 
 def retest_sheet(config: Config, records: Sequence[Record]) -> Sheet:
     """Lay out a line for each method and cohort."""
-    body = [
-        [
-            row["task"],
-            cohort_text(config, row),
-            row["label"],
-            str(row["pairs"]),
-            number(row["within_sd"], ".3g"),
-            interval(row, "within_sd_low", "within_sd_high", ".3g"),
-            number(row["icc"], ".3f"),
-            interval(row, "icc_low", "icc_high", ".3f"),
-        ]
-        for row in records
-    ]
-    caption = "How far apart predictions are of two scans of the same person."
-    return Sheet(
-        "retest",
-        caption if body else f"Empty: no task has {FEWEST} test subjects with two scans in a cohort.",
-        ("Task", "Cohort", "Method", "Pairs", "SD within", "95 % interval", "ICC", "95 % interval"),
-        body,
-        NOTES,
-        part_breaks(body, 2),
-        text_columns=3,
+    columns = (
+        *places(config, metric=False),
+        plain("Pairs", "pairs"),
+        numbers("SD within", "within_sd", ".3g"),
+        intervals("within_sd", ".3g"),
+        numbers("ICC", "icc", ".3f"),
+        intervals("icc", ".3f"),
     )
+    caption = "How far apart predictions are of two scans of the same person."
+    empty = f"Empty: no task has {FEWEST} test subjects with two scans in a cohort."
+    return lay_out("retest", caption if records else empty, columns, records, NOTES, parts=2)

@@ -19,7 +19,7 @@ from neuropeft.grid import names_of
 from neuropeft.inputs.t1w.resample import to_model_grid
 from neuropeft.inputs.t1w.template import AFFINE, SHAPE, mni152_brain
 from neuropeft.publish.labels import cohort_label
-from neuropeft.publish.style import DOUBLE_COLUMN, FONT_SIZE, new_figure, words_only
+from neuropeft.publish.style import DOUBLE_COLUMN, FONT_SIZE, new_figure, without_frame, words_only
 from neuropeft.variant_names import LEARNT, RANDOM
 from neuropeft.variants import salient
 
@@ -127,7 +127,5 @@ def _draw(
     axis.imshow(np.ma.masked_array(grey, ~mask), cmap="gray", vmin=0, vmax=1.2, **look)
     shown = np.ma.masked_array(colours, ~mask | (colours < low))
     drawn = axis.imshow(shown, cmap=COLOURS, vmin=low, vmax=high, alpha=0.75, **look)
-    axis.set(xticks=[], yticks=[])
-    for spine in axis.spines.values():
-        spine.set_visible(False)
+    without_frame(axis)
     return drawn

@@ -8,6 +8,7 @@ from neuropeft import layout
 from neuropeft.config import Backbone, Config, Method, label_of_kind
 from neuropeft.config.search import Choices, Range, Search
 from neuropeft.grid import cells
+from neuropeft.grouping import grouped
 from neuropeft.publish.cells import part_breaks
 from neuropeft.publish.sheet import Sheet
 from neuropeft.searches import Searches
@@ -53,9 +54,7 @@ def search_sheet(config: Config, records: Sequence[Record]) -> Sheet:
     """Lay out a line for each method: its choices, those of several folds beside each other."""
     search = config.training.search
     assert search is not None, "there is a search"
-    groups: dict[tuple[str, ...], list[Record]] = {}
-    for record in records:
-        groups.setdefault(tuple(record[key] for key in GROUP), []).append(record)
+    groups = grouped(records, lambda record: tuple(record[key] for key in GROUP))
     names = [name for name in search.ranges if any(name in record for record in records)]
     body = [
         [

@@ -15,13 +15,13 @@ from neuropeft import layout
 from neuropeft.cohorts.splits import TEST
 from neuropeft.config import Config, SegmentationTask
 from neuropeft.contenders import Contender
-from neuropeft.evaluate.scores import Score, primary_metric
+from neuropeft.evaluate.scores import Score, at_home
 from neuropeft.files import read_tsv
 from neuropeft.grid import names_of
 from neuropeft.inputs import input_kind
 from neuropeft.inputs.base import OUTLINES
 from neuropeft.publish.labels import cohort_label
-from neuropeft.publish.style import DOUBLE_COLUMN, FONT_SIZE, new_figure, words_only
+from neuropeft.publish.style import DOUBLE_COLUMN, FONT_SIZE, new_figure, without_frame, words_only
 from neuropeft.split_names import split_name
 from neuropeft.store import open_store
 
@@ -37,12 +37,6 @@ def draw_segmentations(config: Config, results: Path, scores: Sequence[Score], n
 
     They are those of the method with the best mean Dice on the largest subset, and of its first seed and
     fold.
-
-    Args:
-        config: the configuration.
-        results: the results folder.
-        scores: of all contenders.
-        name: of the task.
 
     Raises:
         UserError: a file of the store or of predictions cannot be read.
@@ -85,16 +79,8 @@ def draw_segmentations(config: Config, results: Path, scores: Sequence[Score], n
 
 def _best(config: Config, scores: Sequence[Score], name: str) -> Contender | None:
     """Return the method with the best mean of the primary metric, among those on the largest subset."""
-    metric = primary_metric(config.tasks[name]).name
-    of_task = [
-        score
-        for score in scores
-        if score.contender.task == name
-        and score.contender.is_method
-        and score.metric == metric
-        and not score.zero_shot
-        and math.isfinite(score.mean)
-    ]
+    methods = [score for score in at_home(config, scores, name) if score.contender.is_method]
+    of_task = [score for score in methods if math.isfinite(score.mean)]
     ranked = sorted(of_task, key=lambda score: (score.contender.subset, score.mean))
     return ranked[-1].contender if ranked else None
 
@@ -131,10 +117,7 @@ def _show(
             if inside.any():
                 colour = OUTLINES[place % len(OUTLINES)]
                 axis.contour(inside, [0.5], colors=colour, linewidths=1.0, linestyles=dashes)
-    axis.set_xticks([])
-    axis.set_yticks([])
-    for spine in axis.spines.values():
-        spine.set_visible(False)
+    without_frame(axis)
 
 
 def _legend(task: SegmentationTask) -> list[Line2D]:

@@ -61,6 +61,11 @@ class Look:
     marker: str
     dashes: Any
 
+    @property
+    def line(self) -> dict[str, Any]:
+        """What `plot` is told of a line."""
+        return {"color": self.colour, "linestyle": self.dashes}
+
 
 def look(index: int) -> Look:
     """Return the look of the `index`-th curve of a panel that shows no contenders."""
@@ -173,6 +178,12 @@ def words_only(text: str) -> Figure:
     figure = new_figure(SINGLE_COLUMN, 1.0)
     figure.text(0.5, 0.5, text, ha="center", va="center", wrap=True, color=GREY)
     return figure
+
+
+def without_frame(axis: Axes) -> None:
+    """Leave out ticks and lines around a picture; labels and title stay."""
+    axis.set(xticks=[], yticks=[])
+    axis.spines[:].set_visible(False)
 
 
 def save(figure: Figure, out: Path, name: str) -> None:

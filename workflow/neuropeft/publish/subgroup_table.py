@@ -1,11 +1,10 @@
 """The tables of subgroups, and of zero-shot subjects whose ages match the training cohort's."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from neuropeft.config import Config
 from neuropeft.evaluate.subgroups import CALIPER, DRAWS, SMALL
-from neuropeft.publish.cells import cohort_text, interval, number, part_breaks, task_text
+from neuropeft.publish.cells import Column, Record, cohort_text, intervals, lay_out, numbers, places, plain
 from neuropeft.publish.records import GROUP_COLUMNS
 from neuropeft.publish.sheet import Sheet
 
@@ -31,58 +30,43 @@ MATCHED_NOTES = (
     "over pairs.",
     f"*: fewer than {SMALL} pairs.",
 )
-Record = Mapping[str, Any]
 
 
 def subgroup_sheet(config: Config, records: Sequence[Record]) -> Sheet:
     """Lay out a line for each method, cohort and group."""
-    body = [
-        [
-            task_text(config, row["task"]),
-            cohort_text(config, {**row, "n": row["n"] + row["others"]}),
-            row["label"],
-            row["group"] + FEW * row["small"],
-            str(row["n"]),
-            number(row["value"], ".3f"),
-            interval(row, "ci_low", "ci_high", ".3f"),
-            number(row["gap"], "+.3f"),
-            interval(row, "gap_ci_low", "gap_ci_high", "+.3f"),
-        ]
-        for row in records
-    ]
-    return Sheet(
-        "subgroups",
-        "Scores in groups of subjects." if body else "Empty: neither sex, age nor site tells subjects apart.",
-        ("Task", "Cohort", "Method", "Group", "n", "Score", "95 % interval", "Gap", "95 % interval"),
-        body,
-        SUBGROUP_NOTES,
-        part_breaks(body, 3),
-        text_columns=4,
+    task, _, method = places(config)
+    everybody = Column("Cohort", lambda row: cohort_text(config, {**row, "n": row["n"] + row["others"]}))
+    columns = (
+        *(task, everybody, method),
+        Column("Group", lambda row: row["group"] + FEW * row["small"]),
+        plain("n", "n"),
+        numbers("Score", "value", ".3f"),
+        intervals("ci", ".3f"),
+        numbers("Gap", "gap", "+.3f"),
+        intervals("gap_ci", "+.3f"),
     )
+    caption = (
+        "Scores in groups of subjects."
+        if records
+        else "Empty: neither sex, age nor site tells subjects apart."
+    )
+    return lay_out("subgroups", caption, columns, records, SUBGROUP_NOTES, parts=3, text_columns=4)
 
 
 def matched_sheet(config: Config, records: Sequence[Record]) -> Sheet:
     """Lay out a line for each method and zero-shot cohort."""
-    body = [
-        [
-            task_text(config, row["task"]),
-            cohort_text(config, row),
-            row["label"],
-            f"{row['pairs']}{FEW * row.get('small', True)}",
-            *(number(row.get(name), ".3f") for name in ("home", "away")),
-            number(row.get("gap"), "+.3f"),
-            interval(row, "gap_ci_low", "gap_ci_high", "+.3f"),
-            number(row["gap_all"], "+.3f"),
-        ]
-        for row in records
-    ]
-    header = ("Pairs", "In-domain", "Zero-shot", "Gap", "95 % interval", "Gap of all")
-    return Sheet(
-        "age_matched",
-        "Zero-shot scores on subjects of matched ages." if body else "Empty: no task has a zero-shot cohort.",
-        ("Task", "Cohort", "Method", *header),
-        body,
-        MATCHED_NOTES,
-        part_breaks(body, 2),
-        text_columns=3,
+    columns = (
+        *places(config),
+        Column("Pairs", lambda row: f"{row['pairs']}{FEW * row.get('small', True)}"),
+        numbers("In-domain", "home", ".3f"),
+        numbers("Zero-shot", "away", ".3f"),
+        numbers("Gap", "gap", "+.3f"),
+        intervals("gap_ci", "+.3f"),
+        numbers("Gap of all", "gap_all", "+.3f"),
     )
+    caption = (
+        "Zero-shot scores on subjects of matched ages."
+        if records
+        else "Empty: no task has a zero-shot cohort."
+    )
+    return lay_out("age_matched", caption, columns, records, MATCHED_NOTES, parts=2)

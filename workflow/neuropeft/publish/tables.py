@@ -58,11 +58,7 @@ def write_tables(config: Config, results: Path, counts: Path, out: Path) -> None
 
     Each is CSV, Markdown, LaTeX and HTML; that of labels and of a search only where there are such.
 
-    Args:
-        config: the configuration.
-        results: the results folder.
-        counts: CSV with our counts beside the published ones (`neuropeft params --format csv`).
-        out: folder of the tables.
+    `counts` is the CSV of `neuropeft params`: our counts beside the published ones.
 
     Raises:
         UserError: a file of results cannot be read.
@@ -73,12 +69,6 @@ def write_tables(config: Config, results: Path, counts: Path, out: Path) -> None
 
 def write_partial_tables(config: Config, results: Path, counts: Path, out: Path) -> None:
     """Write the tables of the cells that are finished now, each marked with how many of how many they are.
-
-    Args:
-        config: the configuration.
-        results: the results folder.
-        counts: as for `write_tables`.
-        out: folder of the tables.
 
     Raises:
         UserError: a file of results cannot be read.

@@ -13,7 +13,7 @@ from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
 from neuropeft.config import Config
 from neuropeft.contenders import backbone_label, main_backbones
-from neuropeft.evaluate.scores import Score, primary_metric
+from neuropeft.evaluate.scores import Score, at_home
 from neuropeft.grid import Group, used_tasks
 from neuropeft.publish.panel import draw_references, panel_title, references, score_axis
 from neuropeft.publish.placing import place_labels
@@ -66,14 +66,7 @@ def chosen_panels(config: Config, scores: Sequence[Score]) -> list[Panel]:
     found = []
     main = main_backbones(config)
     for task in used_tasks(config):
-        shown = [
-            score
-            for score in scores
-            if score.contender.task == task
-            and score.metric == primary_metric(config.tasks[task]).name
-            and not score.zero_shot
-            and score.contender.is_method
-        ]
+        shown = [score for score in at_home(config, scores, task) if score.contender.is_method]
         for backbone in main:
             subsets = {score.contender.subset for score in shown if score.contender.backbone == backbone}
             if subsets:

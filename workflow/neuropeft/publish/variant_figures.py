@@ -95,8 +95,7 @@ def _draw_curve(axis: Axes, looks: Looks, of_method: Sequence[Varied]) -> None:
     axis.plot(
         [0.0, *(change_of(one.variant)[1] for one in of_method)],
         [base.mean, *(one.score.mean for one in of_method)],
-        color=look.colour,
-        linestyle=look.dashes,
+        **look.line,
         marker=look.marker,
         label=base.contender.label,
     )

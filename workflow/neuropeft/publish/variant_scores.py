@@ -7,17 +7,26 @@ from typing import Any
 
 from neuropeft.config import Config
 from neuropeft.evaluate.bootstrap import percentile_interval
-from neuropeft.evaluate.compare import holm, p_value, paired
+from neuropeft.evaluate.compare import p_value, paired
 from neuropeft.evaluate.scores import Score, primary_metric, read_scores
-from neuropeft.publish.cells import cohort_text, interval, number, p_text, part_breaks, task_text
-from neuropeft.publish.records import GROUP_COLUMNS
+from neuropeft.publish.cells import Column, differences, intervals, lay_out, numbers, places
+from neuropeft.publish.records import GROUP_COLUMNS, about, add_holm
 from neuropeft.publish.sheet import Sheet
 from neuropeft.variant_names import INTERPOLATION, Analysis, interpolated, variant_of
 from neuropeft.variants import variants, varied
 
-SHOWN = ("cohort", "zero_shot", "metric", "mean", "sd", "ci_low", "ci_high", "n")
+SHOWN = ("metric", "mean", "sd", "ci_low", "ci_high", "n")
 COLUMNS = (
-    *(*GROUP_COLUMNS, "variant", *SHOWN, "base_mean", "difference", "difference_ci_low"),
+    *(
+        *GROUP_COLUMNS,
+        "variant",
+        "cohort",
+        "zero_shot",
+        *SHOWN,
+        "base_mean",
+        "difference",
+        "difference_ci_low",
+    ),
     *("difference_ci_high", "p", "p_holm", "reason"),
 )
 CAPTIONS: dict[Analysis, str] = {
@@ -88,22 +97,15 @@ def primary(config: Config, some: Sequence[Varied]) -> list[Varied]:
 def variant_records(some: Sequence[Varied]) -> list[Record]:
     """Return a row, with the columns `COLUMNS`, for each variant, cohort and metric."""
     rows = [_record(one) for one in some]
-    families: dict[tuple[str, str], list[Record]] = {}
-    for row in rows:
-        if "p" in row:
-            families.setdefault((row["task"], row["metric"]), []).append(row)
-    for family in families.values():
-        for row, p in zip(family, holm([row["p"] for row in family]), strict=True):
-            row["p_holm"] = float(p)
+    add_holm(rows, "task", "metric")
     return rows
 
 
 def _record(one: Varied) -> Record:
     row: Record = {
-        **dict(zip(GROUP_COLUMNS, one.base.contender.group, strict=True)),
+        **about(one.base.contender, one.score.cohort, one.score.zero_shot),
         **{name: getattr(one.score, name) for name in SHOWN},
         "variant": one.variant,
-        "label": one.base.contender.label,
         "base_mean": one.base.mean,
         "reason": one.score.reason or None,
     }
@@ -122,27 +124,13 @@ def variant_sheet(config: Config, analysis: Analysis, records: Sequence[Record])
         for row in records
         if row["metric"] == primary_metric(config.tasks[row["task"]]).name and row["n"] is not None
     ]
-    body = [
-        [
-            task_text(config, row["task"]),
-            cohort_text(config, row),
-            row["label"],
-            row["variant"].replace("-", " "),
-            number(row["mean"], ".3f"),
-            interval(row, "ci_low", "ci_high", ".3f"),
-            number(row.get("difference"), "+.3f"),
-            interval(row, "difference_ci_low", "difference_ci_high", "+.3f"),
-            p_text(row.get("p_holm")),
-        ]
-        for row in shown
-    ]
-    header = ("Task", "Cohort", "Method", "Share" if analysis == INTERPOLATION else "Change")
-    return Sheet(
-        analysis,
-        CAPTIONS[analysis],
-        (*header, "Score", "95 % interval", "Difference", "95 % interval", "p (Holm)"),
-        body,
-        NOTES[analysis],
-        part_breaks(body, 3),
-        text_columns=4,
+    columns = (
+        *places(config),
+        Column(
+            "Share" if analysis == INTERPOLATION else "Change", lambda row: row["variant"].replace("-", " ")
+        ),
+        numbers("Score", "mean", ".3f"),
+        intervals("ci", ".3f"),
+        *differences("Difference"),
     )
+    return lay_out(analysis, CAPTIONS[analysis], columns, shown, NOTES[analysis], parts=3, text_columns=4)

@@ -7,6 +7,7 @@ from typing import Any
 
 from neuropeft.cells.status import DONE, CellStatus
 from neuropeft.grid import Cell
+from neuropeft.grouping import grouped
 
 Cost = dict[str, Any]
 
@@ -61,10 +62,7 @@ def _kind(cell: Cell, fields: tuple[str, ...]) -> tuple[object, ...]:
 
 
 def _sorted_by(fields: tuple[str, ...], some: Iterable[Cell]) -> dict[tuple[object, ...], list[Cell]]:
-    kinds: dict[tuple[object, ...], list[Cell]] = {}
-    for cell in some:
-        kinds.setdefault(_kind(cell, fields), []).append(cell)
-    return kinds
+    return grouped(some, lambda cell: _kind(cell, fields))
 
 
 def _scans_per_size(costs: Mapping[Cell, Cost]) -> dict[tuple[str, bool], float]:

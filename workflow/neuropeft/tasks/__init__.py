@@ -48,10 +48,8 @@ def of_spec(spec: Mapping[str, Any]) -> "TaskKind":
 def task_kind(kind: str, size: int, told: str = "") -> "TaskKind":
     """Return a kind of task.
 
-    Args:
-        kind: A key of `KINDS`.
-        size: How many classes, labels or regions it tells apart; 0 for values.
-        told: What else its settings say, as JSON.
+    `size` is how many classes, labels or regions it tells apart, 0 for values; `told` is what else its
+    settings say, as JSON.
 
     Raises:
         UserError: There is no such kind.

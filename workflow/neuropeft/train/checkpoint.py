@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from neuropeft.errors import UserError
-from neuropeft.files import atomic_path, partial_path, sync
+from neuropeft.files import partial_path, sync, write_text
 from neuropeft.train.learner import Learner
 from neuropeft.train.ranks import Ranks
 
@@ -180,8 +180,7 @@ def note_parts(state: StateFolder, parts: int) -> None:
 
     For processes that share a batch: one that runs out of memory cannot agree with the others any more.
     """
-    with atomic_path(state.path / PARTS) as partial:
-        partial.write_text(json.dumps({"fingerprint": state.fingerprint, "parts": parts}), encoding="utf-8")
+    write_text(state.path / PARTS, json.dumps({"fingerprint": state.fingerprint, "parts": parts}))
 
 
 def _noted_parts(state: StateFolder) -> int:

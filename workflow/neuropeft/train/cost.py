@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from neuropeft.files import atomic_path
+from neuropeft.files import write_text
 from neuropeft.peaks import peak_of
 from neuropeft.train.checkpoint import Progress
 from neuropeft.train.energy import Meter
@@ -110,10 +110,7 @@ def share_of_peak(cost: Mapping[str, Any]) -> float | None:
 
 def write_cost(path: Path, cost: Mapping[str, Any]) -> None:
     """Write cost.json atomically; the version of torch is added."""
-    with atomic_path(path) as partial:
-        partial.write_text(
-            json.dumps({**cost, "torch": torch.__version__}, indent=2) + "\n", encoding="utf-8"
-        )
+    write_text(path, json.dumps({**cost, "torch": torch.__version__}, indent=2) + "\n")
 
 
 def device_name(device: torch.device) -> str:

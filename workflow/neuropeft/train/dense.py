@@ -113,13 +113,8 @@ def _start_at_shares(
 def patches(x: Tensor, labels: Tensor, edge: int, seed: int, step: int, first: int) -> tuple[Tensor, Tensor]:
     """Cut a patch out of each scan of a batch, some of them around a voxel of a region.
 
-    Args:
-        x: Scans [B, C, *S].
-        labels: Their label maps [B, *S].
-        edge: Of a patch, voxels.
-        seed: Seed of the run.
-        step: Step of the run.
-        first: Place of the first scan in the batch of all processes.
+    `x` are scans [B, C, *S] and `labels` their maps [B, *S]; `edge` is in voxels, and `first` the place of
+    the first scan in the batch of all processes.
 
     Returns:
         [B, C, *edge] and [B, *edge].

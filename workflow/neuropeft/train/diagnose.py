@@ -13,6 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from neuropeft.grouping import grouped
+
 LARGEST = 256  # scans that are looked at
 FEWEST = 20  # scans with a known target that a probe takes
 FOLDS = 5
@@ -59,18 +61,10 @@ def probe(features: NDArray[np.float64], targets: Targets) -> dict[str, float]:
     folds = KFold(FOLDS, shuffle=True, random_state=0)
     found = {}
     # One fit serves all targets that the same scans know, which is most of what a fit costs.
-    for known, names in _by_known(values).items():
+    for known, names in grouped(values, lambda name: tuple(np.isfinite(values[name]).tolist())).items():
         rows = np.array(known)
         y = np.stack([values[name][rows] for name in names], axis=1)  # [scans, targets]
         predicted = cross_val_predict(model, features[rows], y, cv=folds).reshape(y.shape)
         for name, guess, truth in zip(names, predicted.T, y.T, strict=True):
             found[f"probe_{name}"] = 0.0 if np.ptp(guess) == 0 else float(np.corrcoef(guess, truth)[0, 1])
     return {f"probe_{name}": found[f"probe_{name}"] for name in values}
-
-
-def _by_known(values: Mapping[str, NDArray[np.float64]]) -> dict[tuple[bool, ...], list[str]]:
-    """Return the names of the values by which of their entries are known."""
-    groups: dict[tuple[bool, ...], list[str]] = {}
-    for name, y in values.items():
-        groups.setdefault(tuple(np.isfinite(y).tolist()), []).append(name)
-    return groups

@@ -14,11 +14,7 @@ def summed_gradients(
 ) -> dict[str, Tensor]:
     """Return the gradient of a loss by every parameter of the backbone, frozen ones too, by its name there.
 
-    Args:
-        model: The network, which is left as it is, in evaluation mode.
-        loss: Rows [b] -> their summed loss, a scalar.
-        rows: Scans [n] to sum over.
-        size: How many scans pass through at once.
+    `loss` maps rows [b] to their summed loss. The model, in evaluation mode, is left as it is.
     """
     named = dict(model.backbone.named_parameters())
     trained = {name: value.requires_grad for name, value in named.items()}

@@ -39,11 +39,7 @@ def stored_sessions(store_dir: str | Path) -> dict[str, str]:
 def read_sides(split_tsv: str | Path, subset: Subset, kind: "TaskKind", sessions: Mapping[str, str]) -> Sides:
     """Read a part of the training rows, and of the validation subjects each one's first scan.
 
-    Args:
-        split_tsv: The split: scan_id, subject, side, order, y.
-        subset: How much of the subjects of either side.
-        kind: What is predicted.
-        sessions: Session of every stored scan; scans that are not stored are left out.
+    `sessions` are those of every stored scan; scans that are not stored are left out.
 
     Raises:
         UserError: The split is not valid, or none of the scans of a side is stored.

@@ -23,10 +23,7 @@ def prefetch(
     A thread loads up to `depth` batches ahead, on a GPU in a stream of its own. It ends with the iterator:
     after the last batch, after an error, or when the iterator is closed or dropped.
 
-    Args:
-        volumes: What batches are taken from.
-        batches: Rows of each batch, on the CPU.
-        depth: How many batches are loaded ahead.
+    `batches` are rows of `volumes`, on the CPU.
 
     Raises:
         Exception: What loading a batch raised, in place of that batch.
@@ -70,12 +67,8 @@ class TrainingBatches:
     ) -> None:
         """Load nothing yet.
 
-        Args:
-            volumes: What the training takes scans from.
-            places: Row of `volumes` of each training scan, [scans], on the device of `volumes.data`.
-            batch_size: Scans of a batch, over all processes.
-            seed: Seed of the run, which gives the order of scans (`batch_rows`).
-            ranks: The processes that share a batch.
+        `places` is the row of `volumes` of each training scan, [scans], on the device of `volumes.data`. A
+        batch, of all `ranks` together, follows from `seed` (`batch_rows`).
         """
         self.volumes, self.places, self.batch_size = volumes, places, batch_size
         self.seed, self.ranks = seed, ranks
@@ -84,9 +77,7 @@ class TrainingBatches:
     def get(self, rows: Tensor, step: int) -> Tensor:
         """Return this process's part of the volumes of a batch, float16 [b, S, S, S], on the device.
 
-        Args:
-            rows: The training scans of the batch, [B] on the CPU.
-            step: Step of the run.
+        `rows` are the training scans of the batch, [B] on the CPU.
         """
         wanted = _own(self.places, self.ranks, rows)
         if self.volumes.on_device:

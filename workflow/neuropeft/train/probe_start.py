@@ -21,13 +21,7 @@ def start_from_probe(
 ) -> None:
     """Make the linear layer of `head` the ridge or logistic regression of the training scans' features.
 
-    Args:
-        head: A head whose statistics have been measured.
-        kind: What is predicted.
-        tokens: Tokens of training scans [n, N, width], not augmented.
-        targets: Their targets, [n, ...].
-        subjects: Their subjects, [n]; inner folds by subject choose the penalty.
-        goal: What outputs mean: reported are outputs * scale + offset.
+    `tokens` [n, N, width] are of training scans as they are, `targets` [n, ...] and `subjects` [n].
     """
     features = head.features(tokens.to(head.linear.weight.device).float()).double().cpu().numpy()
     start = 0

@@ -12,9 +12,7 @@ def planned_steps(training: Mapping[str, Any], whole: int) -> tuple[int, int]:
 
     They are as many with every subset as with all of the data.
 
-    Args:
-        training: epochs, min_steps and batch_size.
-        whole: scans that there are to train on with all of the training subjects.
+    `whole` is how many scans there are to train on with all of the training subjects.
     """
     interval = -(-whole // int(training["batch_size"]))  # steps of a pass over all training scans
     epochs = max(int(training["epochs"]), -(-int(training["min_steps"]) // interval))

@@ -62,19 +62,10 @@ def run_trials(
 ) -> None:
     """Train some trials of a method on each fold, one after another, and write what each gave.
 
-    Args:
-        specs: {path: settings} of a cell of each fold, as `grid.cell_specs` writes them.
-        store_dir: Store of the training cohort.
-        splits: Splits of the cells.
-        encoder_path: Pretrained encoder that they start from; None starts from random weights.
-        state_root: Folder of the states of all trials.
-        table: The table to write: fold, trial, the settings that are tried, and what came of them; `losses`
-            are the validation losses up to the end.
-        search: What is tried, and how.
-        first: Number of the first trial, from 0; `search.trials_per_job` are trained.
-        earlier: Tables of the trials before, which `tpe` learns from.
-        device: As torch names it; the GPU if there is one.
-        checkpoint_seconds: Least time between checkpoints.
+    `specs` has a cell of each fold, and `first` is the number of the first trial, from 0;
+    `search.trials_per_job` are trained. `earlier` are tables of trials before, which `tpe` learns from.
+    `table` gets fold, trial, the settings that are tried, and what came of them; `losses` are the validation
+    losses up to the end. The rest is as in `pack.finetune_pack`.
 
     Raises:
         UserError: An input is missing or wrong.

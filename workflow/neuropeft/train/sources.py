@@ -34,12 +34,8 @@ def cell_sources(
 ) -> dict[str, str]:
     """Return what a cell is made from.
 
-    Args:
-        spec: its settings, as `grid.cell_spec` writes them.
-        split: its split.
-        scans: scans.tsv of its training cohort's store.
-        encoder: SHA-256 of the encoder that it starts from; None from random weights.
-        choice: settings that a search has chosen; None without a search.
+    `scans` is scans.tsv of its training cohort's store; `encoder` the SHA-256 of what it starts from, None of
+    random weights; `choice` is what a search has chosen.
 
     Raises:
         UserError: the split or the store cannot be read, or do not belong together.
@@ -129,12 +125,8 @@ def prediction_sources(
 ) -> dict[str, Any]:
     """Return what the predictions of a cohort are made from.
 
-    Args:
-        spec: settings of one of the cells, which share their kinds.
-        deltas: SHA-256 of each cell's delta, by `cell_key`.
-        scans: SHA-256 of scans.tsv of the cohort's store.
-        subjects: SHA-256 of each table that says who is predicted.
-        told: what predictions alone depend on, see `config.tasks`.
+    `deltas` are the SHA-256 of each cell's delta by `cell_key`; `scans` and `subjects` those of the store's
+    scans.tsv and of the tables that say who is predicted. `told` is what predictions alone depend on.
     """
     code = numerics.version("train.predict", *_kinds(spec, predicts=True))
     found = {"code": code, "deltas": dict(deltas), "volumes": scans, "subjects": sorted(subjects)}
@@ -177,11 +169,8 @@ def pretraining_sources(
 ) -> dict[str, str]:
     """Return what a pretraining is made from.
 
-    Args:
-        spec: its settings, as `grid.pretraining_spec` writes them.
-        train: rows of the store that it trains on.
-        validation: rows that it validates on.
-        start: SHA-256 of the encoder that it goes on from; None from random weights.
+    `train` and `validation` are rows of the store; `start` is the SHA-256 of the encoder that it goes on
+    from, None of random weights.
     """
     from neuropeft.cohorts.synthetic import ANATOMY_FACTORS  # NumPy, which no job shall import to start
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from neuropeft.errors import UserError
-from neuropeft.files import atomic_path
+from neuropeft.files import write_text
 from neuropeft.records import Digests, link_results, read_record, record_of, write_record
 from neuropeft.train.sources import differing
 
@@ -27,13 +27,7 @@ def forget(finished: Path, files: Sequence[str] = CELL_FILES) -> None:
 def is_finished(
     state: Path, made_from: Mapping[str, Any] | None = None, files: Sequence[str] = CELL_FILES
 ) -> bool:
-    """Whether the training has come to its end, from these sources if they are given; all files are checked.
-
-    Args:
-        state: Its folder.
-        made_from: See `sources`.
-        files: What it leaves.
-    """
+    """Whether a training has come to its end, from these sources if given; all files are checked."""
     first = state / FINISHED / files[0]
     record = read_record(first)
     if record is None or record.files.keys() != set(files):
@@ -76,8 +70,7 @@ def why_failed(state: Path) -> str | None:
 def note_failure(state: Path, reason: str) -> None:
     """Write down why the cell could not be trained."""
     try:
-        with atomic_path(state / FAILED) as partial:
-            partial.write_text(reason + "\n", encoding="utf-8")
+        write_text(state / FAILED, reason + "\n")
     except OSError as error:
         raise UserError(f"{reason} (and {state / FAILED} cannot be written: {error.strerror})") from error
 

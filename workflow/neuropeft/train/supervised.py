@@ -116,13 +116,7 @@ def learner(
     Where scans are not changed at random, layers below all that is trained give the same in every step: each
     scan passes through them once, before the first.
 
-    Args:
-        spec: What defines the cell, as `grid.cell_spec` writes it.
-        model: The adapted network, on the device of the volumes.
-        goal: The loss.
-        shared: What the cells of its pack share: volumes, and the row of each scan.
-        sides: Whom it trains and validates on.
-        steps: The most steps.
+    `model` is on the device of the volumes, and `steps` are the most.
     """
     volumes, places, head = shared.volumes, shared.places, model.head
     assert isinstance(head, Head), "a kind with a decoder names another module"
@@ -238,11 +232,7 @@ def predicted(
 ) -> list[list[float]]:
     """Return the scores of scans, as their kind of task names its columns.
 
-    Args:
-        model: The network with a cell's delta.
-        spec: What defines the cell.
-        metadata: Of its delta.
-        shown: The scans.
+    `model` has the delta of a cell, of which `metadata` is.
     """
     mixed_precision = spec["training"]["mixed_precision"]
     with torch.inference_mode():

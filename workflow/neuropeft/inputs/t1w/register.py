@@ -48,10 +48,7 @@ class _Level:
 def register(image: nib.Nifti1Image, mask: np.ndarray, template: nib.Nifti1Image) -> NineDof:
     """Find the transform from the template to a scan.
 
-    Args:
-        image: bias-corrected scan, any voxel size and orientation.
-        mask: [X, Y, Z] its brain.
-        template: brain template, 0 outside the brain.
+    The image is bias-corrected; `mask` [X, Y, Z] is its brain, and the template is 0 outside the brain.
 
     Returns:
         The transform with the best correlation.

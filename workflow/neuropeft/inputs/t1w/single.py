@@ -23,11 +23,8 @@ def preprocess_scan(
 ) -> dict[str, float]:
     """Preprocess a scan and write its mask, transform, preprocessed scan, model volume and QC picture.
 
-    Args:
-        scan: .nii, .nii.gz or .mgz file.
-        out_dir: folder of the outputs, which are named by the scan's file.
-        skull_strip: see `skullstrip.brain_mask`.
-        mask: brain mask on the scan's own grid, for `given`.
+    Files in `out_dir` are named by the scan's file; `mask` is on the scan's own grid, for a `skull_strip` by
+    `given`.
 
     Returns:
         The QC numbers of `kind.T1w`.

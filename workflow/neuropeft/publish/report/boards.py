@@ -23,11 +23,7 @@ def boards(
 ) -> list[Sheet]:
     """Return a table for each task and cohort, its contenders by the primary metric, the best first.
 
-    Args:
-        config: the configuration.
-        scores: of everything in the grid, with draws.
-        trainable: trained parameters of each group of cells.
-        seconds: how long a cell of each group trained, on average.
+    `scores` have draws; `seconds` is how long a cell of each group trained, on average.
     """
     comparisons = {id(one.score): one for one in compare(scores)}
     found = []

@@ -1,6 +1,5 @@
 """Runs that have collapsed: they say nearly the same of everybody, or name one class only."""
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,7 +10,8 @@ from neuropeft.cohorts.splits import TEST
 from neuropeft.config import Config
 from neuropeft.contenders import Contender, contenders
 from neuropeft.evaluate.predictions import read_predictions
-from neuropeft.grid import Base, names_of
+from neuropeft.grid import names_of
+from neuropeft.grouping import grouped
 from neuropeft.tasks import kind_of
 from neuropeft.tasks.base import Array, Run
 
@@ -28,12 +28,9 @@ def collapsed_runs(config: Config, results: Path) -> Collapsed:
     Raises:
         UserError: a file of predictions cannot be read.
     """
-    of_base: dict[Base, list[Contender]] = defaultdict(list)
-    for one in contenders(config):
-        if one.is_method:
-            of_base[one.group[:4]].append(one)
+    methods = [one for one in contenders(config) if one.is_method]
     found: Collapsed = {}
-    for base, some in of_base.items():
+    for base, some in grouped(methods, lambda one: one.group[:4]).items():
         task = config.tasks[base[0]]
         path = layout.PREDICTIONS.at(results, **names_of(base), cohort=task.train)
         if not path.is_file():

@@ -1,7 +1,7 @@
 """What was found, in a few questions and answers; each rests on paired intervals, never on means alone."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from neuropeft.config import Config
@@ -9,6 +9,7 @@ from neuropeft.contenders import REFERENCE_KIND, backbone_label
 from neuropeft.evaluate.compare import BETTER, WITHIN_NOISE, WORSE
 from neuropeft.evaluate.scores import Score
 from neuropeft.grid import NO_PRETRAINING
+from neuropeft.grouping import grouped
 from neuropeft.publish.report.gaps import Gap, gap, gap_from_guessing
 from neuropeft.publish.report.regimes import Regime, Trainable, largest
 
@@ -92,7 +93,7 @@ def _against_controls(config: Config, regime: Regime) -> list[Line]:
 def _against_scratch(config: Config, regime: Regime) -> list[Line]:
     """Compare full fine-tuning from each start with training from scratch, on each backbone."""
     found = []
-    for backbone, some in _by(regime.methods, lambda score: score.contender.backbone).items():
+    for backbone, some in grouped(regime.methods, lambda score: score.contender.backbone).items():
         full = [score for score in some if _is_full(config, score)]
         scratch = next(
             (score for score in some if config.methods[score.contender.method].kind == "scratch"), None
@@ -120,7 +121,7 @@ def _against_scratch(config: Config, regime: Regime) -> list[Line]:
 def _against_full(config: Config, regime: Regime, trainable: Trainable) -> list[Line]:
     """Compare methods with full fine-tuning from the same weights, on each backbone and start."""
     found = []
-    for start, some in _by(regime.methods, lambda score: score.contender.group[1:3]).items():
+    for start, some in grouped(regime.methods, lambda score: score.contender.group[1:3]).items():
         full = next((score for score in some if _is_full(config, score)), None)
         if full is None or (all_of := trainable.get(full.contender.group)) is None:
             continue
@@ -181,10 +182,3 @@ def _is_full(config: Config, score: Score) -> bool:
 
 def _value(regime: Regime, score: Score) -> str:
     return f"{regime.name(score)} ({regime.words.value(score)})"
-
-
-def _by(some: Iterable[Score], key: Callable[[Score], object]) -> dict:
-    found: dict = {}
-    for score in some:
-        found.setdefault(key(score), []).append(score)
-    return found

@@ -43,11 +43,7 @@ def gap(score: Score, other: Score) -> Gap | None:
 def gap_from_guessing(config: Config, score: Score, mean: Score | None) -> Gap | None:
     """Return how much better a primary metric is than guessing.
 
-    Args:
-        config: the configuration.
-        score: a score whose seeds are all there.
-        mean: the score of predicting the training mean, which guessing is where the metric has no fixed value
-            of its own, as of errors.
+    `mean` is the score of predicting the training mean: guessing, where the metric has no value of its own.
     """
     chance = kind_of(config.tasks[score.contender.task]).chance
     if chance is None:

@@ -154,12 +154,7 @@ def advice_sheet(
 ) -> Sheet:
     """Lay out a line for each regime.
 
-    Args:
-        config: the configuration.
-        some: the regimes.
-        trainable: trained parameters of each group of cells.
-        seconds: how long a cell of each group trained, on average.
-        subjects: how many subjects a task and subset trains on.
+    `seconds` is how long a cell of each group trained, on average; `subjects` how many a subset trains on.
     """
     rows = []
     for one in some:

@@ -288,23 +288,21 @@ def _add_evaluation(verb: Verb) -> None:
     _paths(confounds, "--out")
 
     tables = verb("tables", verbs_of_results.tables)
-    tables.add_argument("--config-json", required=True)
     _paths(tables, "--counts", "--out")
     tables.add_argument("--partial", action="store_true")
 
     figures = verb("figures", verbs_of_results.figures)
-    figures.add_argument("--config-json", required=True)
     _paths(figures, "--out")
 
     report = verb("report", verbs_of_results.report)
-    report.add_argument("--config-json", required=True)
     _path_lists(report, "--tables", "--figures")
     _paths(report, "--out")
 
     analyses = verb("analyses", verbs_of_results.analyses)
-    analyses.add_argument("--config-json", required=True)
     _paths(analyses, "--tables", "--figures")
 
     diagnostics = verb("diagnostics", verbs_of_results.diagnostics)
-    diagnostics.add_argument("--config-json", required=True)
     _paths(diagnostics, "--tables", "--figures")
+
+    for one in (tables, figures, report, analyses, diagnostics):
+        one.add_argument("--config-json", required=True)

@@ -335,7 +335,11 @@ def task_kind_of(options: argparse.Namespace) -> "TaskKind":
 
 
 def config_of(options: argparse.Namespace, base: Path | None = None) -> "Config":
-    """Return the configuration of the files named, merged in their order."""
+    """Return the configuration that rules give as JSON, or that of the files named, merged in their order."""
+    if given := getattr(options, "config_json", None):
+        from neuropeft.config import Config
+
+        return Config.model_validate_json(given)
     from neuropeft.config.read import read_config
 
     first, *others = options.configfile
@@ -344,11 +348,6 @@ def config_of(options: argparse.Namespace, base: Path | None = None) -> "Config"
 
 def status(options: argparse.Namespace) -> None:
     """Print what is done, running, failed and left; reads only."""
-    from neuropeft.config import Config
     from neuropeft.status.screen import print_status
 
-    if options.config_json is None:
-        config = config_of(options)
-    else:
-        config = Config.model_validate_json(options.config_json)
-    print_status(config, options.results)
+    print_status(config_of(options), options.results)

@@ -4,7 +4,7 @@ import argparse
 import json
 from importlib import import_module
 
-from neuropeft.verbs import RESULTS, task_kind_of
+from neuropeft.verbs import RESULTS, config_of, task_kind_of
 
 
 def controls(options: argparse.Namespace) -> None:
@@ -54,43 +54,35 @@ def confounds(options: argparse.Namespace) -> None:
 
 def tables(options: argparse.Namespace) -> None:
     """Write the tables."""
-    from neuropeft.config import Config
     from neuropeft.publish.tables import write_partial_tables, write_tables
 
     write = write_partial_tables if options.partial else write_tables
-    write(Config.model_validate_json(options.config_json), RESULTS, options.counts, options.out)
+    write(config_of(options), RESULTS, options.counts, options.out)
 
 
 def figures(options: argparse.Namespace) -> None:
     """Draw the figures."""
-    from neuropeft.config import Config
     from neuropeft.publish.figures import write_figures
 
-    write_figures(Config.model_validate_json(options.config_json), RESULTS, options.out)
+    write_figures(config_of(options), RESULTS, options.out)
 
 
 def report(options: argparse.Namespace) -> None:
     """Write the report."""
-    from neuropeft.config import Config
     from neuropeft.publish.report.page import write_report
 
-    config = Config.model_validate_json(options.config_json)
-    write_report(config, RESULTS, options.tables, options.figures, options.out)
+    write_report(config_of(options), RESULTS, options.tables, options.figures, options.out)
 
 
 def diagnostics(options: argparse.Namespace) -> None:
     """Write what predictions say of subjects."""
-    from neuropeft.config import Config
     from neuropeft.publish.diagnostics import write_diagnostics
 
-    config = Config.model_validate_json(options.config_json)
-    write_diagnostics(config, RESULTS, options.tables, options.figures)
+    write_diagnostics(config_of(options), RESULTS, options.tables, options.figures)
 
 
 def analyses(options: argparse.Namespace) -> None:
     """Write the tables and figures of the analyses that are asked for."""
-    from neuropeft.config import Config
     from neuropeft.publish.analyses import write_analyses
 
-    config = Config.model_validate_json(options.config_json)
-    write_analyses(config, RESULTS, options.tables, options.figures)
+    write_analyses(config_of(options), RESULTS, options.tables, options.figures)

@@ -1,4 +1,4 @@
-"""The command that runs the workflow of this checkout, and what a run of it has said."""
+"""The command that runs the workflow of this checkout, what a run has said, and cohorts of empty scans."""
 
 import multiprocessing
 import os
@@ -90,3 +90,22 @@ def shown(folder: Path, config: dict[str, Any]) -> str:
     done = snakemake(folder, "--configfile", path, "--cores", "2", "--dry-run", "--printshellcmds")
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+def skull_stripping(said: str) -> dict[str, str]:
+    """Return the methods that the commands which a dry run shows name, by cohort."""
+    words = r'inputs\.t1w\.skullstrip .*"skull_strip": "(\S+)".*--derivatives results/derivatives/(\S+)'
+    return {cohort: method for method, cohort in re.findall(words, said)}
+
+
+def empty_cohort(root: Path, subjects: int) -> str:
+    """Make a BIDS tree of empty scans whose diagnoses alternate and whose ages grow; return its path."""
+    lines = ["participant_id\tage\tsex\tdiagnosis"]
+    for number in range(subjects):
+        scan = root / f"sub-{number:03}" / "anat" / f"sub-{number:03}_T1w.nii.gz"
+        scan.parent.mkdir(parents=True)
+        scan.touch()
+        diagnosis = ("CN", "AD", "PD")[number // 2 % 3]
+        lines.append(f"sub-{number:03}\t{50 + number}\t{'FM'[number % 2]}\t{diagnosis}")
+    (root / "participants.tsv").write_text("\n".join(lines) + "\n")
+    return str(root)

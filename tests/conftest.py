@@ -31,12 +31,28 @@ def shared(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config
     return own.parent if hasattr(pytestconfig, "workerinput") else own  # a worker's lies in the run's
 
 
-# Files whose tests run Snakemake, SLURM, benchmarks or many trainings: not for `make test-quick`.
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory, shared: Path) -> Path:
+    """The fabricated results of `small_config`, scored, in a folder of this file's own."""
+    from fabricated_results import small_results
+
+    return small_results(tmp_path_factory.mktemp("fabricated") / "results", shared)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    """The store of a small simulated cohort."""
+    import tiny_cells
+
+    return tiny_cells.make_store(tmp_path / "store")
+
+
+# Files whose tests are all `slow`, that is not for `make test-quick`.
 SLOW = {
-    *("test_end_to_end.py", "test_dry_runs.py", "test_dry_runs_pretraining.py", "test_two_runs.py"),
-    *("test_readme.py", "test_benchmarks.py", "test_cost_figure.py"),
+    *("test_end_to_end.py", "test_dry_runs.py", "test_dry_runs_pretraining.py", "test_dry_runs_shipped.py"),
+    *("test_two_runs.py", "test_readme.py", "test_benchmarks.py", "test_cost_figure.py"),
     *("test_tables.py", "test_figures.py", "test_metrics.py", "test_packs.py", "test_faults.py"),
-    *("test_simulate.py", "test_preprocess_register.py", "test_ddp.py", "test_ddp_resume.py"),
+    *("test_simulate.py", "test_t1w.py", "test_preprocess_register.py", "test_ddp.py", "test_ddp_resume.py"),
 }
 
 

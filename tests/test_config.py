@@ -78,11 +78,7 @@ MISTAKES = [
         5,
         "`backbones.vit_xs`: `decoder.width` 96 is not divisible by `decoder.heads` 5",
     ),
-    (
-        "backbones.vit_xs.patch_size",
-        24,
-        "`backbones.vit_xs.patch_size` 24 does not divide",
-    ),
+    ("backbones.vit_xs.patch_size", 24, "`backbones.vit_xs.patch_size` 24 does not divide"),
     (
         "cohorts.IXI-HH",
         {"bids": "."},
@@ -110,11 +106,7 @@ MISTAKES = [
     ("methods.full.r", 4, "unknown key `methods.full.r`: 'r' is a key of another place; remove it here"),
     ("pretraining.mae.betas", [0.9, 1.0], "`pretraining.mae.betas.1`: input should be less than 1"),
     ("pretraining.mae.seed", 2**32, "`pretraining.mae.seed`: input should be less than 4294967296"),
-    (
-        "pretraining.mae.mask_ratio",
-        0.999,
-        "`pretraining.mae.mask_ratio` 0.999 hides all of the 64",
-    ),
+    ("pretraining.mae.mask_ratio", 0.999, "`pretraining.mae.mask_ratio` 0.999 hides all of the 64"),
     ("grid.0.seeds", [2**32], "`grid.0.seeds.0`: input should be less than 4294967296"),
     ("methods.knn", {"kind": "scratch", "lr": 1e-4}, "`knn` is the name of a probe"),
     ("backbones.control", {"kind": "densenet121"}, "`control` stands for what controls have"),
@@ -125,16 +117,8 @@ MISTAKES = [
     ("pretraining.mae.cohort", "SimC", "`pretraining.mae.cohort` names 'SimC', which is not there"),
     ("pretraining.none", {"cohort": "SimA"}, "`none` stands for no pretraining"),
     ("pretraining.mae.step", 3, "unknown key `pretraining.mae.step`: did you mean 'steps'?"),
-    (
-        "pretraining.mae.weights",
-        "a.pt",
-        "`pretraining.mae`: weights that are there are not trained",
-    ),
-    (
-        "pretraining.mae.mask",
-        "brain",
-        "`pretraining.mae.mask`: input should be 'all' or 'foreground'",
-    ),
+    ("pretraining.mae.weights", "a.pt", "`pretraining.mae`: weights that are there are not trained"),
+    ("pretraining.mae.mask", "brain", "`pretraining.mae.mask`: input should be 'all' or 'foreground'"),
     ("pretraining.mae.kind", "factor", "`pretraining.mae.kind` is 'factor': choose from"),
     (
         "pretraining.mae.warmup_steps",
@@ -142,11 +126,7 @@ MISTAKES = [
         "`pretraining.mae`: `warmup_steps` 1000000 must be fewer than `steps`",
     ),
     ("pretraining.mae.start", "mae_x", "`pretraining.mae.start` names 'mae_x', which is not there"),
-    (
-        "pretraining.mae.start",
-        "mae",
-        "`pretraining.mae.start` leads back to 'mae': give another start",
-    ),
+    ("pretraining.mae.start", "mae", "`pretraining.mae.start` leads back to 'mae': give another start"),
     (
         "pretraining.X",
         {"kind": "factors", "cohort": "SimA"},

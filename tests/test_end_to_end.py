@@ -234,12 +234,7 @@ def planned(folder, config, *arguments):
     [
         ("cohorts/SimA/store/volumes.npy", "flip", {"pack_cohort": 1}, {"n4_bias_correction"}),
         ("pretraining/mae/vit_xxs/encoder.safetensors", "flip", {"pretrain": 1}, {"pack_cohort"}),
-        (
-            f"cells/{LORA}/shots-1/seed-1/delta.safetensors",
-            "cut",
-            {"cell": 1},
-            {"finetune"},
-        ),
+        (f"cells/{LORA}/shots-1/seed-1/delta.safetensors", "cut", {"cell": 1}, {"finetune"}),
         (f"predictions/{LORA}/SimB.tsv", "cut", {"predict": 1}, {"finetune", "cell"}),
         (f"search/{LORA}/trials-0.tsv", "flip", {"trial": 1, "choose": 1, "finetune": 1}, {"pretrain"}),
     ],

@@ -22,11 +22,6 @@ ASKED = small_config(analyses={"ensembles": True})
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory, shared):
-    return small_results(tmp_path_factory.mktemp("fabricated") / "results", shared)
-
-
-@pytest.fixture(scope="module")
 def scores(results):
     found = scored(ASKED, results, "ensembles/ad/vit_b")
     return {

@@ -13,13 +13,7 @@ from neuropeft.config.training import Search
 from neuropeft.forecast.networks import of_cell, of_pretraining, token_bytes
 from neuropeft.forecast.screen import screen
 from neuropeft.forecast.seconds import training_seconds
-from neuropeft.forecast.stages import (
-    START_SECONDS,
-    WHOLE_COHORT_JOBS,
-    Forecast,
-    Stage,
-    forecast,
-)
+from neuropeft.forecast.stages import START_SECONDS, WHOLE_COHORT_JOBS, Forecast, Stage, forecast
 from neuropeft.grid import cells
 from neuropeft.packs import packs
 from neuropeft.peaks import peak_of

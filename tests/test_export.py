@@ -16,12 +16,7 @@ from neuropeft.config.inputs import Volume
 from neuropeft.errors import UserError
 from neuropeft.evaluate.calibration import probabilities
 from neuropeft.export.card import start_licence
-from neuropeft.export.interval import (
-    LEVEL,
-    Interval,
-    fit_interval,
-    predicted_class,
-)
+from neuropeft.export.interval import LEVEL, Interval, fit_interval, predicted_class
 from neuropeft.export.model import WEIGHTS, Model, outputs_and_features, write_model
 from neuropeft.export.network import save_network
 from neuropeft.export.reference import away, fit_features, flags, quantiles

@@ -38,11 +38,6 @@ NAMES = (
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory, shared):
-    return small_results(tmp_path_factory.mktemp("fabricated") / "results", shared)
-
-
-@pytest.fixture(scope="module")
 def scores(results):
     return read_scores(small_config(), results)
 

@@ -81,14 +81,18 @@ def settings(**changes: Any) -> dict[str, Any]:
     [
         (VIT, {"kind": "scratch"}),
         (VIT | {"features": "mean", "layer_scale": True}, tiny_cells.LORA),
-        ({"kind": "resnet50_2d", "image_size": EDGE}, {"kind": "scratch", "lr": 1e-3}),
+        pytest.param(
+            {"kind": "resnet50_2d", "image_size": EDGE},
+            {"kind": "scratch", "lr": 1e-3},
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["class token", "mean", "resnet50"],
 )
 def test_a_backbone_of_images_is_fine_tuned(store: Path, backbone: dict, method: dict) -> None:
     split = tiny_cells.make_split(store.parent / "seed-0.tsv", store)
     spec, out = settings(backbone=backbone, method={"lr": 1e-2} | method), store.parent / "out"
-    tiny_cells.finetune(spec, store, split, None, out, store.parent / "state")
+    tiny_cells.finetune(spec, store, split, None, out, store.parent / "state", 1e9)  # one checkpoint
     history = tiny_cells.read_history(out)
     assert float(history[-1]["train_loss"]) < 0.5 * float(history[0]["train_loss"])
     assert tiny_cells.read_cost(out)["flops_per_sample"] > 0

@@ -52,7 +52,10 @@ assert main(["qc", *whole, "--table", "qc.tsv", "--page", "index.html"]) == 0
 """
 
 
-@pytest.fixture(scope="module", params=INPUTS)
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(kind, marks=pytest.mark.slow if kind == "t1w" else ()) for kind in INPUTS],
+)
 def name(request):
     return request.param
 
@@ -157,6 +160,7 @@ def test_its_qc_page_shows_good_scans_and_names_the_others(name, cohort):
     assert str(cohort) not in page
 
 
+@pytest.mark.slow
 def test_the_same_scan_becomes_the_same_bytes_again_whatever_the_threads(name, steps, cohort, tmp_path):
     again = prepared(name, steps, tmp_path, [index_row("good", cohort / f"good{INPUTS[name].suffix}")], 3)
     one, other = open_store(cohort / "store"), open_store(again / "store")

@@ -58,6 +58,7 @@ def test_a_planted_exponent_and_what_doubling_brings_are_found():
     assert gain_low < 20 * (400**-0.25 - 800**-0.25) < gain_high
 
 
+@pytest.mark.slow
 def test_the_interval_of_the_exponent_holds_it_in_95_of_100_studies():
     rng = np.random.default_rng(1)
     held = 0

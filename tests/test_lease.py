@@ -157,6 +157,7 @@ def test_the_local_profile_counts_the_gpus_that_are_listed(
 
 
 @pytest.mark.parametrize(("visible", "granted"), [("-1", 0), ("0,1,2", 3)])
+@pytest.mark.slow
 def test_the_local_profile_lets_jobs_have_the_gpus_there_are(
     tmp_path: Path, visible: str, granted: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from drawn import panel, read_csv, words
-from fabricated_results import small_config, small_results
+from fabricated_results import small_config
 from neuropeft.cells.costs import cell_folder
 from neuropeft.errors import UserError
 from neuropeft.grid import Cell
@@ -16,11 +16,6 @@ from neuropeft.publish.losses import (
 )
 from neuropeft.publish.reconstructions import draw_reconstructions
 from neuropeft.subsets import fraction
-
-
-@pytest.fixture(scope="module")
-def results(tmp_path_factory, shared):
-    return small_results(tmp_path_factory.mktemp("fabricated") / "results", shared)
 
 
 def test_loss_panels_count_cells_and_draw_every_seed(results):

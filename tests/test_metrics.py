@@ -43,8 +43,7 @@ def test_without_a_threshold_there_is_no_balanced_accuracy(labelled):
 
 
 AS_SCIKIT_LEARN = pytest.mark.parametrize(
-    ("metric", "expected"),
-    [(auc, oracle.roc_auc_score), (average_precision, oracle.average_precision_score)],
+    ("metric", "expected"), [(auc, oracle.roc_auc_score), (average_precision, oracle.average_precision_score)]
 )
 
 

@@ -67,6 +67,7 @@ def test_count_sees_only_what_is_trained():
     assert count(model) == Counts(encoder=5 * 2 * 48, head=3 * 49, total=5 * 2 * 48 + 3 * 49)
 
 
+@pytest.mark.slow
 def test_every_kind_of_method_is_listed_with_what_it_trains(capsys):
     main(["methods"])
     lines = capsys.readouterr().out.splitlines()

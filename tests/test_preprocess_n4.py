@@ -40,6 +40,7 @@ def test_a_planted_field_is_found(biased, found):
     assert found.dtype == np.float32
 
 
+@pytest.mark.slow
 def test_the_field_agrees_with_that_of_all_of_n4(biased, found):
     scan, field, brain = biased
     image = ants.from_numpy(np.asarray(scan.dataobj), spacing=list(VOXEL))
@@ -48,6 +49,7 @@ def test_the_field_agrees_with_that_of_all_of_n4(biased, found):
     assert apart(found, fine, brain) < 0.2 * apart(field, np.ones_like(field), brain)
 
 
+@pytest.mark.slow
 def test_turning_the_scan_turns_its_field(biased, found):
     scan, _, brain = biased
     turned = np.ascontiguousarray(np.asarray(scan.dataobj).transpose(2, 0, 1))
@@ -70,6 +72,7 @@ def test_a_scan_without_positive_voxels_is_refused():
         correct_bias(scan)
 
 
+@pytest.mark.slow
 def test_a_background_of_almost_nothing_does_not_hide_the_field(biased, found):
     scan, _, brain = biased
     data = np.asarray(scan.dataobj)

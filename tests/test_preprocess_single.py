@@ -9,6 +9,7 @@ from neuropeft.inputs.t1w.single import preprocess_scan
 from scans import MOVED, brain_scan, save
 
 
+@pytest.mark.slow
 def test_a_given_mask_is_used(tmp_path):
     scan = brain_scan(MOVED, (4.0, 4.0, 4.0))
     half = (np.asarray(scan.dataobj) > 300).astype(np.uint8)

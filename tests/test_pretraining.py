@@ -66,7 +66,14 @@ class Done(NamedTuple):
     out: Path
 
 
-@pytest.fixture(scope="module", params=TRAINED, ids=label)
+# `make test-quick` has each kind once.
+MARKS = [pytest.mark.slow if "mask" in one else () for one in TRAINED]
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(one, id=label(one), marks=mark) for one, mark in zip(TRAINED, MARKS, strict=True)],
+)
 def done(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Done:
     folder = tmp_path_factory.mktemp("pretraining")
     store = tiny_cells.add_anatomy(tiny_cells.make_store(folder / "store", scans=32))
@@ -128,6 +135,7 @@ def assert_same(one: Path, other: Path) -> None:
     assert tiny_cells.read_history(one) == tiny_cells.read_history(other)
 
 
+@pytest.mark.slow
 def test_what_is_interrupted_ends_as_what_is_not(
     done: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -205,11 +213,6 @@ def test_imported_weights_become_an_encoder_file(tmp_path: Path) -> None:
 
 
 # -- the masked autoencoder --------------------------------------------------------------------------
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Path:
-    return tiny_cells.make_store(tmp_path / "store")
 
 
 def test_its_pictures_show_what_was_hidden(store: Path) -> None:

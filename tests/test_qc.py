@@ -22,9 +22,7 @@ BAD = {
     "path": "/data/zero.nii.gz",
     "mask": "/data/masks/m.nii",
     "status": "failed",
-} | {
-    **{"step": "n4", "reason": "/data/zero.nii.gz is all zero; the mask /data/masks/m.nii is n/a"},
-}
+} | {**{"step": "n4", "reason": "/data/zero.nii.gz is all zero; the mask /data/masks/m.nii is n/a"}}
 
 
 def test_outliers_are_those_far_from_the_cohorts_median():

@@ -63,8 +63,8 @@ def assert_same_delta(one: Path, other: Path) -> None:
 @pytest.mark.parametrize(
     ("number", "status", "spec", "best", "steps"),
     [
-        (signal.SIGKILL, -signal.SIGKILL, SPEC, 16, 16),
-        (signal.SIGTERM, REQUEUE_EXIT_CODE, SPEC, 16, 16),
+        pytest.param(signal.SIGKILL, -signal.SIGKILL, SPEC, 16, 16, marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, REQUEUE_EXIT_CODE, SPEC, 16, 16, marks=pytest.mark.slow),
         (signal.SIGUSR1, REQUEUE_EXIT_CODE, HOPELESS, 4, 12),
     ],
 )
@@ -87,6 +87,7 @@ def test_a_killed_fine_tune_goes_on_exactly(
     assert (cost["resumed"], cost["best_step"], cost["steps"]) == (1, best, steps)
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_costs_time_but_not_exactness(store: Path, capsys) -> None:
     folder = store.parent
     arguments = f"{SPEC!r}, {str(store)!r}, {str(folder / 'seed-0.tsv')!r}, None, {str(folder / 'resumed')!r}"

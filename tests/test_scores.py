@@ -28,9 +28,7 @@ from neuropeft.files import read_tsv, write_tsv
 from neuropeft.subsets import fraction
 from neuropeft.tasks import task_kind
 from neuropeft.tasks.base import Run
-from neuropeft.tasks.metrics import (
-    youden_threshold,
-)
+from neuropeft.tasks.metrics import youden_threshold
 
 FULL = {"backbone": "vit_b", "method": "full", "subset": fraction(100)}
 BINARY, MULTICLASS, REGRESSION = (
@@ -38,11 +36,6 @@ BINARY, MULTICLASS, REGRESSION = (
     task_kind("multiclass", 3),
     task_kind("regression", 0),
 )
-
-
-@pytest.fixture(scope="module")
-def results(tmp_path_factory, shared):
-    return small_results(tmp_path_factory.mktemp("fabricated") / "results", shared)
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +123,7 @@ def folded(tmp_path_factory, shared):
     return small_results(tmp_path_factory.mktemp("folded") / "results", shared, FOLDED)
 
 
+@pytest.mark.slow
 def test_the_folds_of_a_seed_are_scored_as_one_run_over_all_subjects(folded):
     scores = read_scores(FOLDED, folded, with_draws=True)
     runs = read_predictions(folded / "predictions/ad/vit_b/mae/full/ADNI.tsv", BINARY)
@@ -155,6 +149,7 @@ def test_the_folds_of_a_seed_are_scored_as_one_run_over_all_subjects(folded):
     assert find(scores, backbone=NO_BACKBONE, method="ridge_voxels", subset=fraction(10)).n == 60
 
 
+@pytest.mark.slow
 def test_a_zero_shot_cohort_is_scored_by_the_mean_over_the_folds_models(folded):
     scores = scored(FOLDED, folded, "cells/age/vit_b/mae/full")
     runs = read_predictions(folded / "predictions/age/vit_b/mae/full/SimB.tsv", REGRESSION)
@@ -166,6 +161,7 @@ def test_a_zero_shot_cohort_is_scored_by_the_mean_over_the_folds_models(folded):
     assert score.ci_low < score.mean < score.ci_high
 
 
+@pytest.mark.slow
 def test_a_seed_that_lacks_a_fold_is_missing(folded, tmp_path):
     path = folded / "predictions/ad/vit_b/mae/attention/ADNI.tsv"
     kept, rows = path.read_bytes(), read_tsv(path)

@@ -58,6 +58,7 @@ def test_forty_methods_look_different(forty):
     assert not any(one & other for one, other in combinations(of_family.values(), 2)), "a colour is a family"
 
 
+@pytest.mark.slow
 def test_figures_of_forty_methods_name_them_in_the_legend_alone(forty):
     scores = [
         Score(one, "ADNI", False, "auc", True, {0: place / 1000}, n=20)

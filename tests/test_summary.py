@@ -4,16 +4,11 @@ import re
 
 import pytest
 
-from fabricated_results import small_config, small_results
+from fabricated_results import small_config
 from neuropeft.errors import UserError
 from neuropeft.evaluate.scores import read_scores
 from neuropeft.publish.summary import print_summary
 from neuropeft.subsets import fraction
-
-
-@pytest.fixture(scope="module")
-def results(tmp_path_factory, shared):
-    return small_results(tmp_path_factory.mktemp("fabricated") / "results", shared)
 
 
 def test_summary_shows_scores_controls_and_places(results, capsys):

@@ -33,6 +33,7 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return folder / "four", folder / "six"
 
 
+@pytest.mark.slow
 def test_a_larger_cohort_starts_with_the_smaller_one(stores: tuple[Path, Path]) -> None:
     four, six = (open_store(path) for path in stores)
     assert np.array_equal(four.volumes, six.volumes[:4])
@@ -45,6 +46,7 @@ def test_another_seed_is_another_cohort() -> None:
     assert [person.factors for person in people(4, 0)] != [person.factors for person in people(4, 1)]
 
 
+@pytest.mark.slow
 def test_a_store_holds_what_models_and_learners_read(stores: tuple[Path, Path]) -> None:
     store = open_store(stores[0])
     assert store.volumes.dtype == np.float16
@@ -56,6 +58,7 @@ def test_a_store_holds_what_models_and_learners_read(stores: tuple[Path, Path]) 
     assert len({row["subject"] for row in store.rows}) == 4
 
 
+@pytest.mark.slow
 def test_shares_of_tissue_lie_where_the_volume_has_its_brain(stores: tuple[Path, Path]) -> None:
     tissue = np.load(stores[0] / "tissue.npy").astype(float)
     assert tissue.shape == (4, 3, CELLS, CELLS, CELLS)
@@ -103,11 +106,7 @@ def measured(name: str) -> Callable[[Brain], float]:
     ],
 )
 def test_anatomy_does_what_its_name_says(
-    factor: str,
-    low: float,
-    high: float,
-    grows: Callable[[Brain], float],
-    shrinks: Callable[[Brain], float],
+    factor: str, low: float, high: float, grows: Callable[[Brain], float], shrinks: Callable[[Brain], float]
 ) -> None:
     (person,) = people(1, 3)
     less, more = changed(person, factor, low), changed(person, factor, high)

@@ -34,11 +34,6 @@ SCRATCH = {"kind": "scratch"}
 FULL = {"kind": "full"}
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Path:
-    return tiny_cells.make_store(tmp_path / "store")
-
-
 def train(store: Path, spec: dict, encoder: Path | None = None, name: str = "out", **split) -> Path:
     out = store.parent / name
     path = tiny_cells.make_split(store.parent / f"seed-{spec['seed']}.tsv", store, **split)
@@ -168,10 +163,7 @@ def test_a_pretrained_encoder_is_the_start_and_stays_frozen(store: Path) -> None
         for name, value in encoder.state_dict().items():
             assert torch.equal(start[name], value), (method["kind"], name)
     out = train(store, tiny_cells.cell(), path)
-    assert {name.split(".")[0] for name in read_tensors(out / "delta.safetensors")[0]} == {
-        "backbone",
-        "head",
-    }
+    assert {name.split(".")[0] for name in read_tensors(out / "delta.safetensors")[0]} == {"backbone", "head"}
 
 
 def test_what_a_method_chooses_by_gradients_is_chosen_before_training_and_stored(store: Path) -> None:
@@ -309,6 +301,7 @@ def test_chosen_rates_reach_the_optimiser_the_fingerprint_and_the_cost(store: Pa
     assert (cost["chosen_lr"], cost["chosen_head_lr"]) == (5e-4, 7e-3)
 
 
+@pytest.mark.slow
 def test_a_cnn_is_stored_as_it_was_validated(tmp_path: Path) -> None:
     """Its batch norms too, which move with whatever passes through in training mode."""
     store = tiny_cells.make_store(tmp_path / "store", scans=5, edge=32)
@@ -357,18 +350,10 @@ def test_too_high_a_learning_rate_is_explained(store: Path) -> None:
         train(store, tiny_cells.cell(method=method, training={"augment": {}}))
 
 
+@pytest.mark.slow
 def test_a_fine_tune_imports_nothing_slow(store: Path) -> None:
     split = tiny_cells.make_split(store.parent / "seed-0.tsv", store)
-    slow = (
-        "monai",
-        "pandas",
-        "matplotlib",
-        "sklearn",
-        "scipy",
-        "nibabel",
-        "pydantic",
-        "yaml",
-    )
+    slow = ("monai", "pandas", "matplotlib", "sklearn", "scipy", "nibabel", "pydantic", "yaml")
     encoder = store.parent / "encoder.safetensors"
     save_encoder(encoder, vit.build(tiny_cells.BACKBONE), {})
     process = tiny_cells.python(

@@ -117,6 +117,7 @@ def test_without_locks_it_goes_on_and_says_so(tmp_path: Path, monkeypatch, capsy
 
 
 @pytest.mark.parametrize("killed", [True, False])
+@pytest.mark.slow
 def test_a_second_pretraining_waits_and_takes_over(tmp_path: Path, killed: bool) -> None:
     store = tiny_cells.make_store(tmp_path / "store")
     paths = {"store": str(store), "state": str(tmp_path / "state")}

@@ -202,6 +202,7 @@ for _ in range(2):
 """
 
 
+@pytest.mark.slow
 def test_processes_that_share_a_batch_start_again_with_more_parts(store: Path) -> None:
     folder = store.parent
     with socket.create_server(("127.0.0.1", 0)) as free:

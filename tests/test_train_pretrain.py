@@ -23,11 +23,6 @@ from neuropeft.train.signals import REQUEUE_EXIT_CODE
 from neuropeft.train.sources import pretraining_scans
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Path:
-    return tiny_cells.make_store(tmp_path / "store")
-
-
 def given_to_fit(
     store: Path, splits: list[Path], people: Path | None = None, start: Path | None = None, **changes
 ) -> dict:

@@ -172,6 +172,7 @@ def test_the_edge_of_what_was_tried() -> None:
     assert [at_edge(Range(low=0, high=10), value) for value in (0.9, 1.1, 9.1)] == [True, False, True]
 
 
+@pytest.mark.slow
 def test_every_fold_has_a_choice_of_its_own_which_trains_and_predicts_its_cells(store: Path) -> None:
     folder = store.parent
     splits = [tiny_cells.make_split(folder / f"seed-0_fold-{n}.tsv", store, test=1 + n) for n in (1, 2)]

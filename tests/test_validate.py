@@ -77,8 +77,7 @@ def test_an_honest_benchmark_passes(outcomes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "task", "lie"),
-    [("lora", "ad", 0.95), ("shuffled", "ad", 0.7), ("scratch", "age", 1.0)],
+    ("method", "task", "lie"), [("lora", "ad", 0.95), ("shuffled", "ad", 0.7), ("scratch", "age", 1.0)]
 )
 def test_a_lie_is_found(outcomes, method: str, task: str, lie: float) -> None:
     """A score that does not depend on what was planted, or skill where there can be none."""

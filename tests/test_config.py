@@ -9,6 +9,7 @@ import yaml
 from snakemake.utils import update_config
 
 from neuropeft.cli import main
+from neuropeft.config import Config
 from neuropeft.config.read import load_config, read_config, read_yaml
 from neuropeft.errors import UserError
 from neuropeft.grid import cells
@@ -263,7 +264,9 @@ def test_ready_configurations_fit_what_they_are_merged_into_and_use_all_that_the
     for name in names:
         added = read_yaml(ROOT / f"workflow/configs/{name}.yaml")
         update_config(whole, added)
-    table = cells(load_config(whole, None))
+    config = load_config(whole, None)
+    assert Config.model_validate_json(config.model_dump_json()) == config, "jobs read what the workflow read"
+    table = cells(config)
     for part, column in (("methods", "method"), ("backbones", "backbone"), ("pretraining", "pretraining")):
         assert set(added.get(part, [])) <= {getattr(cell, column) for cell in table}
     wanted = {

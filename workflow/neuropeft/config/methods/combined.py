@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, SerializeAsAny
+from pydantic import Field, SerializeAsAny, field_validator
 from pydantic.json_schema import SkipJsonSchema
 
 from neuropeft.config.base import Name, check_no_repeats
@@ -31,6 +31,12 @@ class Combined(MethodSettings):
     weight_decay: float = Field(
         default=0.0, ge=0, description="of the head; that of the first method if absent"
     )
+
+    @field_validator("parts", mode="before")
+    @classmethod
+    def _made_anew(cls, parts: Any) -> Any:
+        """Leave out parts that are written out, as in a job's copy of the configuration: `combine` names them."""
+        return [part for part in parts if isinstance(part, MethodSettings)]
 
     @property
     def family(self) -> str:  # type: ignore[override]

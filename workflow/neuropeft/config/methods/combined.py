@@ -35,7 +35,7 @@ class Combined(MethodSettings):
     @field_validator("parts", mode="before")
     @classmethod
     def _made_anew(cls, parts: Any) -> Any:
-        """Leave out parts that are written out, as in a job's copy of the configuration: `combine` names them."""
+        """Leave out parts that are written out, as in a job's copy: they are made of `combine` again."""
         return [part for part in parts if isinstance(part, MethodSettings)]
 
     @property

@@ -279,6 +279,15 @@ def test_ready_configurations_fit_what_they_are_merged_into_and_use_all_that_the
     assert wanted == {(cell.task, cell.backbone, cell.method) for cell in table}, "nothing is skipped"
 
 
+@pytest.mark.parametrize("parts", [[{"kind": "lora", "r": 2}], 5])
+def test_parts_of_a_combination_are_not_for_users(parts):
+    whole = read_yaml(ROOT / "config.yaml")
+    update_config(whole, read_yaml(ROOT / "workflow/configs/methods.yaml"))
+    whole["methods"]["lora_bitfit"]["parts"] = parts
+    with pytest.raises(UserError, match=r"`methods\.lora_bitfit\.parts"):
+        load_config(whole, None)
+
+
 def test_several_files_are_merged_as_snakemake_does(tmp_path):
     first, added = ROOT / "config.yaml", ROOT / "workflow/configs/methods.yaml"
     whole = read_yaml(first)

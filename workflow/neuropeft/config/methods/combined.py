@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, SerializeAsAny, field_validator
+from pydantic import Field, SerializeAsAny, ValidationInfo, field_validator
 from pydantic.json_schema import SkipJsonSchema
 
 from neuropeft.config.base import Name, check_no_repeats
@@ -34,9 +34,9 @@ class Combined(MethodSettings):
 
     @field_validator("parts", mode="before")
     @classmethod
-    def _made_anew(cls, parts: Any) -> Any:
-        """Leave out parts that are written out, as in a job's copy: they are made of `combine` again."""
-        return [part for part in parts if isinstance(part, MethodSettings)]
+    def _made_anew(cls, parts: Any, info: ValidationInfo) -> Any:
+        """Drop the parts in a job's copy, which alone is JSON: they are made of `combine` again."""
+        return [] if info.mode == "json" else parts
 
     @property
     def family(self) -> str:  # type: ignore[override]

@@ -1,12 +1,11 @@
 """The table of calibration, of tasks with classes."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from neuropeft.config import Config
 from neuropeft.evaluate.calibration import TEMPERATURES
 from neuropeft.files import MISSING
-from neuropeft.publish.cells import cohort_text, interval, number, part_breaks
+from neuropeft.publish.cells import Column, Record, interval, lay_out, number, numbers, places
 from neuropeft.publish.records import GROUP_COLUMNS
 from neuropeft.publish.sheet import Sheet
 
@@ -26,10 +25,6 @@ CALIBRATION_COLUMNS = (
     *("specificity", "specificity_low", "specificity_high"),
 )
 AT_LIMIT = " (limit)"
-ERRORS = (
-    *("ece", "ece_by_chance", "ece_scaled"),
-    *("classwise", "classwise_by_chance", "classwise_scaled"),
-)
 NOTES = (
     "ECE: expected calibration error, mean over seeds, of ten bins from 0 to 1: of the probability of the "
     "second of two classes; of more, of the probability of the likeliest one, against how often it is the "
@@ -45,36 +40,30 @@ NOTES = (
 )
 
 
-def calibration_sheet(config: Config, records: Sequence[Mapping[str, Any]]) -> Sheet:
+def calibration_sheet(config: Config, records: Sequence[Record]) -> Sheet:
     """Lay out a line for each method and cohort."""
-    body = [
-        [
-            str(row["task"]),
-            cohort_text(config, row),
-            str(row["label"]),
-            *(number(row[name], ".3f") for name in ERRORS),
-            number(row["temperature"], ".2f") + AT_LIMIT * (row["temperature_at_limit"] > 0),
-            *(number(row[name], ".3f") for name in ("log_loss", "log_loss_scaled")),
-            *(_share(row, name) for name in ("sensitivity", "specificity")),
-        ]
-        for row in records
-    ]
-    header = (
-        *("ECE", "by chance", "scaled", "Classwise", "by chance", "scaled", "Temperature"),
-        *("Log loss", "scaled", "Sensitivity", "Specificity"),
+    columns = (
+        *places(config, metric=False),
+        numbers("ECE", "ece", ".3f"),
+        numbers("by chance", "ece_by_chance", ".3f"),
+        numbers("scaled", "ece_scaled", ".3f"),
+        numbers("Classwise", "classwise", ".3f"),
+        numbers("by chance", "classwise_by_chance", ".3f"),
+        numbers("scaled", "classwise_scaled", ".3f"),
+        Column("Temperature", _temperature),
+        numbers("Log loss", "log_loss", ".3f"),
+        numbers("scaled", "log_loss_scaled", ".3f"),
+        Column("Sensitivity", lambda row: _share(row, "sensitivity")),
+        Column("Specificity", lambda row: _share(row, "specificity")),
     )
-    caption = "Calibration of predicted probabilities." if body else "Empty: no task has classes."
-    return Sheet(
-        "calibration",
-        caption,
-        ("Task", "Cohort", "Method", *header),
-        body,
-        NOTES,
-        part_breaks(body, 2),
-        text_columns=3,
-    )
+    caption = "Calibration of predicted probabilities." if records else "Empty: no task has classes."
+    return lay_out("calibration", caption, columns, records, NOTES, parts=2)
 
 
-def _share(row: Mapping[str, Any], name: str) -> str:
+def _temperature(row: Record) -> str:
+    return number(row["temperature"], ".2f") + AT_LIMIT * (row["temperature_at_limit"] > 0)
+
+
+def _share(row: Record, name: str) -> str:
     ends = interval(row, f"{name}_low", f"{name}_high", ".2f")
     return MISSING if ends == MISSING else f"{row[name]:.2f} ({ends})"

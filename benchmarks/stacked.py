@@ -20,11 +20,10 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from trainings import ROOT
 
-from neuropeft.backbones.build import build_predictor
 from neuropeft.config import Config
 from neuropeft.config.read import read_yaml
 from neuropeft.grid import cell_spec, cells
-from neuropeft.methods.adapt import adapt
+from neuropeft.train.finetune import make_model
 
 CONFIGS = {"vit_xs": "workflow/configs/ixi.yaml"}
 Gradients = dict[str, Tensor]
@@ -39,12 +38,11 @@ def spec_of(backbone: str) -> dict[str, Any]:
 
 def adapted(spec: dict[str, Any], cell: int) -> nn.Module:
     """Return the network of a cell: the same frozen base, adapters of its own that are not zero."""
-    torch.manual_seed(0)
-    model = build_predictor(spec["backbone"], 1)
-    adapt(model, spec["method"], torch.Generator().manual_seed(cell))
+    model = make_model(spec, None)
+    generator = torch.Generator().manual_seed(cell)
     for value in model.parameters():
         if value.requires_grad:
-            nn.init.normal_(value, std=0.02)
+            nn.init.normal_(value, std=0.02, generator=generator)
     return model.eval()  # without dropout the two ways are comparable
 
 

@@ -52,7 +52,8 @@ NOTES = (
     "scans would reach. 300 subjects, of whom 90 are tested.",
     "interval: the truth is that of the law that predictions are drawn from; the goal is "
     f"{GOAL[0]:.0%} to {GOAL[1]:.0%}, give or take the error of so many studies. Fewer than {JUDGED} test "
-    "subjects are shown and not judged.",
+    "subjects are shown and not judged, nor are seeds whose own errors differ (by 10 %, SD): three of them "
+    "tell little of how far others would lie.",
 )
 
 
@@ -230,11 +231,17 @@ class Law:
     kind: str
     effect: float
     n: int
+    apart: float = 0.0  # SD of the size of the errors over seeds, as a share of it
 
     @property
     def metric(self) -> str:
         """The metric whose interval is asked about."""
         return {"binary": "auc", "regression": "mae"}[self.kind]
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether its intervals have to hold the truth in 95 % of studies."""
+        return self.n >= JUDGED and not self.apart
 
     @property
     def truth(self) -> float:
@@ -248,11 +255,12 @@ def coverage(studies: int, processes: int) -> Iterator[Answer]:
     """Do 95 % intervals of the mean over three seeds hold the truth in 95 % of studies?"""
     kinds = (("binary", 0.0), ("binary", 1.0), ("binary", 2.0), ("regression", 5.0))
     laws = [Law(*kind, n) for kind, n in itertools.product(kinds, SIZES)]
+    laws += [Law("regression", 5.0, n, 0.1) for n in SIZES]
     shares = mapped(partial(held, studies=studies), laws, processes)
     for law, share in zip(laws, shares, strict=True):
         question = f"{law.metric.upper()} {law.truth:.2f}, {law.n} test subjects, {studies} studies"
-        yield _covered(question, share, studies, law.n >= JUDGED)
-    judged = [share for law, share in zip(laws, shares, strict=True) if law.n >= JUDGED]
+        yield _covered(question + ", seeds differ" * bool(law.apart), share, studies, law.is_judged)
+    judged = [share for law, share in zip(laws, shares, strict=True) if law.is_judged]
     question = f"all of {JUDGED} test subjects or more"
     yield _covered(question, float(np.mean(judged)), studies * len(judged), True)
 
@@ -287,6 +295,7 @@ def _write_predictions(path: Path, law: Law, rng: np.random.Generator) -> None:
     n = law.n
     y = np.arange(n) % 2 if law.kind == "binary" else rng.normal(65, AGE_SD, n)
     errors = (rng.normal(size=n) + rng.normal(size=(3, n))) / math.sqrt(2)
+    errors *= 1 + law.apart * rng.normal(size=(3, 1))
     predicted = law.effect * y + errors if law.kind == "binary" else y + law.effect * errors
     write_tsv(
         path,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import kstest
 
-from neuropeft.evaluate.bootstrap import bootstrap_draws, percentile_interval, resamples
+from neuropeft.evaluate.bootstrap import bootstrap_draws, over_seeds, percentile_interval, resamples
 from neuropeft.evaluate.compare import p_value
 from neuropeft.evaluate.delong import auc_interval, covariance, placements
 from neuropeft.evaluate.fast_draws import FAST, auc_draws
@@ -63,16 +63,25 @@ def test_fast_draws_are_those_of_the_metrics(kind, n):
         assert FAST[metric](runs, weights) == pytest.approx(slow, abs=1e-6, nan_ok=True), metric.name
 
 
-def test_the_bootstrap_over_subjects_and_seeds_holds_the_mean_in_95_of_100_studies():
+@pytest.mark.parametrize(("count", "own"), [(5, 0.07), (3, 0.0)], ids=["seeds differ", "errors only"])
+def test_the_bootstrap_over_subjects_and_seeds_holds_the_mean_in_95_of_100_studies(count, own):
     rng = np.random.default_rng(3)
     held = []
     for _ in range(STUDIES):
-        easy, seeds = rng.gamma(4, 1 / 4, 60), rng.normal(1, 0.07, 5)
-        errors = easy * seeds[:, None] * rng.gamma(6, 1 / 6, (5, 60))
+        easy, seeds = rng.gamma(4, 1 / 4, 60), rng.normal(1, own, count)
+        errors = easy * seeds[:, None] * rng.gamma(1.5, 1 / 1.5, (count, 60))
         runs = [(np.zeros(60), error, np.full(60, np.nan)) for error in errors]
-        low, high = percentile_interval(bootstrap_draws(REGRESSION, runs, 250, seeds=5)["mae"])
+        low, high = percentile_interval(bootstrap_draws(REGRESSION, runs, 250, seeds=count)["mae"])
         held.append(low <= 1 <= high)
     assert 0.93 <= np.mean(held) <= 0.97
+
+
+def test_draws_over_seeds_stay_within_the_values_and_need_no_spread():
+    apart = np.array([[0.0, 0.1, np.nan], [0.9, 1.0, np.nan], [1.0, 1.0, np.nan]])
+    drawn = over_seeds(apart)
+    assert 0 <= drawn[:2].min() <= drawn[:2].max() <= 1
+    assert np.isnan(drawn[2])
+    assert over_seeds(np.ones((3, 4))) == pytest.approx(1.0)
 
 
 def test_shuffled_labels_give_uniform_p_values():

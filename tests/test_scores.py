@@ -222,8 +222,8 @@ def test_seeds_tested_on_different_subjects_are_refused(tmp_path, shared):
 
 def test_comparison_with_full_fine_tuning_is_paired(scores):
     comparisons = {id(comparison.score): comparison for comparison in compare(scores)}
-    score = find(scores, cohort="OASIS", backbone="vit_b", method="scratch", subset=fraction(100))
-    full = find(scores, cohort="OASIS", **FULL)
+    score = find(scores, cohort="OASIS", backbone="vit_b", method="scratch", subset=fraction(50))
+    full = find(scores, cohort="OASIS", **{**FULL, "subset": fraction(50)})
     comparison = comparisons[id(score)]
     assert comparison.difference == pytest.approx(score.mean - full.mean)
     assert (comparison.ci_low, comparison.ci_high) == pytest.approx(

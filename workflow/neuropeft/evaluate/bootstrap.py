@@ -68,9 +68,32 @@ def bootstrap_draws(
         for metric in metrics:
             slow = [values[metric.name] for values in measured]
             pieces[metric.name].append(FAST[metric](runs, weights) if fast else np.array(slow))
-    taken = np.random.default_rng((seed, 1)).multinomial(seeds, [1 / seeds] * seeds, size=draws).T / seeds
     found = {}
     for name, of_metric in pieces.items():
         of_runs = np.concatenate(of_metric, axis=1)  # [runs, draws]
-        found[name] = (of_runs.reshape(seeds, -1, draws).mean(axis=1) * taken).sum(axis=0)
+        found[name] = over_seeds(of_runs.reshape(seeds, -1, draws).mean(axis=1), seed)
     return found
+
+
+def over_seeds(of_seeds: Array, seed: int = 0) -> Array:
+    """Return draws of the mean over seeds, from draws in which subjects alone were resampled.
+
+    Seeds differ by themselves, and because the errors that they make on a subject differ. Resampled subjects
+    show the second already; resampling seeds as well would count it three times (Owen 2007, "The pigeonhole
+    bootstrap"). So the draws of seeds are shrunk to the share of the variance that is the seeds' own, which
+    two estimates give: the variance between the seeds' means (own + errors), and that between seeds within
+    a draw (own + twice errors). Drawing all but one of the seeds makes up for how few they are.
+
+    Args:
+        of_seeds: draws of each seed's value under the same subjects, [seeds, draws]; NaN where undefined.
+        seed: seed of the resampling; methods of as many seeds meet the same draws.
+    """
+    count, draws = of_seeds.shape
+    defined = of_seeds[:, np.isfinite(of_seeds).all(axis=0)]
+    if count == 1 or not defined.size:
+        return of_seeds.mean(axis=0)
+    taken = np.random.default_rng((seed, 1)).multinomial(count - 1, [1 / count] * count, size=draws).T
+    between, within_draws = defined.mean(axis=1).var(ddof=1), defined.var(axis=0, ddof=1).mean()
+    own = max(0.0, 2 * between - within_draws) / within_draws if within_draws > 0 else 0.0
+    weights = 1 / count + np.sqrt(own) * (taken / (count - 1) - 1 / count)  # none is negative
+    return (of_seeds * weights).sum(axis=0)

@@ -4,12 +4,19 @@ import json
 
 import numpy as np
 import pytest
+from scipy.stats import kstest
 
 from fabricated_results import small_config
 from neuropeft import layout
 from neuropeft.contenders import confound_spec
 from neuropeft.evaluate import confounds
-from neuropeft.evaluate.confounds import FEWEST, beyond_target, predictability, write_confounds
+from neuropeft.evaluate.confounds import (
+    FEWEST,
+    beyond_target,
+    predictability,
+    shown_by_predictions,
+    write_confounds,
+)
 from neuropeft.files import read_tsv, write_tsv
 from neuropeft.publish.confound_table import confound_records, confound_sheet, confound_warnings
 from neuropeft.tasks import task_kind
@@ -37,32 +44,46 @@ def test_beyond_the_label_a_site_is_found_in_predictions_that_have_learnt_it_alo
     level = by_subject(np.array(["one", "two"])[site])
     strata = of_kind.strata(by_subject(y))
     fair, unfair = (
-        predictability(by_subject(beyond_target(of_kind, y, signal + noise + learnt)), level, strata)
+        shown_by_predictions(by_subject(beyond_target(of_kind, y, signal + noise + learnt)), level, strata)
         for learnt in (0.0, np.outer(2.0 * site, np.arange(noise.shape[1]) + 1))
     )
-    assert fair["auc"] < 0.7 < unfair["ci_low"]
+    assert fair["p"] > 0.05 > 0.01 > unfair["p"]
+    assert fair["auc"] < 0.7 < unfair["auc"]
 
 
 def test_only_subjects_of_one_stratum_are_compared():
     y = np.arange(SUBJECTS) % 2
     level = by_subject(np.array(["one", "two"])[y ^ (np.arange(SUBJECTS) % 10 == 0)])
     values, strata = by_subject(y[:, None] + np.zeros((SUBJECTS, 1))), by_subject(y)
-    assert predictability(values, level, {})["auc"] > 0.8
-    assert predictability(values, level, strata)["auc"] < 0.6
-    assert predictability(values, level, by_subject(np.array(list(level.values())) == "two")) is None
+    assert predictability(values, level)["auc"] > 0.8
+    assert shown_by_predictions(values, level, strata)["auc"] == 0.5
+    as_level = by_subject(np.array(list(level.values())) == "two")
+    assert shown_by_predictions(values, level, as_level) is None
     # Of 50 x 50 pairs all are in order, of 10 x 90 none.
     here, there = np.arange(100) < 50, np.arange(100) < 10
     rng = np.random.default_rng(0)
     value = np.concatenate([10 * here, 10 * ~there]) + rng.normal(size=200)
     level = by_subject(np.where(np.concatenate([here, there]), "two", "one"))
-    found = predictability(by_subject(value[:, None]), level, by_subject(np.arange(200) // 100))
+    found = shown_by_predictions(by_subject(value[:, None]), level, by_subject(np.arange(200) // 100))
     assert found["auc"] == pytest.approx(2500 / 3400, abs=0.02)
+
+
+def test_where_predictions_show_no_site_p_is_uniform(monkeypatch):
+    monkeypatch.setattr(confounds, "PERMUTED", 200)
+    rng, y = np.random.default_rng(0), np.arange(60) % 2
+    sites = np.where(rng.random(60) < 0.8, y, 1 - y)
+    level, strata = by_subject(np.array(["a", "b"])[sites]), by_subject(y)
+    p = [
+        shown_by_predictions(by_subject(5 * y[:, None] + rng.normal(size=(60, 2))), level, strata)["p"]
+        for _ in range(200)
+    ]
+    assert kstest(p, "uniform").pvalue > 0.01
 
 
 def test_of_three_sites_each_counts_against_the_others():
     sites = np.arange(SUBJECTS) % 3
     values = 5.0 * (sites == 2)[:, None] + np.random.default_rng(0).normal(size=(SUBJECTS, 2))
-    found = predictability(by_subject(values), by_subject(np.array(["a", "b", "c"])[sites]), {})
+    found = predictability(by_subject(values), by_subject(np.array(["a", "b", "c"])[sites]))
     assert found["auc"] == pytest.approx((0.75 + 0.75 + 1) / 3, abs=0.04)
 
 
@@ -79,10 +100,10 @@ def test_sites_of_few_subjects_and_unknown_ones_do_not_count():
     few = np.flatnonzero(sites == "c")[FEWEST - 1 :]
     sites[few] = "n/a"
     values = by_subject(rng.normal(size=(80, 3)) + 2.0 * (sites == "a")[:, None])
-    found = predictability(values, by_subject(sites), {})
+    found = predictability(values, by_subject(sites))
     assert (found["levels"], found["n"]) == (2, 40)
     assert found["auc"] > 0.9
-    assert predictability(values, by_subject(np.where(sites == "b", "n/a", sites)), {}) is None
+    assert predictability(values, by_subject(np.where(sites == "b", "n/a", sites))) is None
 
 
 # -- from files to warnings ------------------------------------------------------------------------
@@ -146,10 +167,8 @@ def test_a_planted_confound_is_warned_of_before_and_after_adaptation(tmp_path, c
     spec = json.loads(json.dumps(write_inputs(tmp_path, config, confounded)))
     out = layout.CONFOUNDS.at(tmp_path, task="ad")
     write_confounds(spec, tmp_path, out)
-    found = {
-        (row["confounder"], row["source"], row["pretraining"]): float(row["ci_low"]) > 0.5
-        for row in read_tsv(out)
-    }
+    records = confound_records(config, tmp_path)
+    found = {(row["confounder"], row["source"], row["pretraining"]): row["above_chance"] for row in records}
     assert found["site", "labels", "n/a"] == confounded
     assert found["site", "features", "mae"]
     assert found["site", "full", "mae"]
@@ -157,7 +176,6 @@ def test_a_planted_confound_is_warned_of_before_and_after_adaptation(tmp_path, c
     assert not found["site", "voxels", "n/a"]
     assert found["sex", "voxels", "n/a"]
     assert not any(found["sex", source, "mae"] for source in ("features", "full", "lora"))
-    records = confound_records(config, tmp_path)
     warnings = confound_warnings(config, records)
     if not confounded:
         assert not warnings
@@ -198,11 +216,14 @@ def test_predictions_of_an_unknown_label_say_nothing():
 
 
 def test_predictions_alone_are_compared_within_classes(tmp_path, monkeypatch):
-    spec, strata = write_inputs(tmp_path, small_config(), confounded=True), []
-    monkeypatch.setattr(confounds, "predictability", lambda values, level, some: strata.append(len(some)))
+    spec, asked = write_inputs(tmp_path, small_config(), confounded=True), []
+    monkeypatch.setattr(confounds, "predictability", lambda values, level: asked.append(0))
+    monkeypatch.setattr(
+        confounds, "shown_by_predictions", lambda values, level, strata: asked.append(len(strata))
+    )
     write_confounds(spec, tmp_path, tmp_path / "out.tsv")
     others = 2 + len(spec["features"])  # labels, voxels and features
-    assert strata == 2 * [*[0] * others, *[SUBJECTS] * len(spec["contenders"])]
+    assert asked == 2 * [*[0] * others, *[SUBJECTS] * len(spec["contenders"])]
 
 
 def test_labels_that_go_with_a_site_which_nothing_shows_are_no_warning():

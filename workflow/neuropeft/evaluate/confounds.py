@@ -1,17 +1,21 @@
 """Confounds: can site and sex be predicted from a task's labels, features or predictions?
 
 If the labels of a task go with the site and features show the site, a score may come from the scanner and not
-from the brain. Both are asked in the same way: how well does a linear discriminant separate the sites, on
-subjects that it was not fitted on? From predictions it is asked beyond the label: among subjects of one
+from the brain. From labels and features it is asked how well a linear discriminant separates the sites, on
+subjects that it was not fitted on. From predictions it is asked beyond the label: among subjects of one
 class, or of one fifth of the values, of whose predictions the line through all by target is taken away.
+Predictions have few columns and test subjects, so nothing is fitted: their ranks are compared, and sites
+permuted within classes say what chance does.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import rankdata
 
 from neuropeft import layout
 from neuropeft.cohorts.splits import first_rows
@@ -27,9 +31,10 @@ from neuropeft.tasks.metrics import auc
 CONFOUNDERS = ("site", "sex")
 LABELS, VOXELS, FEATURES = "labels", "voxels", "features"  # sources, beside the methods
 FEWEST = 10  # subjects that a site must have to count
-FOLDS, DRAWS = 5, 2000
+FOLDS, DRAWS, PERMUTED = 5, 2000, 1000
+ROUNDING = 1e-9  # of an AUC: permutations that are as good differ by the order of sums
 LEAST = 1e-6  # variance within a level, of standardised features
-COLUMNS = ("confounder", "levels", "source", "backbone", "pretraining", "n", "auc", "ci_low", "ci_high")
+COLUMNS = ("confounder", "levels", "source", "backbone", "pretraining", "n", "auc", "ci_low", "ci_high", "p")
 
 Values = dict[str, Array]  # subject -> [features]
 
@@ -42,9 +47,9 @@ def write_confounds(spec: Mapping[str, Any], results: Path, out: Path) -> None:
         results: the results folder.
         out: file for a row per confounder and source: `labels`, `voxels` (pooled, as the control has them),
             `features` (the mean token of a frozen backbone) or a method (its predictions). `auc` is the area
-            under the ROC curve on subjects that were not fitted on, of several sites the mean over them;
-            `ci_low` and `ci_high` are its 95 % interval over subjects. A confounder that is predicted, or
-            of which there is one level, has no row.
+            under the ROC curve, of several sites the mean over them; see `predictability`, which gives those
+            of methods no interval, and `shown_by_predictions`, which gives them the `p`. A confounder that
+            is predicted, or of which there is one level, has no row.
     """
     kind = of_spec(spec["task"])
     people = _people(results, spec["task"]["name"], spec["cohorts"][0])
@@ -56,61 +61,103 @@ def write_confounds(spec: Mapping[str, Any], results: Path, out: Path) -> None:
         for names, values in sources:
             level = {subject: people[subject][confounder] for subject in values}
             beyond = names["source"] not in (LABELS, VOXELS, FEATURES)
-            strata = kind.strata({subject: people[subject]["y"] for subject in values}) if beyond else {}
-            if (row := predictability(values, level, strata)) is not None:
+            if beyond:
+                strata = kind.strata({subject: people[subject]["y"] for subject in values})
+                row = shown_by_predictions(values, level, strata)
+            else:
+                row = predictability(values, level)
+            if row is not None:
                 found.append({"confounder": confounder, **names, **row})
     write_tsv(out, found, COLUMNS)
 
 
-def predictability(
-    values: Values, level: Mapping[str, str], strata: Mapping[str, int]
-) -> dict[str, float] | None:
+def predictability(values: Values, level: Mapping[str, str]) -> dict[str, float] | None:
     """Return how well a level of each subject, such as its site, can be predicted from its values.
 
     Args:
         values: [features] of each subject.
         level: of each subject, n/a where it is unknown.
-        strata: of each subject; only subjects of the same one are compared. Empty compares all.
 
     Returns:
-        `levels`, `n`, `auc`, `ci_low` and `ci_high`; None where fewer than two levels have `FEWEST` subjects,
-        or none to compare.
+        `levels`, `n`, `auc` on subjects that were not fitted on, and `ci_low` and `ci_high`, its 95 %
+        interval over subjects; None where fewer than two levels have `FEWEST` subjects.
     """
-    names = [name for name in sorted(set(level.values()) - {MISSING}) if _count(level, name) >= FEWEST]
-    if len(names) < 2:
+    subjects, y = _known(values, level)
+    if not subjects:
         return None
-    subjects = sorted(subject for subject in values if level[subject] in names)
-    y = np.array([names.index(level[subject]) for subject in subjects])
     probabilities = _out_of_fold(np.array([values[subject] for subject in subjects]), y)
-    stratum = np.array([strata.get(subject, 0) for subject in subjects])
-    area = float(_area(y, probabilities, stratum, np.ones(len(y))))
-    if not np.isfinite(area):
-        return None
-    drawn = [_area(y, probabilities, stratum, weights) for weights in resamples(len(y), DRAWS)]
+    area = float(_area(y, probabilities, np.ones(len(y))))
+    drawn = [_area(y, probabilities, weights) for weights in resamples(len(y), DRAWS)]
     low, high = percentile_interval(np.concatenate(drawn))
-    return {"levels": len(names), "n": len(y), "auc": area, "ci_low": low, "ci_high": high}
+    return {"levels": int(y.max()) + 1, "n": len(y), "auc": area, "ci_low": low, "ci_high": high}
 
 
-def _count(level: Mapping[str, str], name: str) -> int:
-    return sum(value == name for value in level.values())
+def shown_by_predictions(
+    values: Values, level: Mapping[str, str], strata: Mapping[str, int]
+) -> dict[str, float] | None:
+    """Return how well the ranks of predictions separate the levels of subjects of the same stratum.
 
+    The AUC of a level against the others is that of the column that separates them best, in either
+    direction, over the pairs of subjects within strata.
 
-def _area(y: NDArray[np.int_], probabilities: Array, stratum: NDArray[np.int_], weights: Array) -> Array:
-    """Return the AUC of each level against the others, within strata, the mean over levels, [...].
+    Args:
+        values: [columns] of each subject.
+        level: of each subject, n/a where it is unknown.
+        strata: of each subject; only subjects of the same one are compared.
 
-    `y` and `stratum` are of each subject, [n]; `weights` say how often it counts, [..., n].
+    Returns:
+        `levels`, `n`, `auc`, which is above 0.5 by chance as well, and `p`: how often levels that are
+        permuted within strata are separated as well (Phipson & Smyth 2010). None where fewer than two levels
+        have `FEWEST` subjects, or none to compare.
     """
-    areas = []
-    for level in range(1 if probabilities.shape[1] == 2 else 0, probabilities.shape[1]):
-        wins, pairs = np.zeros(weights.shape[:-1]), np.zeros(weights.shape[:-1])
-        for value in np.unique(stratum):
-            rows = stratum == value
-            own, weight = (y[rows] == level).astype(float), weights[..., rows]
-            of_stratum = (weight * own).sum(-1) * (weight * (1 - own)).sum(-1)
-            pairs += of_stratum
-            wins += of_stratum * np.nan_to_num(auc(own, probabilities[rows, level], weight))
-        areas.append(np.divide(wins, pairs, out=np.full(pairs.shape, np.nan), where=pairs > 0))
-    return np.mean(areas, axis=0)
+    subjects, y = _known(values, level)
+    if not subjects:
+        return None
+    stratum = np.array([strata[subject] for subject in subjects])
+    strata_rows = [np.flatnonzero(stratum == value) for value in np.unique(stratum)]
+    columns = np.array([values[subject] for subject in subjects]).T  # [columns, n]
+    levels, ranks = int(y.max()) + 1, np.empty(columns.shape)
+    least, pairs = np.zeros(levels), np.zeros(levels)  # of each level: its least sum of ranks; its pairs
+    for rows in strata_rows:
+        ranks[:, rows] = rankdata(columns[:, rows], axis=1)
+        own = np.bincount(y[rows], minlength=levels)
+        least += own * (own + 1) / 2
+        pairs += own * (len(rows) - own)
+    if not pairs.any():
+        return None
+
+    def apart(y: NDArray[np.int_]) -> float:
+        """Return by how much the AUC of the best column exceeds 0.5 (Mann & Whitney 1947), mean of levels."""
+        sums = np.array([np.bincount(y, column, levels) for column in ranks])  # [columns, levels]
+        areas = (sums - least)[:, pairs > 0] / pairs[pairs > 0]
+        return float(np.abs(areas - 0.5).max(axis=0).mean())
+
+    found, permuted, as_well, generator = apart(y), y.copy(), 0, np.random.default_rng(0)
+    for _ in range(PERMUTED):
+        for rows in strata_rows:
+            permuted[rows] = generator.permutation(permuted[rows])
+        as_well += apart(permuted) >= found - ROUNDING
+    p = (1 + as_well) / (1 + PERMUTED)
+    return {"levels": levels, "n": len(y), "auc": 0.5 + found, "p": p}
+
+
+def _known(values: Values, level: Mapping[str, str]) -> tuple[list[str], NDArray[np.int_]]:
+    """Return the subjects whose level has enough of them, and the number of each one's; none of one level."""
+    counts = Counter(level.values())
+    names = [name for name in sorted(counts) if name != MISSING and counts[name] >= FEWEST]
+    if len(names) < 2:
+        return [], np.array([], dtype=int)
+    subjects = sorted(subject for subject in values if level[subject] in names)
+    return subjects, np.array([names.index(level[subject]) for subject in subjects])
+
+
+def _area(y: NDArray[np.int_], probabilities: Array, weights: Array) -> Array:
+    """Return the AUC of each level against the others, the mean over levels, [...].
+
+    `y` is of each subject, [n]; `weights` say how often it counts, [..., n].
+    """
+    levels = range(1 if probabilities.shape[1] == 2 else 0, probabilities.shape[1])
+    return np.mean([auc((y == one).astype(float), probabilities[:, one], weights) for one in levels], axis=0)
 
 
 def _out_of_fold(features: Array, y: NDArray[np.int_]) -> Array:

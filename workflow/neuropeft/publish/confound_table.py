@@ -7,23 +7,26 @@ from typing import Any
 from neuropeft import layout
 from neuropeft.config import Config
 from neuropeft.contenders import Contender, contenders
+from neuropeft.evaluate.compare import ALPHA
 from neuropeft.evaluate.confounds import COLUMNS, FEATURES, FEWEST, LABELS, VOXELS
 from neuropeft.files import MISSING, read_tsv
 from neuropeft.grid import NO_PRETRAINING, used_tasks
-from neuropeft.publish.cells import Column, intervals, lay_out, numbers, plain
+from neuropeft.publish.cells import Column, intervals, lay_out, numbers, p_text, plain
 from neuropeft.publish.labels import cohort_label
 from neuropeft.publish.sheet import Sheet
 
 CHANCE = 0.5
 CONFOUND_COLUMNS = ("task", "cohort", *COLUMNS, "above_chance")
 NOTES = (
-    "AUC: how well a linear discriminant separates the sites (the sexes) of the training cohort, on "
-    "subjects that it was not fitted on; of several sites the mean over them. One scan each; sites of fewer "
-    f"than {FEWEST} subjects are left out. Above chance: the 95 % interval over subjects lies above 0.5; it "
-    "is somewhat too narrow, since the discriminant is not fitted anew in its draws.",
+    "AUC: how well the sites (the sexes) of the training cohort are separated; of several sites the mean "
+    f"over them. One scan each; sites of fewer than {FEWEST} subjects are left out.",
     "Labels: from what is predicted. Voxels: averaged to 10 x 10 x 10. Frozen: from the mean token, before "
-    "anything is adapted. Others: from a method's predictions, among test subjects of the same class (of a "
-    "value: of the same fifth, less the line by target), so that only what goes beyond the label counts.",
+    "anything is adapted. Of these by a linear discriminant, on subjects that it was not fitted on; above "
+    "chance: the 95 % interval over subjects lies above 0.5; it is somewhat too narrow, since the "
+    "discriminant is not fitted anew in its draws.",
+    "Others: by the ranks of a method's predictions, among test subjects of the same class (of a value: of "
+    "the same fifth, less the line by target), so that only what goes beyond the label counts. The direction "
+    "is chosen, so chance is a little above 0.5; above chance: p < 0.05, by permuting sites within classes.",
 )
 Record = dict[str, Any]
 
@@ -34,8 +37,10 @@ def confound_records(config: Config, results: Path) -> list[Record]:
     for task in used_tasks(config):
         path = layout.CONFOUNDS.at(results, task=task)
         for row in read_tsv(path) if path.is_file() else []:
-            above = float(row["ci_low"]) > CHANCE if row["ci_low"] != MISSING else False
-            numbers = {key: float(row[key]) for key in ("auc", "ci_low", "ci_high") if row[key] != MISSING}
+            names = "auc", "ci_low", "ci_high", "p"
+            numbers = {name: None if row[name] == MISSING else float(row[name]) for name in names}
+            p, low = numbers["p"], numbers["ci_low"]
+            above = p < ALPHA if p is not None else low is not None and low > CHANCE
             place = {"task": task, "cohort": config.tasks[task].train}
             found.append({**place, **row, **numbers, "above_chance": above})
     return found
@@ -79,6 +84,7 @@ def confound_sheet(config: Config, records: Sequence[Record]) -> Sheet:
         plain("Subjects", "n"),
         numbers("AUC", "auc", ".3f"),
         intervals("ci", ".3f"),
+        Column("p", lambda row: p_text(row.get("p"))),
         Column("Above chance", lambda row: "yes" if row["above_chance"] else "-"),
     )
     warnings = [text for texts in confound_warnings(config, records).values() for text in texts]

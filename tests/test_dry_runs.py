@@ -126,14 +126,24 @@ def test_a_changed_raw_scan_is_preprocessed_again_with_its_chunk_only(tmp_path):
     root = tmp_path / "C"
     config["cohorts"]["C"] = {"bids": empty_cohort(root, 12), "columns": {"group": "diagnosis"}}
     config["tasks"]["ad"]["zero_shot"] = ["C"]
-    path = write_config(tmp_path, config)
-    wanted = [f"results/cohorts/C/chunks/{chunk}/n4.tsv" for chunk in ("x0", "x1")]
-    common = ("--configfile", path, "--cores", "2", "--notemp")
-    done = snakemake(tmp_path, *common, *wanted)  # empty scans fail at once, and are rows of the tables
-    assert done.returncode == 0, done.stdout + done.stderr
+    wanted = [f"results/cohorts/C/chunks/{chunk}/resample.tsv" for chunk in ("x0", "x1")]
+
+    def run(*options):
+        path = write_config(tmp_path, config)
+        done = snakemake(tmp_path, "--configfile", path, "--cores", "2", *options, *wanted)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return jobs_in(done.stdout)
+
+    run()  # empty scans fail at once, and are rows of the tables
+    (root / "sub-004/anat/sub-004_T1w.nii.gz").touch()
+    assert run("--dry-run") == {}, "only touched"
+    root = root.rename(tmp_path / "moved")
+    config["cohorts"]["C"]["bids"] = str(root)
+    assert run("--dry-run") == {}, "on another disk"
     (root / "sub-003/anat/sub-003_T1w.nii.gz").write_text("another scan")
-    done = snakemake(tmp_path, *common, "--dry-run", *wanted)
-    assert jobs_in(done.stdout) == {"n4_bias_correction": 1}
+    assert run("--dry-run") == dict.fromkeys(STEPS, 1)
+    run()
+    assert run("--dry-run") == {}
 
 
 def test_a_corrected_scan_or_mask_is_noticed_by_its_content_without_snakemakes_records(tmp_path):

@@ -26,11 +26,12 @@ from neuropeft import (
 from neuropeft.cohorts import chunks
 from neuropeft.cohorts.prepare import Tables
 from neuropeft.cohorts.simulate import participants, scan_name
-from neuropeft.cohorts.sources import chunk_sources
+from neuropeft.cohorts.sources import as_made, chunk_sources
 from neuropeft.config import Config
 from neuropeft.grid import Cell, base_of
 from neuropeft.packs import Pack, pack_of, packs
 from neuropeft.probe_grid import Probed
+from neuropeft.records import Digests, read_record
 from neuropeft.split_names import fold_in, fold_part, seed_and_fold, split_name
 from neuropeft.subsets import Subset
 
@@ -195,6 +196,18 @@ class Jobs:
     def chunk_rows(self, cohort: str, chunk: str) -> list[dict[str, str]]:
         """Return the index rows of a chunk."""
         return self.chunks(cohort)[chunk]
+
+    def chunk_state(self, wildcards: Any, digests: Digests) -> str:
+        """Return what tells whether the scans of a chunk have changed since Snakemake has had it prepared.
+
+        Not so if they were touched or moved alone: then size and time of the files stay those of before.
+        """
+        if self.tables is None:  # it is the main process that asks
+            return ""
+        rows = self.chunk_rows(wildcards.cohort, wildcards.chunk)
+        last = self.config.cohorts[wildcards.cohort].input.last_step
+        record = read_record(layout.chunk_table(last).at(self.results, **wildcards))
+        return chunks.chunk_digest(as_made(record, rows, digests) if record else rows)
 
     def chunk_tables(self, wildcards: Any) -> list[Path]:
         """Return the last chunk table of every chunk of a cohort."""

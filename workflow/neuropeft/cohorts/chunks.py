@@ -15,7 +15,7 @@ from neuropeft import layout
 from neuropeft.files import MISSING, read_tsv
 from neuropeft.grouping import grouped
 
-DIGEST_COLUMNS = ("scan_id", "path", "mask", "size", "mtime_ns", "mask_size", "mask_mtime_ns")
+DIGEST_COLUMNS = ("scan_id", "size", "mtime_ns", "mask_size", "mask_mtime_ns")  # wherever the files lie
 # Bits of the subject, then bits of the scan. Few of the subject's are taken, because a chunk's name has all
 # bits down to where the scans of one subject part, and file systems end names at 255 characters.
 SUBJECT_BYTES = 4

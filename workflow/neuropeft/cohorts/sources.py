@@ -80,6 +80,25 @@ def changed_file(record: Record, rows: Sequence[Row], digests: Digests) -> str |
     return None
 
 
+def as_made(record: Record, rows: Sequence[Row], digests: Digests) -> list[dict[str, str]]:
+    """Return the rows of a chunk, with the size and the time that its files had when it was made from them.
+
+    They are as given where a file holds something else, since the whole chunk is made again then.
+    """
+    if changed_file(record, rows, digests) is not None:
+        return [dict(row) for row in rows]
+    found = []
+    for row in rows:
+        made = dict(row)
+        for (_, size, mtime_ns), file in zip(
+            KINDS.values(), record.made_from["files"][row["scan_id"]], strict=True
+        ):
+            if file is not None:
+                made |= zip((size, mtime_ns), map(str, file[1]), strict=False)
+        found.append(made)
+    return found
+
+
 def _is_same(path: Path, before: tuple[str, Stamp], digests: Digests) -> bool:
     sha256, at = before
     try:

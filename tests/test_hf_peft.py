@@ -6,8 +6,6 @@ import torch
 from kinds import BACKBONES, method_settings, predictor, scans
 from neuropeft.methods.adapt import method_of
 
-peft = pytest.importorskip("peft")
-
 TARGETS = ["proj", "fc1", "fc2"]  # where ours and theirs divide weights alike
 SHAPE = {"r": 4, "lora_alpha": 8, "target_modules": TARGETS}
 
@@ -45,47 +43,55 @@ def copy_layernorm(ours, theirs, name, backbone):
     theirs.ln_tuning_layers["default"].load_state_dict(ours.state_dict())
 
 
+@pytest.fixture
+def peft():
+    """The library, which takes four seconds to import: not by each process that looks for tests."""
+    return pytest.importorskip("peft")
+
+
 # Our settings, theirs, what of theirs is trained beyond ours, and what copies a layer's weights.
 CASES = {
     "lora": (
         {"kind": "lora", "r": 4, "alpha": 8, "targets": TARGETS},
-        lambda: peft.LoraConfig(**SHAPE),
+        lambda peft: peft.LoraConfig(**SHAPE),
         0,
         copy_lora,
     ),
     "rslora": (
         {"kind": "rslora", "r": 4, "alpha": 8, "targets": TARGETS},
-        lambda: peft.LoraConfig(**SHAPE, use_rslora=True),
+        lambda peft: peft.LoraConfig(**SHAPE, use_rslora=True),
         0,
         copy_lora,
     ),
     "dora": (
         {"kind": "dora", "r": 4, "alpha": 8, "targets": TARGETS},
-        lambda: peft.LoraConfig(**SHAPE, use_dora=True),
+        lambda peft: peft.LoraConfig(**SHAPE, use_dora=True),
         0,
         copy_dora,
     ),
     "adalora": (
         {"kind": "adalora", "init_r": 4, "target_r": 2, "alpha": 8, "targets": TARGETS},
-        lambda: peft.AdaLoraConfig(init_r=4, target_r=2, lora_alpha=8, target_modules=TARGETS, total_step=10),
+        lambda peft: peft.AdaLoraConfig(
+            init_r=4, target_r=2, lora_alpha=8, target_modules=TARGETS, total_step=10
+        ),
         0,
         copy_adalora,
     ),
     "vera": (
         {"kind": "vera", "r": 16, "targets": TARGETS},
-        lambda: peft.VeraConfig(r=16, target_modules=TARGETS),
+        lambda peft: peft.VeraConfig(r=16, target_modules=TARGETS),
         0,
         copy_vera,
     ),
     "ia3": (
         {"kind": "ia3"},
-        lambda: peft.IA3Config(target_modules=["qkv", "fc2"], feedforward_modules=["fc2"]),
+        lambda peft: peft.IA3Config(target_modules=["qkv", "fc2"], feedforward_modules=["fc2"]),
         2 * 48,
         copy_ia3,
     ),
     "layernorm": (
         {"kind": "layernorm"},
-        lambda: peft.LNTuningConfig(target_modules=["norm1", "norm2", "norm"]),
+        lambda peft: peft.LNTuningConfig(target_modules=["norm1", "norm2", "norm"]),
         0,
         copy_layernorm,
     ),
@@ -93,10 +99,10 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_network_adapted_by_peft_computes_the_same(case):
+def test_a_network_adapted_by_peft_computes_the_same(case, peft):
     settings, config, beyond, copy_layer = CASES[case]
     ours = predictor(BACKBONES[0], settings).backbone.eval()
-    theirs = peft.get_peft_model(predictor(BACKBONES[0]).backbone, config()).eval()
+    theirs = peft.get_peft_model(predictor(BACKBONES[0]).backbone, config(peft)).eval()
     trained = [sum(p.numel() for p in m.parameters() if p.requires_grad) for m in (ours, theirs)]
     assert trained[1] == trained[0] + beyond
     x = scans()
@@ -117,7 +123,7 @@ def test_a_network_adapted_by_peft_computes_the_same(case):
     assert (moved - start).abs().max() > 0.01
 
 
-def test_adalora_takes_the_same_ranks_away_as_pefts_allocator():
+def test_adalora_takes_the_same_ranks_away_as_pefts_allocator(peft):
     settings = {"kind": "adalora", "init_r": 4, "target_r": 2, "alpha": 8, "tinit": 0.2, "tfinal": 0.4}
     settings = method_settings({**settings, "targets": TARGETS}).model_dump()
     shape = {"init_r": 4, "target_r": 2, "lora_alpha": 8, "target_modules": TARGETS}

@@ -126,7 +126,10 @@ def test_a_changed_module_runs_what_depends_on_it_again_and_nothing_else(
 @pytest.mark.parametrize(
     ("module", "change"),
     [
-        ("errors.py", ("there are none", "there is none")),
+        ("errors.py", ("\nclass UserError", "\nMORE = 1\n\n\nclass UserError")),
+        ("layout.py", ("\nSTORE", "\nMORE = 1\nSTORE")),
+        ("progress.py", ("import", "import math\nimport")),
+        ("train/signals.py", ("import", "import math\nimport")),
         ("train/loop.py", ("is not finite at step", "is infinite at step")),
         ("train/loop.py", ('"""Train `learner`, going on', '"""Trains `learner`, going on')),
         ("inputs/__init__.py", ('"t1w": ', '"pet": "inputs.pet", "t1w": ')),

@@ -1,6 +1,5 @@
 """Bias correction: a planted field is found, and it is the one that antspyx finds at full cost."""
 
-import ants
 import nibabel as nib
 import numpy as np
 import pytest
@@ -42,6 +41,8 @@ def test_a_planted_field_is_found(biased, found):
 
 @pytest.mark.slow
 def test_the_field_agrees_with_that_of_all_of_n4(biased, found):
+    import ants
+
     scan, field, brain = biased
     image = ants.from_numpy(np.asarray(scan.dataobj), spacing=list(VOXEL))
     mask = ants.from_numpy((np.asarray(scan.dataobj) > 0).astype(np.float32), spacing=list(VOXEL))

@@ -13,8 +13,11 @@ from functools import cache
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent
-# What is written about results, and changes none: a further GPU's peak trains nothing anew.
-BOOKKEEPING = {"records.py", "train/state.py", "peaks.py"}
+# What changes no result: what is written about them, where they lie, what people are told meanwhile, and how
+# jobs take turns or are interrupted. Another look of progress trains nothing anew.
+BOOKKEEPING = {"records.py", "peaks.py", "errors.py", "layout.py", "numerics.py", "progress.py"} | {
+    f"train/{name}.py" for name in ("state", "lease", "lock", "signals", "slurm")
+}
 SENTENCE = re.compile(
     r"[A-Za-z]{2,}[,;:]? [A-Za-z({`']"
 )  # what people read; keys, names and seeds have no words

@@ -11,6 +11,7 @@ from fabricated_results import small_config
 from neuropeft import layout
 from neuropeft.analyses.saliency import saliency, write_saliency
 from neuropeft.grid import names_of
+from neuropeft.publish import saliency_figure
 from neuropeft.publish.saliency_figure import draw_saliency
 from neuropeft.store import open_store
 from neuropeft.train.data import Volumes
@@ -58,12 +59,16 @@ def test_the_figure_has_a_row_for_each_method_and_for_random_weights(tmp_path):
     for one in salient(config):
         path = layout.SALIENCY.at(tmp_path, **names_of(one.group[:4]), cohort=config.tasks[one.task].train)
         path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(path, learnt=random if one.method == "full" else -random, random=random, scans=5)
+        np.savez(path, learnt=random if one.method == "full" else 1 - random, random=random, scans=5)
     figure = draw_saliency(config, tmp_path, "age")
+    outside = np.mean(saliency_figure._template(32)[1] == 0)
+    elsewhere = f"outside the brain: {outside:.0%}"
     rows = [axis.get_ylabel().replace("\n", " ") for axis in figure.axes if axis.get_ylabel()]
     assert rows == [
-        "ViT-B Full fine-tune rank correlation with random weights 1.00",
-        "ViT-B LoRA rank correlation with random weights -1.00",
-        "ViT-B Scratch rank correlation with random weights -1.00",
-        "ViT-B with random weights",
+        f"ViT-B Full fine-tune like random weights: 1.00 {elsewhere}",
+        f"ViT-B LoRA like random weights: -1.00 {elsewhere}",
+        f"ViT-B Scratch like random weights: -1.00 {elsewhere}",
+        f"ViT-B with random weights {elsewhere}",
     ]
+    drawn = np.ma.concatenate([one.get_array().ravel() for axis in figure.axes for one in axis.images[1:]])
+    assert 0.9 < drawn.min() < 1.1 < drawn.max() < 2, "1 is the mean of the brain"

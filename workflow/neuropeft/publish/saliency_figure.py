@@ -38,14 +38,15 @@ Map = NDArray[Any]
 def draw_saliency(config: Config, results: Path, task: str) -> Figure:
     """Draw a row of slices of the template's brain for each method, and each network with random weights.
 
-    All rows have the same scale. Beside a method stands the rank correlation of its map with that of its
-    network with random weights, over the brain's voxels.
+    All rows have the same scale, 1 on average over the brain. Beside a method stands the rank correlation of
+    its map with that of its network with random weights, over the brain's voxels, and how much of its
+    gradient lies outside the brain, where nothing is drawn.
 
     Raises:
         UserError: a map cannot be read.
     """
     rows: list[tuple[str, Map]] = []
-    controls: dict[str, Map] = {}
+    controls: dict[str, tuple[Map, str]] = {}
     scans: set[int] = set()
     for one in salient(config):
         if one.task != task:
@@ -53,15 +54,16 @@ def draw_saliency(config: Config, results: Path, task: str) -> Figure:
         names = names_of(one.group[:4]) | {"cohort": config.tasks[task].train}
         learnt, random, number = _read(layout.SALIENCY.at(results, **names))
         brain, inside = _template(len(learnt))
-        learnt, random = _smooth(learnt, inside), _smooth(random, inside)
-        controls.setdefault(one.backbone, random)
+        elsewhere = _outside(learnt, inside)
+        controls.setdefault(one.backbone, (_smooth(random, inside), _outside(random, inside)))
+        learnt, random = _smooth(learnt, inside), controls[one.backbone][0]
         alike = float(spearmanr(learnt[inside], random[inside]).statistic)
-        rows.append((f"{one.label}\nrank correlation with\nrandom weights {alike:.2f}", learnt))
+        rows.append((f"{one.label}\nlike random weights: {round(alike, 2) + 0:.2f}\n{elsewhere}", learnt))
         scans.add(number)
     if not rows:
         return words_only(f"No saliency to show: no method of {task} was asked.")
-    for name, random in controls.items():
-        rows.append((f"{backbone_label(config, name)}\nwith random weights", random))
+    for name, (random, elsewhere) in controls.items():
+        rows.append((f"{backbone_label(config, name)}\nwith random weights\n{elsewhere}", random))
     values = np.concatenate([map[inside] for _, map in rows])
     low, high = np.percentile(values, [FAINT, BRIGHT])
     figure = new_figure(DOUBLE_COLUMN, ROW_HEIGHT * len(rows) + TITLE_HEIGHT)
@@ -73,13 +75,13 @@ def draw_saliency(config: Config, results: Path, task: str) -> Figure:
     for axis, (name, _, _) in zip(axes[0], SLICES, strict=True):
         axis.set_title(name)
     bar = figure.colorbar(drawn, ax=axes, location="bottom", shrink=0.4, aspect=40)
-    bar.set_label("magnitude of the gradient, 1: mean of the scan")
+    bar.set_label("magnitude of the gradient, 1: mean of the brain")
     cohort = cohort_label(config, config.tasks[task].train)
     asked = f"{min(scans):,}" if len(scans) == 1 else f"{min(scans):,} to {max(scans):,}"
     figure.suptitle(
-        f"{task}: where test scans of {cohort} change the prediction most. SmoothGrad, mean over {asked} of "
-        f"each method,\nsmoothed by {SMOOTH_MM} mm, on the template's brain. What random weights show, too, "
-        "was not learnt.",
+        f"{task}: where in the brain test scans of {cohort} change the prediction most. SmoothGrad, mean "
+        f"over {asked} of each method,\nsmoothed by {SMOOTH_MM} mm, on the template. What random weights "
+        "show, too, was not learnt.",
         fontsize=FONT_SIZE,
     )
     return figure
@@ -101,12 +103,18 @@ def _template(size: int) -> tuple[Map, Map]:
     return volume, volume > 0.05
 
 
+def _outside(map: Map, inside: Map) -> str:
+    """Return how much of a map lies outside the brain, as it is written."""
+    return f"outside the brain: {map[~inside].sum() / max(map.sum(), 1e-30):.0%}"
+
+
 def _smooth(map: Map, inside: Map) -> Map:
-    """Return a map smoothed within the brain, to which nothing outside it contributes."""
+    """Return a map smoothed within the brain, to which nothing outside it contributes, 1 on average there."""
     sigma = SMOOTH_MM / np.sqrt(8 * np.log(2)) / _voxel_mm(len(map))
     weight = gaussian_filter(inside.astype(np.float32), sigma)
     smoothed: Map = gaussian_filter(np.where(inside, map, 0).astype(np.float32), sigma)
-    return np.where(inside, smoothed / np.maximum(weight, 1e-6), 0)
+    found: Map = np.where(inside, smoothed / np.maximum(weight, 1e-6), 0)
+    return found / max(float(found[inside].mean()), 1e-30)
 
 
 def _voxel_mm(size: int) -> Map:

@@ -180,5 +180,8 @@ def test_a_run_that_has_broken_does_not_replace_its_last_good_checkpoint(tmp_pat
 def test_checkpoints_come_every_few_minutes_unasked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     minutes = count()
     monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: 60.0 * next(minutes)))
+    saved, save = [], checkpoint.save_run
+    monkeypatch.setattr(checkpoint, "save_run", lambda *given: [saved.append(1), save(*given)])
     run(tmp_path, [1.0] * 4)  # in twelve steps of a minute and more
     assert checkpoint.load(tmp_path, "f") is not None
+    assert 2 <= len(saved) <= 6, "not at every step"

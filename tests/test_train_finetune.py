@@ -242,6 +242,14 @@ def learner_of(store: Path, **changes) -> Learner:
     return learner
 
 
+def test_a_head_starts_as_the_probe_where_settings_say_so(store: Path) -> None:
+    losses = {}
+    for start in ("random", "probe"):
+        learner = learner_of(store, method=FULL, training={"head_start": start, "augment": {}})
+        losses[start], _ = tiny_cells.passed(learner, torch.arange(16))
+    assert losses["probe"] < 0.8 * losses["random"]
+
+
 @pytest.mark.parametrize("pool", POOLS)
 @pytest.mark.parametrize("norm", NORMS)
 def test_parts_of_a_batch_add_up_to_its_gradient(store: Path, pool: str, norm: str) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 from importlib.resources import files
+from typing import get_args
 
 import pytest
 import torch
@@ -11,9 +12,11 @@ from neuropeft.backbones.build import build_backbone, build_predictor
 from neuropeft.backbones.decoders_2d import UPerNet
 from neuropeft.backbones.heads import Predictor
 from neuropeft.cli import main
+from neuropeft.config.methods import Method
 from neuropeft.methods import MODULES
 from neuropeft.methods.adapt import adapt
 from neuropeft.methods.counts import BACKBONES, COLUMNS, Counts, count, table1
+from neuropeft.methods.overview import overview
 
 
 @pytest.fixture(scope="module")
@@ -214,3 +217,13 @@ def test_as_many_parameters_are_trained_as_published(backbone, kind):
         model = build_predictor(SHAPES.get(backbone, {"kind": backbone}), 2)
         adapt(model, method, torch.default_generator)
     assert count(model).encoder == COUNTS[backbone, kind]
+
+
+@pytest.mark.slow
+def test_every_kind_is_listed_with_what_it_trains_where_a_backbone_has_what_it_needs():
+    rows = {row["kind"]: row for row in overview()}
+    assert len(rows) == len(get_args(get_args(Method)[0]))
+    trained = {kind: [rows[kind][name] for name in BACKBONES] for kind in ("lora", "bitfit", "fairtune")}
+    assert trained["lora"] == ["1,179,648", "294,912", "-"]
+    assert trained["bitfit"][2] == "41,824", "CNNs have biases"
+    assert trained["fairtune"] == 3 * ["as set"]

@@ -181,16 +181,18 @@ METHODS = [
 ]
 KINDS = [one["kind"] for one in METHODS]
 PEFT = find_spec("peft") is not None
+# A thousand tests ask, and each takes milliseconds to be made.
+ADAPTERS = {kind: TypeAdapter(kind) for kind in (Backbone, Method, Pretraining)}
 
 
 def backbone_settings(settings: Mapping[str, Any]) -> Any:
     """Return the settings of a backbone as a configuration holds them."""
-    return TypeAdapter(Backbone).validate_python(dict(settings))
+    return ADAPTERS[Backbone].validate_python(dict(settings))
 
 
 def method_settings(settings: Mapping[str, Any]) -> Any:
     """Return the settings of a method as a configuration holds them, with weight decay on all that it can."""
-    found = TypeAdapter(Method).validate_python({"lr": 1e-2, "weight_decay": 0.1, **settings})
+    found = ADAPTERS[Method].validate_python({"lr": 1e-2, "weight_decay": 0.1, **settings})
     if not isinstance(found, Combined):
         return found
     return found.resolved("it", {one: method_settings(METHODS[KINDS.index(one)]) for one in found.combine})
@@ -200,7 +202,7 @@ def pretraining_settings(settings: Mapping[str, Any]) -> Any:
     """Return the settings of a pretraining as a configuration holds them, of 40 short steps if it trains."""
     short = {"steps": 40, "batch_size": 8, "lr": 5e-3, "warmup_steps": 4, "validation_share": 0.2}
     trained = {} if {"weights", "of"} & settings.keys() else {"cohort": "Any", **short}
-    return TypeAdapter(Pretraining).validate_python({**trained, **settings})
+    return ADAPTERS[Pretraining].validate_python({**trained, **settings})
 
 
 def spec(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -35,8 +35,8 @@ SLICES, IMAGES = (
 )
 LORA = METHODS[4]
 IDS = [f"{label(backbone)}-{label(method)}" for backbone, method in PAIRS]
-# `make test-quick` has each method on the first transformer that it fits, and two of those for CNNs alone.
-CONVOLUTIONAL = {"ssf_conv", "lora_conv"}
+# `make test-quick` has each method on the first transformer that it fits, and one of those for CNNs alone.
+CONVOLUTIONAL = {"lora_conv"}
 FIRST = {
     label(method): backbone for backbone, method in reversed(PAIRS) if backbone["kind"].startswith("vit")
 }
@@ -100,7 +100,7 @@ DENSE = {
 @pytest.mark.parametrize(
     ("backbone", "method"),
     [
-        (backbone, method)
+        pytest.param(backbone, method, marks=() if backbone is VIT else pytest.mark.slow)
         for backbone, method in PAIRS
         if backbone in (VIT, DENSENET, SLICES) and method["kind"] in DENSE and not method.get("targets")
     ],

@@ -60,11 +60,12 @@ def assert_same_delta(one: Path, other: Path) -> None:
     assert tiny_cells.read_history(one) == tiny_cells.read_history(other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "status", "spec", "best", "steps"),
     [
-        pytest.param(signal.SIGKILL, -signal.SIGKILL, SPEC, 16, 16, marks=pytest.mark.slow),
-        pytest.param(signal.SIGTERM, REQUEUE_EXIT_CODE, SPEC, 16, 16, marks=pytest.mark.slow),
+        (signal.SIGKILL, -signal.SIGKILL, SPEC, 16, 16),
+        (signal.SIGTERM, REQUEUE_EXIT_CODE, SPEC, 16, 16),
         (signal.SIGUSR1, REQUEUE_EXIT_CODE, HOPELESS, 4, 12),
     ],
 )

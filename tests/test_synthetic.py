@@ -92,6 +92,7 @@ def measured(name: str) -> Callable[[Brain], float]:
     return lambda brain: brain.measured[name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("factor", "low", "high", "grows", "shrinks"),
     [
@@ -148,6 +149,7 @@ def test_a_cohort_is_synthetic_and_nothing_else(config: dict[str, Any]) -> None:
         load_config(config, None)
 
 
+@pytest.mark.slow
 def test_its_jobs_are_one_synthesis_and_the_checks_of_pretraining(
     tmp_path: Path, config: dict[str, Any]
 ) -> None:

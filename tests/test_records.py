@@ -10,7 +10,15 @@ import pytest
 
 from neuropeft import records
 from neuropeft.errors import UserError
-from neuropeft.records import Digests, check_whole, link_results, read_record, record_of, write_record
+from neuropeft.records import (
+    Digests,
+    check_whole,
+    link_results,
+    read_record,
+    record_of,
+    write_record,
+    written_files,
+)
 
 CONTENT = bytes(range(256)) * 8
 
@@ -69,7 +77,7 @@ def test_files_are_read_once_wherever_they_are_copied_to(
     shutil.copytree(result.parent, tmp_path / "copy")
     copy = tmp_path / "copy/first.bin"
     digests = Digests(saved)
-    digests.read_ahead([copy])
+    digests.read_ahead(written_files([copy]))
     assert len(read) == 2
     assert digests.damage(copy) is None
     digests.save()
@@ -77,6 +85,21 @@ def test_files_are_read_once_wherever_they_are_copied_to(
     assert len(read) == 2
     saved.write_text(json.dumps([]))
     assert Digests(saved).damage(copy) is None
+
+
+def test_that_much_is_read_is_said_of_files_that_were_touched_alone(tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.setattr(records, "SAID_FROM", 5)
+    files = [tmp_path / name for name in ("touched", "as it was", "cut")]
+    for file in files:
+        file.write_bytes(b"0123456789")
+    stamps = [records.stamp(file) for file in files]
+    os.utime(files[0], (0, 0))
+    files[2].write_bytes(b"0")
+    asked = []
+    monkeypatch.setattr(Digests, "of", lambda _, path: asked.append(path))
+    Digests().read_ahead(zip(files, stamps, strict=True))
+    assert asked == files[:1], "a file of another size is another one"
+    assert "of files that have been written or moved" in capsys.readouterr().out
 
 
 def test_results_that_are_taken_over_keep_their_record(result: Path, tmp_path: Path) -> None:

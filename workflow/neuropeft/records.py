@@ -8,7 +8,7 @@ records, nor on the times of files: a time only saves reading a file again that 
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -79,6 +79,13 @@ def read_record(first: Path) -> Record | None:
         return None
 
 
+def written_files(results: Iterable[Path]) -> Iterator[tuple[Path, Stamp]]:
+    """Yield the files of many results, with the stamps that their records have of them."""
+    for first in results:
+        for name, (_, at) in (record.files if (record := read_record(first)) else {}).items():
+            yield first.with_name(name), at
+
+
 def link_results(first: Path, out: Path) -> None:
     """Make the files that a record names, which have just been checked, also those of the folder `out`."""
     record = read_record(first)
@@ -133,21 +140,19 @@ class Digests:
             with suppress(OSError):
                 write_text(self._saved, json.dumps(self._known))
 
-    def read_ahead(self, results: Iterable[Path]) -> None:
-        """Read the files of many results that are to be checked, several at a time."""
-        files = []
-        for first in results:
-            for name, (_, written) in (record.files if (record := read_record(first)) else {}).items():
-                with suppress(OSError):
-                    path = first.with_name(name)
-                    at = stamp(path)
-                    if at not in (written, self._known.get(str(path), [None])[0]) and at[0] == written[0]:
-                        files.append((at[0], path))
-        total = sum(size for size, _ in files)
+    def read_ahead(self, files: Iterable[tuple[Path, Stamp]]) -> None:
+        """Read those of many files that have been touched since they had their stamps, several at a time."""
+        touched = []
+        for path, written in files:
+            with suppress(OSError):
+                at = stamp(path)
+                if at not in (written, self._known.get(str(path), [None])[0]) and at[0] == written[0]:
+                    touched.append((at[0], path))
+        total = sum(size for size, _ in touched)
         if total > SAID_FROM:
-            print(f"reading {total / 1e9:.0f} GB of results that have been written or moved, to check them")
+            print(f"reading {total / 1e9:.0f} GB of files that have been written or moved, to check them")
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            list(pool.map(self.of, (path for _, path in files)))
+            list(pool.map(self.of, (path for _, path in touched)))
 
     def damage(self, first: Path) -> str | None:
         """Return which file of a job's results is not what was written, and why; None if all are."""

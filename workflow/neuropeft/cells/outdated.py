@@ -10,6 +10,7 @@ says so and changes nothing.
 
 import json
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,10 +18,10 @@ from neuropeft import grid, layout
 from neuropeft.cells.costs import cell_folder
 from neuropeft.cells.status import Cells
 from neuropeft.cohorts.prepare import Tables
-from neuropeft.cohorts.sources import changed_file, store_sources, synthetic_sources
+from neuropeft.cohorts.sources import changed_file, raw_files, store_sources, synthetic_sources
 from neuropeft.errors import UserError
 from neuropeft.jobs import Jobs
-from neuropeft.records import read_record
+from neuropeft.records import Stamp, read_record, written_files
 from neuropeft.searches import Searches
 from neuropeft.split_names import seed_and_fold
 from neuropeft.train.sources import (
@@ -47,7 +48,7 @@ def outdated(jobs: Jobs, cells: Cells, tables: Tables) -> dict[Path, str]:
     stores = [layout.VOLUMES.at(jobs.results, cohort=cohort) for cohort in jobs.cohorts]
     encoders = [layout.ENCODER.at(jobs.results, **encoder.names) for encoder in jobs.encoders_used()]
     deltas = [layout.DELTA.at(jobs.results, **cell.names) for cell in jobs.table]
-    cells.digests.read_ahead([*stores, *encoders, *deltas])
+    cells.digests.read_ahead(chain(written_files([*stores, *encoders, *deltas]), look.raw_files()))
     made = (look.tables(), look.chunks(), look.stores(), look.splits())
     trained = (look.encoders(), look.searches(), look.cells(), look.predictions())
     again = (job for part in (*made, *trained) for job in part)
@@ -70,6 +71,13 @@ class _Look:
                 pass
             except UnicodeDecodeError:
                 yield [path], f"{path} is damaged"
+
+    def raw_files(self) -> Iterator[tuple[Path, Stamp]]:
+        for cohort in self.jobs.scanned:
+            place = layout.chunk_table(self.config.cohorts[cohort].input.last_step)
+            for chunk, rows in self.now.chunks(cohort).items():
+                if record := read_record(place.at(self.results, cohort=cohort, chunk=chunk)):
+                    yield from raw_files(record, rows)
 
     def chunks(self) -> Found:
         for cohort in self.jobs.scanned:

@@ -1,6 +1,6 @@
 """What prepared scans and stores are made from: raw scans and masks by their content, settings and code."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +78,15 @@ def changed_file(record: Record, rows: Sequence[Row], digests: Digests) -> str |
             if before is not None and not _is_same(Path(path), before, digests):
                 return f"the {kind} of {row['scan_id']} has changed"
     return None
+
+
+def raw_files(record: Record, rows: Sequence[Row]) -> Iterator[tuple[Path, Stamp]]:
+    """Yield where the raw scans and masks of a chunk lie now, with the stamps that they had."""
+    recorded = record.made_from.get("files", {})
+    for row in rows:
+        for (path, *_), before in zip(KINDS.values(), recorded.get(row["scan_id"], ()), strict=False):
+            if before is not None:
+                yield Path(row[path]), before[1]
 
 
 def as_made(record: Record, rows: Sequence[Row], digests: Digests) -> list[dict[str, str]]:

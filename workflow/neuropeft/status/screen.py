@@ -8,6 +8,7 @@ from neuropeft import layout
 from neuropeft.cells.status import DONE, FAILED, MISSING, RUNNING, STATES, Cells, CellStatus
 from neuropeft.config import Config
 from neuropeft.grid import NO_PRETRAINING, Cell, cells
+from neuropeft.records import written_files
 from neuropeft.status.estimate import Estimate, estimate
 from neuropeft.status.packs import failed_by_log, stopped_packs
 from neuropeft.status.stages import STOPPED, Preprocessed, Pretrained, preprocessed, pretrainings, searched
@@ -32,7 +33,8 @@ def print_status(config: Config, results: Path) -> None:
     if not results.is_dir():
         print(f"There is no folder {results}: nothing has run, or --results must say where its results are\n")
     of_cells = Cells(config, results)
-    of_cells.digests.read_ahead(layout.DELTA.at(results, **cell.names) for cell in cells(config))
+    deltas = (layout.DELTA.at(results, **cell.names) for cell in cells(config))
+    of_cells.digests.read_ahead(written_files(deltas))
     found = of_cells.statuses
     of_cells.digests.save()
     parts = (

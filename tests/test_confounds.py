@@ -59,6 +59,7 @@ def test_only_subjects_of_one_stratum_are_compared():
     assert shown_by_predictions(values, level, strata)["auc"] == 0.5
     as_level = by_subject(np.array(list(level.values())) == "two")
     assert shown_by_predictions(values, level, as_level) is None
+    assert shown_by_predictions(values | {"s000": np.array([np.nan])}, level, strata) is None
     # Of 50 x 50 pairs all are in order, of 10 x 90 none.
     here, there = np.arange(100) < 50, np.arange(100) < 10
     rng = np.random.default_rng(0)

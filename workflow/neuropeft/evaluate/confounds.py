@@ -108,7 +108,7 @@ def shown_by_predictions(
     Returns:
         `levels`, `n`, `auc`, which is above 0.5 by chance as well, and `p`: how often levels that are
         permuted within strata are separated as well (Phipson & Smyth 2010). None where fewer than two levels
-        have `FEWEST` subjects, or none to compare.
+        have `FEWEST` subjects, there are none to compare, or a value is not finite.
     """
     subjects, y = _known(values, level)
     if not subjects:
@@ -123,7 +123,7 @@ def shown_by_predictions(
         own = np.bincount(y[rows], minlength=levels)
         least += own * (own + 1) / 2
         pairs += own * (len(rows) - own)
-    if not pairs.any():
+    if not pairs.any() or not np.isfinite(columns).all():
         return None
 
     def apart(y: NDArray[np.int_]) -> float:

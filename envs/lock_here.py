@@ -20,7 +20,10 @@ def hash_found(requirement: str) -> str:
     report = ["--dry-run", "--no-deps", "--ignore-installed", "--report", "-", requirement]
     said = subprocess.run([*pip, *report], stdout=subprocess.PIPE, check=True, text=True).stdout
     (package,) = json.loads(said)["install"]
-    return f"--hash=sha256:{package['download_info']['archive_info']['hashes']['sha256']}"
+    archive = package["download_info"]["archive_info"]
+    # pip before 23.1, such as Debian 12's, has `hash` alone, `sha256=...`, which later ones may drop.
+    sha256 = archive["hashes"]["sha256"] if "hashes" in archive else archive["hash"].removeprefix("sha256=")
+    return f"--hash=sha256:{sha256}"
 
 
 def main() -> None:

@@ -2,10 +2,12 @@
 
 import ast
 import importlib
+import json
 import re
 import sys
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -86,6 +88,15 @@ def test_of_torch_the_build_that_pip_finds_is_left(monkeypatch, capsys, found, l
     before, torch = capsys.readouterr().out.split("torch==")
     assert before == text.split("torch==")[0], "all else stays"
     assert torch.count("--hash") == left
+
+
+@pytest.mark.parametrize("archive", [{"hash": "sha256=abc"}, {"hashes": {"sha256": "abc"}}])
+def test_pips_report_is_read_as_old_and_new_ones_write_it(monkeypatch, archive):
+    monkeypatch.syspath_prepend(ROOT / "envs")
+    lock_here = importlib.import_module("lock_here")
+    said = json.dumps({"install": [{"download_info": {"archive_info": archive}}]})
+    monkeypatch.setattr(lock_here.subprocess, "run", lambda *_, **__: SimpleNamespace(stdout=said))
+    assert lock_here.hash_found("torch") == "--hash=sha256:abc"
 
 
 def test_every_rule_names_an_environment_that_exists():

@@ -144,6 +144,11 @@ def test_a_changed_raw_scan_is_preprocessed_again_with_its_chunk_only(tmp_path):
     assert run("--dry-run") == dict.fromkeys(STEPS, 1)
     run()
     assert run("--dry-run") == {}
+    (root / "sub-004/anat/sub-004_T1w.nii.gz").touch()
+    config["cohorts"]["C"]["skull_strip"] = "stripped"
+    assert run("--dry-run") == dict.fromkeys(STEPS, 2)
+    run()
+    assert run("--dry-run") == {}, "made once, though a scan was touched as well"
 
 
 def test_a_corrected_scan_or_mask_is_noticed_by_its_content_without_snakemakes_records(tmp_path):

@@ -6,7 +6,7 @@ of the rule that asks.
 
 import json
 import shlex
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Container, Iterable
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from neuropeft.config import Config
 from neuropeft.grid import Cell, base_of
 from neuropeft.packs import Pack, pack_of, packs
 from neuropeft.probe_grid import Probed
-from neuropeft.records import Digests, read_record
+from neuropeft.records import read_record
 from neuropeft.split_names import fold_in, fold_part, seed_and_fold, split_name
 from neuropeft.subsets import Subset
 
@@ -197,17 +197,19 @@ class Jobs:
         """Return the index rows of a chunk."""
         return self.chunks(cohort)[chunk]
 
-    def chunk_state(self, wildcards: Any, digests: Digests) -> str:
+    def chunk_state(self, wildcards: Any, again: Container[Path]) -> str:
         """Return what tells whether the scans of a chunk have changed since Snakemake has had it prepared.
 
-        Not so if they were touched or moved alone: then size and time of the files stay those of before.
+        Not so if they were touched or moved alone: then size and time of the files stay those of before,
+        until the chunk is made `again`, see `cells.outdated`.
         """
         if self.tables is None:  # it is the main process that asks
             return ""
         rows = self.chunk_rows(wildcards.cohort, wildcards.chunk)
         last = self.config.cohorts[wildcards.cohort].input.last_step
-        record = read_record(layout.chunk_table(last).at(self.results, **wildcards))
-        return chunks.chunk_digest(as_made(record, rows, digests) if record else rows)
+        table = layout.chunk_table(last).at(self.results, **wildcards)
+        record = read_record(table) if table not in again and table.exists() else None
+        return chunks.chunk_digest(as_made(record, rows) if record else rows)
 
     def chunk_tables(self, wildcards: Any) -> list[Path]:
         """Return the last chunk table of every chunk of a cohort."""

@@ -91,11 +91,13 @@ try:
     TABLES_NOW = prepare(CONFIG, RESULTS) if workflow.is_main_process else None
     JOBS = Jobs(CONFIG, RESULTS, TABLES_NOW)
     CELLS = Cells(CONFIG, RESULTS)
+    MADE_AGAIN = {}
     if workflow.is_main_process:
         for line in grid.skipped(CONFIG):
             logger.info(f"The grid skips a combination: {line}.")
         TABLES_NOW.save()
-        make_again(outdated(JOBS, CELLS, TABLES_NOW))
+        MADE_AGAIN = outdated(JOBS, CELLS, TABLES_NOW)
+        make_again(MADE_AGAIN)
 except UserError as error:
     raise WorkflowError(str(error))
 

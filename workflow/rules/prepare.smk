@@ -23,7 +23,7 @@ rule prepare_scans:
         index=layout.SCANS,
         derivatives=layout.DERIVATIVES,
         # The rows of this chunk and the size and time of their files: a changed scan reruns its chunk alone.
-        chunk=lambda wildcards: JOBS.chunk_state(wildcards, CELLS.digests),
+        chunk=lambda wildcards: JOBS.chunk_state(wildcards, MADE_AGAIN),
     message:
         "Preparing cohort {wildcards.cohort} (chunk {wildcards.chunk})"
     shell:

@@ -22,7 +22,7 @@ rule n4_bias_correction:
         index=layout.SCANS,
         derivatives=layout.DERIVATIVES,
         # The rows of this chunk and the size and time of their files: a changed scan reruns its chunk alone.
-        chunk=lambda wildcards: JOBS.chunk_state(wildcards, CELLS.digests),
+        chunk=lambda wildcards: JOBS.chunk_state(wildcards, MADE_AGAIN),
     message:
         "N4 bias correction of cohort {wildcards.cohort} (chunk {wildcards.chunk})"
     shell:

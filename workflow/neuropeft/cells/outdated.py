@@ -10,7 +10,6 @@ says so and changes nothing.
 
 import json
 from collections.abc import Iterator
-from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,7 +20,7 @@ from neuropeft.cohorts.prepare import Tables
 from neuropeft.cohorts.sources import changed_file, raw_files, store_sources, synthetic_sources
 from neuropeft.errors import UserError
 from neuropeft.jobs import Jobs
-from neuropeft.records import Stamp, read_record, written_files
+from neuropeft.records import Record, read_record, written_files
 from neuropeft.searches import Searches
 from neuropeft.split_names import seed_and_fold
 from neuropeft.train.sources import (
@@ -48,7 +47,7 @@ def outdated(jobs: Jobs, cells: Cells, tables: Tables) -> dict[Path, str]:
     stores = [layout.VOLUMES.at(jobs.results, cohort=cohort) for cohort in jobs.cohorts]
     encoders = [layout.ENCODER.at(jobs.results, **encoder.names) for encoder in jobs.encoders_used()]
     deltas = [layout.DELTA.at(jobs.results, **cell.names) for cell in jobs.table]
-    cells.digests.read_ahead(chain(written_files([*stores, *encoders, *deltas]), look.raw_files()))
+    cells.digests.read_ahead(written_files([*stores, *encoders, *deltas]))
     made = (look.tables(), look.chunks(), look.stores(), look.splits())
     trained = (look.encoders(), look.searches(), look.cells(), look.predictions())
     again = (job for part in (*made, *trained) for job in part)
@@ -72,23 +71,21 @@ class _Look:
             except UnicodeDecodeError:
                 yield [path], f"{path} is damaged"
 
-    def raw_files(self) -> Iterator[tuple[Path, Stamp]]:
-        for cohort in self.jobs.scanned:
-            place = layout.chunk_table(self.config.cohorts[cohort].input.last_step)
-            for chunk, rows in self.now.chunks(cohort).items():
-                if record := read_record(place.at(self.results, cohort=cohort, chunk=chunk)):
-                    yield from raw_files(record, rows)
-
     def chunks(self) -> Found:
         for cohort in self.jobs.scanned:
             sources = self.jobs.chunk_sources(cohort)
             place = layout.chunk_table(self.config.cohorts[cohort].input.last_step)
+            made = []
             for chunk, rows in self.now.chunks(cohort).items():
                 table = place.at(self.results, cohort=cohort, chunk=chunk)
-                reason = self._problem(table, sources)
-                if reason is None and cohort not in self.jobs.simulated and table.exists():
-                    record = read_record(table)
-                    changed = record and changed_file(record, rows, self.digests)
+                made.append((table, read_record(table), rows))
+            self.digests.read_ahead(
+                file for _, record, rows in made if record for file in raw_files(record, rows)
+            )
+            for table, record, rows in made:
+                reason = self._problem(table, record, sources)
+                if reason is None and record and cohort not in self.jobs.simulated and table.exists():
+                    changed = changed_file(record, rows, self.digests)
                     reason = f"{table}: {changed}" if changed else None
                 if reason is not None:
                     yield [table], reason
@@ -182,15 +179,14 @@ class _Look:
 
     def _files(self, first: Path, sources: dict[str, str]) -> Found:
         """Yield the files of one job, of which this is the first, if they do not count."""
-        if (reason := self._problem(first, sources)) is not None:
-            record = read_record(first)
+        record = read_record(first)
+        if (reason := self._problem(first, record, sources)) is not None:
             names = {first.name} if record is None else record.files.keys()
             yield [first.with_name(name) for name in names], reason
 
-    def _problem(self, first: Path, sources: dict[str, str]) -> str | None:
+    def _problem(self, first: Path, record: Record | None, sources: dict[str, str]) -> str | None:
         if not first.exists():
             return None
-        record = read_record(first)
         damage = self.digests.damage_by(first, record)
         if record is None or damage is not None:
             return damage

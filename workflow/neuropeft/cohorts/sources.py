@@ -89,21 +89,14 @@ def raw_files(record: Record, rows: Sequence[Row]) -> Iterator[tuple[Path, Stamp
                 yield Path(row[path]), before[1]
 
 
-def as_made(record: Record, rows: Sequence[Row], digests: Digests) -> list[dict[str, str]]:
-    """Return the rows of a chunk, with the size and the time that its files had when it was made from them.
-
-    They are as given where a file holds something else, since the whole chunk is made again then.
-    """
-    if changed_file(record, rows, digests) is not None:
-        return [dict(row) for row in rows]
-    found = []
+def as_made(record: Record, rows: Sequence[Row]) -> list[dict[str, str]]:
+    """Return the rows of a chunk, with the size and time that its files had when it was made from them."""
+    recorded, found = record.made_from.get("files", {}), []
     for row in rows:
         made = dict(row)
-        for (_, size, mtime_ns), file in zip(
-            KINDS.values(), record.made_from["files"][row["scan_id"]], strict=True
-        ):
-            if file is not None:
-                made |= zip((size, mtime_ns), map(str, file[1]), strict=False)
+        for (_, *state), before in zip(KINDS.values(), recorded.get(row["scan_id"], ()), strict=False):
+            if before is not None:
+                made |= zip(state, map(str, before[1]), strict=False)
         found.append(made)
     return found
 

@@ -20,7 +20,7 @@ from scipy.stats import rankdata
 from neuropeft import layout
 from neuropeft.cohorts.splits import first_rows
 from neuropeft.evaluate.bootstrap import percentile_interval, resamples
-from neuropeft.evaluate.score import Source, entries, prediction_file
+from neuropeft.evaluate.score import Source, entries, p_permutation, prediction_file
 from neuropeft.evaluate.token_kernel import mean_tokens
 from neuropeft.files import MISSING, read_tsv, write_tsv
 from neuropeft.store import open_store, pool
@@ -132,12 +132,12 @@ def shown_by_predictions(
         areas = (sums - least)[:, pairs > 0] / pairs[pairs > 0]
         return float(np.abs(areas - 0.5).max(axis=0).mean())
 
-    found, permuted, as_well, generator = apart(y), y.copy(), 0, np.random.default_rng(0)
-    for _ in range(PERMUTED):
+    found, permuted, null, generator = apart(y), y.copy(), np.empty(PERMUTED), np.random.default_rng(0)
+    for number in range(PERMUTED):
         for rows in strata_rows:
             permuted[rows] = generator.permutation(permuted[rows])
-        as_well += apart(permuted) >= found - ROUNDING
-    p = (1 + as_well) / (1 + PERMUTED)
+        null[number] = apart(permuted)
+    p = p_permutation(null, found - ROUNDING)
     return {"levels": levels, "n": len(y), "auc": 0.5 + found, "p": p}
 
 

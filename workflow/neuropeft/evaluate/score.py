@@ -212,7 +212,11 @@ def _rows(source: Source, entry: Entry, cohort: str) -> Iterable[tuple[Row, Arra
                 "ci_low": low,
                 "ci_high": high,
                 "null_mean": None if by_chance is None else float(np.mean(by_chance)),
-                "p_permutation": _p_permutation(by_chance, mean, metric.higher_is_better),
+                "p_permutation": (
+                    None
+                    if by_chance is None or mean is None
+                    else p_permutation(by_chance, mean, metric.higher_is_better)
+                ),
                 "subjects": hashlib.sha256("\n".join(subjects).encode()).hexdigest()[:16],
                 "reason": None if len(finite) == len(entry.seeds) else reason or None,
             },
@@ -227,10 +231,8 @@ def _interval(metric: Metric, tested: Sequence[Tested], drawn: Array) -> tuple[f
     return percentile_interval(drawn)
 
 
-def _p_permutation(null: Array | None, mean: float | None, higher_is_better: bool) -> float | None:
-    """Return how likely a score as good as this is by chance (Phipson & Smyth 2010), None if unknown."""
-    if null is None or mean is None:
-        return None
+def p_permutation(null: Array, mean: float, higher_is_better: bool = True) -> float:
+    """Return how likely a score as good as this is by chance, [permutations] (Phipson & Smyth 2010)."""
     as_good = null >= mean if higher_is_better else null <= mean
     return float((1 + as_good.sum()) / (1 + len(null)))
 

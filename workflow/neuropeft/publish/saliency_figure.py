@@ -54,9 +54,9 @@ def draw_saliency(config: Config, results: Path, task: str) -> Figure:
         names = names_of(one.group[:4]) | {"cohort": config.tasks[task].train}
         learnt, random, number = _read(layout.SALIENCY.at(results, **names))
         brain, inside = _template(len(learnt))
-        elsewhere = _outside(learnt, inside)
-        controls.setdefault(one.backbone, (_smooth(random, inside), _outside(random, inside)))
-        learnt, random = _smooth(learnt, inside), controls[one.backbone][0]
+        elsewhere, of_random = _outside(learnt, inside), _outside(random, inside)
+        learnt, random = _smooth(learnt, inside), _smooth(random, inside)
+        controls.setdefault(one.backbone, (random, of_random))
         alike = float(spearmanr(learnt[inside], random[inside]).statistic)
         rows.append((f"{one.label}\nlike random weights: {round(alike, 2) + 0:.2f}\n{elsewhere}", learnt))
         scans.add(number)
